@@ -1,0 +1,1 @@
+"""Names, Hub access, checkpoint reading, lattice recovery and the command line."""

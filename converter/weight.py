@@ -1,0 +1,90 @@
+"""The currency between checkpoint readers and targets: one named weight, read by row ranges.
+
+A weight of shape ``(..., columns)`` is seen as ``rows x columns`` with all leading dimensions
+flattened, so that an expert tensor and a matrix are read in the same way and nobody ever needs a
+whole large tensor in memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Blocks of a lattice weight are told apart by how exactly they reproduce the checkpoint.
+OFF_LATTICE, NEEDS_F32_SCALE, EXACT = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class LatticeFormat:
+    """How a lattice weight is cut: ``bits`` per code, ``block`` input values per scale.
+
+    ``bits`` is 2, 4 or 8; codes are signed, in ``[-2**(bits-1), 2**(bits-1) - 1]``.
+    ``block`` 0 stands for one scale per row (a whole output channel).
+    """
+
+    bits: int
+    block: int
+
+    def blocks(self, columns: int) -> int:
+        """Number of scales in a row of ``columns`` values."""
+        return 1 if self.block == 0 else columns // self.block
+
+
+@dataclass(frozen=True, slots=True)
+class LatticeRows:
+    """Rows of a lattice weight: ``value = scale * code``.
+
+    ``codes``: int8 ``[rows, columns]``. ``scales``: float32 ``[rows, blocks]``, exact in float16
+    wherever ``status`` is ``EXACT``. ``status``: uint8 ``[rows, blocks]``, ``EXACT`` (the scale
+    fits float16 and every value is reproduced bit for bit after rounding to bfloat16),
+    ``NEEDS_F32_SCALE`` (the same, but only with a float32 scale) or ``OFF_LATTICE`` (codes and
+    scale are the nearest found, not exact).
+    """
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    status: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A named weight, either float or on a lattice.
+
+    ``name`` is the canonical name (``layers.0.mlp.down_proj.weight``), ``source`` the name in the
+    checkpoint, ``stored`` the checkpoint's dtype (``BF16``). ``floats(start, stop)`` gives float32
+    ``[stop - start, columns]``, exactly the checkpoint's values. ``lattice`` is ``None`` for a
+    weight that lies on no lattice; otherwise ``codes(start, stop)`` gives its rows.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    stored: str
+    floats: Callable[[int, int], NDArray[np.float32]]
+    lattice: LatticeFormat | None = None
+    codes: Callable[[int, int], LatticeRows] | None = None
+
+    @property
+    def columns(self) -> int:
+        """Length of the last dimension, along which blocks run (1 for a scalar)."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def rows(self) -> int:
+        """Product of all dimensions but the last."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    def row_ranges(self, values: int = 1 << 19) -> Iterator[tuple[int, int]]:
+        """Consecutive ``(start, stop)`` row ranges of about ``values`` values each, at least one row."""
+        step = max(1, values // max(1, self.columns))
+        for start in range(0, self.rows, step):
+            yield start, min(start + step, self.rows)

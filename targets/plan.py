@@ -1,0 +1,94 @@
+"""What every target says before it writes: the storage plan, and the protocol that gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint import Checkpoint
+from converter.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the artifact: ``weight`` is the canonical name of the checkpoint's weight it
+    comes from (``None`` for a tensor that the target makes itself), ``stored_as`` its name in the
+    artifact, ``format`` the target's own name of the type (``Q4_0``), ``exact`` whether that type
+    can hold every value of the checkpoint bit for bit."""
+
+    weight: str | None
+    stored_as: str
+    shape: tuple[int, ...]
+    format: str
+    bytes: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory,
+    ``bytes`` the sum over tensors, ``warnings`` one line each for the user."""
+
+    target: str
+    artifacts: tuple[str, ...]
+    tensors: tuple[PlannedTensor, ...]
+    warnings: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per value over all tensors that come from the checkpoint."""
+        kept = [tensor for tensor in self.tensors if tensor.weight is not None]
+        values = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept)
+        return 8 * sum(tensor.bytes for tensor in kept) / values if values else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A weight read back from an artifact: ``floats(start, stop)`` gives its dequantised rows as
+    float32 in the checkpoint's own row order and scale, ``format`` the artifact's type."""
+
+    weight: str
+    stored_as: str
+    format: str
+    shape: tuple[int, ...]
+    floats: Callable[[int, int], NDArray[np.float32]]
+
+
+class Target(Protocol):
+    """One output format. Found through the entry-point group ``qatconvert.targets``."""
+
+    name: str
+
+    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+        """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
+        cannot hold. Writes nothing. ``name`` is the model's name, used in file names."""
+
+    def write(
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
+    ) -> None:
+        """Write ``plan.artifacts`` below ``directory`` (an empty scratch directory that the caller
+        renames when whole); ``progress`` is called with the number of bytes read since the last call."""
+
+    def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+        """Read the artifact back: canonical weight name to tensor, independently of the writer."""
+
+
+def find_target(name: str) -> Target:
+    """The target registered under ``name``; raises ``UsageError`` that lists the known ones."""
+    known = {entry.name: entry for entry in entry_points(group="qatconvert.targets")}
+    if name not in known:
+        raise UsageError(f"unknown target {name!r}; known: {', '.join(sorted(known))}")
+    target: Target = known[name].load()
+    return target

@@ -1,0 +1,1 @@
+"""Proof of an export: reference logits, real runtimes, metrics, gates and reports."""
