@@ -1,0 +1,310 @@
+"""Recovery of the trained 4-bit lattice from dequantised bfloat16 weights.
+
+A quantization-aware-trained checkpoint stores ``w = bf16(scale * code)`` with one scale for 32
+consecutive input values and codes in ``[-8, 7]``. For each block this module finds codes and a
+scale that give every ``w`` back bit for bit, or says that there are none.
+
+Method. If the value of largest magnitude has code ``k``, the scale is within a bfloat16 rounding
+of ``magnitude / |k|``, which fixes every other code, since one code step is far larger than the
+rounding. There are eight possible ``|k|``. A bfloat16 scale is then the nearest bfloat16 of that
+quotient, so one multiplication per value proves or refutes it. Where that fails, each value
+bounds the scale to the interval whose products round to it, and the intersection of the 32
+intervals is searched for a value that float16 holds, else float32.
+
+Canonical form. ``(scale, codes)`` and ``(2 * scale, codes / 2)`` are the same numbers. The
+representation whose codes have no common divisor is unique, whatever order the eight candidates
+are tried in, and it is the one with a positive scale wherever a positive scale is possible: a
+negative one remains only where a positive scale would need code +8. A negative zero counts as zero.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from converter.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeRows
+
+#: Consecutive input values that share a scale, in every Gemma QAT checkpoint and in GGML's Q4_0.
+BLOCK = 32
+
+# Adding and subtracting 1.5 * 2**23 rounds a float32 below 2**22 to the nearest even integer, which
+# then stands in the low bits of the sum; unlike a call to rint it vectorises everywhere.
+_ROUND = np.float32(12582912.0)
+_ROUND_BITS = np.int32(0x4B400000)
+# How far quotient and code may differ: the roundings to bfloat16 of the value and of the largest
+# value, 2**-8 each, for codes up to 8, and slack for the float32 arithmetic.
+_RESIDUAL = np.float32(8 * 2 * 2.0**-8 * 1.02)
+_F16_MIN_NORMAL = np.float32(2.0**-14)
+_F16_MAX = np.float32(65504.0)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _float(bits):  # type: ignore[no-untyped-def]
+    return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _round_bf16(value):  # type: ignore[no-untyped-def]
+    """Float32 rounded to the nearest bfloat16, ties to even, as float32."""
+    bits = np.float32(value).view(np.int32)
+    bits = np.int32(bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1)))
+    return np.int32(bits & np.int32(-65536)).view(np.float32)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _round_f16(value):  # type: ignore[no-untyped-def]
+    """Float32 within float16's range rounded to the nearest float16, as float32."""
+    magnitude = abs(value)
+    if magnitude < _F16_MIN_NORMAL:
+        step = np.float32(2.0**-24)
+        return np.float32(np.rint(value / step) * step)
+    bits = np.float32(value).view(np.int32)
+    bits = np.int32(bits + np.int32(0xFFF) + ((bits >> np.int32(13)) & np.int32(1)))
+    return np.int32(bits & np.int32(-8192)).view(np.float32)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _fits_f16(value):  # type: ignore[no-untyped-def]
+    return abs(value) <= _F16_MAX and _round_f16(value) == value
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _divisible(mask):  # type: ignore[no-untyped-def]
+    """Whether the codes whose magnitudes are the set bits of ``mask`` have a common divisor above 1."""
+    return (
+        mask & ~np.int32(0b101010101) == 0
+        or mask & ~np.int32(0b001001001) == 0
+        or mask & ~np.int32(0b000100001) == 0
+        or mask & ~np.int32(0b010000001) == 0
+    )
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _try(bits, start, inverse, scale, codes):  # type: ignore[no-untyped-def]
+    """Codes of a block for one scale; returns whether they reproduce it, whether they lie within a
+    rounding of the lattice at all, and the set of code magnitudes."""
+    wrong = np.int32(0)
+    away = np.int32(0)
+    mask = np.int32(0)
+    high = np.int32(-8)
+    for i in range(BLOCK):
+        value = _float(bits[start + i])
+        quotient = np.float32(value * inverse)
+        rounded = np.float32(quotient + _ROUND)
+        whole = np.float32(rounded - _ROUND)
+        code = np.int32(rounded.view(np.int32) - _ROUND_BITS)
+        wrong |= np.int32(_round_bf16(np.float32(scale * whole)) != value)
+        away |= np.int32(abs(np.float32(quotient - whole)) > _RESIDUAL)
+        mask |= np.int32(1) << (abs(code) & np.int32(15))
+        high = max(high, code)
+        codes[start + i] = np.int8(code)
+    return wrong == 0 and high <= 7, away == 0 and high <= 7, mask
+
+
+@njit(nogil=True, cache=True)
+def _codes_of(bits, start, inverse, codes):  # type: ignore[no-untyped-def]
+    for i in range(BLOCK):
+        rounded = np.float32(np.float32(_float(bits[start + i]) * inverse) + _ROUND)
+        codes[start + i] = np.int8(rounded.view(np.int32) - _ROUND_BITS)
+
+
+@njit(nogil=True, cache=True)
+def _reproduces(bits, start, codes, scale):  # type: ignore[no-untyped-def]
+    wrong = np.int32(0)
+    for i in range(BLOCK):
+        product = np.float32(scale * np.float32(codes[start + i]))
+        wrong |= np.int32(_round_bf16(product) != _float(bits[start + i]))
+    return wrong == 0
+
+
+@njit(nogil=True, cache=True)
+def _interval(bits, start, codes):  # type: ignore[no-untyped-def]
+    """Magnitudes of the scales whose products round to the block's values, a hair too wide: the ends
+    of a rounding interval belong to it or not by ties to even, so what is chosen is verified.
+
+    Positive floats are compared by their bit patterns, which order alike and vectorise.
+    """
+    low, high = np.int32(0), np.int32(0x7F800000)
+    for i in range(BLOCK):
+        code = abs(np.int32(codes[start + i]))
+        divisor = np.float32(max(code, np.int32(1)))
+        magnitude = np.int32(bits[start + i]) & np.int32(0x7FFF)
+        middle = _float(magnitude)
+        below = np.float32((_float(max(magnitude - np.int32(1), np.int32(0))) + middle) * np.float32(0.5))
+        above = np.float32((_float(magnitude + np.int32(1)) + middle) * np.float32(0.5))
+        least = np.float32(below / divisor).view(np.int32)
+        most = np.float32(above / divisor).view(np.int32)
+        low = max(low, least)
+        high = min(high, most if code > 0 else np.int32(0x7F800000))
+    return np.int32(low).view(np.float32) * np.float32(1 - 2.0**-22), np.int32(high).view(
+        np.float32
+    ) * np.float32(1 + 2.0**-22)
+
+
+@njit(nogil=True, cache=True)
+def _search(bits, start, codes, sign):  # type: ignore[no-untyped-def]
+    """The scale of given codes and its status: a bfloat16 that float16 holds, a float16, a float32."""
+    low, high = _interval(bits, start, codes)
+    if not low <= high < np.float32(np.inf):
+        return np.float32(0.0), OFF_LATTICE
+    middle = np.float32((low + high) * np.float32(0.5))
+    nearest = _round_bf16(middle)
+    if low <= nearest <= high and _fits_f16(nearest) and _reproduces(bits, start, codes, sign * nearest):
+        return sign * nearest, EXACT
+    step = max(np.float32(middle * np.float32(2.0**-11)), np.float32(2.0**-24))
+    # Outwards from the middle: an end of the interval may be excluded, its inside never is.
+    for away in range(2 * 9):
+        side = np.float32((away + 1) // 2 * (1 - 2 * (away % 2)))
+        candidate = _round_f16(np.float32(middle + side * step))
+        if candidate <= _F16_MAX and low <= candidate <= high:
+            if _reproduces(bits, start, codes, sign * candidate):
+                return sign * candidate, EXACT
+        elif away > 2:
+            break
+    if _reproduces(bits, start, codes, sign * middle):
+        return sign * middle, NEEDS_F32_SCALE
+    return np.float32(0.0), OFF_LATTICE
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _extremum(bits, start):  # type: ignore[no-untyped-def]
+    """Bit patterns of the largest positive value and of the largest negative magnitude."""
+    positive = np.int32(0)
+    negative = np.int32(0)
+    for i in range(BLOCK):
+        pattern = np.int32(bits[start + i])
+        positive = max(positive, pattern if pattern < 0x8000 else np.int32(0))
+        negative = max(negative, pattern - np.int32(0x8000))
+    return positive, negative
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _sign(code, positive, negative):  # type: ignore[no-untyped-def]
+    """Sign of the scale: -1 only for code 8 of a positive extremum, which is then code -8."""
+    return np.float32(-1.0) if code == 8 and positive > negative else np.float32(1.0)
+
+
+@njit(nogil=True, cache=True)
+def _settle(bits, start, positive, negative, near, codes):  # type: ignore[no-untyped-def]
+    """The block without an exact primitive representation: every candidate of the set ``near``,
+    smallest code first, an exact one before one that needs a float32 scale."""
+    largest = _float(max(positive, negative))
+    found, status, best = np.float32(0.0), OFF_LATTICE, 0
+    for candidate in range(1, 9):
+        if not near & (1 << candidate):
+            continue
+        sign = _sign(candidate, positive, negative)
+        _codes_of(bits, start, np.float32(sign * np.float32(candidate)) / largest, codes)
+        scale, grade = _search(bits, start, codes, sign)
+        if grade > status:
+            found, status, best = scale, grade, candidate
+    if status != OFF_LATTICE:
+        sign = _sign(best, positive, negative)
+        _codes_of(bits, start, np.float32(sign * np.float32(best)) / largest, codes)
+    return found, status
+
+
+@njit(nogil=True, cache=True)
+def _nearest(bits, start, positive, negative, codes):  # type: ignore[no-untyped-def]
+    """Codes and scale of least squared error among 16 scales, for a block on no lattice."""
+    largest = _float(max(positive, negative))
+    direction = 1.0 if negative >= positive else -1.0
+    least, chosen = np.inf, np.float32(0.0)
+    for candidate in range(16):
+        scale = _round_f16(np.float32(direction * largest / (8.0 - candidate * 0.125)))
+        if scale == 0 or abs(scale) > _F16_MAX:
+            continue
+        error = 0.0
+        for i in range(BLOCK):
+            value = _float(bits[start + i])
+            code = min(7.0, max(-8.0, np.rint(value / scale)))
+            error += (value - code * scale) ** 2
+        if error < least:
+            least, chosen = error, scale
+    for i in range(BLOCK):
+        quotient = np.rint(_float(bits[start + i]) / chosen) if chosen != 0 else 0.0
+        codes[start + i] = np.int8(min(7.0, max(-8.0, quotient)))
+    return chosen
+
+
+@njit(nogil=True, cache=True)
+def _recover(bits, codes, scales, status):  # type: ignore[no-untyped-def]
+    """All blocks of flat ``bits``; returns the index of the first block with a value that is not
+    finite, or -1."""
+    hint = 7
+    for block in range(scales.size):
+        start = block * BLOCK
+        positive, negative = _extremum(bits, start)
+        largest_bits = max(positive, negative)
+        if largest_bits >= 0x7F80:
+            return block
+        if largest_bits == 0:
+            codes[start : start + BLOCK] = 0
+            scales[block] = 0.0
+            status[block] = EXACT
+            continue
+        largest = _float(largest_bits)
+        scale, grade = np.float32(0.0), OFF_LATTICE
+        near_set = 0
+        for turn in range(9):
+            # The previous block's code first, then the others: blocks of a tensor are alike.
+            candidate = hint if turn == 0 else 9 - turn
+            if turn > 0 and candidate == hint:
+                continue
+            sign = _sign(candidate, positive, negative)
+            inverse = np.float32(np.float32(sign * np.float32(candidate)) / largest)
+            scale = _round_bf16(np.float32(sign * largest / np.float32(candidate)))
+            exact, near, mask = _try(bits, start, inverse, scale, codes)
+            if not near:
+                continue
+            near_set |= 1 << candidate
+            if candidate > 1 and _divisible(mask):
+                continue
+            if exact and _fits_f16(scale):
+                grade = EXACT
+            else:
+                scale, grade = _search(bits, start, codes, sign)
+            if grade == EXACT:
+                hint = candidate
+                break
+        if grade != EXACT:
+            scale, grade = _settle(bits, start, positive, negative, near_set, codes)
+        if grade == OFF_LATTICE:
+            scale = _nearest(bits, start, positive, negative, codes)
+        scales[block] = scale
+        status[block] = grade
+    return -1
+
+
+def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Bfloat16 bit patterns of finite float32 ``values``, rounded to nearest, ties to even; same shape."""
+    wide = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16).reshape(values.shape)
+
+
+def bf16_floats(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Float32 values, exactly, of bfloat16 bit patterns; same shape."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def recover(bits: NDArray[np.uint16]) -> LatticeRows:
+    """Codes, scales and exactness of every block of 32 values.
+
+    ``bits``: uint16 ``[rows, columns]``, bfloat16 bit patterns, ``columns`` a multiple of 32. Returns
+    codes int8 ``[rows, columns]``, scales float32 and status uint8 ``[rows, columns / 32]``. Releases
+    the GIL while it runs. Raises ``ValueError`` if the columns do not divide into blocks or a value
+    is infinite or not a number.
+    """
+    rows, columns = bits.shape
+    if columns % BLOCK:
+        raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
+    codes = np.empty((rows, columns), np.int8)
+    scales = np.empty((rows, columns // BLOCK), np.float32)
+    status = np.empty((rows, columns // BLOCK), np.uint8)
+    flat = np.ascontiguousarray(bits).reshape(-1)
+    bad = _recover(flat, codes.reshape(-1), scales.reshape(-1), status.reshape(-1))
+    if bad >= 0:
+        row, block = divmod(int(bad), columns // BLOCK)
+        raise ValueError(f"row {row} has a value that is not finite in block {block}")
+    return LatticeRows(codes, scales, status)
