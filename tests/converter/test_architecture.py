@@ -232,7 +232,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {
             "rope_parameters": {
                 "sliding_attention": {"rope_type": "yarn", "rope_theta": 1e4},
-                "full_attention": {},
+                "full_attention": {"rope_theta": 1e6},
             }
         },
         "rope_type is 'yarn', which is not supported",
