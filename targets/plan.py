@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +52,16 @@ class Plan:
         kept = [tensor for tensor in self.tensors if tensor.weight is not None]
         values = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept)
         return 8 * sum(tensor.bytes for tensor in kept) / values if values else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """The plan as the manifest records it."""
+        return {
+            "options": dict(self.options),
+            "bytes": self.bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "warnings": list(self.warnings),
+            "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
+        }
 
 
 @dataclass(frozen=True, slots=True)

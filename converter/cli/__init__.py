@@ -1,0 +1,68 @@
+"""The command line. Modules that read checkpoints or run models are imported by the command that needs
+them, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+from click_default_group import DefaultGroup
+
+from converter.errors import QatconvertError
+
+class _Commands(DefaultGroup):  # type: ignore[misc]
+    """Commands are modules of this package, imported when they are called for."""
+
+    names = ("convert", "inspect", "validate", "modelfile", "models")
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.names)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name in self.names:
+            from importlib import import_module
+
+            command: click.Command = import_module(f"converter.cli.{name}").command
+            return command
+        return super().get_command(context, name)  # type: ignore[no-any-return]
+
+
+@click.group(
+    cls=_Commands,
+    default="convert",
+    default_if_no_args=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed.",
+)
+@click.version_option(package_name="qatconvert", prog_name="qatconvert")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def group(debug: bool) -> None:
+    """Convert quantization-aware-trained Gemma checkpoints without losing what training settled on.
+
+    The trained 4-bit codes are recovered, stored as they are in the target's own format, and the result is
+    run in its real runtime against reference logits.
+
+    \b
+    qatconvert gemma4-demo --target gguf        the short form of
+    qatconvert convert gemma4-demo --target gguf
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a validation gate failed."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        status = group.main(words, prog_name="qatconvert", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("qatconvert: interrupted", err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except QatconvertError as error:
+        if "--debug" in words:
+            raise
+        click.echo(f"qatconvert: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_status)
+    sys.exit(status if isinstance(status, int) else 0)

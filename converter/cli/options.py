@@ -1,0 +1,103 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+#: Names of the gates that can be set, and the way they look.
+GATES = ("exact_fraction", "mean_kld", "same_top_p")
+
+
+class Gate(click.ParamType):
+    """``NAME=LIMIT``, as in ``mean_kld=0.01``."""
+
+    name = "NAME=LIMIT"
+
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, float]:
+        """The gate's name and its limit."""
+        if isinstance(value, tuple):
+            return value
+        name, _, limit = str(value).partition("=")
+        try:
+            number = float(limit)
+        except ValueError:
+            number = float("nan")
+        if name not in GATES or not 0 <= number < float("inf"):
+            self.fail(f"{value!r}: give one of {', '.join(GATES)} and a limit, as in mean_kld=0.01")
+        return name, number
+
+
+def validation_options(command: Command) -> Command:
+    """Everything that says how an artifact is proven."""
+    for option in reversed(
+        (
+            click.option(
+                "--positions",
+                type=click.IntRange(2),
+                default=512,
+                show_default=True,
+                help="Token positions to compare.",
+            ),
+            click.option(
+                "--text",
+                "text_file",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="Evaluate on this UTF-8 text instead of the built-in mixed text.",
+            ),
+            click.option(
+                "--reference-dtype",
+                type=click.Choice(["float32", "bfloat16", "float16"]),
+                default="float32",
+                show_default=True,
+                help="Type in which transformers computes the reference logits.",
+            ),
+            click.option(
+                "--max-memory",
+                type=float,
+                metavar="GB",
+                help="Memory that the reference model may use; beyond it, weights are read from disk. "
+                "Default: what the machine has.",
+            ),
+            click.option(
+                "--gate",
+                "gates",
+                type=Gate(),
+                multiple=True,
+                help="Change the limit of a gate: exact_fraction, mean_kld or same_top_p. Repeatable.",
+            ),
+            click.option(
+                "--baseline",
+                type=click.Choice(["naive-q4_0"]),
+                help="Measure a naive requantisation of the same checkpoint beside it.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def validation_settings(
+    positions: int,
+    text_file: Path | None,
+    reference_dtype: str,
+    max_memory: float | None,
+    gates: tuple[tuple[str, float], ...],
+    baseline: str | None,
+) -> dict[str, Any]:
+    """The keyword arguments of ``validation.validation.validate`` that these options stand for."""
+    return {
+        "positions": positions,
+        "text": text_file,
+        "reference_dtype": reference_dtype,
+        "max_memory": None if max_memory is None else int(max_memory * 1e9),
+        "gates": dict(gates),
+        "baseline": baseline,
+    }

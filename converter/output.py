@@ -1,0 +1,123 @@
+"""The output directory: written under a temporary name beside it, renamed when whole."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from converter.errors import DestinationError
+
+MANIFEST = "manifest.json"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def check_destination(output: Path, force: bool) -> None:
+    """Raise ``DestinationError`` if ``output`` cannot become the output directory.
+
+    It may be absent or an empty directory; one with files is refused unless ``force``.
+    """
+    try:
+        if output.exists() and not output.is_dir():
+            raise DestinationError(f"{output} is a file: choose another directory with --output")
+        if output.is_dir() and any(output.iterdir()) and not force:
+            raise DestinationError(
+                f"{output} is not empty: choose another --output, or replace it with --force"
+            )
+        parent = _existing_parent(output)
+    except OSError as error:
+        raise DestinationError(f"{output}: {_reason(error)}") from error
+    if not os.access(output if output.is_dir() else parent, os.W_OK | os.X_OK):
+        raise DestinationError(f"{output}: no permission to write there; choose another --output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise DestinationError(f"{parent}: no permission to write there; choose another --output")
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+def check_space(output: Path, needed: int) -> None:
+    """Raise ``DestinationError`` if fewer than ``needed`` bytes are free where ``output`` will lie."""
+    parent = _existing_parent(output)
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise DestinationError(
+            f"{parent}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; make room there or choose "
+            "another --output"
+        )
+
+
+@contextmanager
+def scratch_directory(output: Path) -> Iterator[Path]:
+    """An empty directory beside ``output``, removed at the end whatever happens.
+
+    It is named after ``output``, so that what a killed run left is found and cleared by the next one; a
+    lock tells a killed run from one that still goes on. Raises ``DestinationError``.
+    """
+    scratch = output.absolute().parent / f".{output.name}.partial"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise DestinationError(f"{scratch}: {_reason(error)}; choose another --output") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DestinationError(f"{output}: another run is writing there; wait for it to end") from error
+        _empty(scratch)
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        raise DestinationError(f"{error.filename or scratch}: {_reason(error)}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _empty(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def publish(scratch: Path, output: Path) -> None:
+    """Move what ``scratch`` holds to ``output``, the manifest last.
+
+    Of an earlier conversion in ``output``, only the files that its manifest lists are removed; files of
+    other origin stay.
+    """
+    files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+    output.mkdir(parents=True, exist_ok=True)
+    for old in _earlier_files(output):
+        with suppress(FileNotFoundError):
+            (output / old).unlink()
+    for file in sorted(files, key=lambda file: file.name == MANIFEST):
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / file, output / file)
+
+
+def _earlier_files(output: Path) -> list[Path]:
+    """Files that an earlier conversion left in ``output``, the manifest first; names that lead out of it
+    are not ours."""
+    try:
+        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
+        names = [Path(str(entry["path"])) for entry in manifest["artifacts"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    inside = [name for name in names if not name.is_absolute() and ".." not in name.parts]
+    return [Path(MANIFEST), *inside]

@@ -1,0 +1,69 @@
+"""A survey names the scheme that a weight's scales were trained by, and counts what is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from converter.lattice import bf16_bits, bf16_floats, recover
+from converter.survey import survey
+from converter.weight import LatticeFormat, Weight
+
+
+def lattice_weight(scale_of, bf16_scale=True, off=0) -> Weight:
+    rng = np.random.default_rng(11)
+    latent = (rng.standard_normal((64 * 8, 32)) * 0.02).astype(np.float32)
+    scale = scale_of(latent).astype(np.float32)
+    if bf16_scale:
+        scale = bf16_floats(bf16_bits(scale))
+    bits = bf16_bits((scale * np.clip(np.rint(latent / scale), -8, 7)).astype(np.float32))
+    bits[:off] = bf16_bits(latent[:off])
+    bits = bits.reshape(64, 256)
+    return Weight(
+        "w", "model.w", (64, 256), "BF16", lambda a, b: bf16_floats(bits[a:b]), LatticeFormat(4, 32),
+        lambda a, b: recover(bits[a:b]),
+    )  # fmt: skip
+
+
+def peak(latent: np.ndarray) -> np.ndarray:
+    return np.abs(latent).max(axis=1, keepdims=True)
+
+
+def extremum(latent: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(latent, np.abs(latent).argmax(axis=1, keepdims=True), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "scale_of"),
+    [
+        ("max/7", lambda latent: peak(latent) / 7),
+        ("max/8", lambda latent: peak(latent) / 8),
+        ("extremum/-8", lambda latent: extremum(latent) / -8),
+        ("learned", lambda latent: peak(latent) / np.linspace(4, 8.4, len(latent))[:, None]),
+        ("zero", lambda latent: np.full((len(latent), 1), 4.0)),
+    ],
+)
+def test_the_scheme_is_found(scheme, scale_of):
+    found = survey(lattice_weight(scale_of))
+    assert found.scheme == scheme
+    assert (found.blocks, found.exact, found.exact_fraction) == (512, 512, 1.0)
+    assert (found.negative_scales > 0) == (scheme == "extremum/-8")
+
+
+def test_scales_that_float16_cannot_hold_are_counted():
+    found = survey(lattice_weight(lambda latent: peak(latent) / 7, bf16_scale=False))
+    assert found.scheme == "max/7, f32 scales"
+    assert found.needs_f32_scale > 0
+    assert found.exact + found.needs_f32_scale == 512
+
+
+def test_blocks_off_the_lattice_are_counted():
+    found = survey(lattice_weight(lambda latent: peak(latent) / 7, off=5))
+    assert found.off_lattice == 5
+    assert found.exact_fraction == 507 / 512
+
+
+def test_a_float_weight_has_no_survey():
+    weight = Weight("w", "w", (1, 32), "F32", lambda a, b: np.zeros((b - a, 32), np.float32))
+    with pytest.raises(ValueError, match="w lies on no lattice"):
+        survey(weight)
