@@ -1,0 +1,191 @@
+"""A GGUF file's metadata, read without its vocabulary and its weights.
+
+The layout is ggml's ``docs/gguf.md``, versions 2 and 3, little-endian. A file is hostile input: every length
+is checked against the bytes that are left, and arrays are skipped, not built.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Final
+
+import gguf
+
+from converter.errors import CheckpointError
+
+_SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING: Final = 8
+_ARRAY: Final = 9
+_LONGEST_STRING: Final = 1 << 24
+_MOST_ENTRIES: Final = 1 << 20
+_MOST_DIMENSIONS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a GGUF file says about itself. ``values`` holds every scalar and string by its key; ``context``
+    is the trained context length; ``quantisation`` the type of most weights (``Q4_0``); ``parameters`` the
+    number of values in this file's tensors; ``splits`` how many files the model has."""
+
+    values: Mapping[str, object]
+    parameters: int
+    quantisation: str
+
+    @property
+    def architecture(self) -> str:
+        """GGUF architecture, such as ``gemma4``."""
+        return str(self.values.get("general.architecture", ""))
+
+    @property
+    def name(self) -> str | None:
+        """The model's name."""
+        name = self.values.get("general.name")
+        return name if isinstance(name, str) else None
+
+    @property
+    def context(self) -> int | None:
+        """Context length the model was trained for, in tokens."""
+        length = self.values.get(f"{self.architecture}.context_length")
+        return length if isinstance(length, int) else None
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja chat template, as stored."""
+        template = self.values.get("tokenizer.chat_template")
+        return template if isinstance(template, str) else None
+
+    @property
+    def license(self) -> str | None:
+        """The licence, as stored."""
+        license = self.values.get("general.license")
+        return license if isinstance(license, str) else None
+
+    @property
+    def splits(self) -> int:
+        """Number of files of the model."""
+        count = self.values.get("split.count", 1)
+        return count if isinstance(count, int) and count > 0 else 1
+
+
+def read_metadata(path: Path) -> Metadata:
+    """The metadata of a GGUF file; raises ``CheckpointError`` for a file that is none or is damaged."""
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            return _Reader(path, stream, size).metadata()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class _Reader:
+    def __init__(self, path: Path, stream: BufferedReader, size: int) -> None:
+        self._path = path
+        self._stream = stream
+        self._left = size
+
+    def metadata(self) -> Metadata:
+        if self._take(4) != b"GGUF":
+            raise self._error("does not begin with GGUF's magic bytes")
+        version = self._number("I")
+        if version not in (2, 3):
+            raise self._error(f"GGUF version {version} is not supported (2 or 3)")
+        tensors, entries = self._count("tensors"), self._count("metadata entries")
+        values: dict[str, object] = {}
+        for _ in range(entries):
+            key = self._string()
+            value = self._value(self._number("I"))
+            if value is not None:
+                values[key] = value
+        return self._summed(values, tensors)
+
+    def _summed(self, values: dict[str, object], tensors: int) -> Metadata:
+        sizes: dict[str, int] = {}
+        for _ in range(tensors):
+            self._string()
+            dimensions = self._number("I")
+            if dimensions > _MOST_DIMENSIONS:
+                raise self._error(f"a tensor has {dimensions} dimensions")
+            size = 1
+            for _ in range(dimensions):
+                size *= self._number("Q")
+            kind = self._type_name(self._number("I"))
+            self._number("Q")
+            sizes[kind] = sizes.get(kind, 0) + size
+        most = max(sizes, key=lambda kind: sizes[kind], default="")
+        return Metadata(values, sum(sizes.values()), most)
+
+    def _type_name(self, code: int) -> str:
+        try:
+            name: str = gguf.GGMLQuantizationType(code).name
+        except ValueError:
+            raise self._error(f"a tensor has the unknown type {code}") from None
+        return name
+
+    def _value(self, kind: int) -> object:
+        if kind in _SCALARS:
+            return self._scalar(_SCALARS[kind])
+        if kind == _STRING:
+            return self._string()
+        if kind == _ARRAY:
+            self._skip_array()
+            return None
+        raise self._error(f"a metadata value has the unknown type {kind}")
+
+    def _skip_array(self) -> None:
+        kind, count = self._number("I"), self._number("Q")
+        if kind in _SCALARS:
+            self._skip(count * struct.calcsize("<" + _SCALARS[kind]))
+        elif kind == _STRING:
+            if count * 8 > self._left:
+                raise self._error("an array is longer than the file")
+            for _ in range(count):
+                self._skip(self._number("Q"))
+        else:
+            raise self._error(f"an array has items of type {kind}")
+
+    def _string(self) -> str:
+        length = self._number("Q")
+        if length > _LONGEST_STRING:
+            raise self._error(f"a string has {length} bytes")
+        try:
+            return self._take(length).decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._error("a string is not UTF-8") from None
+
+    def _count(self, what: str) -> int:
+        count = self._number("Q")
+        if count > _MOST_ENTRIES:
+            raise self._error(f"claims {count} {what}")
+        return count
+
+    def _scalar(self, code: str) -> object:
+        value: object = struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))[0]
+        return value
+
+    def _number(self, code: str) -> int:
+        value = self._scalar(code)
+        assert isinstance(value, int)
+        return value
+
+    def _skip(self, count: int) -> None:
+        if count > self._left:
+            raise self._error("the file ends too early")
+        self._left -= count
+        if count < 1 << 16:
+            self._stream.read(count)
+        else:
+            self._stream.seek(count, 1)
+
+    def _take(self, count: int) -> bytes:
+        data = self._stream.read(count) if count <= self._left else b""
+        if len(data) < count:
+            raise self._error("the file ends too early")
+        self._left -= count
+        return data
+
+    def _error(self, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._path}: not a whole GGUF file: {what}")

@@ -1,0 +1,158 @@
+"""The ``gguf`` target: plan, write and describe llama.cpp's files."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import gguf
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import UsageError
+from converter.weight import Weight
+from targets.gguf.header import Header, file_names, groups, write_header
+from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
+from targets.gguf.limits import check
+from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
+from targets.gguf.packing import BLOCK, row_bytes
+from targets.gguf.reading import describe
+from targets.gguf.storage import (
+    OFF_LATTICE,
+    Q4_0_LATTICE,
+    is_exact,
+    is_matrix,
+    off_lattice_option,
+    storage_format,
+)
+from targets.gguf.vocabulary import add_vocabulary
+from targets.gguf.writing import destination_error, write_data
+from targets.plan import Plan, PlannedTensor, StoredTensor
+
+_logger: Final = logging.getLogger(__name__)
+_SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
+#: llama.cpp's own units for its ``--split-max-size``.
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+#: Options that end up in the file as they are given: the licence, the Hub repository, its commit.
+_GENERAL: Final = ("license", "repo", "revision")
+
+
+class GgufTarget:
+    """llama.cpp's format. Options: ``off_lattice`` (``q8_0``, ``bf16``, ``f16``, ``q4_0``),
+    ``split_max_size`` (``500M``, ``2G``), ``license``, ``repo``, ``revision`` (of the Hub)."""
+
+    name = "gguf"
+
+    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+        """See ``targets.plan.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
+        ``UsageError`` for a bad option."""
+        off_lattice = off_lattice_option(options)
+        limit = split_limit(options)
+        check(checkpoint)
+        names = tensor_names(checkpoint.architecture, checkpoint.weights)
+        tensors = [_planned(weight, names[key], off_lattice) for key, weight in checkpoint.weights.items()]
+        factors = rope_factors(checkpoint.architecture)
+        if factors is not None:
+            tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
+        kept = {key: str(options[key]) for key in _GENERAL if options.get(key)}
+        files = file_names(f"{name}-q4_0", len(groups(tensors, limit)))
+        return Plan(
+            target=self.name,
+            artifacts=tuple(f"gguf/{file}" for file in files),
+            tensors=tuple(tensors),
+            warnings=tuple(_warnings(checkpoint, off_lattice)),
+            options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
+        )
+
+    def write(
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
+    ) -> None:
+        """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
+        name = plan.options["name"]
+        limit = plan.options["split_max_size"]
+        path = directory / "gguf" / f"{name}-q4_0.gguf"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            layout = write_header(
+                _metadata(checkpoint, plan), path, plan.tensors, limit if isinstance(limit, int) else None
+            )
+        except OSError as error:
+            raise destination_error(path, error) from error
+        factors = rope_factors(checkpoint.architecture)
+        made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
+        written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, progress)
+        for weight, count in written.off_lattice.items():
+            _logger.warning("%s: %d blocks lie on no lattice and are rounded", weight, count)
+
+    def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+        """See ``targets.plan.Target``. ``artifact`` is the file, or the first of several. Raises
+        ``CheckpointError`` for a damaged file."""
+        return describe(artifact, checkpoint)
+
+
+def split_limit(options: Mapping[str, object]) -> int | None:
+    """The option ``split_max_size`` in bytes of tensors per file, ``None`` for one file; a number with
+    an optional K, M or G (powers of 1000, as in llama.cpp). Raises ``UsageError``."""
+    given = options.get("split_max_size")
+    if given in (None, "", 0):
+        return None
+    match = _SIZE.fullmatch(str(given).upper())
+    if match is None:
+        raise UsageError(f"split size {given!r} is not a number with K, M or G, such as 500M or 2G")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _planned(weight: Weight, stored_as: str, off_lattice: str) -> PlannedTensor:
+    format = storage_format(weight, off_lattice)
+    size = weight.rows * row_bytes(format, weight.columns)
+    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, is_exact(weight, format))
+
+
+def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
+    matrices = [weight for weight in checkpoint.weights.values() if is_matrix(weight)]
+    off = [weight for weight in matrices if weight.lattice != Q4_0_LATTICE]
+    warnings = []
+    if off:
+        share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
+        warnings.append(
+            f"{share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit lattice "
+            f"and are stored as {OFF_LATTICE[off_lattice]}"
+        )
+    odd = [weight.name for weight in off if weight.columns % BLOCK]
+    if odd and off_lattice in ("q8_0", "q4_0"):
+        warnings.append(
+            f"{len(odd)} matrices keep the checkpoint's type: their rows are no multiple of {BLOCK}"
+        )
+    return warnings
+
+
+def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
+    header = Header(None, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[checkpoint.architecture.family]])
+    options = plan.options
+    header.add_type(gguf.GGUFType.MODEL)
+    header.add_name(str(options["name"]))
+    if license := options.get("license"):
+        header.add_license(str(license))
+    if repo := options.get("repo"):
+        url = f"https://huggingface.co/{repo}"
+        header.add_source_repo_url(url)
+        if revision := options.get("revision"):
+            header.add_source_url(f"{url}/tree/{revision}")
+    header.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    header.add_file_type(_file_type(plan))
+    add_hyperparameters(header, checkpoint.architecture)
+    add_vocabulary(header, checkpoint.architecture, checkpoint.tokenizer)
+    return header
+
+
+def _file_type(plan: Plan) -> gguf.LlamaFileType:
+    """The type of most of the weights, as llama.cpp counts it."""
+    sizes: dict[str, int] = {}
+    for tensor in plan.tensors:
+        if len(tensor.shape) > 1:
+            sizes[tensor.format] = sizes.get(tensor.format, 0) + int(np.prod(tensor.shape, dtype=np.int64))
+    most = max(sizes, key=lambda format: sizes[format], default="F32")
+    return gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"]
