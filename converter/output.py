@@ -13,6 +13,7 @@ from pathlib import Path
 from converter.errors import DestinationError
 
 MANIFEST = "manifest.json"
+_INSIDE = ".qatconvert.partial"
 
 
 def _reason(error: OSError) -> str:
@@ -27,45 +28,48 @@ def check_destination(output: Path, force: bool) -> None:
     try:
         if output.exists() and not output.is_dir():
             raise DestinationError(f"{output} is a file: choose another directory with --output")
-        if output.is_dir() and any(output.iterdir()) and not force:
-            raise DestinationError(
-                f"{output} is not empty: choose another --output, or replace it with --force"
-            )
-        parent = _existing_parent(output)
+        if output.is_dir() and not force and any(path.name != _INSIDE for path in output.iterdir()):
+            raise DestinationError(f"{output} is not empty: choose another --output, or add --force")
+        place = _existing(output)
     except OSError as error:
         raise DestinationError(f"{output}: {_reason(error)}") from error
-    if not os.access(output if output.is_dir() else parent, os.W_OK | os.X_OK):
-        raise DestinationError(f"{output}: no permission to write there; choose another --output")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise DestinationError(f"{parent}: no permission to write there; choose another --output")
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise DestinationError(f"{place}: no permission to write there; choose another --output")
 
 
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
+def _existing(path: Path) -> Path:
+    """The directory itself if it exists, else the nearest existing one above it."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    return place
+
+
+def _scratch(output: Path) -> Path:
+    """Beside ``output``, so that one rename makes it appear; inside, if it exists: it may be a file system
+    of its own, across which nothing can be renamed."""
+    return output / _INSIDE if output.is_dir() else output.absolute().parent / f".{output.name}.partial"
 
 
 def check_space(output: Path, needed: int) -> None:
     """Raise ``DestinationError`` if fewer than ``needed`` bytes are free where ``output`` will lie."""
-    parent = _existing_parent(output)
-    free = shutil.disk_usage(parent).free
+    place = _existing(output)
+    free = shutil.disk_usage(place).free
     if free < needed:
         raise DestinationError(
-            f"{parent}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; make room there or choose "
+            f"{place}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; make room there or choose "
             "another --output"
         )
 
 
 @contextmanager
 def scratch_directory(output: Path) -> Iterator[Path]:
-    """An empty directory beside ``output``, removed at the end whatever happens.
+    """An empty directory beside or in ``output``, removed at the end whatever happens.
 
     It is named after ``output``, so that what a killed run left is found and cleared by the next one; a
     lock tells a killed run from one that still goes on. Raises ``DestinationError``.
     """
-    scratch = output.absolute().parent / f".{output.name}.partial"
+    scratch = _scratch(output)
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

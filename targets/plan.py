@@ -95,10 +95,14 @@ class Target(Protocol):
         """Read the artifact back: canonical weight name to tensor, independently of the writer."""
 
 
+def known_targets() -> tuple[str, ...]:
+    """Names of the registered targets, sorted."""
+    return tuple(sorted(entry.name for entry in entry_points(group="qatconvert.targets")))
+
+
 def find_target(name: str) -> Target:
     """The target registered under ``name``; raises ``UsageError`` that lists the known ones."""
-    known = {entry.name: entry for entry in entry_points(group="qatconvert.targets")}
-    if name not in known:
-        raise UsageError(f"unknown target {name!r}; known: {', '.join(sorted(known))}")
-    target: Target = known[name].load()
-    return target
+    for entry in entry_points(group="qatconvert.targets", name=name):
+        target: Target = entry.load()
+        return target
+    raise UsageError(f"unknown target {name!r}; known: {', '.join(known_targets())}")

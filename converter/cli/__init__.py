@@ -11,6 +11,7 @@ from click_default_group import DefaultGroup
 
 from converter.errors import QatconvertError
 
+
 class _Commands(DefaultGroup):  # type: ignore[misc]
     """Commands are modules of this package, imported when they are called for."""
 

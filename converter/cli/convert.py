@@ -1,0 +1,107 @@
+"""``qatconvert convert``: write and prove the artifacts of one or more targets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cli.options import validation_options, validation_settings
+
+
+@click.command("convert")
+@click.argument("model")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    default=("gguf",),
+    show_default=True,
+    help="Output format; repeat for several.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Output directory. Default: MODEL's name followed by -qatconvert.",
+)
+@click.option("--force", is_flag=True, help="Replace an earlier conversion in the output directory.")
+@click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
+@click.option(
+    "--off-lattice",
+    type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
+    default="q8_0",
+    show_default=True,
+    help="How to store matrices that lie on no 4-bit lattice.",
+)
+@click.option(
+    "--split-max-size", metavar="SIZE", help="Split the GGUF into files of at most SIZE (2G, 500M)."
+)
+@click.option("--system", help="System prompt to put into the Modelfile.")
+@click.option(
+    "--license",
+    "license_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the licence text to put into the Modelfile.",
+)
+@click.option("--num-ctx", type=click.IntRange(1), help="Context length to put into the Modelfile.")
+@click.option("--validate/--no-validate", default=True, help="Run the artifact against reference logits.")
+@validation_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+def command(
+    model: str,
+    targets: tuple[str, ...],
+    output: Path | None,
+    force: bool,
+    offline: bool,
+    off_lattice: str,
+    split_max_size: str | None,
+    system: str | None,
+    license_file: Path | None,
+    num_ctx: int | None,
+    validate: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Convert MODEL without losing its trained lattice, and prove the result.
+
+    MODEL is a short name (see: qatconvert models), OWNER/NAME[@REVISION] on the Hub, or a directory with
+    config.json and safetensors.
+
+    \b
+    qatconvert gemma4-demo --target gguf
+    qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
+    """
+    from converter.cli.console import progress_bars, warn
+    from converter.pipeline import Conversion, convert
+
+    options = {
+        "off_lattice": off_lattice,
+        "split_max_size": split_max_size,
+        "system": system,
+        "license": license_file.read_text(encoding="utf-8", errors="replace") if license_file else None,
+        "num_ctx": num_ctx,
+    }
+    conversion = Conversion(
+        model,
+        targets,
+        output,
+        force,
+        offline,
+        {key: value for key, value in options.items() if value is not None},
+        validation_settings(**settings) if validate else None,
+    )
+    with progress_bars(quiet) as progress:
+        outcome = convert(conversion, progress, warn)
+    if as_json:
+        click.echo(json.dumps(outcome.report, indent=2, ensure_ascii=False))
+    else:
+        from converter.cli.tables import print_report
+
+        print_report(outcome.report, outcome.output)
+    return 0 if outcome.passed else 3

@@ -1,0 +1,54 @@
+"""``qatconvert inspect``: what a checkpoint is, tensor by tensor, and what each target would make of it."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("inspect")
+@click.argument("model")
+@click.option(
+    "-t",
+    "--target",
+    "targets",
+    multiple=True,
+    help="Plan only this target; repeat for several. Default: all.",
+)
+@click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
+@click.option(
+    "--off-lattice",
+    type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
+    default="q8_0",
+    show_default=True,
+    help="How matrices that lie on no 4-bit lattice would be stored.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+def command(
+    model: str, targets: tuple[str, ...], offline: bool, off_lattice: str, as_json: bool, quiet: bool
+) -> None:
+    """Show MODEL's architecture, the lattice of every tensor, and the planned size per target.
+
+    Reads every block of the checkpoint and writes nothing.
+
+    \b
+    qatconvert inspect gemma4-demo
+    qatconvert inspect ./my-checkpoint --target gguf --json
+    """
+    from converter.cli.console import progress_bars, warn
+    from converter.inspection import inspect
+    from converter.pipeline import open_model
+
+    with progress_bars(quiet) as progress:
+        opened = open_model(model, offline=offline, progress=progress)
+        if opened.source.note:
+            warn(opened.source.note)
+        found = inspect(opened, targets, {"off_lattice": off_lattice}, progress)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        from converter.cli.tables import print_inspection
+
+        print_inspection(found)

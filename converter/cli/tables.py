@@ -1,0 +1,157 @@
+"""Reports and inspections as tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, in powers of ten as disks and downloads count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    return f"{count:.2f} TB"
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # Piped output is for other programs: cells are not cut to a terminal that is not there.
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _row(label: str, entry: Mapping[str, Any], verdict: str) -> tuple[str, ...]:
+    logits, weights = entry.get("logits") or {}, entry.get("weights") or {}
+    return (
+        escape(label),
+        size(entry["bytes"]) if "bytes" in entry else "",
+        _number(entry.get("bits_per_weight"), ".2f"),
+        _number(weights.get("exact_fraction"), ".4%"),
+        _number(logits.get("mean_kld"), ".6f"),
+        _number(logits.get("same_top_p"), ".2%"),
+        _number(logits.get("ppl"), ".3f"),
+        verdict,
+    )
+
+
+def print_report(report: Mapping[str, Any], output: Path) -> None:
+    """One line per target (and baseline) with the figures that decide, then what failed and where all lies."""
+    table = Table(title=f"{escape(report['model'])} ({report['source']['format']})", title_justify="left")
+    for heading in (
+        "artifact",
+        "size",
+        "bits/weight",
+        "exact blocks",
+        "mean KLD",
+        "same top",
+        "PPL",
+        "gates",
+    ):
+        table.add_column(heading, justify="left" if heading in ("artifact", "gates") else "right")
+    failed = []
+    for target, entry in report["targets"].items():
+        verdict = {True: "passed", False: "FAILED", None: "not validated"}[entry["passed"]]
+        table.add_row(*_row(entry["artifact"], entry, verdict))
+        if baseline := entry.get("baseline"):
+            table.add_row(*_row(f"  {baseline['name']}, for comparison", baseline, ""))
+        failed += [(target, gate) for gate in entry.get("gates", ()) if not gate["passed"]]
+    references = [
+        entry["logits"]["ppl_reference"] for entry in report["targets"].values() if entry.get("logits")
+    ]
+    if references:
+        table.caption = f"reference: transformers, {report['reference']['dtype']}, PPL {references[0]:.3f}"
+        table.caption_justify = "left"
+    console = _console()
+    console.print(table)
+    for target, gate in failed:
+        console.print(
+            f"{target}: gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}"
+        )
+    console.print(
+        f"written to {escape(str(output))}" + (": report.html has the details" if references else "")
+    )
+
+
+def print_inspection(found: Mapping[str, Any]) -> None:
+    """Architecture and sizes, then one line per tensor."""
+    console = _console()
+    console.print(_summary(found))
+    names = list(found["targets"])
+    table = Table(title="Tensors", title_justify="left")
+    for heading in ("weight", "shape", "stored", "lattice", "exact blocks", *names):
+        table.add_column(heading, justify="right" if heading in ("shape", "exact blocks") else "left")
+    formats = {name: _formats(found["targets"][name]["tensors"]) for name in names}
+    for weight in found["weights"]:
+        table.add_row(
+            escape(weight["name"]),
+            " x ".join(map(str, weight["shape"])),
+            weight["dtype"],
+            _lattice(weight),
+            _number(weight["exact_fraction"], ".4%"),
+            *(formats[name].get(weight["name"], "-") for name in names),
+        )
+    console.print(table)
+    _print_left_out(console, found["left_out"])
+
+
+def _lattice(weight: Mapping[str, Any]) -> str:
+    if weight["lattice"] is not None:
+        return f"{weight['lattice']['bits']} bits / {weight['lattice']['block']}: {weight['scheme']}"
+    return "none" if weight["matrix"] else "-"
+
+
+def _formats(tensors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        name = tensor["weight"]
+        if name is not None and tensor["format"] not in found.get(name, "").split(" + "):
+            found[name] = f"{found[name]} + {tensor['format']}" if name in found else tensor["format"]
+    return found
+
+
+def _summary(found: Mapping[str, Any]) -> Table:
+    table = Table(
+        title=f"{escape(found['model'])} ({found['source']['format']})",
+        title_justify="left",
+        show_header=False,
+    )
+    for key, value in found["architecture"].items():
+        table.add_row(key.replace("_", " "), escape(str(value)))
+    table.add_row("parameters", f"{found['parameters']:,}")
+    lattice = found["lattice"]
+    table.add_row(
+        "on the lattice",
+        f"{lattice['matrices']} of {lattice['of']} matrices, {lattice['share']:.2%} of their values; "
+        f"{lattice['exact_fraction']:.4%} of the blocks exact",
+    )
+    for name, target in found["targets"].items():
+        table.add_row(
+            f"planned {name}", f"{size(target['bytes'])}, {target['bits_per_weight']:.2f} bits per weight"
+        )
+        for warning in target["warnings"]:
+            table.add_row("", escape(warning))
+    return table
+
+
+def _print_left_out(console: Console, left_out: list[Mapping[str, Any]]) -> None:
+    if not left_out:
+        return
+    reasons: dict[str, list[int]] = {}
+    for item in left_out:
+        reasons.setdefault(item["reason"], []).append(item["bytes"])
+    table = Table(title="Left out (--json lists them by name)", title_justify="left")
+    for heading in ("why", "tensors", "size"):
+        table.add_column(heading, justify="left" if heading == "why" else "right")
+    for reason, sizes in reasons.items():
+        table.add_row(escape(reason), str(len(sizes)), size(sum(sizes)))
+    console.print(table)
