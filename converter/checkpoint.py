@@ -1,0 +1,187 @@
+"""A checkpoint: architecture, weights and tokenizer of one directory, checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from converter.architecture import Architecture, read_architecture
+from converter.document import read_object, shown
+from converter.errors import CheckpointError
+from converter.shards import Shards, SourceTensor, open_shards
+from converter.stored import find_format
+from converter.tokenizer import Tokenizer, read_tokenizer
+from converter.weight import Weight
+
+_HEAD: Final = "lm_head.weight"
+_EMBEDDING: Final = "embed_tokens.weight"
+_CLIP_BOUNDS: Final = ("input_min", "input_max", "output_min", "output_max")
+_COMPARED_VALUES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A tensor of the checkpoint that is not converted: its name there, what is stored, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    ``format`` is the stored format's name, ``config`` is ``config.json`` as read. ``weights`` maps
+    canonical names to the text model's weights, in model order; ``left_out`` lists every other tensor.
+    ``files`` are all files that were read.
+    """
+
+    path: Path
+    format: str
+    config: Mapping[str, object]
+    architecture: Architecture
+    weights: Mapping[str, Weight]
+    left_out: tuple[LeftOut, ...]
+    tokenizer: Tokenizer
+    files: tuple[Path, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Number of values over all weights."""
+        return sum(weight.size for weight in self.weights.values())
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open the checkpoint in a directory: headers, configuration, tokenizer and samples of the weights.
+
+    Raises ``CheckpointError`` for a file that is missing, damaged, hostile or of a kind that is not
+    read, and for tensors that do not fit the configuration: missing, unexpected or of another shape.
+    """
+    shards = open_shards(path)
+    config = read_object(path / "config.json")
+    stored = find_format(config)
+    tensors, left_out, architecture = _settle_head(*_sort_out(shards, read_architecture(config)))
+    weights, rest = stored.weights(tensors, architecture.tensors)
+    _check(shards, architecture, weights)
+    left_out += tuple(_unused(architecture, name, tensors[name]) for name in rest)
+    tokenizer = read_tokenizer(path, architecture.vocabulary)
+    return Checkpoint(
+        path=path,
+        format=stored.name,
+        config=config,
+        architecture=architecture,
+        weights=weights,
+        left_out=left_out,
+        tokenizer=tokenizer,
+        files=(path / "config.json", *shards.files, *tokenizer.files),
+    )
+
+
+Sorted = tuple[dict[str, SourceTensor], tuple[LeftOut, ...], Architecture]
+
+
+def _sort_out(shards: Shards, architecture: Architecture) -> Sorted:
+    """The text model's tensors by canonical name, and what lies outside the text model."""
+    tensors: dict[str, SourceTensor] = {}
+    left_out: list[LeftOut] = []
+    for tensor in shards.tensors.values():
+        reason = _outside(tensor.name, architecture)
+        if reason:
+            left_out.append(_left_out(tensor, reason))
+            continue
+        name = canonical_name(tensor.name, architecture)
+        if name in tensors:
+            raise CheckpointError(f"{tensor.where} is {name}, which {shown(tensors[name].name)} is as well")
+        tensors[name] = tensor
+    return tensors, tuple(left_out), architecture
+
+
+def _outside(name: str, architecture: Architecture) -> str | None:
+    """What a tensor outside the text model belongs to."""
+    bound = name.rpartition(".")[2] in _CLIP_BOUNDS
+    for start, part in architecture.other_parts.items():
+        if name.startswith(start):
+            return f"{part} (clip bound)" if bound else part
+    return "clip bound, which the text model does not use" if bound else None
+
+
+def canonical_name(name: str, architecture: Architecture) -> str:
+    """The canonical name of a text tensor: without prefix, and without a clippable linear's ``.linear``."""
+    start = next(prefix for prefix in architecture.prefixes if name.startswith(prefix))
+    bare = name.removeprefix(start)
+    plain = bare.removesuffix(".linear.weight") + ".weight" if bare.endswith(".linear.weight") else bare
+    return plain if plain in architecture.tensors or plain in architecture.unused else bare
+
+
+def _settle_head(
+    tensors: dict[str, SourceTensor], left_out: tuple[LeftOut, ...], model: Architecture
+) -> Sorted:
+    """Decide what a stored output head is where the configuration ties it to the embedding.
+
+    As transformers 5.23 does on load: one that equals the embedding is the embedding, one that
+    differs unties them, and one that is stored alone serves as both.
+    """
+    head, embedding = tensors.get(_HEAD), tensors.get(_EMBEDDING)
+    if head is None or not model.tied_head:
+        return tensors, left_out, model
+    rest = {name: tensor for name, tensor in tensors.items() if name != _HEAD}
+    if embedding is None:
+        return {**rest, _EMBEDDING: head}, left_out, model
+    if _same(head, embedding):
+        return rest, (*left_out, _left_out(head, "equal to the embedding it is tied to")), model
+    shape = (model.vocabulary, model.hidden)
+    return tensors, left_out, replace(model, tied_head=False, tensors={**model.tensors, _HEAD: shape})
+
+
+def _same(one: SourceTensor, other: SourceTensor) -> bool:
+    """Whether two tensors hold the same bits."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    step = max(1, _COMPARED_VALUES // max(1, one.columns))
+    for start in range(0, one.rows, step):
+        stop = min(start + step, one.rows)
+        first, second = (tensor.read_rows(start, stop).view(np.uint8) for tensor in (one, other))
+        if not np.array_equal(first, second):
+            return False
+    return True
+
+
+def _check(shards: Shards, architecture: Architecture, weights: Mapping[str, Weight]) -> None:
+    """Every expected tensor is there and has the shape that the configuration asks for."""
+    for name, shape in architecture.tensors.items():
+        if name not in weights:
+            missing = sum(1 for one in architecture.tensors if one not in weights) - 1
+            more = f" and {missing} more" if missing else ""
+            raise CheckpointError(
+                f"{shards.files[0]}: tensor {name!r}{more} is missing; "
+                f"config.json describes a {architecture.model_type} of {len(architecture.layers)} layers"
+            )
+        weight = weights[name]
+        if weight.shape != shape:
+            source = shards.tensors.get(weight.source)
+            where = source.where if source else f"{shards.files[0]}: tensor {shown(weight.source)}"
+            raise CheckpointError(
+                f"{where} has shape {list(weight.shape)}, config.json asks for {list(shape)}"
+            )
+
+
+def _unused(architecture: Architecture, name: str, tensor: SourceTensor) -> LeftOut:
+    """A text tensor that went into no weight: one that the architecture does without, or an error."""
+    reason = architecture.unused.get(name)
+    if reason is None:
+        raise CheckpointError(
+            f"{tensor.where} is unexpected: config.json describes a {architecture.model_type} of "
+            f"{len(architecture.layers)} layers without it"
+        )
+    return _left_out(tensor, reason)
+
+
+def _left_out(tensor: SourceTensor, reason: str) -> LeftOut:
+    return LeftOut(tensor.name, tensor.shape, tensor.dtype, tensor.bytes, reason)
