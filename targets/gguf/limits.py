@@ -112,8 +112,17 @@ def _check_tokenizer(architecture: Architecture, tokenizer: Tokenizer) -> None:
             f"gguf: the tokenizer has {len(tokenizer.tokens)} tokens and the embedding "
             f"{architecture.vocabulary} rows; llama.cpp wants them equal"
         )
-    if architecture.family == "gemma4" and tokenizer.bos_id is None:
-        raise TargetError("gguf: the tokenizer names no beginning-of-sequence token; Gemma 4 needs one")
     if len(set(tokenizer.tokens)) != len(tokenizer.tokens):
         text, times = Counter(tokenizer.tokens).most_common(1)[0]
         raise TargetError(f"gguf: {times} tokens have the text {text!r}; llama.cpp aborts on that")
+    if tokenizer.bos is None:
+        raise TargetError("gguf: the tokenizer has no token that begins a sequence; llama.cpp aborts without")
+    if not tokenizer.byte_fallback:
+        raise TargetError("gguf: the tokenizer has no byte fallback; llama.cpp's tokenizers of Gemma need it")
+    if architecture.family == "gemma4" and tokenizer.space_prefix:
+        raise TargetError(
+            "gguf: the tokenizer puts a space before the text; llama.cpp's tokenizer of Gemma 4 cannot"
+        )
+    for left, right in tokenizer.merges:
+        if " " in left or " " in right:
+            raise TargetError(f"gguf: the merge {(left, right)!r} contains a space, which GGUF cannot write")

@@ -1,9 +1,10 @@
 """The tokenizer as GGUF metadata: pieces, their types, merges or scores, and special tokens.
 
-Gemma 4 is ``tokenizer.ggml.model = gemma4``: byte-fallback BPE by merges over text whose spaces became
-U+2581. Gemma 3 predates that model in llama.cpp and is ``llama``: SentencePiece BPE by scores, where
-the two adjacent pieces whose union has the highest score merge first. A merge's rank orders unions in
-the same way, so minus the rank of the first merge that makes a piece is its score.
+llama.cpp has two models for Gemma's tokenizers. ``gemma4`` is byte-fallback BPE by merges over text whose
+spaces became U+2581; it is exact for any checkpoint. ``llama`` is SentencePiece BPE by scores: of all
+adjacent pieces whose union is a token, the union with the highest score merges first. It is older, so
+that every llama.cpp knows it, and Gemma 3's files have it; it is used for Gemma 3 where the merges say the
+same as scores can, which holds for merges that were derived from a SentencePiece model.
 """
 
 from __future__ import annotations
@@ -16,41 +17,42 @@ import gguf
 
 from converter.architecture import Architecture
 from converter.tokenizer import Tokenizer
-from targets.gguf.header import Header, Strings
+from targets.gguf.header import Header, Items
 
 #: Special tokens that llama.cpp must render, since chat parsers read them (llama.cpp's own choice).
 VISIBLE: Final = frozenset(
-    (
-        "<|channel>",
-        "<channel|>",
-        "<|tool_call>",
-        "<tool_call|>",
-        "<|tool_response>",
-        "<tool_response|>",
-        '<|"|>',
-    )
+    '<|channel> <channel|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|>'.split()
 )
 #: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
 _END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE: Final = "\u2581"
-#: Score of pieces that no merge makes, as in SentencePiece files converted by llama.cpp.
+#: Score of tokens that no merge makes, as in SentencePiece files converted by llama.cpp.
 _NO_MERGE: Final = -1000.0
+
+
+def tokenizer_model(architecture: Architecture, tokenizer: Tokenizer) -> str:
+    """``tokenizer.ggml.model``: ``gemma4``, or ``llama`` for a Gemma 3 that scores can describe."""
+    if architecture.family == "gemma3" and scores_suffice(tokenizer):
+        return "llama"
+    return "gemma4"
 
 
 def add_vocabulary(header: Header, architecture: Architecture, tokenizer: Tokenizer) -> None:
     """Add everything that llama.cpp needs to tokenise exactly as the checkpoint's tokenizer."""
-    header.add_token_list(Strings(tokenizer.tokens))
-    header.add_token_types(list(token_types(tokenizer)))
-    if architecture.family == "gemma4":
-        header.add_tokenizer_model("gemma4")
-        header.add_token_scores([_NO_MERGE] * len(tokenizer.tokens))
-        header.add_token_merges(Strings([f"{left} {right}" for left, right in tokenizer.merges]))
-    else:
-        header.add_tokenizer_model("llama")
+    model = tokenizer_model(architecture, tokenizer)
+    header.add_tokenizer_model(model)
+    header.add_token_list(Items(tokenizer.tokens))
+    header.add_token_types(Items(token_types(tokenizer)))
+    if model == "llama":
         header.add_tokenizer_pre("default")
-        header.add_token_scores(merge_scores(tokenizer))
+        header.add_token_scores(Items(merge_scores(tokenizer)))
+    else:
+        header.add_token_merges(Items(f"{left} {right}" for left, right in tokenizer.merges))
     _add_special(header, architecture, tokenizer)
+    header.add_add_space_prefix(tokenizer.space_prefix)
+    header.add_add_bos_token(tokenizer.add_bos)
+    header.add_add_eos_token(False)
     if tokenizer.chat_template:
         header.add_chat_template(tokenizer.chat_template)
 
@@ -64,7 +66,9 @@ def token_types(tokenizer: Tokenizer) -> Iterator[int]:
     """
     for index, text in enumerate(tokenizer.tokens):
         added = tokenizer.added.get(index)
-        if text in VISIBLE and added is not None:
+        if index in tokenizer.fillers:
+            yield gguf.TokenType.UNUSED
+        elif added is not None and text in VISIBLE:
             yield gguf.TokenType.USER_DEFINED
         elif _BYTE.fullmatch(text):
             yield gguf.TokenType.BYTE
@@ -77,22 +81,42 @@ def token_types(tokenizer: Tokenizer) -> Iterator[int]:
 
 
 def merge_scores(tokenizer: Tokenizer) -> list[float]:
-    """SentencePiece scores equivalent to the merges: minus the rank of a piece's first merge."""
+    """SentencePiece scores that order unions as the merges do: minus the rank of the first merge that
+    makes a token."""
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(tokenizer.merges):
         ranks.setdefault(left + right, rank)
     return [float(-ranks[text]) if text in ranks else _NO_MERGE for text in tokenizer.tokens]
 
 
+def scores_suffice(tokenizer: Tokenizer) -> bool:
+    """Whether SentencePiece's rule gives the merges' result: the merges of each token follow each other,
+    and every way to make any token of two pieces that can come about is among them."""
+    merges = set(tokenizer.merges)
+    pieces = {left + right for left, right in merges}
+    previous = ""
+    done: set[str] = set()
+    for left, right in tokenizer.merges:
+        union = left + right
+        if union != previous and union in done:
+            return False
+        done.add(union)
+        previous = union
+    for text in tokenizer.tokens:
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            possible = (cut == 1 or left in pieces) and (len(right) == 1 or right in pieces)
+            if possible and (left, right) not in merges:
+                return False
+    return True
+
+
 def _add_special(header: Header, architecture: Architecture, tokenizer: Tokenizer) -> None:
-    eos = tokenizer.eos_id if tokenizer.eos_id is not None else next(iter(architecture.eos), None)
-    ids = {"bos": tokenizer.bos_id, "eos": eos, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+    eos = tokenizer.eos if tokenizer.eos is not None else next(iter(architecture.eos), None)
+    ids = {"bos": tokenizer.bos, "eos": eos, "unk": tokenizer.unk, "pad": tokenizer.pad}
+    for text in _END_OF_TURN:
+        if text in tokenizer.tokens:
+            ids["eot"] = tokenizer.tokens.index(text)
     for name, index in ids.items():
         if index is not None:
             getattr(header, f"add_{name}_token_id")(index)
-    for text in _END_OF_TURN:
-        if text in tokenizer.tokens:
-            header.add_eot_token_id(tokenizer.tokens.index(text))
-    header.add_add_space_prefix(False)
-    header.add_add_bos_token(tokenizer.add_bos)
-    header.add_add_eos_token(False)
