@@ -1,0 +1,145 @@
+"""Child process of ``validation.reference``: float logits of a safetensors checkpoint in ``transformers``.
+
+Attention and experts run in their plain ("eager") form. A model that does not fit in memory is placed by
+accelerate, and the modules on disk are read back from the checkpoint's own files for each forward pass.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from converter.errors import ValidationError
+from validation.logits import create_logits
+from validation.worker import Progress, serve
+
+#: Share of the memory that is free which a model may take when the caller gives no limit.
+_SHARE = 0.75
+#: Names of text weights in multimodal checkpoints, as patterns, and in the text-only class.
+_TEXT_NAMES = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+
+
+def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+    """Write float32 logits of every position to ``output`` (.npy, ``[positions, vocabulary]``).
+
+    Request: ``model`` (directory), ``sequences`` (token ids), ``output``, ``dtype`` (a torch name),
+    ``max_memory`` (bytes or null), ``scratch`` (directory for what must be rewritten to be offloaded),
+    ``left_out`` (names of tensors that are known not to be text weights).
+    Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(_cores())
+    model = _load(request)
+    offloaded = "disk" in getattr(model, "hf_device_map", {}).values()
+    sequences = request["sequences"]
+    vocabulary = model.config.get_text_config().vocab_size
+    output = create_logits(Path(request["output"]), sum(map(len, sequences)), vocabulary)
+    with torch.inference_mode():
+        # reading a model from disk costs more than a padded batch: one pass for all sequences
+        start = 0
+        for batch in [sequences] if offloaded else [[ids] for ids in sequences]:
+            for rows in _forward(model, batch):
+                output[start : start + rows.shape[0]] = rows.float().numpy()
+                start += rows.shape[0]
+            progress(start, output.shape[0])
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    return {"versions": versions, "offloaded": offloaded, "vocabulary": vocabulary}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _load(request: Mapping[str, Any]) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    offline = {"local_files_only": True, "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(request["model"], **offline)
+    text = config.get_text_config()
+    options: dict[str, Any] = {"config": config}
+    if text is not config and getattr(config, "quantization_config", None) is None:
+        # The text model alone: no towers in memory, and the multimodal class cannot be offloaded, for it
+        # reads embeddings past accelerate's hooks (5.23). A quantised checkpoint keeps its own class,
+        # whose module names its quantisation rules refer to.
+        text.tie_word_embeddings = config.tie_word_embeddings
+        options = {"config": text, "key_mapping": _TEXT_NAMES}
+    model, info = AutoModelForCausalLM.from_pretrained(
+        request["model"],
+        dtype=getattr(torch, request["dtype"]),
+        attn_implementation="eager",
+        experts_implementation="eager",
+        device_map="auto",
+        max_memory={"cpu": request["max_memory"] or int(_free_memory() * _SHARE)},
+        offload_folder=request["scratch"],
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # reported by name below, where the exception would not name it
+        output_loading_info=True,
+        **options,
+        **offline,
+    )
+    _check_loaded(model, info, set(request["left_out"]))
+    model.eval()
+    return model
+
+
+def _check_loaded(model: Any, info: Mapping[str, Any], left_out: Set[str]) -> None:
+    """Refuse a model some of whose text weights are not the checkpoint's: it would prove nothing."""
+    multimodal = any(".language_model." in name for name, _ in model.named_parameters())
+
+    def text(names: Iterable[Any]) -> list[str]:
+        listed = {name if isinstance(name, str) else str(name[0]) for name in names} - left_out
+        return sorted(
+            name for name in listed if not multimodal or "language_model." in name or "lm_head" in name
+        )
+
+    for problem, what in (("missing_keys", "has no"), ("unexpected_keys", "has an unknown")):
+        if names := text(info.get(problem, ())):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValidationError(f"transformers says that the checkpoint {what} {names[0]}{more}")
+    if names := text(info.get("mismatched_keys", ())):
+        raise ValidationError(f"transformers expects another shape of {names[0]}")
+    if info.get("error_msgs"):
+        raise ValidationError(f"transformers cannot load the checkpoint: {info['error_msgs'][0]}")
+
+
+def _forward(model: Any, batch: Sequence[Sequence[int]]) -> Iterable[Any]:
+    """Logits ``[length, vocabulary]`` of each sequence of one padded batch.
+
+    Padding stands at the end, where causal attention keeps it from every real position.
+    """
+    import torch
+
+    longest = max(map(len, batch))
+    ids = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in batch])
+    logits = model(input_ids=ids, use_cache=False).logits
+    for row, values in zip(batch, logits, strict=True):
+        yield values[: len(row)]
+
+
+def _free_memory() -> int:
+    """Bytes this process may still take: what the machine has free, or what its control group leaves."""
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, StopIteration):
+        pass  # another system; or no control group, or one without a limit ("max")
+    return max(free, 0)
+
+
+if __name__ == "__main__":
+    serve(write_logits)

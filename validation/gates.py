@@ -1,0 +1,81 @@
+"""Gates: the limits that an artifact must keep to be called proven.
+
+The defaults leave room for what runtimes lose by themselves. llama.cpp, onnxruntime and LiteRT round
+activations to 8 bits, which costs a mean KLD of 1e-3 to 4e-3 on models of a few million parameters and less
+on larger ones, while a naive Q4_0 of a QAT checkpoint costs ten times as much or more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from converter.errors import UsageError
+from validation.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, LogitMetrics
+from validation.weights import WeightExactness
+
+#: Limits that apply unless the user sets others. Every name of ``validation.metrics`` may be given a limit.
+DEFAULTS: Mapping[str, float] = {"exact_fraction": 0.9999, "mean_kld": 0.02, "same_top_p": 0.85}
+_AT_LEAST = ("exact_fraction", *HIGHER_IS_BETTER)
+KNOWN = (*_AT_LEAST, *LOWER_IS_BETTER)
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A limit and the value measured against it; ``note`` says why where the numbers do not."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    note: str = ""
+
+    def entry(self) -> dict[str, object]:
+        """The gate as it stands in report.json."""
+        entry: dict[str, object] = {
+            "name": self.name,
+            "limit": self.limit,
+            "value": self.value,
+            "passed": self.passed,
+        }
+        return entry | {"note": self.note} if self.note else entry
+
+
+def limits(overrides: Mapping[str, float]) -> dict[str, float]:
+    """The limits that apply; raises ``UsageError`` for an unknown gate or a limit that is no number."""
+    for name, limit in overrides.items():
+        if name not in KNOWN:
+            raise UsageError(f"unknown gate {name!r}; known: {', '.join(KNOWN)}")
+        if not math.isfinite(limit):
+            raise UsageError(f"gate {name}: {limit} is no limit")
+    return {**DEFAULTS, **overrides}
+
+
+def judge(limits: Mapping[str, float], weights: WeightExactness, logits: LogitMetrics) -> tuple[Gate, ...]:
+    """Every gate of ``limits``, in order. A value that is not finite fails its gate."""
+    return tuple(
+        _exactness(limit, weights) if name == "exact_fraction" else _logits(name, limit, logits)
+        for name, limit in limits.items()
+    )
+
+
+def _exactness(limit: float, weights: WeightExactness) -> Gate:
+    value = weights.exact_fraction
+    if value is None:
+        return Gate("exact_fraction", limit, None, True, "no weight of this checkpoint lies on a lattice")
+    return Gate("exact_fraction", limit, value, value >= limit)
+
+
+def _logits(name: str, limit: float, logits: LogitMetrics) -> Gate:
+    value = float(getattr(logits, name))
+    if not math.isfinite(value):
+        return Gate(name, limit, None, False, _fault(logits))
+    return Gate(name, limit, value, value >= limit if name in _AT_LEAST else value <= limit)
+
+
+def _fault(logits: LogitMetrics) -> str:
+    for count, whose in ((logits.faulty, "artifact"), (logits.faulty_reference, "reference")):
+        if count:
+            return f"NaN or infinite logits of the {whose} at {count} of {logits.positions} positions"
+    return "the value is not finite"

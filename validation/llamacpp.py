@@ -1,0 +1,51 @@
+"""GGUF files in llama.cpp, through llama-cpp-python.
+
+llama.cpp ends its process on a failed assertion, so it runs in a child (``validation.llamacpp_model``).
+Nothing but the weights is quantised: the KV cache is float32, and flash attention, which works in float16,
+is off. What remains is the arithmetic of its matrix kernels, which round activations to 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.errors import ValidationError
+from validation.runners import Runtime
+from validation.worker import Progress, run_worker
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCpp:
+    """The runner for GGUF files; see ``validation.runners.Runner``."""
+
+    extra: str = "llamacpp"
+    modules: tuple[str, ...] = ("llama_cpp",)
+
+    def logits(
+        self,
+        artifact: Path,
+        sequences: Sequence[Sequence[int]],
+        vocabulary: int,
+        output: Path,
+        progress: Progress,
+    ) -> Runtime:
+        """Run ``artifact`` (the first file of a split model) on ``sequences``; see the protocol."""
+        request: Mapping[str, object] = {
+            "artifact": str(artifact.resolve()),
+            "sequences": [list(ids) for ids in sequences],
+            "output": str(output),
+        }
+        result = run_worker(
+            "validation.llamacpp_model", request, progress, what=f"llama.cpp on {artifact.name}"
+        )
+        if result["vocabulary"] != vocabulary:
+            raise ValidationError(
+                f"{artifact.name}: has a vocabulary of {result['vocabulary']},"
+                f" the checkpoint one of {vocabulary}"
+            )
+        return Runtime("llama.cpp", result["version"], result["settings"])
+
+
+runner = LlamaCpp()

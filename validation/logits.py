@@ -1,0 +1,58 @@
+"""Logits on disk: float32 ``[positions, vocabulary]`` in NumPy's .npy form, mapped and never held whole.
+
+A vocabulary of 262144 and 512 positions make 0.5 GB; every producer writes row by row, every reader maps.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from converter.errors import ValidationError
+
+_CHUNK = 1 << 22
+
+
+def create_logits(path: Path, positions: int, vocabulary: int) -> NDArray[np.float32]:
+    """A new file of logits, float32 ``[positions, vocabulary]``, mapped for writing.
+
+    Its blocks are allocated at once, so that a full disk is an ``OSError`` here and not a SIGBUS later.
+    """
+    logits: NDArray[np.float32] = open_memmap(path, "w+", np.float32, (positions, vocabulary))
+    if hasattr(os, "posix_fallocate"):  # absent on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return logits
+
+
+def map_logits(path: Path, positions: int) -> NDArray[np.float32]:
+    """Map a file of logits read-only; ``ValidationError`` unless it holds ``positions`` rows of float32."""
+    try:
+        logits: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValidationError(f"{path.name}: not a readable file of logits ({error})") from error
+    if logits.dtype != np.float32 or logits.ndim != 2 or logits.shape[0] != positions:
+        raise ValidationError(
+            f"{path.name}: {logits.dtype} {logits.shape} where {positions} positions were expected"
+        )
+    return logits
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file, read in pieces."""
+    value = 0
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            value = zlib.crc32(piece, value)
+    return value
+
+
+def next_tokens(sequences: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """For every position of all sequences in turn the token that follows it, -1 where none does."""
+    return np.array([token for ids in sequences for token in (*ids[1:], -1)], np.int64)

@@ -1,0 +1,180 @@
+"""How far one model's next-token distributions are from another's.
+
+Names and definitions follow llama.cpp's KL-divergence tool (``llama-perplexity --kl-divergence``), with
+three differences: every position counts (the tool skips the first half of each window), probabilities are
+computed in float64 from unrounded float32 logits (the tool stores the reference in 16 bits), and shares are
+fractions, not percent.
+
+With ``p`` the reference's softmax at a position, ``q`` the candidate's, and ``t`` the token that follows:
+
+==============  =====================================================================================
+``mean_kld``    mean over positions of ``KL(p || q) = sum p ln(p / q)``, in nats
+``p999_kld``    99.9th percentile of the same, linearly interpolated between positions
+``max_kld``     largest of the same
+``same_top_p``  share of positions where ``argmax p == argmax q``
+``rms_delta_p`` root mean square of ``q[t] - p[t]`` over positions that have a ``t``
+``max_abs``     largest difference between two logits, over positions and vocabulary (not one of the tool's)
+``ppl``         ``exp(mean of -ln q[t])``; ``ppl_reference`` the same of ``p``
+==============  =====================================================================================
+
+The divergence is summed as ``sum p (exp(d) - 1 - d)``, ``d = ln q - ln p``: the same number, since ``p`` and
+``q`` both sum to one, but no term is negative and nothing cancels where the two nearly agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import ValidationError
+
+#: Metrics that gates may name, with the side on which a value is good.
+LOWER_IS_BETTER = ("mean_kld", "p999_kld", "max_kld", "rms_delta_p", "max_abs", "ppl")
+HIGHER_IS_BETTER = ("same_top_p",)
+
+# Above it exp(d) is better taken as q / p, which cannot overflow.
+_LARGE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogitMetrics:
+    """Metrics of the module's table over ``positions`` positions.
+
+    ``kld`` and ``delta_p`` hold one float64 per position (``delta_p`` is NaN where no token follows),
+    ``same_top`` one bool. ``faulty`` counts positions with a NaN or an infinite logit in the candidate,
+    ``faulty_reference`` in the reference: their ``kld`` is NaN, and so is every metric of the whole.
+    """
+
+    positions: int
+    mean_kld: float
+    p999_kld: float
+    max_kld: float
+    same_top_p: float
+    rms_delta_p: float
+    max_abs: float
+    ppl: float
+    ppl_reference: float
+    faulty: int
+    faulty_reference: int
+    kld: NDArray[np.float64]
+    delta_p: NDArray[np.float64]
+    same_top: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """One position: divergence, change of the next token's probability, both negative logarithms of it,
+    agreement of the top token, largest logit difference."""
+
+    kld: float
+    delta_p: float = math.nan
+    surprise: float = math.nan
+    surprise_reference: float = math.nan
+    same_top: bool = False
+    max_abs: float = math.nan
+
+
+def compare(
+    reference: NDArray[np.float32],
+    candidate: NDArray[np.float32],
+    next_tokens: NDArray[np.int64],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LogitMetrics:
+    """Compare logits ``[positions, vocabulary]`` (any float dtype, maps welcome), one position at a time.
+
+    ``next_tokens``: int64 ``[positions]``, -1 where no token follows. Raises ``ValidationError`` when the
+    shapes differ, there is no position, or a token is outside the vocabulary.
+    """
+    _check_shapes(reference, candidate, next_tokens)
+    total = reference.shape[0]
+    rows: list[_Position] = []
+    faulty = faulty_reference = 0
+    for index in range(total):
+        p, q = reference[index].astype(np.float64), candidate[index].astype(np.float64)
+        good_p, good_q = bool(np.isfinite(p).all()), bool(np.isfinite(q).all())
+        faulty_reference += not good_p
+        faulty += not good_q
+        rows.append(_compare_row(p, q, int(next_tokens[index])) if good_p and good_q else _Position(math.nan))
+        progress(index + 1, total)
+    return _summarise(rows, faulty, faulty_reference)
+
+
+def _check_shapes(
+    reference: NDArray[np.float32], candidate: NDArray[np.float32], next_tokens: NDArray[np.int64]
+) -> None:
+    if reference.shape != candidate.shape or reference.ndim != 2:
+        raise ValidationError(
+            f"logits of the artifact have shape {candidate.shape}, those of the reference {reference.shape};"
+            " the artifact belongs to another model"
+        )
+    positions, vocabulary = reference.shape
+    if next_tokens.shape != (positions,) or positions == 0:
+        raise ValidationError(f"{next_tokens.shape[0]} tokens for {positions} positions of logits")
+    if next_tokens.max() >= vocabulary or next_tokens.min() < -1:
+        raise ValidationError(f"token {int(next_tokens.max())} is outside the vocabulary of {vocabulary}")
+
+
+def log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``ln softmax`` of one row of finite logits, shifted by the maximum so that nothing overflows."""
+    shifted = logits - logits.max()
+    result: NDArray[np.float64] = shifted - math.log(float(np.exp(shifted).sum()))
+    return result
+
+
+def _compare_row(reference: NDArray[np.float64], candidate: NDArray[np.float64], token: int) -> _Position:
+    log_p, log_q = log_softmax(reference), log_softmax(candidate)
+    follows = token >= 0
+    return _Position(
+        kld=_divergence(log_p, log_q),
+        delta_p=math.exp(log_q[token]) - math.exp(log_p[token]) if follows else math.nan,
+        surprise=-float(log_q[token]) if follows else math.nan,
+        surprise_reference=-float(log_p[token]) if follows else math.nan,
+        same_top=int(reference.argmax()) == int(candidate.argmax()),
+        max_abs=float(np.abs(candidate - reference).max()),
+    )
+
+
+def _divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> float:
+    p = np.exp(log_p)
+    d = log_q - log_p
+    near = np.minimum(d, _LARGE)
+    terms = p * (np.expm1(near) - near)
+    if (far := d > _LARGE).any():
+        terms[far] = np.exp(log_q[far]) - p[far] * (1.0 + d[far])
+    return max(0.0, float(terms.sum()))
+
+
+def _summarise(rows: list[_Position], faulty: int, faulty_reference: int) -> LogitMetrics:
+    kld = np.array([row.kld for row in rows])
+    delta_p = np.array([row.delta_p for row in rows])
+    same_top = np.array([row.same_top for row in rows])
+    whole = faulty == 0 and faulty_reference == 0
+    follows = ~np.isnan(delta_p)
+    tokens = whole and bool(follows.any())
+    surprise = np.array([row.surprise for row in rows])[follows]
+    surprise_reference = np.array([row.surprise_reference for row in rows])[follows]
+    return LogitMetrics(
+        positions=len(rows),
+        mean_kld=float(kld.mean()) if whole else math.nan,
+        p999_kld=float(np.quantile(kld, 0.999)) if whole else math.nan,
+        max_kld=float(kld.max()) if whole else math.nan,
+        same_top_p=float(same_top.mean()) if whole else math.nan,
+        rms_delta_p=float(np.sqrt(np.mean(delta_p[follows] ** 2))) if tokens else math.nan,
+        max_abs=max(row.max_abs for row in rows) if whole else math.nan,
+        ppl=_exp(float(surprise.mean())) if tokens else math.nan,
+        ppl_reference=_exp(float(surprise_reference.mean())) if tokens else math.nan,
+        faulty=faulty,
+        faulty_reference=faulty_reference,
+        kld=kld,
+        delta_p=delta_p,
+        same_top=same_top,
+    )
+
+
+def _exp(value: float) -> float:
+    """``exp`` that ends at infinity instead of raising."""
+    return math.exp(value) if value < 709.0 else math.inf

@@ -1,0 +1,169 @@
+"""Reference logits: ``transformers`` on the original checkpoint, computed once and cached.
+
+An entry of the cache is the .npy file of logits and a JSON file beside it with what the entry was made from
+and the checksum of the logits. It is found by a digest of everything that the logits depend on: identity of
+the checkpoint, token ids, dtype and library versions. A damaged entry is computed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import UsageError, ValidationError
+from validation.logits import checksum, map_logits
+from validation.worker import Progress, run_worker
+
+DTYPES = ("float32", "bfloat16", "float16")
+#: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.
+_KEPT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A safetensors checkpoint as ``transformers`` sees it: its directory, the names of tensors in it that
+    are no text weights, and the number of tokens in its vocabulary."""
+
+    directory: Path
+    left_out: tuple[str, ...]
+    vocabulary: int
+
+
+def default_cache() -> Path:
+    """``$QATCONVERT_HOME/reference``, or ``reference`` below the user's cache directory."""
+    if home := os.environ.get("QATCONVERT_HOME"):
+        return Path(home) / "reference"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "qatconvert" / "reference"
+
+
+def reference_logits(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    *,
+    source: Mapping[str, object],
+    scratch: Path,
+    dtype: str = "float32",
+    cache: Path | None = None,
+    max_memory: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> NDArray[np.float32]:
+    """Logits of ``model`` for every position of ``sequences``: a float32 map ``[positions, vocabulary]``.
+
+    ``source`` identifies the checkpoint (commit, or file hashes); ``cache`` is the directory of the cache,
+    ``None`` for none; ``scratch`` holds what is not cached and must outlive the result. ``max_memory`` in
+    bytes limits the weights kept in memory, the rest stays on disk. Raises ``UsageError`` for an unknown
+    ``dtype`` and ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown reference dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    made_from = {
+        "schema": 1,
+        "source": dict(source),
+        "sequences": hashlib.sha256(json.dumps([list(ids) for ids in sequences]).encode()).hexdigest(),
+        "dtype": dtype,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+    }
+    positions = sum(map(len, sequences))
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
+    if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
+        progress(positions, positions)
+        return found
+    directory = _writable(cache) or scratch
+    fresh = directory / f"{key}.{os.getpid()}.npy"
+    _compute(model, sequences, fresh, dtype, max_memory, progress)
+    final = fresh if directory is scratch else _store(fresh, directory, key, made_from)
+    return map_logits(final, positions)
+
+
+def _compute(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    output: Path,
+    dtype: str,
+    max_memory: int | None,
+    progress: Progress,
+) -> None:
+    """Have the child process write the logits; leaves no file behind when it fails."""
+    with tempfile.TemporaryDirectory(prefix="offload-", dir=output.parent) as offload:
+        request: Mapping[str, object] = {
+            "model": str(model.directory.resolve()),
+            "left_out": list(model.left_out),
+            "sequences": [list(ids) for ids in sequences],
+            "output": str(output),
+            "dtype": dtype,
+            "max_memory": max_memory,
+            "scratch": offload,
+        }
+        try:
+            result = run_worker("validation.causal_model", request, progress, what="reference")
+        except BaseException:
+            output.unlink(missing_ok=True)
+            raise
+    if result["vocabulary"] != model.vocabulary:
+        output.unlink(missing_ok=True)
+        raise ValidationError(
+            f"reference: transformers has {result['vocabulary']} logits,"
+            f" the vocabulary {model.vocabulary} tokens"
+        )
+
+
+def _lookup(cache: Path, key: str, positions: int, vocabulary: int) -> NDArray[np.float32] | None:
+    """The cached logits, or ``None`` when there are none or what is there is damaged."""
+    path = cache / f"{key}.npy"
+    try:
+        entry = json.loads((cache / f"{key}.json").read_text("utf-8"))
+        if checksum(path) != entry["crc32"]:
+            return None
+        logits = map_logits(path, positions)
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        return None
+    if logits.shape[1] != vocabulary:
+        return None
+    os.utime(path)  # the least recently used entries go first
+    return logits
+
+
+def _writable(cache: Path | None) -> Path | None:
+    """The cache's directory, made if need be; ``None`` where nothing can be written."""
+    if cache is None:
+        return None
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return cache
+    except OSError:
+        return None
+
+
+def _store(fresh: Path, cache: Path, key: str, made_from: Mapping[str, object]) -> Path:
+    """Move computed logits to their final name, describe them, and drop the oldest entries."""
+    final, described = cache / f"{key}.npy", cache / f"{key}.json"
+    entry = {**made_from, "crc32": checksum(fresh)}
+    note = fresh.with_suffix(".json")
+    note.write_text(json.dumps(entry, indent=1, sort_keys=True), "utf-8")
+    os.replace(fresh, final)
+    os.replace(note, described)
+    _prune(cache)
+    return final
+
+
+def _prune(cache: Path) -> None:
+    """Drop all but the newest entries, and what interrupted runs left more than a day ago."""
+    entries = sorted(cache.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+    finished = [path for path in entries if path.with_suffix(".json").exists()]
+    yesterday = time.time() - 86_400
+    abandoned = [path for path in entries if path not in finished and path.stat().st_mtime < yesterday]
+    for old in (*finished[_KEPT:], *abandoned):
+        old.unlink(missing_ok=True)
+        old.with_suffix(".json").unlink(missing_ok=True)

@@ -1,0 +1,83 @@
+"""Which runtime runs a target's artifacts, and whether what it needs is installed.
+
+A runner is one module with an object that has the protocol below, and one line in ``_RUNNERS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from converter.errors import UsageError
+from validation.worker import Progress
+
+#: Target name to ``module:object``. Modules are imported only when their target is validated.
+_RUNNERS = {"gguf": "validation.llamacpp:runner"}
+#: What the reference needs, and the extra that installs it.
+_REFERENCE = ("torch", "transformers", "accelerate")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The runtime that made logits: name, version, and the settings that bear on the figures."""
+
+    name: str
+    version: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+class Runner(Protocol):
+    """One runtime. ``extra`` installs it, ``modules`` is what must then be importable."""
+
+    extra: str
+    modules: tuple[str, ...]
+
+    def logits(
+        self,
+        artifact: Path,
+        sequences: Sequence[Sequence[int]],
+        vocabulary: int,
+        output: Path,
+        progress: Progress,
+    ) -> Runtime:
+        """Write float32 logits ``[positions, vocabulary]`` of every position of ``sequences`` to ``output``
+        (.npy), each sequence on its own and with exactly these token ids. Raises ``ValidationError`` when
+        the runtime cannot load or run the artifact, however it ends."""
+
+
+def find_runner(target: str) -> Runner:
+    """The runner for a target's artifacts; raises ``UsageError`` when there is none."""
+    if target not in _RUNNERS:
+        known = ", ".join(sorted(_RUNNERS))
+        raise UsageError(
+            f"no runtime is known that validates target {target!r} (known: {known}); use --no-validate"
+        )
+    module, _, name = _RUNNERS[target].partition(":")
+    runner: Runner = getattr(import_module(module), name)
+    return runner
+
+
+def check_available(targets: Iterable[str]) -> None:
+    """Raise ``UsageError`` naming what to install if a target of ``targets`` cannot be validated here.
+
+    Imports none of the libraries, so that it can be called before any work is done.
+    """
+    extras = ["reference"] if _missing(_REFERENCE) else []
+    for target in targets:
+        runner = find_runner(target)
+        if _missing(runner.modules):
+            extras.append(runner.extra)
+    if extras:
+        wanted = ",".join(dict.fromkeys(extras))
+        raise UsageError(
+            f"validation needs packages that are not installed: pip install 'qatconvert[{wanted}]'"
+            " (or convert with --no-validate)"
+        )
+
+
+def _missing(modules: Iterable[str]) -> bool:
+    return any(find_spec(module) is None for module in modules)

@@ -1,0 +1,130 @@
+"""An artifact's own weights as a float32 checkpoint, to tell the runtime's error from the weights' error.
+
+Logits of this checkpoint are what a runtime with perfect arithmetic would give for the artifact.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ValidationError
+from converter.weight import Weight
+from targets.plan import StoredTensor
+from validation.worker import Progress
+
+#: Bytes of a shard, unless a single tensor is larger.
+SHARD = 2 << 30
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    stored: Mapping[str, StoredTensor],
+    directory: Path,
+    progress: Progress = lambda done, total: None,
+    shard: int = SHARD,
+) -> None:
+    """Write the text model of ``checkpoint`` with the weights of ``stored`` (canonical name to tensor).
+
+    The result is float32 safetensors under the text-only class's names, with the text part of the config.
+    Memory is bounded by a range of rows. Raises ``ValidationError`` when the artifact lacks a tensor or a
+    tensor has another number of values.
+    """
+    weights = list(checkpoint.weights.values())
+    total = sum(weight.size for weight in weights)
+    for weight in weights:
+        if weight.name not in stored:
+            raise ValidationError(f"the artifact has no tensor for {weight.name}")
+    shards = _shards(weights, shard)
+    index: dict[str, str] = {}
+    done = 0
+    for number, members in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        index |= {_text_name(weight): file for weight in members}
+        done = _write_shard(directory / file, members, stored, done, total, progress)
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 4 * total}, "weight_map": index}), "utf-8"
+    )
+    (directory / "config.json").write_text(json.dumps(text_config(checkpoint)), "utf-8")
+
+
+def disk_shortage(checkpoint: Checkpoint, directory: Path) -> str | None:
+    """One line on the space that ``write_checkpoint`` lacks in ``directory``, ``None`` if it has enough."""
+    needed = 4 * sum(weight.size for weight in checkpoint.weights.values()) + (64 << 20)
+    free = shutil.disk_usage(directory).free
+    if free >= needed:
+        return None
+    return (
+        f"not measured: logits of the artifact's own weights need {needed / 1e9:.1f} GB for temporary files,"
+        f" {free / 1e9:.1f} GB are free (TMPDIR chooses the place)"
+    )
+
+
+def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The config of the text-only class: ``text_config`` where the checkpoint nests one, else all of it."""
+    config: Mapping[str, Any] = checkpoint.config
+    nested = config.get("text_config")
+    text: dict[str, Any] = dict(nested if isinstance(nested, Mapping) else config)
+    if isinstance(nested, Mapping):
+        text.setdefault("model_type", f"{config['model_type']}_text")
+    for stale in ("architectures", "auto_map", "quantization_config", "torch_dtype"):
+        text.pop(stale, None)
+    return text | {"dtype": "float32", "tie_word_embeddings": checkpoint.architecture.tied_head}
+
+
+def _text_name(weight: Weight) -> str:
+    return weight.name if weight.name.startswith("lm_head.") else f"model.{weight.name}"
+
+
+def _shards(weights: list[Weight], limit: int) -> list[list[Weight]]:
+    shards: list[list[Weight]] = []
+    room = 0
+    for weight in weights:
+        if not shards or 4 * weight.size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(weight)
+        room -= 4 * weight.size
+    return shards
+
+
+def _write_shard(
+    path: Path,
+    weights: list[Weight],
+    stored: Mapping[str, StoredTensor],
+    done: int,
+    total: int,
+    progress: Progress,
+) -> int:
+    """One safetensors file: length of the header (8 bytes), header in JSON, tensors without gaps."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for weight in weights:
+        end = offset + 4 * weight.size
+        header[_text_name(weight)] = {
+            "dtype": "F32",
+            "shape": list(weight.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for weight in weights:
+            for start, stop in weight.row_ranges():
+                rows = np.ascontiguousarray(stored[weight.name].floats(start, stop), "<f4")
+                if rows.size != (stop - start) * weight.columns:
+                    raise ValidationError(
+                        f"{stored[weight.name].stored_as}: {rows.shape} values for {weight.name}"
+                    )
+                file.write(rows.data)
+                done += rows.size
+                progress(done, total)
+    return done

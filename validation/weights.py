@@ -1,0 +1,226 @@
+"""Exactness of an artifact's weights, measured from the written file.
+
+Both sides are rounded to bfloat16, the precision in which QAT checkpoints are published (rounding changes
+nothing on the checkpoint's side then), and compared as bfloat16 numbers. A value is exact if they are equal,
+a block if all its values are. The distance of two values is counted in bfloat16 ulps: the number of
+steps from one bfloat16 number to the other. Negative zero and zero are the same number, so the steps on both
+sides of zero join there. NaN is equal to nothing, and ``NAN_ULP`` from everything.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from converter.checkpoint import Checkpoint
+from converter.errors import ValidationError
+from converter.weight import Weight
+from targets.plan import StoredTensor
+from validation.worker import Progress
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+#: Distance that stands for NaN: all bfloat16 numbers from the lowest to the highest.
+NAN_ULP = 0xFF00
+
+
+@dataclass(frozen=True, slots=True)
+class TensorExactness:
+    """One weight of the checkpoint against its tensor in the artifact.
+
+    ``block`` is the number of values that share a scale (0: a whole row), ``None`` for a weight on no
+    lattice, which has no blocks. ``exact_values`` of ``values`` are exact. ``rms_error`` is the root mean
+    square of the differences (of the unrounded values) over that of the checkpoint's values.
+    """
+
+    weight: str
+    stored_as: str
+    format: str
+    block: int | None
+    values: int
+    exact_values: int
+    blocks: int
+    exact_blocks: int
+    max_ulp: int
+    rms_error: float
+
+    @property
+    def exact_fraction(self) -> float:
+        """Share of exact blocks, of exact values where there are no blocks."""
+        return self.exact_blocks / self.blocks if self.blocks else self.exact_values / self.values
+
+
+@dataclass(frozen=True, slots=True)
+class WeightExactness:
+    """All weights, in the checkpoint's order."""
+
+    tensors: tuple[TensorExactness, ...]
+
+    @property
+    def lattice(self) -> tuple[TensorExactness, ...]:
+        """Weights that lie on a lattice: they must be exact."""
+        return tuple(tensor for tensor in self.tensors if tensor.block is not None)
+
+    @property
+    def off_lattice(self) -> tuple[TensorExactness, ...]:
+        """Norms, scalars and matrices that lie on none."""
+        return tuple(tensor for tensor in self.tensors if tensor.block is None)
+
+    @property
+    def exact_fraction(self) -> float | None:
+        """Share of exact blocks of all lattice weights; ``None`` if the checkpoint has none."""
+        blocks = sum(tensor.blocks for tensor in self.lattice)
+        return sum(tensor.exact_blocks for tensor in self.lattice) / blocks if blocks else None
+
+
+def measure(
+    checkpoint: Checkpoint,
+    stored: Mapping[str, StoredTensor],
+    progress: Progress = lambda done, total: None,
+    threads: int | None = None,
+) -> WeightExactness:
+    """Compare every weight of the checkpoint with its tensor in the artifact, by row ranges on all cores.
+
+    ``progress`` counts values. Raises ``ValidationError`` when the artifact lacks a tensor or a tensor has
+    another size.
+    """
+    weights = list(checkpoint.weights.values())
+    for weight in weights:
+        if weight.name not in stored:
+            raise ValidationError(f"the artifact has no tensor for {weight.name}")
+        if math.prod(stored[weight.name].shape) != weight.size:
+            tensor = stored[weight.name]
+            raise ValidationError(
+                f"{tensor.stored_as} has shape {tensor.shape}, {weight.name} {weight.shape}"
+            )
+    tasks = (
+        (index, start, stop) for index, weight in enumerate(weights) for start, stop in weight.row_ranges()
+    )
+    sums = [_Sum() for _ in weights]
+    total, done = sum(weight.size for weight in weights), 0
+
+    def compare(task: tuple[int, int, int]) -> tuple[int, int, _Sum]:
+        index, start, stop = task
+        weight = weights[index]
+        return index, (stop - start) * weight.columns, _compare_rows(weight, stored[weight.name], start, stop)
+
+    for index, size, found in _in_flight(compare, tasks, threads or os.cpu_count() or 1):
+        sums[index] = sums[index].plus(found)
+        done += size
+        progress(done, total)
+    return WeightExactness(
+        tuple(_finish(weight, stored[weight.name], sums[index]) for index, weight in enumerate(weights))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """What adds up over row ranges; ``error`` and ``reference`` are sums of squares."""
+
+    exact_values: int = 0
+    blocks: int = 0
+    exact_blocks: int = 0
+    max_ulp: int = 0
+    error: float = 0.0
+    reference: float = 0.0
+
+    def plus(self, other: _Sum) -> _Sum:
+        return _Sum(
+            self.exact_values + other.exact_values,
+            self.blocks + other.blocks,
+            self.exact_blocks + other.exact_blocks,
+            max(self.max_ulp, other.max_ulp),
+            self.error + other.error,
+            self.reference + other.reference,
+        )
+
+
+def _compare_rows(weight: Weight, tensor: StoredTensor, start: int, stop: int) -> _Sum:
+    shape = (stop - start, weight.columns)
+    ours = np.ascontiguousarray(weight.floats(start, stop), np.float32).reshape(shape)
+    theirs = np.ascontiguousarray(tensor.floats(start, stop), np.float32).reshape(shape)
+    block = (weight.lattice.block or weight.columns) if weight.lattice else weight.columns
+    values, blocks, ulp, error, reference = compare_blocks(ours, theirs, block)
+    count = ours.size // block if weight.lattice else 0
+    return _Sum(values, count, blocks if weight.lattice else 0, ulp, error, reference)
+
+
+def compare_blocks(
+    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int
+) -> tuple[int, int, int, float, float]:
+    """Compare float32 ``[rows, columns]`` arrays whose columns are whole blocks.
+
+    Returns exact values, exact blocks, the largest distance in ulps, the sum of squared differences and
+    the sum of squares of the reference (both float64).
+    """
+    if reference.shape != stored.shape or reference.shape[1] % block:
+        raise ValueError(f"shapes {reference.shape} and {stored.shape} in blocks of {block}")
+    values, blocks, ulp, error, squares = _compare(reference.reshape(-1), stored.reshape(-1), block)
+    return int(values), int(blocks), int(ulp), float(error), float(squares)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _order(bits):  # type: ignore[no-untyped-def]
+    """The place of a float32, given by its bits and rounded to bfloat16 (ties to even), among all bfloat16
+    numbers, zero being 0."""
+    rounded = np.int64(bits) + 0x7FFF + ((np.int64(bits) >> 16) & 1)
+    magnitude = (rounded & 0x7FFFFFFF) >> 16
+    return -magnitude if bits < 0 else magnitude
+
+
+@njit(nogil=True, cache=True)
+def _compare(reference, stored, block):  # type: ignore[no-untyped-def]
+    a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
+    values = blocks = ulp = 0
+    error = squares = 0.0
+    for start in range(0, reference.size, block):
+        exact = 0
+        for i in range(start, start + block):
+            a, b = reference[i], stored[i]
+            distance = abs(_order(a_bits[i]) - _order(b_bits[i]))
+            if not (a == a and b == b):
+                distance = NAN_ULP
+            exact += distance == 0
+            ulp = max(ulp, distance)
+            difference = np.float64(b) - np.float64(a)
+            error += difference * difference
+            squares += np.float64(a) * np.float64(a)
+        values += exact
+        blocks += exact == block
+    return values, blocks, ulp, error, squares
+
+
+def _in_flight(function: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
+    """Results in order, with a bounded number of tasks in flight, so that memory is bounded too."""
+    waiting = iter(tasks)
+    with ThreadPoolExecutor(threads) as pool:
+        running: list[Future[Result]] = [pool.submit(function, task) for task in islice(waiting, 2 * threads)]
+        while running:
+            yield running.pop(0).result()
+            running += [pool.submit(function, task) for task in islice(waiting, 1)]
+
+
+def _finish(weight: Weight, tensor: StoredTensor, found: _Sum) -> TensorExactness:
+    error = math.sqrt(found.error / found.reference) if found.reference else math.sqrt(found.error)
+    return TensorExactness(
+        weight=weight.name,
+        stored_as=tensor.stored_as,
+        format=tensor.format,
+        block=weight.lattice.block if weight.lattice else None,
+        values=weight.size,
+        exact_values=found.exact_values,
+        blocks=found.blocks,
+        exact_blocks=found.exact_blocks,
+        max_ulp=found.max_ulp,
+        rms_error=error,
+    )
