@@ -1,0 +1,219 @@
+"""Models from the Hugging Face Hub: the files that a conversion needs, at one commit."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from converter.errors import HubError
+from converter.hub.cache import Snapshot, Store, local_files
+from converter.hub.connection import Connection, amount, fetch
+from converter.hub.failures import explain
+from converter.hub.repository import (
+    COMMIT,
+    CONFIG,
+    INDEX,
+    Listing,
+    RemoteFile,
+    model_files,
+    read_listing,
+    refuse_unless_model,
+)
+from converter.names import Source
+
+__all__ = ["Progress", "Snapshot", "download"]
+
+_STREAMS = 4
+_CHATTY = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
+
+Progress = Callable[[int, int], None]
+
+
+def download(
+    source: Source,
+    *,
+    offline: bool = False,
+    progress: Progress | None = None,
+    cache_dir: Path | None = None,
+    free_bytes: Callable[[Path], int] | None = None,
+    waits: Sequence[float] = (1.0, 2.0, 4.0),
+) -> Snapshot:
+    """The files of `source.repo` that a conversion reads, downloaded as far as they are missing.
+
+    One request resolves the revision to a commit and lists the files; everything else is fetched at that
+    commit: configuration, tokenizer, chat template, licence and safetensors files (those that the index
+    names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are those
+    that the Hub lists, checked as the bytes arrive.
+
+    `offline` (or HF_HUB_OFFLINE) uses the cache alone. `progress(done, total)` counts the bytes of all these
+    files, those already at hand included; its calls never overlap, but come from several threads. `cache_dir`
+    stands for huggingface_hub's own folder, `free_bytes` for the room on its disk, `waits` are the seconds
+    before each retry. HF_ENDPOINT and HF_TOKEN are read at each call. Raises HubError.
+    """
+    if source.repo is None:
+        raise ValueError(f"{source.name} is not a repository")
+    from huggingface_hub import constants, is_offline_mode
+
+    store = Store(Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute(), source.repo)
+    revision = source.revision or constants.DEFAULT_REVISION
+    if offline or is_offline_mode():
+        return store.snapshot(revision)
+    if COMMIT.fullmatch(revision) and store.has_record(revision):
+        with contextlib.suppress(HubError):
+            return store.snapshot(revision)
+    connection = Connection(_endpoint(), _token(), tuple(waits))
+    transfer = _Transfer(connection, store, free_bytes or _free_bytes, progress)
+    try:
+        with _quiet_libraries():
+            return transfer.snapshot(revision)
+    except Exception as error:
+        explained = explain(error, source, connection)
+        if explained is None:
+            raise
+        # The cause is not chained: its text may repeat what the server wrote.
+        raise HubError(f"{explained}{_cached_hint(store, revision, error)}") from None
+
+
+@dataclass(frozen=True)
+class _Transfer:
+    """A download in progress: where from, where to, and who is told."""
+
+    connection: Connection
+    store: Store
+    free_bytes: Callable[[Path], int]
+    progress: Progress | None
+
+    def snapshot(self, revision: str) -> Snapshot:
+        repo = self.store.repo
+        listing = read_listing(self.connection.listing(repo, revision), repo)
+        refuse_unless_model(listing)
+        folder = self.store.snapshot_folder(listing.commit)
+        # The index says which weights are needed; a gated repository refuses here, before anything large.
+        self._bring_all(listing, [name for name in (CONFIG, INDEX) if name in listing.files], None)
+        index = None
+        if INDEX in listing.files:
+            with local_files(folder / INDEX):
+                index = (folder / INDEX).read_text("utf-8", "replace")
+        wanted = sorted(model_files(listing.files, index, repo))
+        if absent := [name for name in wanted if name not in listing.files]:
+            raise HubError(f"{repo}: {INDEX} names the shard {absent[0]}, which the repository does not have")
+        self.store.record(listing.commit, [listing.files[name] for name in wanted])
+        self._bring_all(listing, wanted, self.progress)
+        if revision != listing.commit:
+            self.store.set_reference(revision, listing.commit)
+        return Snapshot(folder, repo, listing.commit, tuple(folder / name for name in wanted))
+
+    def _bring_all(self, listing: Listing, names: Iterable[str], progress: Progress | None) -> None:
+        files = [listing.files[name] for name in names]
+        missing = [file for file in files if not self.store.holds(listing.commit, file)]
+        missing.sort(key=lambda file: file.size)
+        self._check_room(missing)
+        tally = _Tally(sum(file.size for file in files), progress)
+        tally.add(tally.total - sum(file.size for file in missing))
+        stop = threading.Event()
+        with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as threads:
+            jobs = [threads.submit(self._bring, listing, file, tally, stop) for file in missing]
+            try:
+                for job in as_completed(jobs):
+                    job.result()
+            except BaseException:
+                stop.set()
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _bring(self, listing: Listing, file: RemoteFile, tally: _Tally, stop: threading.Event) -> None:
+        url = f"{self.connection.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.name)}"
+        with self.store.lock(file):
+            if self.store.has_blob(file):
+                tally.add(file.size)
+            else:
+                fetch(self.connection, url, file, self.store.partial(file), tally.add, stop)
+                self.store.keep(file)
+            self.store.point(listing.commit, file)
+
+    def _check_room(self, missing: Sequence[RemoteFile]) -> None:
+        needed = sum(map(self.store.missing_bytes, missing))
+        folder = self.store.cache
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        free = self.free_bytes(folder) if needed else 0
+        if needed > free:
+            raise HubError(
+                f"{self.store.cache}: too little room: {self.store.repo} needs {amount(needed)} more, "
+                f"{amount(free)} are free: make room, or set HF_HOME to a folder on a larger disk"
+            )
+
+
+class _Tally:
+    """Bytes at hand, out of `total`, over all threads."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.total = total
+        self._done = 0
+        self._progress = progress
+        self._lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self._lock:
+            self._done += size
+            if self._progress:
+                self._progress(self._done, self.total)
+
+
+def _free_bytes(folder: Path) -> int:
+    with local_files(folder):
+        return shutil.disk_usage(folder).free
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(endpoint)
+        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
+            return endpoint
+    raise HubError("HF_ENDPOINT is not an address of the form https://host: check HF_ENDPOINT, or unset it")
+
+
+def _token() -> str | None:
+    from huggingface_hub import constants, get_token
+
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise HubError(
+            "the token (HF_TOKEN or `hf auth login`) has a character that no token has: copy it again"
+        )
+    return token or None
+
+
+def _cached_hint(store: Store, revision: str, error: Exception) -> str:
+    if isinstance(error, HubError) or hasattr(error, "response"):
+        return ""
+    try:
+        store.snapshot(revision)
+    except HubError:
+        return ""
+    return "; a complete copy is in the cache: use --offline"
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keeps the libraries' own messages off the terminal: they print whole addresses and servers' texts."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

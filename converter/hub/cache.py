@@ -1,0 +1,205 @@
+"""One repository in huggingface_hub's own cache: its blobs, snapshots and references.
+
+The layout is the documented one (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), so that
+transformers finds what was downloaded here, and the other way round. One more file per commit,
+`qatconvert/COMMIT.json`, records which files make the model, so that an incomplete copy is known offline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.document import read_object
+from converter.errors import CheckpointError, HubError
+from converter.hub.repository import COMMIT, CONFIG, INDEX, SINGLE, RemoteFile, model_files
+
+_RECORD_LIMIT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model on disk: `path` holds the `files` of `repo` at the commit `revision` (40 hex digits)."""
+
+    path: Path
+    repo: str
+    revision: str
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The part of the cache that belongs to `repo`; `cache` is absolute, and need not exist yet."""
+
+    cache: Path
+    repo: str
+
+    @property
+    def folder(self) -> Path:
+        """The repository's own folder."""
+        return self.cache / f"models--{self.repo.replace('/', '--')}"
+
+    def blob(self, file: RemoteFile) -> Path:
+        """Where the verified content of `file` lies."""
+        return self.folder / "blobs" / file.digest
+
+    def partial(self, file: RemoteFile) -> Path:
+        """Where the content of `file` gathers until it is whole."""
+        return self.folder / "blobs" / f"{file.digest}.incomplete"
+
+    def snapshot_folder(self, commit: str) -> Path:
+        """Where the files of a commit have their own names."""
+        return self.folder / "snapshots" / commit
+
+    def has_blob(self, file: RemoteFile) -> bool:
+        """Whether the content is there, whole by its size (digests are checked when bytes arrive)."""
+        return _size(self.blob(file)) == file.size
+
+    def holds(self, commit: str, file: RemoteFile) -> bool:
+        """Whether the snapshot of `commit` has the file, whole by its size."""
+        return _size(self.snapshot_folder(commit) / file.name) == file.size
+
+    def missing_bytes(self, file: RemoteFile) -> int:
+        """How many bytes of `file` are still to be received."""
+        return 0 if self.has_blob(file) else file.size - min(_size(self.partial(file)) or 0, file.size)
+
+    @contextlib.contextmanager
+    def lock(self, file: RemoteFile) -> Iterator[None]:
+        """Waits for, then keeps off, other processes that want this content (huggingface_hub's too)."""
+        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+        path = self.cache / ".locks" / self.folder.name / f"{file.digest}.lock"
+        with contextlib.ExitStack() as stack:
+            with local_files(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(WeakFileLock(path))
+            yield
+
+    def keep(self, file: RemoteFile) -> None:
+        """Make the finished partial file the blob."""
+        with local_files(self.blob(file)):
+            os.replace(self.partial(file), self.blob(file))
+
+    def point(self, commit: str, file: RemoteFile) -> None:
+        """Lead from the snapshot to the blob: by a symbolic link, or a hard one where those are refused."""
+        pointer, blob = self.snapshot_folder(commit) / file.name, self.blob(file)
+        with local_files(pointer):
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            pointer.unlink(missing_ok=True)
+            try:
+                pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+            except OSError:
+                pointer.hardlink_to(blob)
+
+    def set_reference(self, revision: str, commit: str) -> None:
+        """Remember which commit a branch or tag means."""
+        _write(self.folder / "refs" / revision, commit)
+
+    def record(self, commit: str, files: Iterable[RemoteFile]) -> None:
+        """Write down which files make the model, with their sizes."""
+        sizes = {file.name: file.size for file in files}
+        _write(self._record(commit), json.dumps({"schema": 1, "files": sizes}, indent=1) + "\n")
+
+    def has_record(self, commit: str) -> bool:
+        """Whether `record` was called for this commit."""
+        return self._record(commit).is_file()
+
+    def snapshot(self, revision: str) -> Snapshot:
+        """The model that is in the cache; HubError, naming what is missing, unless it is there in full.
+
+        Without a record of its files (another program filled the cache) it is complete when it has its
+        configuration and, by the index, every shard.
+        """
+        commit = self._commit(revision)
+        folder = self.snapshot_folder(commit)
+        sizes = self._recorded_sizes(commit) or self._expected_files(folder)
+        missing = [name for name, size in sizes.items() if not _is_there(folder / name, size)]
+        if missing:
+            names = ", ".join(sorted(missing)[:4]) + (
+                f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+            )
+            raise HubError(
+                f"{self.repo}: the copy in {self.cache} lacks {names} (commit {commit[:12]}): "
+                "run once without --offline"
+            )
+        return Snapshot(folder, self.repo, commit, tuple(folder / name for name in sorted(sizes)))
+
+    def _commit(self, revision: str) -> str:
+        commit = revision
+        if not COMMIT.fullmatch(revision):
+            with contextlib.suppress(OSError, ValueError):
+                commit = (self.folder / "refs" / revision).read_text("ascii").strip()
+        if not COMMIT.fullmatch(commit) or not self.snapshot_folder(commit).is_dir():
+            raise HubError(
+                f"{self.repo}@{revision} is not in the cache {self.cache}: run once without --offline"
+            )
+        return commit
+
+    def _record(self, commit: str) -> Path:
+        return self.folder / "qatconvert" / f"{commit}.json"
+
+    def _recorded_sizes(self, commit: str) -> dict[str, int | None] | None:
+        try:
+            files = read_object(self._record(commit), _RECORD_LIMIT).get("files")
+        except CheckpointError:
+            return None
+        if not isinstance(files, dict) or not all(type(size) is int for size in files.values()):
+            return None
+        return files or None
+
+    def _expected_files(self, folder: Path) -> dict[str, int | None]:
+        names = {path.name for path in folder.iterdir()}
+        index = None
+        if INDEX in names:
+            with local_files(folder / INDEX):
+                index = (folder / INDEX).read_text("utf-8", "replace")
+        expected = model_files(names, index, self.repo) | {CONFIG}
+        if not any(name.endswith(".safetensors") for name in expected):
+            expected.add(SINGLE)
+        return dict.fromkeys(expected)
+
+
+@contextlib.contextmanager
+def local_files(path: Path) -> Iterator[None]:
+    """Turns a failure of the local file system into a HubError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if hasattr(error, "response"):  # huggingface_hub's HTTP errors are OSErrors too
+            raise
+        reason = error.strerror or type(error).__name__
+        raise HubError(f"{path}: {reason}: the cache is where HF_HOME or HF_HUB_CACHE says") from None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _is_there(path: Path, size: int | None) -> bool:
+    actual = _size(path)
+    return actual is not None and size in (None, actual)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a small file in one step, unless it has this text already."""
+    with local_files(path):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if path.read_text("utf-8") == text:
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

@@ -1,0 +1,264 @@
+"""One connection to a Hub: its listing of a repository, and single files that resume where they broke off.
+
+The HTTP session, its proxies and certificates, the user's token and the classes of errors are
+huggingface_hub's. The files' bytes are received here, because huggingface_hub 2.x writes each download to
+a file of its own and deletes it on failure: a second run would begin at byte 0, over HTTP and over Xet.
+A partial file here is `blobs/DIGEST.incomplete`, is kept, and is continued by a Range request.
+
+Routes and headers: https://huggingface.co/docs/hub/api.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from converter.errors import HubError
+from converter.hub.cache import local_files
+from converter.hub.repository import RemoteFile
+from converter.names import printable
+
+_JSON_LIMIT = 64 << 20
+_BLOCK = 1 << 20
+_LONGEST_WAIT = 60.0
+_AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class InterruptedTransferError(Exception):
+    """This transfer was told to stop because another one failed."""
+
+
+class ShortAnswerError(Exception):
+    """The server ended an answer before the file was whole, without an error."""
+
+
+@dataclass(frozen=True)
+class Connection:
+    """Where the Hub is and who asks. `waits` are the seconds before each retry; `token` is never printed."""
+
+    endpoint: str
+    token: str | None = field(repr=False)
+    waits: tuple[float, ...] = (1.0, 2.0, 4.0)
+
+    @property
+    def address(self) -> str:
+        """The endpoint as it may be printed: without user, password and query."""
+        parts = urlsplit(self.endpoint)
+        return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+
+    def listing(self, repo: str, revision: str) -> object:
+        """The Hub's JSON description of `repo` at `revision`: the commit, and files with their digests."""
+        url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
+        for failures in range(1, len(self.waits) + 2):
+            try:
+                return self._json(url)
+            except Exception as error:
+                unreachable = isinstance(error, http_library().ConnectError)
+                wait = None if unreachable else self.patience(error, failures)
+                if wait is None:
+                    raise
+            time.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _json(self, url: str) -> object:
+        body = bytearray()
+        with self.answer(url, {"Accept": "application/json"}, params={"blobs": "true"}) as response:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) > _JSON_LIMIT:
+                    raise HubError(
+                        f"{self.address}: the list of the repository's files is too long to be one"
+                    )
+        return json.loads(body)
+
+    @contextmanager
+    def answer(self, url: str, headers: Mapping[str, str], **options: Any) -> Iterator[Any]:
+        """A GET request's streamed answer, redirects followed; the token goes to the endpoint's origin only.
+
+        Raises huggingface_hub's and the HTTP library's own errors.
+        """
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+        authorization = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        everything = {"User-Agent": "qatconvert", **headers, **authorization}
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream("GET", url, headers=everything, timeout=timeout, **options) as response:
+            hf_raise_for_status(response)
+            yield response
+
+    def patience(self, error: Exception, failures: int) -> float | None:
+        """Seconds to wait before the next attempt after `failures` fruitless ones; None when it is no use."""
+        if failures > len(self.waits) or not is_transient(error):
+            return None
+        asked = getattr(getattr(error, "response", None), "headers", {}).get("Retry-After", "")
+        return max(self.waits[failures - 1], min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else 0.0)
+
+
+def fetch(
+    connection: Connection,
+    url: str,
+    file: RemoteFile,
+    path: Path,
+    received: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    """Bring `path` to the whole, verified content of `file`, going on from the bytes that it holds already.
+
+    `received` is told every change of the number of bytes at hand, first those that were there. Raises
+    HubError when the connection breaks off for good (what arrived is kept), when the content is not what
+    the Hub listed (what arrived is deleted), or when it cannot be written; InterruptedTransferError once
+    `stop` is set; the errors of `Connection.answer` otherwise.
+    """
+    failures = 0
+    with _Partial(path, file) as partial:
+        received(partial.position)
+        while partial.position < file.size:
+            before = partial.position
+            try:
+                _receive(connection, url, partial, received, stop)
+            except Exception as error:
+                failures = failures + 1 if partial.position <= before else 1
+                wait = connection.patience(error, failures)
+                if wait is None:
+                    raise (_broken_off(error, partial) or error) from None
+                if stop.wait(wait):
+                    raise InterruptedTransferError from None
+        if partial.is_whole():
+            return
+    path.unlink()
+    raise HubError(
+        f"{file.name}: the content that arrived is not the one the Hub lists (its digest differs from "
+        f"{file.digest[:12]}…) and was deleted: run the same command again"
+    )
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may well succeed a little later."""
+    library = http_library()
+    if isinstance(
+        error, (ShortAnswerError, library.TimeoutException, library.NetworkError, library.RemoteProtocolError)
+    ):
+        return True
+    return getattr(getattr(error, "response", None), "status_code", None) in _AGAIN
+
+
+def http_library() -> Any:
+    """The HTTP library under huggingface_hub: httpx2 since its 2.x, httpx before."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    return importlib.import_module(base.__module__.partition(".")[0])
+
+
+def amount(size: int) -> str:
+    """`size` in bytes, as people say it (decimal units)."""
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{size} B" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+
+
+class _Partial:
+    """The file that a transfer fills, and the digest of what it holds so far."""
+
+    def __init__(self, path: Path, file: RemoteFile) -> None:
+        self.file = file
+        self.path = path
+        with local_files(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self._stream = path.open("r+b")
+        self._begin()
+        if path.stat().st_size > file.size:
+            self.restart()
+        while block := self._stream.read(_BLOCK):
+            self._digest.update(block)
+            self.position += len(block)
+
+    def _begin(self) -> None:
+        self.position = 0
+        large = len(self.file.digest) == 64
+        self._digest = hashlib.sha256() if large else hashlib.sha1(usedforsecurity=False)
+        if not large:
+            self._digest.update(b"blob %d\0" % self.file.size)
+
+    def __enter__(self) -> _Partial:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with local_files(self.path):
+            self._stream.close()
+
+    def restart(self) -> None:
+        with local_files(self.path):
+            self._stream.seek(0)
+            self._stream.truncate()
+        self._begin()
+
+    def append(self, chunk: bytes) -> None:
+        if self.position + len(chunk) > self.file.size:
+            self.restart()
+            raise HubError(
+                f"{self.file.name}: the server sends more than the {self.file.size} bytes that it listed"
+            )
+        with local_files(self.path):
+            self._stream.write(chunk)
+        self._digest.update(chunk)
+        self.position += len(chunk)
+
+    def is_whole(self) -> bool:
+        return self.position == self.file.size and self._digest.hexdigest() == self.file.digest
+
+
+def _receive(
+    connection: Connection,
+    url: str,
+    partial: _Partial,
+    received: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    start = partial.position
+    # Only unencoded bytes can be counted, resumed and compared with the listed size.
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    with connection.answer(url, headers) as response:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise HubError(f"{partial.file.name}: the server compresses its answer against the request")
+        if start and response.status_code != 206:
+            partial.restart()
+            received(-start)
+        elif start and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            raise HubError(
+                f"{partial.file.name}: the server answers with another part of the file than asked for"
+            )
+        for chunk in response.iter_raw():
+            if stop.is_set():
+                raise InterruptedTransferError
+            partial.append(chunk)
+            received(len(chunk))
+    if partial.position < partial.file.size:
+        raise ShortAnswerError
+
+
+def _broken_off(error: Exception, partial: _Partial) -> HubError | None:
+    if hasattr(error, "response") or not is_transient(error):
+        return None
+    done, size = amount(partial.position), amount(partial.file.size)
+    return HubError(
+        f"{partial.file.name}: the connection broke off at {done} of {size}: "
+        "run the same command again, it goes on from there"
+    )

@@ -1,0 +1,126 @@
+"""What the Hub says a repository holds, and which of its files make a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from converter.document import parse_object
+from converter.errors import CheckpointError, HubError
+from converter.names import printable
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+_BESIDE_WEIGHTS = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)|LICENSE(\.txt|\.md)?"
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository: its size in bytes and the digest of its content, as the Hub lists them.
+
+    `digest` is hexadecimal and also the name of the file's blob in the cache: 64 digits are the SHA-256 of
+    a file in large storage, 40 digits git's blob id of any other, SHA-1 of `blob SIZE`, a zero byte and the
+    content (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects).
+    """
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repository at one commit (40 hexadecimal digits): every file by its name."""
+
+    repo: str
+    commit: str
+    files: dict[str, RemoteFile]
+
+
+def read_listing(document: object, repo: str) -> Listing:
+    """Check the Hub's description of `repo` (a JSON value) and return what it lists.
+
+    Raises HubError for a file name that could lead out of a folder, for a missing or malformed commit, size
+    or digest.
+    """
+    commit = document.get("sha") if isinstance(document, dict) else None
+    siblings = document.get("siblings") if isinstance(document, dict) else None
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+        raise HubError(f"{repo}: the Hub's description names no commit or no files: check HF_ENDPOINT")
+    files = [_listed_file(sibling, repo) for sibling in siblings]
+    return Listing(repo, commit, {file.name: file for file in files})
+
+
+def refuse_unless_model(listing: Listing) -> None:
+    """Raise HubError, by name, for a repository that has no configuration or no safetensors weights."""
+    repo, names = listing.repo, sorted(listing.files)
+    weights = any(name == INDEX or _is_weights(name) for name in names)
+    pickles = [name for name in names if name.endswith(_PICKLES)]
+    if pickles and not weights:
+        raise HubError(
+            f"{repo} holds its weights as {pickles[0]}, not as safetensors: "
+            "such files can run code when they are read and are never downloaded"
+        )
+    if CONFIG in names and weights:
+        return
+    gguf = [name for name in names if name.endswith(".gguf")]
+    hint = f"; its GGUF can be read from disk: download {gguf[0]} and give the path" if gguf else ""
+    lacks = "safetensors weights" if CONFIG in names else CONFIG
+    raise HubError(f"{repo} is no checkpoint: it has no {lacks}{hint}")
+
+
+def model_files(names: Collection[str], index: str | None, repo: str) -> set[str]:
+    """The files of a model, where `names` are there and `index` is the text of the shards' index, if any.
+
+    Configuration, tokenizer, chat template and licence as far as they are in `names`, and the weights: the
+    shards that the index names, whether in `names` or not, else `model.safetensors`, else every
+    safetensors file. Raises HubError when the index is damaged.
+    """
+    beside = {name for name in names if _BESIDE_WEIGHTS.fullmatch(name)}
+    if index is not None:
+        return beside | {INDEX} | _shards(index, repo)
+    return beside | ({SINGLE} if SINGLE in names else {name for name in names if _is_weights(name)})
+
+
+def _listed_file(sibling: object, repo: str) -> RemoteFile:
+    entry = sibling if isinstance(sibling, dict) else {}
+    name, large = entry.get("rfilename"), entry.get("lfs")
+    if not isinstance(name, str) or not _is_safe(name):
+        raise HubError(f"{repo}: the Hub lists a file named {printable(repr(name))}, which is refused")
+    size = large.get("size") if isinstance(large, dict) else entry.get("size")
+    digest = large.get("sha256") if isinstance(large, dict) else entry.get("blobId")
+    if type(size) is not int or size < 0 or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise HubError(f"{repo}: the Hub lists {printable(name)} without a size and digest that can be used")
+    return RemoteFile(name, size, digest)
+
+
+def _is_safe(name: str) -> bool:
+    unsafe_part = any(part in ("", ".", "..") for part in name.split("/"))
+    return name.isprintable() and not unsafe_part and not set(name).intersection('\\:"<>|?*')
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
+
+
+def _shards(index: str, repo: str) -> set[str]:
+    try:
+        weight_map = parse_object(index, f"{repo}: {INDEX}").get("weight_map")
+    except CheckpointError as error:
+        raise HubError(printable(str(error), 300)) from None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise HubError(f"{repo}: {INDEX} names no shards")
+    shards = set(map(str, weight_map.values()))
+    for shard in sorted(shards):
+        if not _is_safe(shard) or not _is_weights(shard):
+            raise HubError(f"{repo}: {INDEX} names a shard {printable(repr(shard))}, which is refused")
+    return shards
