@@ -41,7 +41,7 @@ def inspect(
         "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
         "left_out": [
             {
-                "name": item.source,
+                "name": item.name,
                 "shape": list(item.shape),
                 "dtype": item.dtype,
                 "bytes": item.bytes,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -60,22 +61,22 @@ def library_versions() -> dict[str, str]:
 def build(
     checkpoint: Checkpoint,
     source: Mapping[str, object],
-    digests: SourceDigests,
+    files: Sequence[Mapping[str, object]],
     targets: Mapping[str, Mapping[str, object]],
     directory: Path,
 ) -> dict[str, object]:
     """The manifest of everything that lies in ``directory``; holds no time, host or outside path.
 
-    ``targets`` maps each target to its storage plan as a dictionary.
+    ``files`` are the source files' digests, ``targets`` maps each target to its storage plan.
     """
     return {
         "schema": 1,
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
         "libraries": library_versions(),
-        "source": {**source, "format": checkpoint.format, "files": digests.entries(checkpoint.path)},
+        "source": {**source, "format": checkpoint.format, "files": list(files)},
         "targets": dict(targets),
         "left_out": [
-            {"name": item.source, "shape": list(item.shape), "dtype": item.dtype, "reason": item.reason}
+            {"name": item.name, "shape": list(item.shape), "dtype": item.dtype, "reason": item.reason}
             for item in checkpoint.left_out
         ],
         "artifacts": [
@@ -88,3 +89,8 @@ def build(
             if path.is_file()
         ],
     }
+
+
+def write(path: Path, content: Mapping[str, object]) -> None:
+    """Write the manifest; the same content gives the same bytes."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -102,10 +102,85 @@ def convert(
         digests = manifest.SourceDigests(model.checkpoint.files)
         try:
             _write(model, targets, plans, scratch, progress)
-            report = _report(conversion, model, targets, plans, scratch, progress)
-            _record(model, plans, digests, scratch)
+            sources = digests.entries(model.checkpoint.path)
         finally:
             digests.close()
+        report = _prove(conversion.validation, model, plans, sources, scratch, progress)
+        _record(model, plans, sources, report, scratch)
         output.publish(scratch, destination)
-    passed = conversion.validation is None or all(entry["passed"] for entry in report["targets"].values())
-    return Outcome(destination, report, passed)
+    return Outcome(destination, report, _passed(report))
+
+
+def _passed(report: Mapping[str, Any]) -> bool:
+    """Whether no gate failed; where nothing was validated, none did."""
+    return all(entry["passed"] is not False for entry in report["targets"].values())
+
+
+def _write(
+    model: Model, targets: Sequence[Target], plans: Sequence[Plan], scratch: Path, progress: Progress
+) -> None:
+    total = sum(weight.stored_bytes for weight in model.checkpoint.weights.values())
+    for target, plan in zip(targets, plans, strict=True):
+        done = 0
+
+        def advance(count: int, stage: str = f"write {target.name}") -> None:
+            nonlocal done
+            done += count
+            progress(stage, done, total)
+
+        target.write(model.checkpoint, plan, scratch, advance)
+
+
+def _prove(
+    settings: Mapping[str, Any] | None,
+    model: Model,
+    plans: Sequence[Plan],
+    sources: Sequence[Mapping[str, object]],
+    scratch: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The report of everything in ``scratch``; without ``settings`` nothing is run."""
+    from validation.report import assemble
+
+    entries: dict[str, dict[str, object]] = {}
+    reference = None
+    for plan in plans:
+        entry: dict[str, object] = {
+            "artifact": plan.artifacts[0],
+            "bytes": sum((scratch / name).stat().st_size for name in plan.artifacts),
+            "bits_per_weight": round(plan.bits_per_weight, 4),
+            "passed": None,
+        }
+        if settings is not None:
+            from validation.validation import validate as measure
+
+            found = measure(
+                model.checkpoint,
+                plan.target,
+                scratch / plan.artifacts[0],
+                source={**model.record(), "files": [source["sha256"] for source in sources]},
+                progress=progress,
+                **settings,
+            )
+            entry |= found["entry"]
+            reference = found["reference"]
+        entries[plan.target] = entry
+    source = {**model.record(), "format": model.checkpoint.format}
+    return assemble(model.source.name, source, reference, entries)
+
+
+def _record(
+    model: Model,
+    plans: Sequence[Plan],
+    sources: Sequence[Mapping[str, object]],
+    report: Mapping[str, Any],
+    scratch: Path,
+) -> None:
+    """Write the reports and, last, the manifest of all that lies in ``scratch``."""
+    from validation.report import write
+
+    write(scratch, report)
+    content = manifest.build(
+        model.checkpoint, model.record(), sources, {plan.target: plan.as_dict() for plan in plans}, scratch
+    )
+    manifest.write(scratch / output.MANIFEST, content)

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 #: Blocks of a lattice weight are told apart by how exactly they reproduce the checkpoint.
 OFF_LATTICE, NEEDS_F32_SCALE, EXACT = 0, 1, 2
 
+#: Bytes of a value by the checkpoint's dtype; packed types count as one.
+STORED_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+
 
 @dataclass(frozen=True, slots=True)
 class LatticeFormat:
@@ -82,6 +85,11 @@ class Weight:
     def size(self) -> int:
         """Number of values."""
         return math.prod(self.shape)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the values take in the checkpoint."""
+        return self.size * STORED_BYTES.get(self.stored, 1)
 
     def row_ranges(self, values: int = 1 << 19) -> Iterator[tuple[int, int]]:
         """Consecutive ``(start, stop)`` row ranges of about ``values`` values each, at least one row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 from click_default_group import DefaultGroup
@@ -21,11 +22,9 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
         return list(self.names)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name in self.names:
-            from importlib import import_module
-
-            command: click.Command = import_module(f"converter.cli.{name}").command
-            return command
+        module = name if name in self.names else self.default_cmd_name
+        if module not in self.commands:
+            self.add_command(import_module(f"converter.cli.{module}").command)
         return super().get_command(context, name)  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,92 @@
+"""Every command in README and docs runs, and prints what the page says.
+
+In a ``console`` block, a line that begins with ``$ `` is a command; the lines under it are its output, in which
+``...`` stands for anything. Blocks of one page run in order in one directory. ``python tests/test_docs.py`` writes
+the present ``--help`` texts into the pages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_HELP = re.compile(r"(^\$ (qatconvert(?: [a-z]+)* --help)\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
+
+
+def examples(page: str) -> list[tuple[str, str]]:
+    """Commands of a page with the output that it shows, in order."""
+    found = []
+    for block in _BLOCK.findall(page):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output.rstrip()))
+    return found
+
+
+def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell command with this environment's programs first; 80 columns, no colours."""
+    binaries = str(Path(sys.executable).parent)
+    variables = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "QATCONVERT_HOME": str(directory / ".home"),
+        "NO_COLOR": "1",
+        "COLUMNS": "80",
+    }
+    return subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=directory, env=variables, timeout=900
+    )
+
+
+def matches(shown: str, printed: str) -> bool:
+    """Whether ``printed`` is what the page shows, ``...`` standing for anything; trailing blanks apart."""
+
+    def stripped(text: str) -> str:
+        return "\n".join(line.rstrip() for line in text.strip().splitlines())
+
+    pattern = ".*?".join(re.escape(part) for part in re.split(r"\.\.\.", stripped(shown)))
+    return re.fullmatch(pattern, stripped(printed), re.DOTALL) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path):
+    for command, shown in examples(page.read_text(encoding="utf-8")):
+        if command.startswith("make "):
+            continue  # the two commands that set this environment up
+        done = run(command, tmp_path)
+        assert done.returncode == 0, f"$ {command}\n{done.stderr}"
+        if shown:
+            assert matches(shown, done.stdout), f"$ {command}\n{done.stdout}\n--- the page shows\n{shown}"
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "validate", "modelfile", "models"])
+def test_the_help_of_every_command_is_in_the_docs(command):
+    shown = [line for page in PAGES for line, _ in examples(page.read_text(encoding="utf-8"))]
+    assert f"qatconvert {command} --help" in shown
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def write_help() -> None:
+    """Put the present help texts into the pages."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = _HELP.sub(lambda found: found[1] + run(shlex.join(found[2].split()), ROOT).stdout, text)
+        page.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_help()
