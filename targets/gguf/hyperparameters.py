@@ -24,8 +24,8 @@ def add_hyperparameters(header: gguf.GGUFWriter, architecture: Architecture) -> 
     header.add_head_count(_one_or_all([layer.heads for layer in layers]))
     header.add_head_count_kv(_one_or_all([layer.kv_heads for layer in layers]))
     header.add_layer_norm_rms_eps(architecture.norm_eps)
-    if architecture.final_softcap is not None:
-        header.add_final_logit_softcapping(architecture.final_softcap)
+    # without the key, llama.cpp caps Gemma 4's logits at 30; 0 means no cap
+    header.add_final_logit_softcapping(architecture.final_softcap or 0.0)
     if architecture.family == "gemma4":
         _add_gemma4(header, architecture)
     else:

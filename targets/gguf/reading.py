@@ -42,6 +42,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             stored_as=names[key],
             format=tensor.tensor_type.name,
             shape=weight.shape,
+            bytes=int(tensor.n_bytes),
             floats=_Rows(tensor, taken),
         )
     return stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
 from targets.gguf.limits import check
 from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
 from targets.gguf.packing import BLOCK, row_bytes
-from targets.gguf.reading import describe
+from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import (
     OFF_LATTICE,
     Q4_0_LATTICE,
@@ -45,6 +45,7 @@ class GgufTarget:
     ``split_max_size`` (``500M``, ``2G``), ``license``, ``repo``, ``revision`` (of the Hub)."""
 
     name = "gguf"
+    suffix = ".gguf"
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """See ``targets.plan.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
@@ -86,6 +87,10 @@ class GgufTarget:
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, progress)
         for weight, count in written.off_lattice.items():
             _logger.warning("%s: %d blocks lie on no lattice and are rounded", weight, count)
+
+    def files(self, artifact: Path) -> Sequence[Path]:
+        """See ``targets.plan.Target``."""
+        return split_files(artifact)
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
         """See ``targets.plan.Target``. ``artifact`` is the file, or the first of several. Raises

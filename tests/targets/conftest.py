@@ -1,0 +1,68 @@
+"""Fixtures of the targets' tests: checkpoints opened and converted once, and llama.cpp in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from targets.gguf import target
+from targets.plan import Plan
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint, its plan, and the artifact (the first of a split model)."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    artifact: Path
+
+
+Convert = Callable[..., Converted]
+
+
+@pytest.fixture(scope="session")
+def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
+    """``convert(directory, **options)`` writes the GGUF of a checkpoint; equal calls share the artifact."""
+    made: dict[str, Converted] = {}
+
+    def run(directory: Path, **options: object) -> Converted:
+        key = repr((directory, sorted(options.items())))
+        if key not in made:
+            checkpoint = open_checkpoint(directory)
+            plan = target.plan(checkpoint, "model", options)
+            output = tmp_path_factory.mktemp("gguf")
+            target.write(checkpoint, plan, output, lambda count: None)
+            made[key] = Converted(checkpoint, plan, output / plan.artifacts[0])
+        return made[key]
+
+    return run
+
+
+class LlamaFailedError(Exception):
+    """llama.cpp did not survive the request; the message is the end of its log."""
+
+
+@pytest.fixture(scope="session")
+def llama() -> Callable[..., Any]:
+    """``llama(path, texts=[...], run=True)`` loads a file; see ``llama_process``."""
+    script = Path(__file__).with_name("llama_process.py")
+
+    def ask(path: Path, texts: list[str] | None = None, run: bool = True) -> Any:
+        request = json.dumps({"path": str(path), "texts": texts or [], "run": run})
+        done = subprocess.run(
+            [sys.executable, str(script)], input=request, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise LlamaFailedError(done.stderr[-2000:])
+        return json.loads(done.stdout)
+
+    return ask
