@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from converter.document import Settings, kind, read_object, read_text, shown
 from converter.errors import CheckpointError
@@ -136,15 +136,26 @@ def _vocabulary(model: Settings) -> dict[str, int]:
     vocabulary = model.section("vocab")
     if vocabulary is None:
         raise model.error("vocab", "is missing")
-    ids: dict[str, int] = {}
-    seen: dict[int, str] = {}
+    ids = vocabulary.values
+    if {type(id) for id in ids.values()} <= {int} and len(set(ids.values())) == len(ids):
+        found = cast(dict[str, int], ids)
+        if not found or (min(found.values()) >= 0 and max(found.values()) < _LARGEST_VOCABULARY):
+            return found
+    raise _wrong_id(vocabulary)
+
+
+def _wrong_id(vocabulary: Settings) -> CheckpointError:
+    """What is wrong with a vocabulary's ids: apart from the check, which has to be fast."""
+    seen: dict[object, str] = {}
     for token, id in vocabulary.values.items():
         if type(id) is not int or not 0 <= id < _LARGEST_VOCABULARY:
-            raise vocabulary.error(shown(token), f"has id {shown(id)}, expected 0..{_LARGEST_VOCABULARY - 1}")
+            return vocabulary.error(
+                shown(token), f"has id {shown(id)}, expected 0..{_LARGEST_VOCABULARY - 1}"
+            )
         if id in seen:
-            raise vocabulary.error(shown(token), f"has id {id}, which {shown(seen[id])} has as well")
-        ids[token], seen[id] = id, token
-    return ids
+            return vocabulary.error(shown(token), f"has id {id}, which {shown(seen[id])} has as well")
+        seen[id] = token
+    raise AssertionError("the vocabulary's ids are in order")
 
 
 def _added(document: Settings) -> dict[int, AddedToken]:
@@ -207,8 +218,7 @@ def _by_id(
             raise CheckpointError(
                 f"{where}: token {shown(content)} has id {id}, but the model has {size} embeddings"
             )
-    for content in contents.values():
-        _check_encodable(content, where)
+    _check_encodable("".join(contents.values()), where)
     taken = set(contents.values())
     fillers = frozenset(id for id in range(size) if id not in contents)
     tokens = tuple(contents[id] if id not in fillers else _filler(id, taken) for id in range(size))
@@ -220,7 +230,8 @@ def _check_encodable(text: str, where: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise CheckpointError(f"{where}: {shown(text)} is not Unicode text") from error
+        part = text[max(0, error.start - 8) : error.start + 8]
+        raise CheckpointError(f"{where}: {shown(part)} is not Unicode text") from error
 
 
 def _filler(id: int, taken: set[str]) -> str:

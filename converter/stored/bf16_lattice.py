@@ -62,24 +62,25 @@ def make_weight(name: str, tensor: SourceTensor) -> Weight:
 def lies_on_lattice(tensor: SourceTensor) -> bool:
     """Whether nearly all sampled blocks of 32 values are reproduced by codes and a scale.
 
-    Blocks with a single magnitude lie on every lattice and tell nothing; they count only where a
-    sample has no others.
+    Blocks with a single magnitude lie on every lattice and tell nothing, so they do not count.
     """
-    on, off, trivial_off = 0, 0, 0
-    for start, stop in sampled_ranges(tensor.rows, tensor.columns):
-        values = tensor.read_rows(start, stop)
-        _check_finite(tensor, values, start)
-        rows = recovered(values)
-        blocks = np.abs(_as_floats(values)).reshape(-1, BLOCK)
-        smallest = np.where(blocks > 0, blocks, np.inf).min(axis=1)
-        telling = blocks.max(axis=1) > np.where(np.isfinite(smallest), smallest, 0)
-        good = rows.status.reshape(-1) != OFF_LATTICE
-        on += int(np.count_nonzero(good & telling))
-        off += int(np.count_nonzero(~good & telling))
-        trivial_off += int(np.count_nonzero(~good & ~telling))
-    if on + off == 0:
-        return trivial_off == 0
-    return on >= ON_LATTICE_SHARE * (on + off)
+    ranges = sampled_ranges(tensor.rows, tensor.columns)
+    parts = [tensor.read_rows(start, stop) for start, stop in ranges]
+    if not parts:
+        return False
+    values = np.concatenate(parts)
+    try:
+        off = recovered(values).status.reshape(-1) == OFF_LATTICE
+    except ValueError:
+        for (start, _), part in zip(ranges, parts, strict=True):
+            _check_finite(tensor, part, start)
+        raise
+    if not off.any():
+        return True
+    magnitudes = np.abs(_as_floats(values)).reshape(-1, BLOCK)
+    smallest = np.where(magnitudes > 0, magnitudes, np.inf).min(axis=1)
+    telling = smallest < magnitudes.max(axis=1)
+    return bool(np.count_nonzero(off & telling) <= (1 - ON_LATTICE_SHARE) * np.count_nonzero(telling))
 
 
 def sampled_ranges(rows: int, columns: int) -> list[tuple[int, int]]:
