@@ -11,7 +11,7 @@ from converter import manifest, output
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import UsageError
 from converter.names import Source, resolve
-from targets.plan import Plan, Target, find_target
+from targets.plan import Plan, Target, find_target, target_of
 
 #: Called with a stage's name, how much of it is done and how much there is (bytes, or steps).
 Progress = Callable[[str, int, int], None]
@@ -53,7 +53,7 @@ class Conversion:
 class Outcome:
     """Where the result lies, its report, and whether every gate passed."""
 
-    output: Path
+    output: Path | None
     report: Mapping[str, Any]
     passed: bool
 
@@ -140,8 +140,6 @@ def _prove(
     progress: Progress,
 ) -> dict[str, Any]:
     """The report of everything in ``scratch``; without ``settings`` nothing is run."""
-    from validation.report import assemble
-
     entries: dict[str, dict[str, object]] = {}
     reference = None
     for plan in plans:
@@ -152,21 +150,77 @@ def _prove(
             "passed": None,
         }
         if settings is not None:
-            from validation.validation import validate as measure
-
-            found = measure(
-                model.checkpoint,
-                plan.target,
-                scratch / plan.artifacts[0],
-                source={**model.record(), "files": [source["sha256"] for source in sources]},
-                progress=progress,
-                **settings,
-            )
+            digests = [source["sha256"] for source in sources]
+            found = _measure(model, plan.target, scratch / plan.artifacts[0], settings, progress, digests)
             entry |= found["entry"]
             reference = found["reference"]
         entries[plan.target] = entry
+    return _assemble(model, reference, entries)
+
+
+def _measure(
+    model: Model,
+    target: str,
+    artifact: Path,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    digests: Sequence[object] | None = None,
+) -> dict[str, Any]:
+    from validation.validation import validate as measure
+
+    identity = {**model.record(), **({"files": digests} if digests else {})}
+    return measure(model.checkpoint, target, artifact, source=identity, progress=progress, **settings)
+
+
+def _assemble(
+    model: Model, reference: Mapping[str, object] | None, entries: Mapping[str, Mapping[str, object]]
+) -> dict[str, Any]:
+    from validation.report import assemble
+
     source = {**model.record(), "format": model.checkpoint.format}
     return assemble(model.source.name, source, reference, entries)
+
+
+def validate(
+    artifact: Path,
+    reference: str,
+    *,
+    offline: bool = False,
+    output_directory: Path | None = None,
+    force: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+    warn: Callable[[str], None] = print,
+) -> Outcome:
+    """Prove an existing artifact against the checkpoint called ``reference``.
+
+    Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
+    """
+    from validation.report import write
+    from validation.runners import check_available
+
+    target = target_of(artifact)
+    check_available([target.name])
+    if output_directory is not None:
+        output.check_destination(output_directory, force)
+    model = open_model(reference, offline=offline, progress=progress)
+    if model.source.note:
+        warn(model.source.note)
+    stored = target.describe(artifact, model.checkpoint)
+    values = sum(weight.size for weight in model.checkpoint.weights.values())
+    found = _measure(model, target.name, artifact, settings or {}, progress)
+    entry = {
+        "artifact": artifact.name,
+        "bytes": sum(file.stat().st_size for file in target.files(artifact)),
+        "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
+        **found["entry"],
+    }
+    report = _assemble(model, found["reference"], {target.name: entry})
+    if output_directory is not None:
+        with output.scratch_directory(output_directory) as scratch:
+            write(scratch, report)
+            output.publish(scratch, output_directory)
+    return Outcome(output_directory, report, _passed(report))
 
 
 def _record(

@@ -46,7 +46,7 @@ def _extremes(codes, scales, block, found):  # type: ignore[no-untyped-def]
     for index in range(scales.size):
         mask = 0
         for i in range(index * block, (index + 1) * block):
-            mask |= 1 << min(abs(np.int32(codes[i])), 8)
+            mask |= 1 << abs(int(codes[i]))
         magnitudes = 0
         largest = 0
         for code in range(1, 9):

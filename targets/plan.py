@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -67,19 +67,23 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A weight read back from an artifact: ``floats(start, stop)`` gives its dequantised rows as
-    float32 in the checkpoint's own row order and scale, ``format`` the artifact's type."""
+    float32 in the checkpoint's own row order and scale, ``format`` the artifact's type, ``bytes`` what
+    it takes there."""
 
     weight: str
     stored_as: str
     format: str
     shape: tuple[int, ...]
+    bytes: int
     floats: Callable[[int, int], NDArray[np.float32]]
 
 
 class Target(Protocol):
-    """One output format. Found through the entry-point group ``qatconvert.targets``."""
+    """One output format, found through the entry-point group ``qatconvert.targets``. ``suffix`` is that
+    of its artifacts' names (``.gguf``)."""
 
     name: str
+    suffix: str
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
@@ -90,6 +94,10 @@ class Target(Protocol):
     ) -> None:
         """Write ``plan.artifacts`` below ``directory`` (an empty scratch directory that the caller
         renames when whole); ``progress`` is called with the number of bytes read since the last call."""
+
+    def files(self, artifact: Path) -> Sequence[Path]:
+        """Every file of the artifact whose main (or first) file is given; raises ``CheckpointError`` if
+        one is missing."""
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
         """Read the artifact back: canonical weight name to tensor, independently of the writer."""
@@ -106,3 +114,12 @@ def find_target(name: str) -> Target:
         target: Target = entry.load()
         return target
     raise UsageError(f"unknown target {name!r}; known: {', '.join(known_targets())}")
+
+
+def target_of(artifact: Path) -> Target:
+    """The target whose artifacts are named like ``artifact``; raises ``UsageError``."""
+    for name in known_targets():
+        target = find_target(name)
+        if artifact.name.endswith(target.suffix):
+            return target
+    raise UsageError(f"{artifact}: no target writes such files (known: {', '.join(known_targets())})")

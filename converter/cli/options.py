@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 GATES = ("exact_fraction", "mean_kld", "same_top_p")
 
 
-class Gate(click.ParamType):
+class Gate(click.ParamType[tuple[str, float]]):
     """``NAME=LIMIT``, as in ``mean_kld=0.01``."""
 
     name = "NAME=LIMIT"

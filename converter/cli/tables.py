@@ -44,8 +44,8 @@ def _row(label: str, entry: Mapping[str, Any], verdict: str) -> tuple[str, ...]:
     )
 
 
-def print_report(report: Mapping[str, Any], output: Path) -> None:
-    """One line per target (and baseline) with the figures that decide, then what failed and where all lies."""
+def print_report(report: Mapping[str, Any], output: Path | None) -> None:
+    """One line per target (and baseline) with the figures that decide; what failed; where all lies."""
     table = Table(title=f"{escape(report['model'])} ({report['source']['format']})", title_justify="left")
     for heading in (
         "artifact",
@@ -77,9 +77,9 @@ def print_report(report: Mapping[str, Any], output: Path) -> None:
         console.print(
             f"{target}: gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}"
         )
-    console.print(
-        f"written to {escape(str(output))}" + (": report.html has the details" if references else "")
-    )
+    if output is not None:
+        details = ": report.html has the details" if references else ""
+        console.print(f"written to {escape(str(output))}{details}")
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from targets.gguf.storage import (
     off_lattice_option,
     storage_format,
 )
-from targets.gguf.vocabulary import add_vocabulary
+from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import destination_error, write_data
 from targets.plan import Plan, PlannedTensor, StoredTensor
 
@@ -123,15 +123,15 @@ def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
     if off:
         share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
         warnings.append(
-            f"{share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit lattice "
+            f"gguf: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit lattice "
             f"and are stored as {OFF_LATTICE[off_lattice]}"
         )
-    odd = [weight.name for weight in off if weight.columns % BLOCK]
+    odd = [weight for weight in off if weight.columns % BLOCK]
     if odd and off_lattice in ("q8_0", "q4_0"):
         warnings.append(
-            f"{len(odd)} matrices keep the checkpoint's type: their rows are no multiple of {BLOCK}"
+            f"gguf: {len(odd)} of them keep the checkpoint's own type, as their rows are no multiple of {BLOCK}"
         )
-    return warnings
+    return warnings + vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
 
 
 def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:

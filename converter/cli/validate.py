@@ -1,0 +1,65 @@
+"""``qatconvert validate``: prove an artifact that exists already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.cli.options import validation_options, validation_settings
+
+
+@click.command("validate")
+@click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
+@click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
+@validation_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write report.json, report.md and report.html into this directory.",
+)
+@click.option("--force", is_flag=True, help="Write into a directory that is not empty.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+def command(
+    artifact: Path,
+    model: str,
+    offline: bool,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int:
+    """Measure ARTIFACT's weights and logits against the checkpoint it was made from.
+
+    ARTIFACT is a file that convert wrote (of a split GGUF, the first), or any other of the same format.
+    Exit status 3 when a gate fails.
+
+    \b
+    qatconvert validate out/gguf/gemma4-demo-q4_0.gguf --reference gemma4-demo
+    """
+    from converter.cli.console import progress_bars, warn
+    from converter.cli.tables import print_report
+    from converter.pipeline import validate
+
+    with progress_bars(quiet) as progress:
+        outcome = validate(
+            artifact,
+            model,
+            offline=offline,
+            output_directory=output,
+            force=force,
+            settings=validation_settings(**settings),
+            progress=progress,
+            warn=warn,
+        )
+    if as_json:
+        click.echo(json.dumps(outcome.report, indent=2, ensure_ascii=False))
+    else:
+        print_report(outcome.report, output)
+    return 0 if outcome.passed else 3
