@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from targets.gguf.artifact import GgufTarget
 from targets.gguf.metadata import Metadata, read_metadata
-from targets.gguf.target import GgufTarget
 
 __all__ = ["GgufTarget", "Metadata", "read_metadata", "target"]
 

@@ -21,7 +21,8 @@ from targets.gguf.header import Header, Items
 
 #: Special tokens that llama.cpp must render, since chat parsers read them (llama.cpp's own choice).
 VISIBLE: Final = frozenset(
-    '<|channel> <channel|> <|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|>'.split()
+    {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"}
+    | {'<|"|>'}
 )
 #: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
 _END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
@@ -55,6 +56,26 @@ def add_vocabulary(header: Header, architecture: Architecture, tokenizer: Tokeni
     header.add_add_eos_token(False)
     if tokenizer.chat_template:
         header.add_chat_template(tokenizer.chat_template)
+
+
+def vocabulary_warnings(architecture: Architecture, tokenizer: Tokenizer) -> list[str]:
+    """Where llama.cpp's token ids will differ from the checkpoint's tokenizer, one line each."""
+    warnings = []
+    if tokenizer.beyond:
+        warnings.append(
+            f"gguf: {len(tokenizer.beyond)} added tokens have no embedding and are left out of the vocabulary"
+        )
+    mixed = [
+        text
+        for index, text in enumerate(tokenizer.tokens)
+        if "\n" in text and text.strip("\n") and index not in tokenizer.added
+    ]
+    if mixed and tokenizer_model(architecture, tokenizer) == "gemma4":
+        warnings.append(
+            f"gguf: {len(mixed)} tokens mix newlines with other text, such as {mixed[0]!r}; llama.cpp never "
+            "uses them"
+        )
+    return warnings
 
 
 def token_types(tokenizer: Tokenizer) -> Iterator[int]:

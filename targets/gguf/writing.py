@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import DestinationError
-from converter.weight import OFF_LATTICE, Weight
+from converter.weight import OFF_LATTICE, STORED_BYTES, Weight
 from targets.gguf.header import Layout, Place
 from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes
 from targets.gguf.storage import Q4_0_LATTICE
 
 #: Values per range: codes, scales and bytes of one stay in a core's L2 cache.
 RANGE: Final = 1 << 19
-_BYTES_PER_VALUE: Final = {"F32": 4, "F16": 2, "BF16": 2}
 
 Bytes = NDArray[np.uint8]
 
@@ -158,7 +157,7 @@ class _Crew:
             self._blocks += blocks
             if off:
                 self._off_lattice[weight.name] = self._off_lattice.get(weight.name, 0) + off
-            self._progress(values * _BYTES_PER_VALUE.get(weight.stored, 1))
+            self._progress(values * STORED_BYTES.get(weight.stored, 1))
 
 
 def encode(weight: Weight, format: str, start: int, stop: int, add: float) -> tuple[Bytes, int, int]:

@@ -1,4 +1,4 @@
-"""Fixtures of the targets' tests: checkpoints opened and converted once, and llama.cpp in a process of its own."""
+"""Fixtures of the targets' tests: checkpoints converted once, and llama.cpp in a process of its own."""
 
 from __future__ import annotations
 

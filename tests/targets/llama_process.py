@@ -1,8 +1,9 @@
 """Run as a script: loads a GGUF file in llama.cpp and prints what it found as JSON.
 
 A process of its own, because llama.cpp ends the process on a failed assertion. Request on standard input:
-``{"path": ..., "texts": [...], "run": bool}``. Answer: ``{"ids": [[...], ...], "pieces": [...]}``, the token ids
-of each text (special tokens parsed, beginning of sequence added) and their text when they are detokenised.
+``{"path", "texts", "run"}``. Answer: ``{"ids": [[...], ...], "pieces": [...], "metadata": {...}}``,
+the token ids of each text (special tokens parsed, beginning of sequence added), their text when they are
+detokenised, and the file's metadata.
 """
 
 from __future__ import annotations

@@ -73,18 +73,23 @@ def test_an_untied_head_is_kept(checkpoint_factory, convert, tmp_path):
     assert compare(convert, directory, tmp_path) < LIMIT
 
 
-@pytest.mark.parametrize(
-    ("variant", "text"),
-    [
-        ("31b", {"sliding_window": 16}),
-        ("31b", {"final_logit_softcapping": None}),
-        ("31b", {"rope_parameters": {
-            "full_attention": {"rope_type": "proportional", "rope_theta": 5e5, "partial_rotary_factor": 0.5, "factor": 4.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
-        }}),
-        ("gemma3-text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 16}),
-    ],
-    ids=["window", "no softcap", "gemma4 rope", "gemma3 rope"],
-)  # fmt: skip
+GEMMA4_ROPE = {
+    "full_attention": {
+        "rope_type": "proportional",
+        "rope_theta": 5e5,
+        "partial_rotary_factor": 0.5,
+        "factor": 4.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 2e4},
+}
+OTHERS = {
+    "window": ("31b", {"sliding_window": 16}),
+    "no softcap": ("31b", {"final_logit_softcapping": None}),
+    "gemma4 rope": ("31b", {"rope_parameters": GEMMA4_ROPE}),
+    "gemma3": ("gemma3-text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 16}),
+}
+
+
+@pytest.mark.parametrize(("variant", "text"), OTHERS.values(), ids=list(OTHERS))
 def test_other_settings_reach_llama_cpp(variant, text, checkpoint_factory, convert, tmp_path):
     assert compare(convert, checkpoint_factory(variant, "latent", text=text), tmp_path) < LIMIT

@@ -23,7 +23,7 @@ HARD = [
     "\t \n \t",
     "café naïve Ångström Straße",
     "e\u0301 o\u0308 combining, ﬁ ligature",
-    "日本語の文章、中文字符，한국어 문장",
+    "日本語の文章、中文字符\uff0c한국어 문장",
     "Привет мир — تجربة עברית ไทย हिन्दी",
     "😀👩‍👩‍👧‍👦🏳️‍🌈 emoji",
     "\u2581 a literal \u2581\u2581 lower block",

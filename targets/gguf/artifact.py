@@ -123,13 +123,13 @@ def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
     if off:
         share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
         warnings.append(
-            f"gguf: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit lattice "
-            f"and are stored as {OFF_LATTICE[off_lattice]}"
+            f"gguf: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit "
+            f"lattice and are stored as {OFF_LATTICE[off_lattice]}"
         )
     odd = [weight for weight in off if weight.columns % BLOCK]
     if odd and off_lattice in ("q8_0", "q4_0"):
         warnings.append(
-            f"gguf: {len(odd)} of them keep the checkpoint's own type, as their rows are no multiple of {BLOCK}"
+            f"gguf: {len(odd)} of them keep the checkpoint's type, as their rows are no multiple of {BLOCK}"
         )
     return warnings + vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
 

@@ -1,0 +1,70 @@
+"""The bytes of GGML's types, judged by gguf-py's own dequantisation."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from converter.weight import EXACT, LatticeRows
+from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes
+
+Q4_0 = gguf.GGMLQuantizationType.Q4_0
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
+HALF_FLOATS = st.floats(width=16, allow_nan=False, allow_infinity=False)
+
+
+def lattice_rows(codes, scales):
+    return LatticeRows(codes, scales, np.full(scales.shape, EXACT, np.uint8))
+
+
+@st.composite
+def rows(draw, elements):
+    count, blocks = draw(SHAPES)
+    codes = draw(arrays.arrays(np.int8, (count, 32 * blocks), elements=st.integers(-8, 7)))
+    scales = draw(arrays.arrays(np.float32, (count, blocks), elements=elements))
+    return lattice_rows(codes, scales)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(rows(HALF_FLOATS))
+def test_dequantised_blocks_are_scale_times_code(given_rows):
+    packed = pack_q4_0(given_rows)
+    assert packed.shape == (len(given_rows.codes), row_bytes("Q4_0", given_rows.codes.shape[1]))
+    expected = given_rows.codes * np.repeat(given_rows.scales, 32, axis=1)
+    np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), expected)
+
+
+@settings(deadline=None)
+@given(rows(st.floats(-60000, 60000, width=32)))
+def test_a_scale_that_float16_does_not_hold_is_rounded_to_the_nearest(given_rows):
+    codes = np.ones_like(given_rows.codes)
+    packed = pack_q4_0(lattice_rows(codes, given_rows.scales))
+    expected = np.repeat(given_rows.scales.astype(np.float16).astype(np.float32), 32, axis=1)
+    np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), expected)
+
+
+def test_codes_in_another_memory_order_are_packed_alike():
+    codes = np.random.default_rng(0).integers(-8, 8, (7, 64)).astype(np.int8)
+    scales = np.ones((7, 2), np.float32)
+    straight = pack_q4_0(lattice_rows(codes, scales))
+    np.testing.assert_array_equal(pack_q4_0(lattice_rows(np.asfortranarray(codes), scales)), straight)
+
+
+@pytest.mark.parametrize("format", sorted(FROM_FLOATS))
+def test_float_rows_take_the_bytes_that_the_type_says(format):
+    values = np.random.default_rng(1).normal(size=(3, 96)).astype(np.float32)
+    data = FROM_FLOATS[format](values)
+    assert data.nbytes == 3 * row_bytes(format, 96)
+    back = gguf.quants.dequantize(data.reshape(3, -1), gguf.GGMLQuantizationType[format])
+    assert np.abs(back - values).max() <= {"F32": 0, "F16": 2e-3, "BF16": 1.6e-2, "Q8_0": 0.02}.get(
+        format, 0.4
+    )
+
+
+def test_rows_that_do_not_divide_into_blocks_have_no_size():
+    with pytest.raises(ValueError, match="multiple"):
+        row_bytes("Q4_0", 48)
