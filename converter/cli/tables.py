@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from validation.report import share
+
 
 def size(count: float) -> str:
     """A number of bytes for people, in powers of ten as disks and downloads count."""
@@ -36,9 +38,9 @@ def _row(label: str, entry: Mapping[str, Any], verdict: str) -> tuple[str, ...]:
         escape(label),
         size(entry["bytes"]) if "bytes" in entry else "",
         _number(entry.get("bits_per_weight"), ".2f"),
-        _number(weights.get("exact_fraction"), ".4%"),
+        share(weights.get("exact_fraction")),
         _number(logits.get("mean_kld"), ".6f"),
-        _number(logits.get("same_top_p"), ".2%"),
+        share(logits.get("same_top_p"), 2),
         _number(logits.get("ppl"), ".3f"),
         verdict,
     )
@@ -97,7 +99,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
             " x ".join(map(str, weight["shape"])),
             weight["dtype"],
             _lattice(weight),
-            _number(weight["exact_fraction"], ".4%"),
+            share(weight["exact_fraction"]),
             *(formats[name].get(weight["name"], "-") for name in names),
         )
     console.print(table)
@@ -131,8 +133,8 @@ def _summary(found: Mapping[str, Any]) -> Table:
     lattice = found["lattice"]
     table.add_row(
         "on the lattice",
-        f"{lattice['matrices']} of {lattice['of']} matrices, {lattice['share']:.2%} of their values; "
-        f"{lattice['exact_fraction']:.4%} of the blocks exact",
+        f"{lattice['matrices']} of {lattice['of']} matrices, {share(lattice['share'], 2)} of their "
+        f"values; {share(lattice['exact_fraction'])} of their blocks exact",
     )
     for name, target in found["targets"].items():
         table.add_row(

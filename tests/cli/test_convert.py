@@ -1,0 +1,254 @@
+"""``qatconvert MODEL``: what a conversion leaves, and what it never leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The error, which must be one line of the tool's own."""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("qatconvert: ")
+    return lines[0]
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint_factory) -> Path:
+    return checkpoint_factory("text")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The conversion of the README, with validation and the naive baseline."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    command = [PROGRAM, "gemma4-demo", "--target", "gguf", "--baseline", "naive-q4_0", "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return out
+
+
+def test_the_demo_leaves_artifact_modelfile_reports_and_manifest(demo):
+    assert files(demo) == [
+        "gguf/gemma4-demo-q4_0.gguf",
+        "manifest.json",
+        "ollama/Modelfile",
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
+    assert not any(path.name.endswith(".partial") for path in demo.parent.iterdir())
+
+
+def test_the_demos_report_has_every_key_of_the_contract(demo):
+    report = json.loads((demo / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["model"] == "gemma4-demo"
+    assert report["source"] == {
+        "repo": None,
+        "revision": None,
+        "path": "gemma4-demo",
+        "format": "bf16-lattice",
+    }
+    assert {"runtime", "version", "dtype", "positions"} <= set(report["reference"])
+    assert report["reference"]["positions"] >= 512
+    entry = report["targets"]["gguf"]
+    assert entry["artifact"] == "gguf/gemma4-demo-q4_0.gguf"
+    assert entry["bytes"] == (demo / entry["artifact"]).stat().st_size
+    assert {"tensors", "blocks", "exact_blocks", "exact_fraction", "max_ulp"} <= set(entry["weights"])
+    assert {
+        "positions", "mean_kld", "p999_kld", "max_kld", "same_top_p", "rms_delta_p", "max_abs", "ppl",
+        "ppl_reference",
+    } <= set(entry["logits"])  # fmt: skip
+    assert {"name", "version", "mean_kld_same_weights"} <= set(entry["runtime"])
+    assert {gate["name"] for gate in entry["gates"]} == {"exact_fraction", "mean_kld", "same_top_p"}
+    assert all(set(gate) == {"name", "limit", "value", "passed"} for gate in entry["gates"])
+
+
+def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):
+    entry = json.loads((demo / "report.json").read_text())["targets"]["gguf"]
+    assert entry["passed"] is True
+    assert entry["weights"]["exact_fraction"] == 1.0
+    assert entry["weights"]["max_ulp"] == 0
+    assert entry["logits"]["mean_kld"] * 10 <= entry["baseline"]["logits"]["mean_kld"]
+    assert entry["runtime"]["mean_kld_same_weights"] < entry["logits"]["mean_kld"] * 1.5
+
+
+def test_the_manifest_describes_what_lies_beside_it(demo):
+    manifest = json.loads((demo / "manifest.json").read_text())
+    assert {entry["path"] for entry in manifest["artifacts"]} == set(files(demo)) - {"manifest.json"}
+    for entry in manifest["artifacts"]:
+        data = (demo / entry["path"]).read_bytes()
+        assert entry["bytes"] == len(data)
+        assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+    from converter.demo import DEMO
+
+    for entry in manifest["source"]["files"]:
+        assert entry["sha256"] == hashlib.sha256((DEMO / entry["path"]).read_bytes()).hexdigest()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        entry["path"] for entry in manifest["source"]["files"]
+    }
+    formats = {tensor["stored_as"]: tensor["format"] for tensor in manifest["targets"]["gguf"]["tensors"]}
+    assert formats["token_embd.weight"] == "Q4_0"
+    assert manifest["tool"]["name"] == "qatconvert"
+    assert {"gguf", "numpy", "numba"} <= set(manifest["libraries"])
+
+
+def test_nothing_written_names_this_machine_or_a_time(demo):
+    for name in ("manifest.json", "report.json", "report.md", "report.html", "ollama/Modelfile"):
+        text = (demo / name).read_text()
+        assert os.uname().nodename not in text
+        assert str(demo.parent) not in text
+        assert str(Path.home()) + "/" not in text
+        assert not re.search(r"20\d\d-\d\d-\d\dT\d\d", text)
+
+
+def test_the_same_input_gives_the_same_bytes(qatconvert, tiny, tmp_path):
+    for name in ("one", "two"):
+        assert qatconvert(tiny, "--no-validate", "-o", tmp_path / name).returncode == 0
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    for name in files(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_without_validation_the_report_claims_nothing(qatconvert, tiny, tmp_path):
+    done = qatconvert(tiny, "--no-validate", "--json", "-o", tmp_path / "out")
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["reference"] is None
+    assert report["targets"]["gguf"]["passed"] is None
+
+
+def test_the_conversion_imports_neither_torch_nor_transformers(tiny, tmp_path):
+    script = (
+        "import sys\nfrom converter.cli import group\n"
+        f"group([{str(tiny)!r}, '--no-validate', '-o', {str(tmp_path / 'out')!r}], standalone_mode=False)\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_failed_gate_is_status_3_and_the_artifact_is_there(qatconvert, tiny, tmp_path):
+    done = qatconvert(tiny, "--gate", "mean_kld=0", "--positions", "32", "-o", tmp_path / "out")
+    assert done.returncode == 3, done.stderr
+    assert "gate mean_kld failed" in done.stdout
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["targets"]["gguf"]["passed"] is False
+    assert (tmp_path / "out" / report["targets"]["gguf"]["artifact"]).exists()
+
+
+@pytest.mark.parametrize("gate", ["speed=1", "mean_kld", "mean_kld=-1", "mean_kld=nan"])
+def test_a_gate_that_does_not_exist_is_wrong_usage(qatconvert, tiny, gate):
+    done = qatconvert(tiny, "--gate", gate)
+    assert done.returncode == 2
+    assert "mean_kld=0.01" in done.stderr
+
+
+def test_existing_output_is_refused_and_left_alone(qatconvert, tiny, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("x")
+    done = qatconvert(tiny, "--no-validate", "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "--force" in one_line(done)
+    assert files(tmp_path / "out") == ["mine"]
+    assert qatconvert(tiny, "--no-validate", "--force", "-o", tmp_path / "out").returncode == 0
+    assert {"mine", "manifest.json"} <= set(files(tmp_path / "out"))
+
+
+def test_the_default_output_is_named_after_the_model(qatconvert, tiny, tmp_path):
+    model = tmp_path / "My Model"
+    shutil.copytree(tiny, model)
+    done = qatconvert(model, "--no-validate")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["My-Model-qatconvert"]
+
+
+def in_small_file_system(
+    directory: Path, options: str, command: list[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run ``command`` with a tmpfs of its own mounted on ``directory``."""
+    directory.mkdir()
+    script = f'mount -t tmpfs -o {options} tmpfs "$0" && "$@"; status=$?; ls -A "$0" >&3; exit $status'
+    listing = directory.parent / "listing"
+    with listing.open("wb") as stream:
+        return subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "bash", "-c", f"exec 3>&{stream.fileno()}; {script}",
+             str(directory), *command],
+            capture_output=True, text=True, timeout=300, pass_fds=[stream.fileno()],
+        )  # fmt: skip
+
+
+def test_a_full_destination_is_refused_before_anything_is_written(tiny, tmp_path):
+    out = tmp_path / "out"
+    done = in_small_file_system(out, "size=64k", [PROGRAM, str(tiny), "--no-validate", "-o", str(out)])
+    assert done.returncode == 1
+    assert "GB needed" in one_line(done)
+    assert (tmp_path / "listing").read_text() == ""
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tiny, tmp_path):
+    """There is room for the tensors but not for the metadata beside them."""
+    command = [PROGRAM, str(tiny), "--no-validate", "--json", "-o", str(tmp_path / "probe")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    manifest = json.loads((tmp_path / "probe" / "manifest.json").read_text())
+    planned = manifest["targets"]["gguf"]["bytes"]
+    assert json.loads(done.stdout)["targets"]["gguf"]["bytes"] > planned + 8192
+    out = tmp_path / "out"
+    size = (planned // 4096 + 1) * 4096
+    done = in_small_file_system(out, f"size={size}", [PROGRAM, str(tiny), "--no-validate", "-o", str(out)])
+    assert done.returncode == 1
+    assert "disk is full" in one_line(done) or "No space left" in one_line(done)
+    assert (tmp_path / "listing").read_text() == ""
+
+
+def test_a_read_only_destination_is_one_line(tiny, tmp_path):
+    out = tmp_path / "out"
+    done = in_small_file_system(out, "size=1m,ro", [PROGRAM, str(tiny), "--no-validate", "-o", str(out)])
+    assert done.returncode == 1
+    assert str(out) in one_line(done)
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_output_and_the_same_command_completes_it(tiny, tmp_path, signal_number):
+    out, scratch = tmp_path / "out", tmp_path / ".out.partial"
+    command = [PROGRAM, str(tiny), "-o", str(out), "--positions", "64"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # The artifact is whole under its temporary name and is being validated.
+    wait_for(lambda: any(scratch.glob("gguf/*.gguf")))
+    os.kill(process.pid, signal_number)
+    _, errors = process.communicate(timeout=60)
+    assert not out.exists()
+    if signal_number != signal.SIGKILL:
+        assert process.returncode == 1
+        assert errors.strip() == "qatconvert: interrupted"
+        assert not scratch.exists()
+    assert subprocess.run(command, capture_output=True, timeout=600).returncode == 0
+    assert (out / "manifest.json").exists()
+    assert not scratch.exists()
