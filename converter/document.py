@@ -52,13 +52,20 @@ def parse_object(text: str, where: str) -> dict[str, object]:
     except ValueError as error:
         raise CheckpointError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where}: holds a JSON {kind(value)}, expected an object")
+        raise CheckpointError(f"{where}: holds {kind(value)}, expected a JSON object")
     return value
 
 
 def kind(value: object) -> str:
-    """What a JSON value is, in words for a message."""
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "list", dict: "object"}
+    """What a JSON value is, in words for a message: ``an integer``."""
+    names = {
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
@@ -158,7 +165,7 @@ class Settings:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.error(key, f"is a {kind(value)}, expected an object")
+            raise self.error(key, f"is {kind(value)}, expected an object")
         separator = ": " if self.where.endswith(".json") else "."
         return Settings(value, f"{self.where}{separator}{key}")
 

@@ -219,9 +219,7 @@ def _open_index(directory: Path) -> Shards:
 def _shard_name(index: Path, tensor: str, file: object) -> str:
     """The name of a shard: a plain file name, so that no index leads out of its directory."""
     if not isinstance(file, str):
-        raise CheckpointError(
-            f"{index}: tensor {shown(tensor)} is mapped to a JSON {kind(file)}, not to a file"
-        )
+        raise CheckpointError(f"{index}: tensor {shown(tensor)} is mapped to {kind(file)}, not to a file")
     plain = file and file.isprintable() and not set("/\\:") & set(file) and not file.startswith(".")
     if not plain:
         raise CheckpointError(f"{index}: shard {shown(file)} is not a plain file name; refused")
@@ -265,7 +263,7 @@ def _tensor(shard: Shard, name: str, entry: object, data: int) -> SourceTensor:
     """One entry of a header, checked by itself; ``data`` is where the tensors' bytes begin."""
     where = f"{shard.path}: tensor {shown(name)}"
     if not isinstance(entry, dict):
-        raise CheckpointError(f"{where} is described by a JSON {kind(entry)}, expected an object")
+        raise CheckpointError(f"{where} is described by {kind(entry)}, expected an object")
     dtype = entry.get("dtype")
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise CheckpointError(f"{where} has unknown dtype {shown(dtype)}")

@@ -163,12 +163,12 @@ def _added(document: Settings) -> dict[int, AddedToken]:
     if listed is None:
         return {}
     if not isinstance(listed, list):
-        raise document.error("added_tokens", f"is a {kind(listed)}, expected a list")
+        raise document.error("added_tokens", f"is {kind(listed)}, expected a list")
     added: dict[int, AddedToken] = {}
     for index, entry in enumerate(listed):
         where = f"{document.where}: added_tokens[{index}]"
         if not isinstance(entry, dict):
-            raise CheckpointError(f"{where} is a {kind(entry)}, expected an object")
+            raise CheckpointError(f"{where} is {kind(entry)}, expected an object")
         settings = Settings(entry, where)
         id = settings.integer("id", low=0, high=_LARGEST_VOCABULARY - 1)
         if id in added:
@@ -246,7 +246,7 @@ def _merges(model: Settings, ids: Mapping[str, int]) -> tuple[tuple[str, str], .
     """Merges from either form: ``["a", "b"]`` or the older ``"a b"``."""
     listed = model.values.get("merges")
     if not isinstance(listed, list):
-        raise model.error("merges", f"is a {kind(listed)}, expected a list")
+        raise model.error("merges", f"is {kind(listed)}, expected a list")
     merges: list[tuple[str, str]] = []
     for index, entry in enumerate(listed):
         pair = entry.split(" ") if isinstance(entry, str) else entry
@@ -305,7 +305,7 @@ def _chat_template(directory: Path, config: Settings, files: list[Path]) -> str 
         if value is None:
             continue
         if not isinstance(value, str):
-            raise settings.error("chat_template", f"is a {kind(value)}, expected a string")
+            raise settings.error("chat_template", f"is {kind(value)}, expected a string")
         _check_encodable(value, settings.where)
         return value
     return None

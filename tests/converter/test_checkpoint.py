@@ -300,7 +300,7 @@ def test_an_unknown_model_type_lists_the_known_ones(altered: Callable[..., Path]
     ("text", "message"),
     [
         ("", "config.json: not valid JSON"),
-        ("[]", "config.json: holds a JSON list"),
+        ("[]", "config.json: holds a list"),
         ('{"model_type": "a", "model_type": "b"}', "config.json: key 'model_type' appears twice"),
         ("[" * 100_000, "config.json: JSON nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", "config.json: not valid JSON"),
