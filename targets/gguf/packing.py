@@ -25,18 +25,43 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
+_NIBBLES: Final = np.uint64(0x0F0F0F0F0F0F0F0F)
+_EIGHTS: Final = np.uint64(0x8888888888888888)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _half(bits):  # type: ignore[no-untyped-def]
+    """The float16 nearest to a float32, ties to even, both as bit patterns in an int32. NumPy's conversion
+    is right as well, and took two thirds of the packing time."""
+    sign = (bits >> np.int32(16)) & np.int32(0x8000)
+    magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
+    if magnitude < np.int32(0x38800000):  # below float16's normal range: whole multiples of 2**-24
+        return sign | np.int32(np.rint(magnitude.view(np.float32) * np.float32(2.0**24)))
+    if magnitude > np.int32(0x7F800000):
+        return sign | np.int32(0x7E00)
+    rounded = (
+        min(magnitude, np.int32(0x47800000)) + np.int32(0xFFF) + ((magnitude >> np.int32(13)) & np.int32(1))
+    )
+    return sign | min((rounded >> np.int32(13)) - np.int32(112 << 10), np.int32(0x7C00))
+
+
 @njit(nogil=True, cache=True)
 def _pack_q4_0(codes, scales, out):  # type: ignore[no-untyped-def]
-    """Flat codes (int8), one float16 bit pattern per 32 of them (uint16), and the flat bytes to fill."""
+    """Eight codes at a time, little-endian: a block has 4 uint64 of ``codes``, one int32 of ``scales`` (the
+    bits of a float32) and 9 uint16 of ``out``.
+
+    The low four bits of a two's complement code in -8..7 become code + 8 when their highest is flipped.
+    """
     for block in range(scales.size):
-        source = block * 32
-        place = block * 18
-        out[place] = np.uint8(scales[block] & np.uint16(0xFF))
-        out[place + 1] = np.uint8(scales[block] >> np.uint16(8))
-        for i in range(16):
-            low = np.uint8(codes[source + i] + np.int8(8))
-            high = np.uint8(codes[source + 16 + i] + np.int8(8))
-            out[place + 2 + i] = np.uint8(low | (high << np.uint8(4)))
+        source = block * 4
+        place = block * 9
+        out[place] = np.uint16(_half(scales[block]))
+        for half in range(2):
+            low = codes[source + half] & _NIBBLES
+            high = codes[source + half + 2] & _NIBBLES
+            word = (low | (high << np.uint64(4))) ^ _EIGHTS
+            for part in range(4):
+                out[place + 1 + half * 4 + part] = np.uint16(word >> np.uint64(16 * part))
 
 
 def pack_q4_0(rows: LatticeRows) -> Bytes:
@@ -45,10 +70,11 @@ def pack_q4_0(rows: LatticeRows) -> Bytes:
     A scale that float16 does not hold is rounded to the nearest float16.
     """
     count, columns = rows.codes.shape
-    scales = rows.scales.astype(np.float16).view(np.uint16)
-    out = np.empty((count, columns // BLOCK * Q4_0_BYTES), np.uint8)
-    _pack_q4_0(np.ascontiguousarray(rows.codes).reshape(-1), scales.reshape(-1), out.reshape(-1))
-    return out
+    codes = np.ascontiguousarray(rows.codes).reshape(-1).view("<u8")
+    scales = np.ascontiguousarray(rows.scales, "<f4").reshape(-1).view("<i4")
+    out = np.empty((count, columns // BLOCK * Q4_0_BYTES // 2), "<u2")
+    _pack_q4_0(codes, scales, out.reshape(-1))
+    return out.view(np.uint8)
 
 
 def _as_f32(values: Floats) -> Bytes:

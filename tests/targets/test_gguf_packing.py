@@ -39,12 +39,20 @@ def test_dequantised_blocks_are_scale_times_code(given_rows):
 
 
 @settings(deadline=None)
-@given(rows(st.floats(-60000, 60000, width=32)))
+@given(
+    rows(
+        st.one_of(
+            st.floats(width=32, allow_nan=False),
+            st.floats(-(2.0**-13), 2.0**-13, width=32),
+            st.floats(-7e4, 7e4, width=32),
+        )
+    )
+)
 def test_a_scale_that_float16_does_not_hold_is_rounded_to_the_nearest(given_rows):
-    codes = np.ones_like(given_rows.codes)
-    packed = pack_q4_0(lattice_rows(codes, given_rows.scales))
-    expected = np.repeat(given_rows.scales.astype(np.float16).astype(np.float32), 32, axis=1)
-    np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), expected)
+    packed = pack_q4_0(given_rows).reshape(len(given_rows.codes), -1, 18)
+    with np.errstate(over="ignore"):
+        expected = given_rows.scales.astype(np.float16)
+    np.testing.assert_array_equal(packed[..., :2].copy().view(np.float16)[..., 0], expected)
 
 
 def test_codes_in_another_memory_order_are_packed_alike():
