@@ -31,6 +31,7 @@ _ROPE_DEFAULTS: Final[dict[str, object]] = {
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
 _SHARED_KV: Final = "keys and values of this layer come from an earlier layer"
+_KEY_IS_VALUE: Final = "values of this layer come from its key projection"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,13 +271,16 @@ def _mixture(prefix: str, hidden: int, experts: Experts) -> keys.Shapes:
 
 
 def _unused(layers: tuple[Layer, ...]) -> dict[str, str]:
-    """Tensors that transformers ignores on load: K and V of the layers that share another's."""
-    return {
-        f"layers.{layer.index}.self_attn.{name}.weight": _SHARED_KV
-        for layer in layers
-        if layer.kv_source is not None
-        for name in ("k_proj", "v_proj", "k_norm", "v_norm")
-    }
+    """Tensors without a place in the model: K and V of layers that share others, V where K serves as V."""
+    unused = {}
+    for layer in layers:
+        prefix = f"layers.{layer.index}.self_attn."
+        if layer.kv_source is not None:
+            names = ("k_proj", "v_proj", "k_norm", "v_norm")
+            unused.update({f"{prefix}{name}.weight": _SHARED_KV for name in names})
+        elif layer.key_is_value:
+            unused[f"{prefix}v_proj.weight"] = _KEY_IS_VALUE
+    return unused
 
 
 FAMILY: Final = Family("gemma4", ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), read)

@@ -168,7 +168,9 @@ def test_keys_and_values_of_sharing_layers_are_unused() -> None:
 
 
 def test_full_layers_take_values_from_the_key_projection() -> None:
-    layers = read_architecture(VARIANTS["31b"]).layers
+    architecture = read_architecture(VARIANTS["31b"])
+    layers = architecture.layers
+    assert set(architecture.unused) == {"layers.5.self_attn.v_proj.weight"}
     assert [(layer.key_is_value, layer.kv_heads, layer.head_dim) for layer in layers] == [
         *[(False, 2, 32)] * 5,
         (True, 1, 64),
