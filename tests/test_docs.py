@@ -1,8 +1,8 @@
 """Every command in README and docs runs, and prints what the page says.
 
-In a ``console`` block, a line that begins with ``$ `` is a command; the lines under it are its output, in which
-``...`` stands for anything. Blocks of one page run in order in one directory. ``python tests/test_docs.py`` writes
-the present ``--help`` texts into the pages.
+In a ``console`` block, a line that begins with ``$ `` is a command, which lines that begin with ``> `` go on;
+the lines under it are its output, in which ``...`` stands for anything. Blocks of one page run in order in one
+directory. ``python tests/test_docs.py`` writes the present ``--help`` texts into the pages.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,10 @@ def examples(page: str) -> list[tuple[str, str]]:
     found = []
     for block in _BLOCK.findall(page):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            found.append((command, output.rstrip()))
+            lines = part.splitlines()
+            more = list(takewhile(lambda line: line.startswith("> "), lines[1:]))
+            command = "\n".join([lines[0], *(line[2:] for line in more)])
+            found.append((command, "\n".join(lines[1 + len(more) :]).rstrip()))
     return found
 
 

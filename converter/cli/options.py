@@ -10,9 +10,6 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-#: Names of the gates that can be set, and the way they look.
-GATES = ("exact_fraction", "mean_kld", "same_top_p")
-
 
 class Gate(click.ParamType[tuple[str, float]]):
     """``NAME=LIMIT``, as in ``mean_kld=0.01``."""
@@ -25,13 +22,15 @@ class Gate(click.ParamType[tuple[str, float]]):
         """The gate's name and its limit."""
         if isinstance(value, tuple):
             return value
+        from validation.gates import KNOWN
+
         name, _, limit = str(value).partition("=")
         try:
             number = float(limit)
         except ValueError:
             number = float("nan")
-        if name not in GATES or not 0 <= number < float("inf"):
-            self.fail(f"{value!r}: give one of {', '.join(GATES)} and a limit, as in mean_kld=0.01")
+        if name not in KNOWN or not 0 <= number < float("inf"):
+            self.fail(f"{value!r}: give one of {', '.join(KNOWN)} and a limit, as in mean_kld=0.01")
         return name, number
 
 
@@ -71,7 +70,7 @@ def validation_options(command: Command) -> Command:
                 "gates",
                 type=Gate(),
                 multiple=True,
-                help="Change the limit of a gate: exact_fraction, mean_kld or same_top_p. Repeatable.",
+                help="Set the limit of a gate: exact_fraction, mean_kld, same_top_p or another figure.",
             ),
             click.option(
                 "--baseline",
