@@ -1,0 +1,8 @@
+"""Ollama: the Modelfile that makes a model of a GGUF."""
+
+from __future__ import annotations
+
+from targets.ollama.gemma import gemma_modelfile, read_sampling
+from targets.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
+
+__all__ = ["Modelfile", "gemma_modelfile", "parse_modelfile", "read_sampling", "write_modelfile"]

@@ -1,0 +1,89 @@
+"""Gemma in Ollama: which commands its Modelfile needs.
+
+Ollama itself makes Gemma 4's prompts (``RENDERER``) and takes its answers apart (``PARSER``). The renderer
+``gemma4`` stands for ``gemma4-small`` (E2B, E4B) or ``gemma4-large`` (12B and larger): Ollama decides by the
+name that the user gave the model, else by its number of weights (``server/renderer_resolution.go``).
+Gemma 3 has no renderer; Ollama uses the chat template in the GGUF.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from converter.document import Settings, read_object
+from converter.errors import TargetError
+from targets.ollama.modelfile import Modelfile
+
+#: Google's recommendation for both families, where a checkpoint has no ``generation_config.json``.
+RECOMMENDED: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+#: Context of a new model in tokens, where nothing else is asked for: Ollama reserves memory for all of it.
+CONTEXT: Final = 8192
+
+_END_OF_TURN: Final = {"gemma4": "<turn|>", "gemma3": "<end_of_turn>"}
+#: The first Ollama that runs Gemma 4, and the first that runs its 12B (earlier ones divide by zero).
+_REQUIRES: Final = "0.20.0"
+_REQUIRES_12B: Final = "0.30.5"
+#: Weights of the 12B, whose text model has just under the 12e9 by which Ollama tells large models.
+_12B: Final = range(10 * 10**9, 16 * 10**9)
+
+
+def gemma_modelfile(
+    model: str,
+    architecture: str,
+    parameters: int,
+    *,
+    context: int | None = None,
+    num_ctx: int | None = None,
+    sampling: Mapping[str, float] | None = None,
+    system: str | None = None,
+    licenses: Sequence[str] = (),
+) -> Modelfile:
+    """The Modelfile of a Gemma.
+
+    ``model`` is the path of the GGUF relative to the Modelfile (of its directory, if it has several files),
+    ``architecture`` GGUF's name (``gemma4``), ``parameters`` the number of weights, ``context`` the trained
+    context length, ``sampling`` the values of temperature, top_p and top_k (default: the recommended).
+    ``num_ctx`` defaults to 8192 or the trained context, whichever is less. Raises ``TargetError`` for
+    another architecture.
+    """
+    if architecture not in _END_OF_TURN:
+        raise TargetError(
+            f"ollama: no Modelfile is known for architecture {architecture!r} (known: gemma3, gemma4)"
+        )
+    is_12b = architecture == "gemma4" and parameters in _12B
+    values: dict[str, object] = {**RECOMMENDED, **(sampling or {})}
+    values["num_ctx"] = num_ctx or min(CONTEXT, context or CONTEXT)
+    gemma4 = architecture == "gemma4"
+    # a stop from the Modelfile replaces the one that Ollama sets by itself, so it is always given
+    return Modelfile(
+        model=model,
+        renderer=("gemma4-large" if is_12b else "gemma4") if gemma4 else None,
+        parser="gemma4" if gemma4 else None,
+        parameters=(
+            *((name, str(value)) for name, value in values.items()),
+            ("stop", _END_OF_TURN[architecture]),
+        ),
+        system=system,
+        requires=(_REQUIRES_12B if is_12b else _REQUIRES) if gemma4 else None,
+        licenses=tuple(licenses),
+    )
+
+
+def read_sampling(directory: Path) -> dict[str, float]:
+    """Temperature, top_p and top_k of a checkpoint's ``generation_config.json``, as far as it has them.
+
+    Raises ``CheckpointError`` for a damaged file."""
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return {}
+    settings = Settings(read_object(path), str(path))
+    found: dict[str, float] = {}
+    for name in ("temperature", "top_p"):
+        if settings.values.get(name) is not None:
+            found[name] = settings.number(name, positive=False)
+    top_k = settings.optional_integer("top_k", low=0)
+    if top_k is not None:
+        found["top_k"] = top_k
+    return found

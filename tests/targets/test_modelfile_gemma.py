@@ -1,0 +1,83 @@
+"""What a Gemma's Modelfile says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from converter.errors import CheckpointError, TargetError
+from targets.gguf import read_metadata
+from targets.ollama import gemma_modelfile, parse_modelfile, read_sampling, write_modelfile
+
+E2B, A12B, A31B = 5_100_000_000, 11_900_000_000, 31_000_000_000
+
+
+def parameters(modelfile):
+    return dict(modelfile.parameters)
+
+
+def test_gemma4_has_renderer_parser_stop_and_version():
+    modelfile = gemma_modelfile("../gguf/m.gguf", "gemma4", E2B, context=131072)
+    assert (modelfile.renderer, modelfile.parser, modelfile.requires) == ("gemma4", "gemma4", "0.20.0")
+    assert parameters(modelfile) == {
+        "temperature": "1.0",
+        "top_p": "0.95",
+        "top_k": "64",
+        "num_ctx": "8192",
+        "stop": "<turn|>",
+    }
+    assert (modelfile.system, modelfile.licenses) == (None, ())
+
+
+def test_the_12b_needs_a_later_ollama_and_the_large_renderer():
+    modelfile = gemma_modelfile("m.gguf", "gemma4", A12B)
+    assert (modelfile.renderer, modelfile.requires) == ("gemma4-large", "0.30.5")
+    assert gemma_modelfile("m.gguf", "gemma4", A31B).renderer == "gemma4"
+
+
+def test_gemma3_uses_the_chat_template_in_the_gguf():
+    modelfile = gemma_modelfile("m.gguf", "gemma3", 4_000_000_000)
+    assert (modelfile.renderer, modelfile.parser, modelfile.requires) == (None, None, None)
+    assert parameters(modelfile)["stop"] == "<end_of_turn>"
+
+
+def test_what_is_given_wins():
+    sampling = {"temperature": 0.3, "top_k": 20}
+    modelfile = gemma_modelfile(
+        "m.gguf", "gemma4", E2B, num_ctx=2048, sampling=sampling, system="Be brief.", licenses=["Apache-2.0"]
+    )
+    found = parameters(modelfile)
+    assert (found["temperature"], found["top_p"], found["top_k"], found["num_ctx"]) == (
+        "0.3",
+        "0.95",
+        "20",
+        "2048",
+    )
+    assert (modelfile.system, modelfile.licenses) == ("Be brief.", ("Apache-2.0",))
+
+
+def test_the_context_is_never_longer_than_the_trained_one():
+    assert parameters(gemma_modelfile("m.gguf", "gemma4", E2B, context=512))["num_ctx"] == "512"
+
+
+def test_another_architecture_is_refused():
+    with pytest.raises(TargetError, match="'llama'"):
+        gemma_modelfile("m.gguf", "llama", E2B)
+
+
+def test_sampling_comes_from_the_checkpoint(checkpoint_factory, tmp_path):
+    assert read_sampling(checkpoint_factory("text")) == {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+    assert read_sampling(tmp_path) == {}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": "hot"}))
+    with pytest.raises(CheckpointError, match="temperature"):
+        read_sampling(tmp_path)
+
+
+def test_a_written_gguf_says_all_that_its_modelfile_needs(checkpoint_factory, convert):
+    metadata = read_metadata(convert(checkpoint_factory("e2b")).artifact)
+    modelfile = gemma_modelfile(
+        "m.gguf", metadata.architecture, metadata.parameters, context=metadata.context
+    )
+    assert parameters(modelfile)["num_ctx"] == "4096"
+    assert parse_modelfile(write_modelfile(modelfile)) == modelfile
