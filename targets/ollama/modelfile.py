@@ -3,7 +3,7 @@
 A command is a word, a space and a value up to the end of the line. A value in one or three double quotes
 may span lines: it ends at the first line end (or the file's end) before which the text, without trailing
 space, ends in the same quotes. There are no escapes, and characters that Go does not call printable are
-dropped, but for space, tab and line ends. So some values cannot be written; ``write_modelfile`` refuses those.
+dropped, but for space, tab and line ends. Values that cannot be written so are refused.
 """
 
 from __future__ import annotations
@@ -102,8 +102,9 @@ def _line(command: str, value: str | None) -> list[str]:
 def _quoted(command: str, value: str) -> str:
     """``value`` as it stands in a Modelfile: bare if it is one plain word, else in the fewest quotes that the
     grammar gives back. What the grammar gives back is decided by the parser itself."""
-    written = (value,) if _BARE.fullmatch(value) else ()
-    for candidate in (*written, f'"{value}"', f'"""{value}"""', value):
+    bare = (value,) if _BARE.fullmatch(value) else ()
+    candidates: tuple[str, ...] = (*bare, f'"{value}"', f'"""{value}"""', value)
+    for candidate in candidates:
         if _read_back(candidate) == value:
             return candidate
     dropped = next((letter for letter in value if not _is_kept(letter)), None)
