@@ -77,7 +77,7 @@ def resolve(name: str) -> Source:
     if _looks_like_path(name):
         return _local(name)
     base, at, revision = name.partition("@")
-    if source := _short_name(base.lower()):
+    if base.isascii() and (source := _short_name(base.lower())):
         source = _at_revision(source, base, revision) if at else source
         return replace(source, note=_directory_passed_over(name))
     if _exists(name):
@@ -221,18 +221,20 @@ def _exists(text: str) -> bool:
 
 
 def _local(text: str) -> Source:
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
     shown = printable(text)
     try:
+        path = Path(text).expanduser() if text.startswith("~") else Path(text)
         if path.is_dir():
             note = None
-            if not _looks_like_path(text) and text.count("/") == 1:
+            if not _looks_like_path(text) and _is_repository(text):
                 note = f"{shown} is read as the local directory; the Hub's repository would be {shown}@main"
             return Source("directory", file_name(path.resolve().name), path=path, note=note)
         if not path.exists():
             raise UsageError(f"{shown}: no such file or directory")
-        with path.open("rb") as file:
-            magic = file.read(4)
+        magic = b""
+        if path.is_file():
+            with path.open("rb") as file:
+                magic = file.read(4)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{shown}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if magic != b"GGUF":
@@ -286,20 +288,19 @@ def _directory_passed_over(name: str) -> str | None:
     return f"{name} is the model of that name; the local {name} is not read (write ./{name} to mean it)"
 
 
+def _is_repository(text: str) -> bool:
+    """The Hub's own rules for OWNER/NAME, so that no other text reaches an address or a folder's name."""
+    parts = text.split("/")
+    forbidden = ".." in text or "--" in text or text.endswith(".git")
+    return len(parts) == 2 and not forbidden and all(_REPO_PART.fullmatch(part) for part in parts)
+
+
 def _repository(repo: str, revision: str | None) -> Source:
-    owner, slash, last = repo.partition("/")
-    if (
-        not slash
-        or not _REPO_PART.fullmatch(owner)
-        or not _REPO_PART.fullmatch(last)
-        or ".." in repo
-        or "--" in repo
-        or last.endswith(".git")
-    ):
+    if not _is_repository(repo):
         raise UsageError(
             f"{printable(repo)} is no repository: OWNER/NAME (letters, digits, dots, dashes, underscores)"
         )
-    return Source("hub", file_name(last).lower(), repo=repo, revision=revision)
+    return Source("hub", file_name(repo.partition("/")[2]).lower(), repo=repo, revision=revision)
 
 
 def _checked_revision(revision: str) -> str:
@@ -310,7 +311,7 @@ def _checked_revision(revision: str) -> str:
 
 
 def _checked_name(name: str) -> str:
-    lower = name.lower()
+    lower = name.lower() if name.isascii() else ""  # some other letters have an ASCII lower case
     if not _MAPPED_NAME.fullmatch(lower) or ".." in lower or _looks_like_path(lower):
         raise UsageError(
             f"{printable(name)} is no short name: give up to 64 letters, digits, dots, dashes, underscores"

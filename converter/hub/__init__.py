@@ -60,11 +60,11 @@ def download(
     """
     if source.repo is None:
         raise ValueError(f"{source.name} is not a repository")
-    from huggingface_hub import constants, is_offline_mode
+    from huggingface_hub import constants
 
     store = Store(Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute(), source.repo)
     revision = source.revision or constants.DEFAULT_REVISION
-    if offline or is_offline_mode():
+    if offline or constants.HF_HUB_OFFLINE:
         return store.snapshot(revision)
     if COMMIT.fullmatch(revision) and store.has_record(revision):
         with contextlib.suppress(HubError):
