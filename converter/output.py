@@ -125,3 +125,16 @@ def _earlier_files(output: Path) -> list[Path]:
         return []
     inside = [name for name in names if not name.is_absolute() and ".." not in name.parts]
     return [Path(MANIFEST), *inside]
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write one UTF-8 file whole or not at all; raises ``DestinationError``."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise DestinationError(f"{path}: {_reason(error)}; choose another --output") from error

@@ -101,7 +101,7 @@ def convert(
     with output.scratch_directory(destination) as scratch:
         digests = manifest.SourceDigests(model.checkpoint.files)
         try:
-            _write(model, targets, plans, scratch, progress)
+            _write(model, targets, plans, scratch, progress, warn)
             sources = digests.entries(model.checkpoint.path)
         finally:
             digests.close()
@@ -117,7 +117,12 @@ def _passed(report: Mapping[str, Any]) -> bool:
 
 
 def _write(
-    model: Model, targets: Sequence[Target], plans: Sequence[Plan], scratch: Path, progress: Progress
+    model: Model,
+    targets: Sequence[Target],
+    plans: Sequence[Plan],
+    scratch: Path,
+    progress: Progress,
+    warn: Callable[[str], None],
 ) -> None:
     total = sum(weight.stored_bytes for weight in model.checkpoint.weights.values())
     for target, plan in zip(targets, plans, strict=True):
@@ -128,7 +133,8 @@ def _write(
             done += count
             progress(stage, done, total)
 
-        target.write(model.checkpoint, plan, scratch, advance)
+        for warning in target.write(model.checkpoint, plan, scratch, advance):
+            warn(warning)
 
 
 def _prove(

@@ -32,13 +32,15 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory,
-    ``bytes`` the sum over tensors, ``warnings`` one line each for the user."""
+    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main
+    (or first) file first, ``companions`` small files that help to use them, ``bytes`` the sum over tensors,
+    ``warnings`` one line each for the user."""
 
     target: str
     artifacts: tuple[str, ...]
     tensors: tuple[PlannedTensor, ...]
     warnings: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -91,9 +93,10 @@ class Target(Protocol):
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
-    ) -> None:
-        """Write ``plan.artifacts`` below ``directory`` (an empty scratch directory that the caller
-        renames when whole); ``progress`` is called with the number of bytes read since the last call."""
+    ) -> Sequence[str]:
+        """Write ``plan.artifacts`` and ``plan.companions`` below ``directory`` (a scratch directory that
+        the caller renames when whole) and return warnings about what only the whole reading showed.
+        ``progress`` is called with the number of bytes read since the last call."""
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """Every file of the artifact whose main (or first) file is given; raises ``CheckpointError`` if

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import validation_options, validation_settings
+from converter.cli.options import modelfile_options, read_license, validation_options, validation_settings
 
 
 @click.command("convert")
@@ -40,14 +40,7 @@ from converter.cli.options import validation_options, validation_settings
 @click.option(
     "--split-max-size", metavar="SIZE", help="Split the GGUF into files of at most SIZE (2G, 500M)."
 )
-@click.option("--system", help="System prompt to put into the Modelfile.")
-@click.option(
-    "--license",
-    "license_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with the licence text to put into the Modelfile.",
-)
-@click.option("--num-ctx", type=click.IntRange(1), help="Context length to put into the Modelfile.")
+@modelfile_options
 @click.option("--validate/--no-validate", default=True, help="Run the artifact against reference logits.")
 @validation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
@@ -61,7 +54,7 @@ def command(
     off_lattice: str,
     split_max_size: str | None,
     system: str | None,
-    license_file: Path | None,
+    license_files: tuple[Path, ...],
     num_ctx: int | None,
     validate: bool,
     as_json: bool,
@@ -84,7 +77,7 @@ def command(
         "off_lattice": off_lattice,
         "split_max_size": split_max_size,
         "system": system,
-        "license": license_file.read_text(encoding="utf-8", errors="replace") if license_file else None,
+        "licenses": [read_license(file) for file in license_files] or None,
         "num_ctx": num_ctx,
     }
     conversion = Conversion(

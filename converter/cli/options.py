@@ -34,6 +34,31 @@ class Gate(click.ParamType[tuple[str, float]]):
         return name, number
 
 
+def modelfile_options(command: Command) -> Command:
+    """What a Modelfile says beyond the model itself."""
+    for option in (
+        click.option("--num-ctx", type=click.IntRange(1), help="Context length in the Modelfile."),
+        click.option(
+            "--license",
+            "license_files",
+            multiple=True,
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="File with a licence text for the Modelfile. Repeatable.",
+        ),
+        click.option("--system", help="System prompt in the Modelfile."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_license(path: Path) -> str:
+    """The text of a licence; raises ``click.UsageError`` for a file that is no UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise click.UsageError(f"{path}: no UTF-8 text ({error})") from error
+
+
 def validation_options(command: Command) -> Command:
     """Everything that says how an artifact is proven."""
     for option in reversed(

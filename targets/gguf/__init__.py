@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from targets.gguf.artifact import GgufTarget
+from targets.gguf.artifact import GgufTarget, modelfile
 from targets.gguf.metadata import Metadata, read_metadata
 
-__all__ = ["GgufTarget", "Metadata", "read_metadata", "target"]
+__all__ = ["GgufTarget", "Metadata", "modelfile", "read_metadata", "target"]
 
 #: The object of the entry point ``gguf``.
 target = GgufTarget()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Final
 import gguf
 import numpy as np
 
+from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.weight import Weight
@@ -30,19 +31,23 @@ from targets.gguf.storage import (
 )
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import destination_error, write_data
+from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
 from targets.plan import Plan, PlannedTensor, StoredTensor
 
-_logger: Final = logging.getLogger(__name__)
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
 #: llama.cpp's own units for its ``--split-max-size``.
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 #: Options that end up in the file as they are given: the licence, the Hub repository, its commit.
 _GENERAL: Final = ("license", "repo", "revision")
+#: Options that concern the Modelfile alone.
+_MODELFILE: Final = ("system", "licenses", "num_ctx")
+MODELFILE: Final = "ollama/Modelfile"
 
 
 class GgufTarget:
     """llama.cpp's format. Options: ``off_lattice`` (``q8_0``, ``bf16``, ``f16``, ``q4_0``),
-    ``split_max_size`` (``500M``, ``2G``), ``license``, ``repo``, ``revision`` (of the Hub)."""
+    ``split_max_size`` (``500M``, ``2G``), ``license`` (as GGUF names it), ``repo``, ``revision`` (of the
+    Hub); for the Modelfile ``system``, ``licenses`` (texts), ``num_ctx``."""
 
     name = "gguf"
     suffix = ".gguf"
@@ -58,19 +63,20 @@ class GgufTarget:
         factors = rope_factors(checkpoint.architecture)
         if factors is not None:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
-        kept = {key: str(options[key]) for key in _GENERAL if options.get(key)}
+        kept = {key: options[key] for key in (*_GENERAL, *_MODELFILE) if options.get(key)}
         files = file_names(f"{name}-q4_0", len(groups(tensors, limit)))
         return Plan(
             target=self.name,
             artifacts=tuple(f"gguf/{file}" for file in files),
             tensors=tuple(tensors),
             warnings=tuple(_warnings(checkpoint, off_lattice)),
+            companions=(MODELFILE,),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
         )
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
-    ) -> None:
+    ) -> list[str]:
         """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         name = plan.options["name"]
         limit = plan.options["split_max_size"]
@@ -85,8 +91,15 @@ class GgufTarget:
         factors = rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, progress)
-        for weight, count in written.off_lattice.items():
-            _logger.warning("%s: %d blocks lie on no lattice and are rounded", weight, count)
+        try:
+            (directory / MODELFILE).parent.mkdir(exist_ok=True)
+            (directory / MODELFILE).write_text(_modelfile(checkpoint, plan), encoding="utf-8")
+        except OSError as error:
+            raise destination_error(directory / MODELFILE, error) from error
+        return [
+            f"gguf: {weight}: {count} blocks lie on no lattice and are rounded to the nearest"
+            for weight, count in written.off_lattice.items()
+        ]
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """See ``targets.plan.Target``."""
@@ -96,6 +109,27 @@ class GgufTarget:
         """See ``targets.plan.Target``. ``artifact`` is the file, or the first of several. Raises
         ``CheckpointError`` for a damaged file."""
         return describe(artifact, checkpoint)
+
+
+def modelfile(
+    path: str,
+    architecture: Architecture,
+    sampling: Mapping[str, float] | None,
+    options: Mapping[str, object],
+) -> Modelfile:
+    """The Modelfile of a model whose GGUF lies at ``path`` as seen from the Modelfile; of ``options``,
+    ``system``, ``licenses`` and ``num_ctx`` count."""
+    context, licenses = options.get("num_ctx"), options.get("licenses")
+    return gemma_modelfile(
+        path,
+        gguf.MODEL_ARCH_NAMES[ARCHITECTURES[architecture.family]],
+        sum(math.prod(shape) for shape in architecture.tensors.values()),
+        context=architecture.context,
+        num_ctx=context if isinstance(context, int) else None,
+        sampling=sampling,
+        system=str(options["system"]) if options.get("system") else None,
+        licenses=[str(text) for text in licenses] if isinstance(licenses, list | tuple) else (),
+    )
 
 
 def split_limit(options: Mapping[str, object]) -> int | None:
@@ -132,6 +166,14 @@ def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
             f"gguf: {len(odd)} of them keep the checkpoint's type, as their rows are no multiple of {BLOCK}"
         )
     return warnings + vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
+
+
+def _modelfile(checkpoint: Checkpoint, plan: Plan) -> str:
+    # Ollama takes a model of several files by their directory
+    path = f"../{plan.artifacts[0]}" if len(plan.artifacts) == 1 else "../gguf"
+    return write_modelfile(
+        modelfile(path, checkpoint.architecture, read_sampling(checkpoint.path), plan.options)
+    )
 
 
 def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
