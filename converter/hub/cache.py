@@ -17,7 +17,7 @@ from pathlib import Path
 
 from converter.document import read_object
 from converter.errors import CheckpointError, HubError
-from converter.hub.repository import COMMIT, CONFIG, INDEX, SINGLE, RemoteFile, model_files
+from converter.hub.repository import COMMIT, CONFIG, INDEX, RemoteFile, model_files
 
 _RECORD_LIMIT = 1 << 20
 
@@ -158,10 +158,7 @@ class Store:
         if INDEX in names:
             with local_files(folder / INDEX):
                 index = (folder / INDEX).read_text("utf-8", "replace")
-        expected = model_files(names, index, self.repo) | {CONFIG}
-        if not any(name.endswith(".safetensors") for name in expected):
-            expected.add(SINGLE)
-        return dict.fromkeys(expected)
+        return dict.fromkeys(model_files(names, index, self.repo) | {CONFIG})
 
 
 @contextlib.contextmanager

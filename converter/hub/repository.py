@@ -63,9 +63,9 @@ def read_listing(document: object, repo: str) -> Listing:
 def refuse_unless_model(listing: Listing) -> None:
     """Raise HubError, by name, for a repository that has no configuration or no safetensors weights."""
     repo, names = listing.repo, sorted(listing.files)
-    weights = any(name == INDEX or _is_weights(name) for name in names)
+    weights = SINGLE in names or INDEX in names
     pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles and not weights:
+    if pickles and not any(name.endswith(".safetensors") for name in names):
         raise HubError(
             f"{repo} holds its weights as {pickles[0]}, not as safetensors: "
             "such files can run code when they are read and are never downloaded"
@@ -74,21 +74,19 @@ def refuse_unless_model(listing: Listing) -> None:
         return
     gguf = [name for name in names if name.endswith(".gguf")]
     hint = f"; its GGUF can be read from disk: download {gguf[0]} and give the path" if gguf else ""
-    lacks = "safetensors weights" if CONFIG in names else CONFIG
+    lacks = f"{SINGLE}, nor the index of its shards" if CONFIG in names else CONFIG
     raise HubError(f"{repo} is no checkpoint: it has no {lacks}{hint}")
 
 
 def model_files(names: Collection[str], index: str | None, repo: str) -> set[str]:
     """The files of a model, where `names` are there and `index` is the text of the shards' index, if any.
 
-    Configuration, tokenizer, chat template and licence as far as they are in `names`, and the weights: the
-    shards that the index names, whether in `names` or not, else `model.safetensors`, else every
-    safetensors file. Raises HubError when the index is damaged.
+    Configuration, tokenizer, chat template and licence as far as they are in `names`, and the weights
+    whether in `names` or not: the shards that the index names, else `model.safetensors`. Raises HubError
+    when the index is damaged.
     """
     beside = {name for name in names if _BESIDE_WEIGHTS.fullmatch(name)}
-    if index is not None:
-        return beside | {INDEX} | _shards(index, repo)
-    return beside | ({SINGLE} if SINGLE in names else {name for name in names if _is_weights(name)})
+    return beside | ({SINGLE} if index is None else {INDEX} | _shards(index, repo))
 
 
 def _listed_file(sibling: object, repo: str) -> RemoteFile:

@@ -154,7 +154,7 @@ def test_a_repository_of_pickles_is_refused_by_name_before_anything_is_fetched(
 def test_a_repository_of_gguf_files_says_what_to_do_with_them(hub: HubServer, tmp_path: Path) -> None:
     publish_without(hub, tmp_path / "gguf", ".safetensors", ".bin", INDEX)
     with pytest.raises(
-        HubError, match=r"no safetensors weights; .* download model-q4_0\.gguf and give the path"
+        HubError, match=r"no model\.safetensors.*; .* download model-q4_0\.gguf and give the path"
     ):
         download(resolve(REPO))
 
