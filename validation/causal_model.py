@@ -7,6 +7,7 @@ accelerate, and the modules on disk are read back from the checkpoint's own file
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,10 @@ def _check_loaded(model: Any, info: Mapping[str, Any], left_out: Set[str]) -> No
     """Refuse a model some of whose text weights are not the checkpoint's: it would prove nothing."""
     multimodal = any(".language_model." in name for name, _ in model.named_parameters())
 
+    known = left_out | {_text_name(name) for name in left_out}
+
     def text(names: Iterable[Any]) -> list[str]:
-        listed = {name if isinstance(name, str) else str(name[0]) for name in names} - left_out
+        listed = {name if isinstance(name, str) else str(name[0]) for name in names} - known
         return sorted(
             name for name in listed if not multimodal or "language_model." in name or "lm_head" in name
         )
@@ -111,6 +114,12 @@ def _check_loaded(model: Any, info: Mapping[str, Any], left_out: Set[str]) -> No
         raise ValidationError(f"transformers expects another shape of {names[0]}")
     if info.get("error_msgs"):
         raise ValidationError(f"transformers cannot load the checkpoint: {info['error_msgs'][0]}")
+
+
+def _text_name(name: str) -> str:
+    for pattern, replacement in _TEXT_NAMES.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _forward(model: Any, batch: Sequence[Sequence[int]]) -> Iterable[Any]:

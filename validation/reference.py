@@ -67,23 +67,29 @@ def reference_logits(
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown reference dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    made_from = {
+    made_from = _ingredients(sequences, source, dtype)
+    positions = sum(map(len, sequences))
+    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
+    if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
+        progress(positions, positions)
+        return found
+    kept = _writable(cache)
+    fresh = (kept or scratch) / f"{key}.{os.getpid()}.npy"
+    _compute(model, sequences, fresh, dtype, max_memory, progress)
+    return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
+
+
+def _ingredients(
+    sequences: Sequence[Sequence[int]], source: Mapping[str, object], dtype: str
+) -> dict[str, object]:
+    """All that the logits depend on; what is equal has one entry in the cache."""
+    return {
         "schema": 1,
         "source": dict(source),
         "sequences": hashlib.sha256(json.dumps([list(ids) for ids in sequences]).encode()).hexdigest(),
         "dtype": dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-    positions = sum(map(len, sequences))
-    key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
-    if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
-        progress(positions, positions)
-        return found
-    directory = _writable(cache) or scratch
-    fresh = directory / f"{key}.{os.getpid()}.npy"
-    _compute(model, sequences, fresh, dtype, max_memory, progress)
-    final = fresh if directory is scratch else _store(fresh, directory, key, made_from)
-    return map_logits(final, positions)
 
 
 def _compute(

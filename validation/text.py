@@ -13,6 +13,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 from converter.errors import UsageError, ValidationError
@@ -45,6 +46,14 @@ class Tokens:
         return sum(map(len, self.sequences))
 
 
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Token ids of whole passages, as (kind, ids without BOS), and the id of BOS."""
+
+    bos: int
+    passages: tuple[tuple[str, tuple[int, ...]], ...]
+
+
 def read_passages(file: Path | None = None) -> tuple[Passage, ...]:
     """The shipped passages, or the whole of a user's UTF-8 text file as one; raises ``UsageError``."""
     if file is not None:
@@ -72,69 +81,72 @@ def digest(passages: Sequence[Passage]) -> str:
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
-def tokenize(
-    model: Path, passages: Sequence[Passage], positions: int, vocabulary: int, progress: Progress
-) -> Tokens:
-    """Token sequences of ``positions`` tokens in all, made by the tokenizer of the checkpoint ``model``.
+def encode(
+    model: Path, passages: Sequence[Passage], vocabulary: int, progress: Progress = lambda done, total: None
+) -> Encoding:
+    """Token ids of the passages, made by the tokenizer of the checkpoint ``model``.
 
-    A chat is left out if the checkpoint has no chat template. Raises ``UsageError`` when the text is too
-    short, ``ValidationError`` when the tokenizer cannot be loaded or makes ids outside ``vocabulary``.
+    A chat is left out if the checkpoint has no chat template. Raises ``ValidationError`` when the tokenizer
+    cannot be loaded, the template fails, or an id is outside ``vocabulary``.
     """
     request: Mapping[str, object] = {
         "model": str(model.resolve()),
         "passages": [{"text": passage.text, "turns": passage.turns} for passage in passages],
     }
     result = run_worker("validation.tokens", request, progress, what="tokenizer")
-    bos = result["bos"]
     found = [
         (passage.kind, tuple(ids))
         for passage, ids in zip(passages, result["ids"], strict=True)
         if ids is not None
     ]
-    outside = [token for _, ids in found for token in (bos, *ids) if not 0 <= token < vocabulary]
-    if outside:
-        raise ValidationError(f"tokenizer: makes token {outside[0]}, outside the vocabulary of {vocabulary}")
-    if len(passages) == 1 and not passages[0].turns:
-        return _cut_evenly(found[0][1], positions, bos)
-    return _cut_by_kind(found, positions, bos)
+    for token in (result["bos"], *(token for _, ids in found for token in ids)):
+        if not 0 <= token < vocabulary:
+            raise ValidationError(f"tokenizer: makes token {token}, outside the vocabulary of {vocabulary}")
+    return Encoding(result["bos"], tuple(found))
 
 
-def _cut_evenly(ids: Sequence[int], positions: int, bos: int) -> Tokens:
-    """One long text in consecutive sequences of nearly equal length, none much longer than ``SEQUENCE``."""
-    count = max(1, -(-positions // SEQUENCE))
-    if len(ids) < positions - count:
-        raise UsageError(
-            f"the text has {len(ids)} tokens, too few for {positions} positions;"
-            f" give a longer text or --positions {len(ids)}"
-        )
-    lengths = [positions // count + (index < positions % count) for index in range(count)]
-    sequences, start = [], 0
-    for length in lengths:
-        sequences.append((bos, *ids[start : start + length - 1]))
-        start += length - 1
-    return Tokens(tuple(sequences), ("text",) * count)
+def cut(encoding: Encoding, positions: int) -> Tokens:
+    """Sequences of ``positions`` tokens in all.
 
-
-def _cut_by_kind(found: Sequence[tuple[str, tuple[int, ...]]], positions: int, bos: int) -> Tokens:
-    """Every passage cut at its share; what a short passage leaves goes to the others."""
-    available = [len(ids) + 1 for _, ids in found]
-    if sum(available) < positions:
-        raise UsageError(
-            f"the shipped text has {sum(available)} tokens for this tokenizer,"
-            f" too few for {positions} positions; give a longer text with --text"
-        )
-    kinds = list(dict.fromkeys(kind for kind, _ in found))
-    members = {kind: [index for index, (other, _) in enumerate(found) if other == kind] for kind in kinds}
-    of_kind = _shares([sum(available[index] for index in members[kind]) for kind in kinds], positions)
-    lengths = [0] * len(found)
-    for kind, share in zip(kinds, of_kind, strict=True):
-        of_member = _shares([available[index] for index in members[kind]], share)
-        for index, length in zip(members[kind], of_member, strict=True):
-            lengths[index] = length
+    A text of a single kind is cut into consecutive sequences of nearly equal length, none much longer than
+    ``SEQUENCE``. Otherwise every passage is cut at its share, and what a short one leaves goes to the others.
+    Raises ``UsageError`` when there are too few tokens.
+    """
+    bos, passages = encoding.bos, encoding.passages
+    if len(passages) == 1:
+        kind, ids = passages[0]
+        count = max(1, -(-positions // SEQUENCE))
+        _check_length(len(ids) + count, positions)
+        lengths = [positions // count + (index < positions % count) for index in range(count)]
+        starts = accumulate((length - 1 for length in lengths), initial=0)
+        cuts = [ids[start : start + length - 1] for start, length in zip(starts, lengths, strict=False)]
+        return Tokens(tuple((bos, *piece) for piece in cuts), (kind,) * count)
+    available = [len(ids) + 1 for _, ids in passages]
+    _check_length(sum(available), positions)
+    lengths = _lengths([kind for kind, _ in passages], available, positions)
     kept = [
-        (kind, (bos, *ids)[:length]) for (kind, ids), length in zip(found, lengths, strict=True) if length
+        (kind, (bos, *ids)[:length]) for (kind, ids), length in zip(passages, lengths, strict=True) if length
     ]
     return Tokens(tuple(ids for _, ids in kept), tuple(kind for kind, _ in kept))
+
+
+def _check_length(available: int, positions: int) -> None:
+    if available < positions:
+        raise UsageError(
+            f"the text has {available} tokens, too few for {positions} positions;"
+            f" give a longer one with --text, or --positions {available}"
+        )
+
+
+def _lengths(kinds: Sequence[str], available: Sequence[int], positions: int) -> list[int]:
+    """Each passage's share of ``positions``: even among kinds, then among the passages of a kind."""
+    members = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in dict.fromkeys(kinds)}
+    of_kind = _shares([sum(available[i] for i in indices) for indices in members.values()], positions)
+    lengths = [0] * len(kinds)
+    for indices, share in zip(members.values(), of_kind, strict=True):
+        for index, length in zip(indices, _shares([available[i] for i in indices], share), strict=True):
+            lengths[index] = length
+    return lengths
 
 
 def _shares(available: Sequence[int], total: int) -> list[int]:

@@ -23,7 +23,7 @@ from validation.metrics import LogitMetrics, compare
 from validation.reference import Model, default_cache, reference_logits
 from validation.runners import Runner, Runtime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
-from validation.text import Tokens, digest, read_passages, tokenize
+from validation.text import Tokens, cut, digest, encode, read_passages
 from validation.weights import TensorExactness, WeightExactness, measure
 
 #: ``progress(stage, done, total)``; the unit depends on the stage.
@@ -58,14 +58,14 @@ def validate(
     Temporary files go where ``TMPDIR`` says. Raises ``UsageError`` for an option that means nothing and
     ``ValidationError`` for what cannot be run or measured.
     """
-    limits = gating.limits(gates or {})
+    limits = gating.limits(gates or {}, experts=checkpoint.architecture.experts is not None)
     baselines.check_baseline(baseline)
     runner = find_runner(target)
     passages = read_passages(text)
     with tempfile.TemporaryDirectory(prefix="qatconvert-") as name:
         scratch = Path(name)
         vocabulary = checkpoint.architecture.vocabulary
-        tokens = tokenize(checkpoint.path, passages, positions, vocabulary, _stage(progress, "tokens"))
+        tokens = cut(encode(checkpoint.path, passages, vocabulary, _stage(progress, "tokens")), positions)
         reference = reference_logits(
             Model(checkpoint.path, tuple(left.name for left in checkpoint.left_out), vocabulary),
             tokens.sequences,
@@ -255,7 +255,7 @@ def _identity(
         return {"files": source["files"]}
     files = sorted(checkpoint.files)
     total, done = sum(file.stat().st_size for file in files), 0
-    digests = {}
+    digests = []
     for file in files:
         value = hashlib.sha256()
         with file.open("rb") as stream:
@@ -263,5 +263,5 @@ def _identity(
                 value.update(piece)
                 done += len(piece)
                 progress(done, total)
-        digests[file.name] = value.hexdigest()
+        digests.append(value.hexdigest())
     return {"files": digests}

@@ -165,7 +165,11 @@ def compare_blocks(
     """
     if reference.shape != stored.shape or reference.shape[1] % block:
         raise ValueError(f"shapes {reference.shape} and {stored.shape} in blocks of {block}")
-    values, blocks, ulp, error, squares = _compare(reference.reshape(-1), stored.reshape(-1), block)
+    ours, theirs = reference.reshape(-1), stored.reshape(-1)
+    error, squares = _squares(ours, theirs)
+    if _all_exact(ours, theirs) and np.isfinite(error):  # the rule: two passes without a branch
+        return ours.size, ours.size // block, 0, float(error), float(squares)
+    values, blocks, ulp, error, squares = _compare(ours, theirs, block)
     return int(values), int(blocks), int(ulp), float(error), float(squares)
 
 
@@ -173,28 +177,51 @@ def compare_blocks(
 def _order(bits):  # type: ignore[no-untyped-def]
     """The place of a float32, given by its bits and rounded to bfloat16 (ties to even), among all bfloat16
     numbers, zero being 0."""
-    rounded = np.int64(bits) + 0x7FFF + ((np.int64(bits) >> 16) & 1)
-    magnitude = (rounded & 0x7FFFFFFF) >> 16
-    return -magnitude if bits < 0 else magnitude
+    magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
+    even = np.int32((magnitude >> np.int32(16)) & np.int32(1))
+    rounded = np.int32(np.int32(magnitude + np.int32(0x7FFF) + even) >> np.int32(16))
+    return np.int32(-rounded) if bits < 0 else rounded
+
+
+@njit(nogil=True, cache=True)
+def _all_exact(reference, stored):  # type: ignore[no-untyped-def]
+    a, b = reference.view(np.int32), stored.view(np.int32)
+    apart = np.int32(0)
+    for i in range(a.size):
+        apart |= np.int32(_order(a[i]) ^ _order(b[i]))
+    return apart == 0
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _squares(reference, stored):  # type: ignore[no-untyped-def]
+    """Sums of squared differences and of squares; not finite if there is a NaN or an infinity."""
+    error = squares = 0.0
+    for i in range(reference.size):
+        value = np.float64(reference[i])
+        difference = np.float64(stored[i]) - value
+        error += difference * difference
+        squares += value * value
+    return error, squares
 
 
 @njit(nogil=True, cache=True)
 def _compare(reference, stored, block):  # type: ignore[no-untyped-def]
     a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
-    values = blocks = ulp = 0
+    values = blocks = 0
+    ulp = np.int32(0)
     error = squares = 0.0
     for start in range(0, reference.size, block):
         exact = 0
         for i in range(start, start + block):
-            a, b = reference[i], stored[i]
-            distance = abs(_order(a_bits[i]) - _order(b_bits[i]))
+            a, b = np.float64(reference[i]), np.float64(stored[i])
+            distance = abs(np.int32(_order(a_bits[i]) - _order(b_bits[i])))
             if not (a == a and b == b):
-                distance = NAN_ULP
+                distance = np.int32(NAN_ULP)
             exact += distance == 0
             ulp = max(ulp, distance)
-            difference = np.float64(b) - np.float64(a)
-            error += difference * difference
-            squares += np.float64(a) * np.float64(a)
+            if a != b:
+                error += (b - a) * (b - a)
+            squares += a * a
         values += exact
         blocks += exact == block
     return values, blocks, ulp, error, squares

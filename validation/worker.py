@@ -128,6 +128,6 @@ def _private_channel() -> IO[str]:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return str(error)
+        return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -1,0 +1,52 @@
+"""Artifacts to validate, and the cache of reference logits that these tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from targets.plan import StoredTensor, find_target
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A GGUF that was written from a checkpoint; ``path`` is its first file."""
+
+    checkpoint: Checkpoint
+    path: Path
+
+    def stored(self) -> dict[str, StoredTensor]:
+        return dict(find_target("gguf").describe(self.path, self.checkpoint))
+
+
+@pytest.fixture(scope="session")
+def write_gguf() -> Callable[..., Artifact]:
+    """``write_gguf(checkpoint directory, destination, **options)``."""
+
+    def write(directory: Path, destination: Path, **options: object) -> Artifact:
+        checkpoint = open_checkpoint(directory)
+        target = find_target("gguf")
+        plan = target.plan(checkpoint, "model", options)
+        target.write(checkpoint, plan, destination, lambda count: None)
+        return Artifact(checkpoint, destination / plan.artifacts[0])
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def e2b(
+    checkpoint_factory: Callable[..., Path],
+    write_gguf: Callable[..., Artifact],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Artifact:
+    """The GGUF of a random E2B-like checkpoint; nobody may change it."""
+    return write_gguf(checkpoint_factory("e2b"), tmp_path_factory.mktemp("e2b-gguf"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reference-cache")

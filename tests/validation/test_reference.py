@@ -1,0 +1,195 @@
+"""Reference logits: transformers' own, cached safely, computed from disk where memory is short."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from raw_safetensors import write_tensors
+from transformers import AutoModelForCausalLM
+
+from converter.checkpoint import open_checkpoint
+from converter.errors import UsageError, ValidationError
+from converter.shards import open_shards
+from validation.reference import Model, _ingredients, _lookup, _prune, default_cache, reference_logits
+
+Make = Callable[..., Path]
+SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
+SOURCE = {"repo": "owner/name", "revision": "0" * 40}
+
+
+def model_of(directory: Path) -> Model:
+    checkpoint = open_checkpoint(directory)
+    left_out = tuple(left.name for left in checkpoint.left_out)
+    return Model(directory, left_out, checkpoint.architecture.vocabulary)
+
+
+def straight(directory: Path) -> NDArray[np.float32]:
+    """The same logits by the class that transformers chooses for the whole checkpoint."""
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.inference_mode():
+        return np.concatenate([model(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in SEQUENCES])
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_factory: Make) -> Model:
+    return model_of(checkpoint_factory("text"))
+
+
+@pytest.fixture(scope="module")
+def filled(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with one entry, the logits of ``model``."""
+    cache = tmp_path_factory.mktemp("filled")
+    reference_logits(model, SEQUENCES, source=SOURCE, scratch=cache, cache=cache)
+    return cache
+
+
+@pytest.mark.parametrize("variant", ["e2b", "26b-a4b"])
+def test_a_model_larger_than_memory_is_read_from_disk(
+    variant: str, checkpoint_factory: Make, tmp_path: Path
+) -> None:
+    directory = checkpoint_factory(variant)
+    logits = reference_logits(
+        model_of(directory), SEQUENCES, source=SOURCE, scratch=tmp_path, max_memory=2_000_000
+    )
+    # one padded batch instead of three sequences: float32 sums in another order
+    np.testing.assert_allclose(logits, straight(directory), atol=1e-3)
+    assert np.abs(logits - straight(directory)).mean() < 2e-6
+    assert not list(tmp_path.glob("offload-*"))
+
+
+def test_a_cached_entry_needs_no_model(filled: Path, model: Model, tmp_path: Path) -> None:
+    gone = replace(model, directory=tmp_path / "gone")
+    logits = reference_logits(gone, SEQUENCES, source=SOURCE, scratch=tmp_path, cache=filled)
+    assert np.array_equal(logits, straight(model.directory))
+
+
+def test_an_entry_belongs_to_one_source_text_and_dtype() -> None:
+    entries = [
+        _ingredients(SEQUENCES, SOURCE, "float32"),
+        _ingredients(SEQUENCES, SOURCE, "float16"),
+        _ingredients(SEQUENCES[:2], SOURCE, "float32"),
+        _ingredients(SEQUENCES, {**SOURCE, "revision": "1" * 40}, "float32"),
+    ]
+    assert all(a != b for a, b in combinations(entries, 2))
+    assert entries[0]["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def test_a_damaged_entry_is_computed_anew(filled: Path, model: Model, tmp_path: Path) -> None:
+    cache = shutil.copytree(filled, tmp_path / "cache")
+    (entry,) = cache.glob("*.npy")
+    with entry.open("r+b") as file:
+        file.seek(-7, os.SEEK_END)
+        file.write(b"\x55")
+    logits = reference_logits(model, SEQUENCES, source=SOURCE, scratch=tmp_path, cache=cache)
+    assert np.array_equal(logits, np.load(next(filled.glob("*.npy"))))
+    assert entry.read_bytes() == next(filled.glob("*.npy")).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry, note: entry.unlink(),
+        lambda entry, note: note.unlink(),
+        lambda entry, note: note.write_text("{"),
+        lambda entry, note: note.write_text("[]"),
+        lambda entry, note: entry.write_bytes(b""),
+        lambda entry, note: os.truncate(entry, entry.stat().st_size - 4),
+    ],
+)
+def test_a_damaged_entry_is_not_found(
+    damage: Callable[[Path, Path], object], filled: Path, model: Model, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(filled, tmp_path / "cache")
+    (entry,) = cache.glob("*.npy")
+    positions = sum(map(len, SEQUENCES))
+    assert _lookup(cache, entry.stem, positions, model.vocabulary) is not None
+    damage(entry, entry.with_suffix(".json"))
+    assert _lookup(cache, entry.stem, positions, model.vocabulary) is None
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where a directory should be")
+    logits = reference_logits(
+        model, SEQUENCES, source=SOURCE, scratch=tmp_path, cache=tmp_path / "cache", dtype="bfloat16"
+    )
+    assert logits.dtype == np.float32
+    assert 0 < np.abs(logits - straight(model.directory)).mean() < 0.2
+
+
+def test_the_cache_keeps_the_newest_entries(tmp_path: Path) -> None:
+    now = time.time()
+    for number in range(10):
+        for suffix in (".npy", ".json"):
+            path = tmp_path / f"{number}{suffix}"
+            path.write_text("entry")
+            os.utime(path, (now - number, now - number))
+    for name, age in (("running.1.npy", 60), ("interrupted.2.npy", 100_000)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (now - age, now - age))
+    _prune(tmp_path)
+    assert {path.stem for path in tmp_path.glob("*.npy")} == {*map(str, range(8)), "running.1"}
+    assert {path.stem for path in tmp_path.glob("*.json")} == set(map(str, range(8)))
+
+
+def test_an_unknown_dtype_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'float8'; known: float32, bfloat16, float16"):
+        reference_logits(Model(tmp_path, (), 9), SEQUENCES, source=SOURCE, scratch=tmp_path, dtype="float8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, name: tensors.pop(name), "has no model.layers.0.self_attn.q_proj.weight"),
+        (
+            lambda tensors, name: tensors.update({name.replace("q_proj", "z_proj"): tensors[name]}),
+            "has an unknown model.layers.0.self_attn.z_proj.weight",
+        ),
+        (
+            lambda tensors, name: tensors.update({name: tensors[name][:-1]}),
+            "another shape of model.layers.0.self_attn.q_proj.weight",
+        ),
+    ],
+)
+def test_weights_that_are_not_the_checkpoints_are_never_made_up(
+    change: Callable[..., object], message: str, checkpoint_factory: Make, tmp_path: Path
+) -> None:
+    source = checkpoint_factory("e2b")
+    model = model_of(source)
+    shutil.copytree(source, tmp_path / "model")
+    found = open_shards(source).tensors
+    tensors = {name: one.read_rows(0, one.rows).reshape(one.shape) for name, one in found.items()}
+    change(
+        tensors,
+        next(name for name in tensors if name.endswith("language_model.layers.0.self_attn.q_proj.weight")),
+    )
+    write_tensors(tmp_path / "model" / "model.safetensors", tensors)
+    with pytest.raises(ValidationError, match=message) as caught:
+        reference_logits(
+            Model(tmp_path / "model", model.left_out, model.vocabulary),
+            SEQUENCES,
+            source=SOURCE,
+            scratch=tmp_path,
+        )
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QATCONVERT_HOME", "/somewhere")
+    assert default_cache() == Path("/somewhere/reference")
+    monkeypatch.delenv("QATCONVERT_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert default_cache() == Path("/caches/qatconvert/reference")

@@ -1,0 +1,111 @@
+"""The artifact's own weights as a checkpoint: the same model, whatever the original's layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.errors import ValidationError
+from converter.shards import open_shards
+from targets.plan import StoredTensor
+from validation.reference import Model, reference_logits
+from validation.same_weights import disk_shortage, write_checkpoint
+
+SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
+
+
+def unchanged(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """An artifact that stores every weight exactly."""
+    return {
+        name: StoredTensor(name, name, "F32", weight.shape, 4 * weight.size, weight.floats)
+        for name, weight in checkpoint.weights.items()
+    }
+
+
+def logits(directory: Path, checkpoint: Checkpoint, left_out: bool, scratch: Path) -> NDArray[np.float32]:
+    names = tuple(left.name for left in checkpoint.left_out) if left_out else ()
+    model = Model(directory, names, checkpoint.architecture.vocabulary)
+    scratch.mkdir()
+    return reference_logits(model, SEQUENCES, source={}, scratch=scratch)
+
+
+@pytest.mark.parametrize(
+    ("variant", "layout"),
+    [
+        ("e2b", "hub"),
+        ("12b", "hub"),
+        ("26b-a4b", "transformers"),
+        ("31b", "hub"),
+        ("31b", "transformers"),
+        ("gemma3", "hub"),
+    ],
+)
+def test_unchanged_weights_give_the_logits_of_the_whole_original(
+    variant: str, layout: str, checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    original = checkpoint_factory(variant, layout=layout)
+    checkpoint = open_checkpoint(original)
+    (tmp_path / "own").mkdir()
+    write_checkpoint(checkpoint, unchanged(checkpoint), tmp_path / "own", shard=1 << 20)
+    own = logits(tmp_path / "own", checkpoint, False, tmp_path / "1")
+    model = AutoModelForCausalLM.from_pretrained(
+        original, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.inference_mode():
+        expected = [model(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in SEQUENCES]
+    assert np.array_equal(own, np.concatenate(expected))
+    assert np.array_equal(logits(original, checkpoint, True, tmp_path / "2"), own)
+
+
+def test_the_checkpoint_is_sharded_float32_of_the_artifacts_values(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("e2b"))
+    stored = unchanged(checkpoint)
+    changed = "layers.1.mlp.up_proj.weight"
+    floats = stored[changed].floats
+    stored[changed] = StoredTensor(
+        changed, "x", "Q4_0", stored[changed].shape, 0, lambda start, stop: 2 * floats(start, stop)
+    )
+    seen: list[tuple[int, int]] = []
+    write_checkpoint(
+        checkpoint, stored, tmp_path, lambda done, total: seen.append((done, total)), shard=1 << 20
+    )
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    written = open_shards(tmp_path).tensors
+    assert set(written) == {f"model.{name}" for name in checkpoint.weights}
+    for name, weight in checkpoint.weights.items():
+        tensor = written[f"model.{name}"]
+        factor = 2 if name == changed else 1
+        assert tensor.shape == weight.shape
+        values = tensor.read_rows(0, tensor.rows)
+        assert np.array_equal(values.ravel(), factor * weight.floats(0, weight.rows).ravel())
+    assert seen[-1][0] == seen[-1][1] == checkpoint.parameters
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "gemma4_text"
+    assert config["dtype"] == "float32"
+
+
+def test_a_tensor_that_the_artifact_lacks_is_an_error(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+    stored = unchanged(checkpoint)
+    del stored["norm.weight"]
+    with pytest.raises(ValidationError, match=r"no tensor for norm\.weight"):
+        write_checkpoint(checkpoint, stored, tmp_path)
+
+
+def test_a_disk_that_is_large_enough_is_no_shortage(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+    assert disk_shortage(checkpoint, tmp_path) is None

@@ -1,0 +1,160 @@
+"""The evaluation text: what ships, how it is cut, and who makes the token ids."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from converter.errors import UsageError, ValidationError
+from validation.text import Encoding, _shares, cut, digest, encode, read_passages
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint_factory: Callable[..., Path]) -> Path:
+    return checkpoint_factory("text")
+
+
+@pytest.fixture(scope="module")
+def shipped(model: Path) -> Encoding:
+    return encode(model, read_passages(), 1 << 20)
+
+
+def test_the_shipped_text_is_mixed_and_long_enough_for_512_positions() -> None:
+    passages = read_passages()
+    assert {passage.kind for passage in passages} == {"prose", "code", "languages", "chat"}
+    text = "".join(passage.text for passage in passages)
+    # at most four characters or so to a token of Gemma's tokenizer, and each kind must have its quarter
+    assert len(text) > 4 * 1024
+    for kind in ("prose", "code", "languages"):
+        assert sum(len(passage.text) for passage in passages if passage.kind == kind) > 4 * 128 * 1.5
+    for sample in (
+        "é",
+        "ß",
+        "я",
+        "λ",
+        "ش",
+        "ש",
+        "ह",
+        "ส",
+        "春",
+        "ひ",
+        "한",
+        "👩‍🚀",
+        "🇨🇭",
+        "\t",
+        "    ",
+        "0x55555555",
+    ):
+        assert sample in text
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=8), st.integers(0, 2000))
+def test_shares_are_even_up_to_what_there_is(available: list[int], total: int) -> None:
+    shares = _shares(available, total)
+    assert sum(shares) == min(total, sum(available))
+    assert all(share <= limit for share, limit in zip(shares, available, strict=True))
+    largest = max(shares)
+    assert all(share >= min(limit, largest - 1) for share, limit in zip(shares, available, strict=True))
+
+
+def test_sequences_hold_the_positions_and_every_kind_in_equal_parts(shipped: Encoding) -> None:
+    tokens = cut(shipped, 512)
+    assert tokens.positions == 512
+    assert all(ids[0] == shipped.bos for ids in tokens.sequences)
+    of_kind = dict.fromkeys(tokens.kinds, 0)
+    for kind, ids in zip(tokens.kinds, tokens.sequences, strict=True):
+        of_kind[kind] += len(ids)
+    assert of_kind == {"prose": 128, "code": 128, "languages": 128, "chat": 128}
+
+
+def test_ids_are_those_of_the_checkpoints_tokenizer_and_chat_template(model: Path, shipped: Encoding) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    for passage, (kind, ids) in zip(read_passages(), shipped.passages, strict=True):
+        turns = [{"role": role, "content": content} for role, content in passage.turns]
+        text = tokenizer.apply_chat_template(turns, tokenize=False) if turns else passage.text
+        assert kind == passage.kind
+        assert tokenizer.decode([shipped.bos, *ids]).removeprefix("<bos>") == text.removeprefix("<bos>")
+        assert shipped.bos not in ids
+
+
+def test_a_short_passage_leaves_its_positions_to_the_others() -> None:
+    encoding = Encoding(2, (("a", (7,) * 9), ("b", (7,) * 500), ("b", (7,) * 5), ("c", (7,) * 500)))
+    tokens = cut(encoding, 210)
+    assert list(map(len, tokens.sequences)) == [10, 94, 6, 100]
+
+
+def test_without_a_chat_template_there_is_no_chat(model: Path, tmp_path: Path) -> None:
+    _copy_tokenizer(model, tmp_path)
+    encoding = encode(tmp_path, read_passages(), 1 << 20)
+    assert {kind for kind, _ in encoding.passages} == {"prose", "code", "languages"}
+    assert cut(encoding, 300).positions == 300
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must\nalternate') }}", "template fails: roles must alternate"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "template fails: .*unsafe"),
+    ],
+)
+def test_a_template_that_fails_or_leaves_its_sandbox_is_one_line(
+    template: str, message: str, model: Path, tmp_path: Path
+) -> None:
+    _copy_tokenizer(model, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValidationError, match=message) as caught:
+        encode(tmp_path, read_passages(), 1 << 20)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_users_text_is_cut_into_even_sequences(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("Ein Satz über Äpfel. " * 200, "utf-8")
+    encoding = encode(model, read_passages(file), 1 << 20)
+    tokens = cut(encoding, 601)
+    assert [len(ids) for ids in tokens.sequences] == [201, 200, 200]
+    assert set(tokens.kinds) == {"text"}
+    flat = [token for ids in tokens.sequences for token in ids[1:]]
+    assert flat == list(encoding.passages[0][1][:598])
+
+
+@pytest.mark.parametrize("passages", [1, 2])
+def test_a_text_that_is_too_short_says_what_to_do(passages: int) -> None:
+    encoding = Encoding(2, (("text", (5, 6, 7)),) * passages)
+    with pytest.raises(UsageError, match=r"too few for 512 positions; give a longer one with --text"):
+        cut(encoding, 512)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(UsageError, match="cannot be read as UTF-8"):
+        read_passages(tmp_path / "binary")
+    with pytest.raises(UsageError, match="holds no text"):
+        read_passages(tmp_path / "empty")
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_passages(tmp_path / "absent")
+
+
+def test_ids_outside_the_vocabulary_are_refused(model: Path) -> None:
+    with pytest.raises(ValidationError, match="outside the vocabulary of 50"):
+        encode(model, read_passages(), 50)
+
+
+def test_another_text_has_another_digest(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("Some text.")
+    assert digest(read_passages()) == digest(read_passages())
+    assert digest(read_passages()) != digest(read_passages(file))
+
+
+def _copy_tokenizer(model: Path, directory: Path) -> None:
+    """All that a tokenizer needs, but no chat template."""
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(model / name, directory / name)
