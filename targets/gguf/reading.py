@@ -1,11 +1,12 @@
-"""GGUF files read back, by gguf-py's reader and its dequantisation: independent of how they were written."""
+"""GGUF files read back and dequantised by gguf-py's own rules, independently of how they were written."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+import weakref
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CheckpointError
+from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.plan import StoredTensor
 
@@ -25,41 +27,71 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     The floats are in the checkpoint's own scale: what was added to norms is taken off again. Raises
     ``CheckpointError`` for a damaged file and for a tensor that is missing or has another shape.
     """
-    found = {tensor.name: tensor for file in split_files(artifact) for tensor in _tensors(file)}
-    offset = checkpoint.architecture.norm_offset
+    found = {
+        tensor.name: (file, tensor)
+        for file in map(_File, split_files(artifact))
+        for tensor in read_contents(file.path)[1]
+    }
     names = tensor_names(checkpoint.architecture, checkpoint.weights)
     stored = {}
     for key, weight in checkpoint.weights.items():
-        tensor = found.get(names[key])
-        if tensor is None:
+        if names[key] not in found:
             raise CheckpointError(f"{artifact}: tensor {names[key]} is missing")
-        shape = tuple(int(size) for size in reversed(tensor.shape.tolist()))
-        if shape != (weight.shape or (1,)):
-            raise CheckpointError(f"{artifact}: tensor {names[key]} has shape {shape}, not {weight.shape}")
-        taken = np.float32(offset if key.endswith("norm.weight") else 0.0)
+        file, tensor = found[names[key]]
+        if tensor.shape != (weight.shape or (1,)):
+            raise CheckpointError(
+                f"{artifact}: tensor {names[key]} has shape {tensor.shape}, not {weight.shape}"
+            )
+        offset = checkpoint.architecture.norm_offset if key.endswith("norm.weight") else 0.0
         stored[key] = StoredTensor(
             weight=key,
             stored_as=names[key],
-            format=tensor.tensor_type.name,
+            format=tensor.type.name,
             shape=weight.shape,
-            bytes=int(tensor.n_bytes),
-            floats=_Rows(tensor, taken),
+            bytes=tensor.bytes,
+            floats=_Rows(file, tensor, np.float32(offset)),
         )
     return stored
+
+
+class _File:
+    """A file that is open as long as a tensor of it is used; read by positioned reads, never mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._handle = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+        weakref.finalize(self, os.close, self._handle)
+
+    def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        data = bytearray()
+        while len(data) < count:
+            try:
+                part = os.pread(self._handle, count - len(data), offset + len(data))
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            if not part:
+                raise CheckpointError(f"{self.path}: not a whole GGUF file: it has become shorter")
+            data += part
+        return np.frombuffer(data, np.uint8)
 
 
 class _Rows:
     """Dequantised rows of one tensor, minus a constant."""
 
-    def __init__(self, tensor: gguf.ReaderTensor, taken: np.float32) -> None:
-        self._type = tensor.tensor_type
-        self._rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    def __init__(self, file: _File, tensor: Tensor, taken: np.float32) -> None:
+        self._file = file
+        self._tensor = tensor
         self._taken = taken
+        self._rows = int(np.prod(tensor.shape[:-1], dtype=np.int64))
 
     def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
-        rows = np.ascontiguousarray(self._rows[start:stop])
-        values: NDArray[np.float32] = gguf.quants.dequantize(rows, self._type).astype(np.float32, copy=False)
-        return values - self._taken if self._taken else values
+        size = self._tensor.bytes // self._rows
+        data = self._file.read(self._tensor.offset + start * size, (stop - start) * size)
+        values: NDArray[np.float32] = gguf.quants.dequantize(data.reshape(-1, size), self._tensor.type)
+        return values - self._taken if self._taken else values.astype(np.float32, copy=False)
 
 
 def split_files(path: Path) -> list[Path]:
@@ -73,12 +105,3 @@ def split_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, one of {count} files of a split model")
     return files
-
-
-def _tensors(path: Path) -> Iterator[Any]:
-    try:
-        yield from gguf.GGUFReader(path).tensors
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # gguf-py checks little: a damaged file ends in any exception
-        raise CheckpointError(f"{path}: not a whole GGUF file ({type(error).__name__}: {error})") from error

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from converter.errors import CheckpointError
 from targets.gguf import read_metadata
+from targets.gguf.metadata import read_contents
 
 
 def values(made):
@@ -96,6 +97,15 @@ def test_metadata_is_read_without_the_vocabulary(checkpoint_factory, convert):
     assert found.chat_template
     assert found.parameters == sum(one.size for one in made.checkpoint.weights.values()) + 32
     assert "tokenizer.ggml.tokens" not in found.values
+
+
+def test_the_table_of_tensors_is_gguf_py_s(checkpoint_factory, convert):
+    made = convert(checkpoint_factory("26b-a4b"))
+    ours = {one.name: (one.type, one.shape, one.offset, one.bytes) for one in read_contents(made.artifact)[1]}
+    assert ours == {
+        one.name: (one.tensor_type, tuple(reversed(one.shape.tolist())), one.data_offset, one.n_bytes)
+        for one in gguf.GGUFReader(made.artifact).tensors
+    }
 
 
 @pytest.mark.parametrize(
