@@ -15,6 +15,7 @@ from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.weight import Weight
+from targets.gguf.generation import add_generation
 from targets.gguf.header import Header, file_names, groups, write_header
 from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
 from targets.gguf.limits import check
@@ -65,7 +66,7 @@ class GgufTarget:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
         kept = {key: options[key] for key in (*_GENERAL, *_MODELFILE) if options.get(key)}
         files = file_names(f"{name}-q4_0", len(groups(tensors, limit)))
-        return Plan(
+        plan = Plan(
             target=self.name,
             artifacts=tuple(f"gguf/{file}" for file in files),
             tensors=tuple(tensors),
@@ -73,6 +74,8 @@ class GgufTarget:
             companions=(MODELFILE,),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
         )
+        _modelfile(checkpoint, plan)  # a text that no Modelfile can hold is noticed here
+        return plan
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
@@ -93,7 +96,7 @@ class GgufTarget:
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, progress)
         try:
             (directory / MODELFILE).parent.mkdir(exist_ok=True)
-            (directory / MODELFILE).write_text(_modelfile(checkpoint, plan), encoding="utf-8")
+            (directory / MODELFILE).write_bytes(_modelfile(checkpoint, plan).encode("utf-8"))
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
         return [
@@ -192,6 +195,7 @@ def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
     header.add_file_type(_file_type(plan))
     add_hyperparameters(header, checkpoint.architecture)
     add_vocabulary(header, checkpoint.architecture, checkpoint.tokenizer)
+    add_generation(header, checkpoint.path, checkpoint.architecture.vocabulary)
     return header
 
 

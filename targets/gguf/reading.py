@@ -90,7 +90,13 @@ class _Rows:
     def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
         size = self._tensor.bytes // self._rows
         data = self._file.read(self._tensor.offset + start * size, (stop - start) * size)
-        values: NDArray[np.float32] = gguf.quants.dequantize(data.reshape(-1, size), self._tensor.type)
+        try:
+            values: NDArray[np.float32] = gguf.quants.dequantize(data.reshape(-1, size), self._tensor.type)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self._file.path}: tensor {self._tensor.name} has type {self._tensor.type.name}, "
+                "which gguf-py cannot dequantise"
+            ) from error
         return values - self._taken if self._taken else values.astype(np.float32, copy=False)
 
 

@@ -112,19 +112,25 @@ def merge_scores(tokenizer: Tokenizer) -> list[float]:
 
 def scores_suffice(tokenizer: Tokenizer) -> bool:
     """Whether SentencePiece's rule gives the merges' result: the merges of each token follow each other,
-    and every way to make any token of two pieces that can come about is among them."""
-    merges = set(tokenizer.merges)
+    and every way to make any token of two pieces that can come about is among them.
+
+    Added tokens that are cut out of the text before it is merged can be left aside.
+    """
+    aside = {token.content for token in tokenizer.added.values() if _SPACE not in token.content}
+    merges = {pair for pair in tokenizer.merges if pair[0] + pair[1] not in aside}
     pieces = {left + right for left, right in merges}
     previous = ""
     done: set[str] = set()
     for left, right in tokenizer.merges:
         union = left + right
+        if union in aside:
+            continue
         if union != previous and union in done:
             return False
         done.add(union)
         previous = union
     for text in tokenizer.tokens:
-        for cut in range(1, len(text)):
+        for cut in range(1, len(text) if text not in aside else 0):
             left, right = text[:cut], text[cut:]
             possible = (cut == 1 or left in pieces) and (len(right) == 1 or right in pieces)
             if possible and (left, right) not in merges:

@@ -177,16 +177,24 @@ def _reserve(path: Path, size: int) -> int:
     try:
         handle = os.open(path, os.O_WRONLY)
         try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)
-            else:
-                os.ftruncate(handle, size)
+            _allocate(handle, size)
         except OSError:
             os.close(handle)
             raise
     except OSError as error:
         raise destination_error(path, error, size) from error
     return handle
+
+
+def _allocate(handle: int, size: int) -> None:
+    """Take ``size`` bytes of space; where the system cannot, only give the file its length."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            return os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+    return os.ftruncate(handle, size)
 
 
 def _put(handle: int, data: Bytes, offset: int, path: Path) -> None:

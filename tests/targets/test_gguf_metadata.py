@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError
-from targets.gguf import read_metadata
+from targets.gguf import read_metadata, target
 from targets.gguf.metadata import read_contents
 
 
@@ -86,6 +87,30 @@ def test_special_tokens(checkpoint_factory, convert):
         assert tokens[found[f"tokenizer.ggml.{key}_token_id"]] == text
     assert found["tokenizer.ggml.add_bos_token"] is True
     assert found["tokenizer.ggml.add_space_prefix"] is False
+
+
+def test_generation_settings_are_llama_cpp_s_defaults(checkpoint_factory, tmp_path):
+    for file in checkpoint_factory("12b").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = {"temperature": 0.5, "top_p": 0.9, "top_k": 40, "suppress_tokens": [5, 9]}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    checkpoint = open_checkpoint(tmp_path)
+    plan = target.plan(checkpoint, "m", {})
+    target.write(checkpoint, plan, tmp_path / "out", lambda count: None)
+    fields = gguf.GGUFReader(tmp_path / "out" / plan.artifacts[0]).fields
+    assert fields["general.sampling.temp"].contents() == 0.5
+    assert fields["general.sampling.top_p"].contents() == pytest.approx(0.9)
+    assert fields["general.sampling.top_k"].contents() == 40
+    assert fields["tokenizer.ggml.suppress_tokens"].contents() == [5, 9]
+
+
+def test_a_token_to_suppress_that_is_none_is_one_line(checkpoint_factory, tmp_path):
+    for file in checkpoint_factory("12b").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": [10**6]}))
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="suppress_tokens holds 1000000"):
+        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out", lambda count: None)
 
 
 def test_metadata_is_read_without_the_vocabulary(checkpoint_factory, convert):
