@@ -23,6 +23,7 @@ from converter.hub.repository import (
     INDEX,
     Listing,
     RemoteFile,
+    is_weights,
     model_files,
     read_listing,
     refuse_unless_model,
@@ -41,6 +42,7 @@ def download(
     source: Source,
     *,
     offline: bool = False,
+    weights: bool = True,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
     free_bytes: Callable[[Path], int] | None = None,
@@ -53,7 +55,8 @@ def download(
     names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are those
     that the Hub lists, checked as the bytes arrive.
 
-    `offline` (or HF_HUB_OFFLINE) uses the cache alone. `progress(done, total)` counts the bytes of all these
+    `offline` (or HF_HUB_OFFLINE) uses the cache alone. Without `weights`, only what describes the model is
+    brought. `progress(done, total)` counts the bytes of all these
     files, those already at hand included; its calls never overlap, but come from several threads. `cache_dir`
     stands for huggingface_hub's own folder, `free_bytes` for the room on its disk, `waits` are the seconds
     before each retry. HF_ENDPOINT and HF_TOKEN are read at each call. Raises HubError.
@@ -65,15 +68,15 @@ def download(
     store = Store(Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute(), source.repo)
     revision = source.revision or constants.DEFAULT_REVISION
     if offline or constants.HF_HUB_OFFLINE:
-        return store.snapshot(revision)
+        return store.snapshot(revision, weights)
     if COMMIT.fullmatch(revision) and store.has_record(revision):
         with contextlib.suppress(HubError):
-            return store.snapshot(revision)
+            return store.snapshot(revision, weights)
     connection = Connection(_endpoint(), _token(), tuple(waits))
     transfer = _Transfer(connection, store, free_bytes or _free_bytes, progress)
     try:
         with _quiet_libraries():
-            return transfer.snapshot(revision)
+            return transfer.snapshot(revision, weights)
     except Exception as error:
         explained = explain(error, source, connection)
         if explained is None:
@@ -91,7 +94,7 @@ class _Transfer:
     free_bytes: Callable[[Path], int]
     progress: Progress | None
 
-    def snapshot(self, revision: str) -> Snapshot:
+    def snapshot(self, revision: str, weights: bool) -> Snapshot:
         repo = self.store.repo
         listing = read_listing(self.connection.listing(repo, revision), repo)
         refuse_unless_model(listing)
@@ -106,6 +109,7 @@ class _Transfer:
         if absent := [name for name in wanted if name not in listing.files]:
             raise HubError(f"{repo}: {INDEX} names the shard {absent[0]}, which the repository does not have")
         self.store.record(listing.commit, [listing.files[name] for name in wanted])
+        wanted = [name for name in wanted if weights or not is_weights(name)]
         self._bring_all(listing, wanted, self.progress)
         if revision != listing.commit:
             self.store.set_reference(revision, listing.commit)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from converter.document import read_object
 from converter.errors import CheckpointError, HubError
-from converter.hub.repository import COMMIT, CONFIG, INDEX, RemoteFile, model_files
+from converter.hub.repository import COMMIT, CONFIG, INDEX, RemoteFile, is_weights, model_files
 
 _RECORD_LIMIT = 1 << 20
 
@@ -109,8 +109,9 @@ class Store:
         """Whether `record` was called for this commit."""
         return self._record(commit).is_file()
 
-    def snapshot(self, revision: str) -> Snapshot:
-        """The model that is in the cache; HubError, naming what is missing, unless it is there in full.
+    def snapshot(self, revision: str, weights: bool = True) -> Snapshot:
+        """The model that is in the cache; HubError, naming what is missing, unless it is there in full
+        (without `weights`: all but those).
 
         Without a record of its files (another program filled the cache) it is complete when it has its
         configuration and, by the index, every shard.
@@ -118,6 +119,7 @@ class Store:
         commit = self._commit(revision)
         folder = self.snapshot_folder(commit)
         sizes = self._recorded_sizes(commit) or self._expected_files(folder)
+        sizes = {name: size for name, size in sizes.items() if weights or not is_weights(name)}
         missing = [name for name, size in sizes.items() if not _is_there(folder / name, size)]
         if missing:
             names = ", ".join(sorted(missing)[:4]) + (

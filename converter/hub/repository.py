@@ -106,7 +106,8 @@ def _is_safe(name: str) -> bool:
     return name.isprintable() and not unsafe_part and not set(name).intersection('\\:"<>|?*')
 
 
-def _is_weights(name: str) -> bool:
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights that the checkpoint reader takes."""
     return name.endswith(".safetensors") and "/" not in name
 
 
@@ -119,6 +120,6 @@ def _shards(index: str, repo: str) -> set[str]:
         raise HubError(f"{repo}: {INDEX} names no shards")
     shards = set(map(str, weight_map.values()))
     for shard in sorted(shards):
-        if not _is_safe(shard) or not _is_weights(shard):
+        if not _is_safe(shard) or not is_weights(shard):
             raise HubError(f"{repo}: {INDEX} names a shard {printable(repr(shard))}, which is refused")
     return shards

@@ -90,6 +90,15 @@ def test_a_new_commit_fetches_only_what_changed(hub: HubServer, tmp_path: Path) 
     assert (snapshot.path / "config.json").read_text() == '{"changed": true}'
 
 
+def test_what_describes_the_model_comes_without_its_weights(hub: HubServer) -> None:
+    snapshot = download(resolve("gemma4-9b"), weights=False)
+    assert (snapshot.path / "config.json").exists()
+    assert not any("safetensors" in name for name in hub.names_asked_for() if not name.endswith(".json"))
+    with pytest.raises(HubError, match=r"lacks model-00001-of-00002\.safetensors"):
+        download(resolve("gemma4-9b"), offline=True)
+    assert download(resolve("gemma4-9b"), weights=False, offline=True).path == snapshot.path
+
+
 def test_progress_counts_every_byte_once(hub: HubServer) -> None:
     calls: list[tuple[int, int]] = []
     snapshot = download(resolve(REPO), progress=lambda done, total: calls.append((done, total)))
