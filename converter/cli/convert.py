@@ -11,7 +11,7 @@ import click
 from converter.cli.options import modelfile_options, read_license, validation_options, validation_settings
 
 
-@click.command("convert")
+@click.command("convert", short_help="Convert MODEL and prove the result.")
 @click.argument("model")
 @click.option(
     "-t",

@@ -7,7 +7,7 @@ import json
 import click
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
 @click.argument("model")
 @click.option(
     "-t",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from targets.ollama import Modelfile
 
 
-@click.command("modelfile")
+@click.command("modelfile", short_help="Print an Ollama Modelfile for a checkpoint or a GGUF.")
 @click.argument("model")
 @click.option(
     "--from", "path", help="What FROM says. Default: where convert puts the GGUF, or the GGUF given."

@@ -10,7 +10,7 @@ import click
 from converter.names import add_model, known_models, remove_model
 
 
-@click.group("models", invoke_without_command=True)
+@click.group("models", short_help="List short names of models; add your own.", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:

@@ -11,7 +11,7 @@ import click
 from converter.cli.options import validation_options, validation_settings
 
 
-@click.command("validate")
+@click.command("validate", short_help="Prove an existing ARTIFACT against its checkpoint.")
 @click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
