@@ -59,13 +59,15 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
         "PPL",
         "gates",
     ):
-        table.add_column(heading, justify="left" if heading in ("artifact", "gates") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("artifact", "gates") else "right", overflow="fold"
+        )
     failed = []
     for target, entry in report["targets"].items():
         verdict = {True: "passed", False: "FAILED", None: "not validated"}[entry["passed"]]
         table.add_row(*_row(entry["artifact"], entry, verdict))
         if baseline := entry.get("baseline"):
-            table.add_row(*_row(f"  {baseline['name']}, for comparison", baseline, ""))
+            table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
         failed += [(target, gate) for gate in entry.get("gates", ()) if not gate["passed"]]
     references = [
         entry["logits"]["ppl_reference"] for entry in report["targets"].values() if entry.get("logits")
