@@ -53,6 +53,14 @@ def _round_bf16(value):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, inline="always")
+def _neighbour(rounded, value):  # type: ignore[no-untyped-def]
+    """The bfloat16 on the other side of ``value``, whose nearest is ``rounded``."""
+    bits = np.float32(rounded).view(np.int32)
+    step = np.int32(0x10000) if abs(value) > abs(rounded) else np.int32(-0x10000)
+    return np.int32(bits + step).view(np.float32)
+
+
+@njit(nogil=True, cache=True, inline="always")
 def _round_f16(value):  # type: ignore[no-untyped-def]
     """Float32 within float16's range rounded to the nearest float16, as float32."""
     magnitude = abs(value)
@@ -100,6 +108,17 @@ def _try(bits, start, inverse, scale, codes):  # type: ignore[no-untyped-def]
         high = max(high, code)
         codes[start + i] = np.int8(code)
     return wrong == 0 and high <= 7, away == 0 and high <= 7, mask
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _off_at_a_glance(bits, start, inverse):  # type: ignore[no-untyped-def]
+    """Whether one of the first eight values lies away from the lattice: most wrong scales end here."""
+    away = np.int32(0)
+    for i in range(8):
+        quotient = np.float32(_float(bits[start + i]) * inverse)
+        whole = np.float32(np.float32(quotient + _ROUND) - _ROUND)
+        away |= np.int32(abs(np.float32(quotient - whole)) > _RESIDUAL)
+    return away != 0
 
 
 @njit(nogil=True, cache=True)
@@ -254,7 +273,13 @@ def _recover(bits, codes, scales, status):  # type: ignore[no-untyped-def]
                 continue
             sign = _sign(candidate, positive, negative)
             inverse = np.float32(np.float32(sign * np.float32(candidate)) / largest)
-            scale = _round_bf16(np.float32(sign * largest / np.float32(candidate)))
+            if _off_at_a_glance(bits, start, inverse):
+                continue
+            quotient = np.float32(sign * largest / np.float32(candidate))
+            scale = _round_bf16(quotient)
+            if _round_bf16(np.float32(scale * np.float32(candidate))) != np.float32(sign * largest):
+                # Rounding the largest value moved the quotient past the middle of two bfloat16.
+                scale = _neighbour(scale, quotient)
             exact, near, mask = _try(bits, start, inverse, scale, codes)
             if not near:
                 continue
