@@ -1,4 +1,4 @@
-"""Child process of ``validation.reference``: float logits of a safetensors checkpoint in ``transformers``.
+"""Logits of a safetensors checkpoint in ``transformers``; a task of ``validation.reference_process``.
 
 Attention and experts run in their plain ("eager") form. A model that does not fit in memory is placed by
 accelerate, and the modules on disk are read back from the checkpoint's own files for each forward pass.
@@ -14,7 +14,7 @@ from typing import Any
 
 from converter.errors import ValidationError
 from validation.logits import create_logits
-from validation.worker import Progress, serve
+from validation.worker import Progress
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
 _SHARE = 0.75
@@ -148,7 +148,3 @@ def _free_memory() -> int:
     except (OSError, ValueError, StopIteration):
         pass  # another system; or no control group, or one without a limit ("max")
     return max(free, 0)
-
-
-if __name__ == "__main__":
-    serve(write_logits)

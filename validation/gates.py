@@ -19,7 +19,7 @@ from validation.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, LogitMetrics
 from validation.weights import WeightExactness
 
 #: Limits that apply unless the user sets others, for dense models and for mixtures of experts.
-DENSE: Mapping[str, float] = {"exact_fraction": 0.9999, "mean_kld": 0.02, "same_top_p": 0.85}
+DENSE: Mapping[str, float] = {"exact_fraction": 0.9999, "mean_kld": 0.01, "same_top_p": 0.85}
 EXPERTS: Mapping[str, float] = {"exact_fraction": 0.9999, "mean_kld": 0.15, "same_top_p": 0.72}
 _AT_LEAST = ("exact_fraction", *HIGHER_IS_BETTER)
 #: Everything that may be given a limit.

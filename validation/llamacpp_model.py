@@ -33,11 +33,11 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     llama_cpp.llama_backend_init()
     model = llama_cpp.llama_model_load_from_file(os.fsencode(request["artifact"]), _model_params(llama_cpp))
     if not model:
-        raise ValidationError(f"cannot load the model ({log.last_error})")
+        raise ValidationError(f"cannot load the model ({log.first_error or 'it does not say why'})")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = llama_cpp.llama_init_from_model(model, _context_params(llama_cpp, longest, threads))
     if not context:
-        raise ValidationError(f"cannot make a context ({log.last_error})")
+        raise ValidationError(f"cannot make a context ({log.first_error or 'it does not say why'})")
     vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
     if outside := [token for ids in sequences for token in ids if not 0 <= token < vocabulary]:
         raise ValidationError(f"token {outside[0]} is outside its vocabulary of {vocabulary}")
@@ -58,18 +58,18 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
 
 
 class _Log:
-    """llama.cpp's log on standard error, and its last line of level error."""
+    """llama.cpp's log on standard error, and its first error, which is the cause of those that follow."""
 
     def __init__(self, llama_cpp: Any) -> None:
-        self.last_error = "it does not say why"
+        self.first_error = ""
         self._callback = llama_cpp.llama_log_callback(self._note)  # must outlive every call of llama.cpp
         llama_cpp.llama_log_set(self._callback, ctypes.c_void_p())
 
     def _note(self, level: int, text: bytes, _user_data: object) -> None:
         line = text.decode("utf-8", "replace")
         sys.stderr.write(line)
-        if level == _ERROR and line.strip():
-            self.last_error = line.strip()
+        if level == _ERROR and not self.first_error:
+            self.first_error = line.strip()
 
 
 def _model_params(llama_cpp: Any) -> Any:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from converter.errors import UsageError, ValidationError
 from validation.logits import checksum, map_logits
-from validation.worker import Progress, run_worker
+from validation.worker import Progress, Worker
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.
@@ -53,6 +53,7 @@ def reference_logits(
     *,
     source: Mapping[str, object],
     scratch: Path,
+    worker: Worker,
     dtype: str = "float32",
     cache: Path | None = None,
     max_memory: int | None = None,
@@ -61,7 +62,8 @@ def reference_logits(
     """Logits of ``model`` for every position of ``sequences``: a float32 map ``[positions, vocabulary]``.
 
     ``source`` identifies the checkpoint (commit, or file hashes); ``cache`` is the directory of the cache,
-    ``None`` for none; ``scratch`` holds what is not cached and must outlive the result. ``max_memory`` in
+    ``None`` for none; ``scratch`` holds what is not cached and must outlive the result; ``worker`` is a
+    ``reference_worker``, which is not asked for what is cached. ``max_memory`` in
     bytes limits the weights kept in memory, the rest stays on disk. Raises ``UsageError`` for an unknown
     ``dtype`` and ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
     """
@@ -75,7 +77,7 @@ def reference_logits(
         return found
     kept = _writable(cache)
     fresh = (kept or scratch) / f"{key}.{os.getpid()}.npy"
-    _compute(model, sequences, fresh, dtype, max_memory, progress)
+    _compute(model, sequences, fresh, worker, dtype, max_memory, progress)
     return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
 
 
@@ -96,6 +98,7 @@ def _compute(
     model: Model,
     sequences: Sequence[Sequence[int]],
     output: Path,
+    worker: Worker,
     dtype: str,
     max_memory: int | None,
     progress: Progress,
@@ -103,6 +106,7 @@ def _compute(
     """Have the child process write the logits; leaves no file behind when it fails."""
     with tempfile.TemporaryDirectory(prefix="offload-", dir=output.parent) as offload:
         request: Mapping[str, object] = {
+            "task": "logits",
             "model": str(model.directory.resolve()),
             "left_out": list(model.left_out),
             "sequences": [list(ids) for ids in sequences],
@@ -112,7 +116,7 @@ def _compute(
             "scratch": offload,
         }
         try:
-            result = run_worker("validation.causal_model", request, progress, what="reference")
+            result = worker.call(request, progress, what="reference")
         except BaseException:
             output.unlink(missing_ok=True)
             raise

@@ -2,7 +2,7 @@
 
 The shipped text (``passages.toml``) holds prose, code, several languages and a chat turn. Each passage is
 tokenised on its own and starts with BOS; kinds share the positions evenly. The ids are made once, by the
-checkpoint's own tokenizer in ``transformers`` (in a child process, see ``validation.tokens``), and every
+checkpoint's own tokenizer in ``transformers``, and every
 runtime gets the same ids.
 """
 
@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from converter.errors import UsageError, ValidationError
-from validation.worker import Progress, run_worker
+from validation.worker import Progress, Worker
 
 SHIPPED = Path(__file__).with_name("passages.toml")
 #: A user's own text is cut into sequences of about this many tokens.
@@ -82,18 +82,23 @@ def digest(passages: Sequence[Passage]) -> str:
 
 
 def encode(
-    model: Path, passages: Sequence[Passage], vocabulary: int, progress: Progress = lambda done, total: None
+    model: Path,
+    passages: Sequence[Passage],
+    vocabulary: int,
+    worker: Worker,
+    progress: Progress = lambda done, total: None,
 ) -> Encoding:
-    """Token ids of the passages, made by the tokenizer of the checkpoint ``model``.
+    """Token ids of the passages, by the tokenizer of the checkpoint ``model`` (in a ``reference_worker``).
 
     A chat is left out if the checkpoint has no chat template. Raises ``ValidationError`` when the tokenizer
     cannot be loaded, the template fails, or an id is outside ``vocabulary``.
     """
     request: Mapping[str, object] = {
+        "task": "tokenize",
         "model": str(model.resolve()),
         "passages": [{"text": passage.text, "turns": passage.turns} for passage in passages],
     }
-    result = run_worker("validation.tokens", request, progress, what="tokenizer")
+    result = worker.call(request, progress, what="tokenizer")
     found = [
         (passage.kind, tuple(ids))
         for passage, ids in zip(passages, result["ids"], strict=True)

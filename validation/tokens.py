@@ -1,4 +1,4 @@
-"""Child process of ``validation.text``: token ids by the checkpoint's tokenizer in ``transformers``.
+"""Token ids by the checkpoint's tokenizer in ``transformers``; a task of ``validation.reference_process``.
 
 Chat templates are programs that come with the checkpoint. They are rendered here, in a child process and
 in the sandboxed Jinja environment of ``transformers``, and nowhere else in this project.
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import ValidationError
-from validation.worker import Progress, serve
+from validation.worker import Progress
 
 
 def tokenize(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
@@ -47,7 +47,3 @@ def _render(tokenizer: Any, passage: Mapping[str, Any]) -> str | None:
         return str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception as error:  # a template may raise anything
         raise ValidationError(f"the checkpoint's chat template fails: {error}") from error
-
-
-if __name__ == "__main__":
-    serve(tokenize)

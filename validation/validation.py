@@ -21,10 +21,12 @@ from validation import gates as gating
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.reference import Model, default_cache, reference_logits
+from validation.reference_process import reference_worker
 from validation.runners import Runner, Runtime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens, cut, digest, encode, read_passages
 from validation.weights import TensorExactness, WeightExactness, measure
+from validation.worker import Worker
 
 #: ``progress(stage, done, total)``; the unit depends on the stage.
 Progress = Callable[[str, int, int], None]
@@ -62,21 +64,24 @@ def validate(
     baselines.check_baseline(baseline)
     runner = find_runner(target)
     passages = read_passages(text)
-    with tempfile.TemporaryDirectory(prefix="qatconvert-") as name:
+    with tempfile.TemporaryDirectory(prefix="qatconvert-") as name, reference_worker() as worker:
         scratch = Path(name)
         vocabulary = checkpoint.architecture.vocabulary
-        tokens = cut(encode(checkpoint.path, passages, vocabulary, _stage(progress, "tokens")), positions)
+        tokens = cut(
+            encode(checkpoint.path, passages, vocabulary, worker, _stage(progress, "tokens")), positions
+        )
         reference = reference_logits(
             Model(checkpoint.path, tuple(left.name for left in checkpoint.left_out), vocabulary),
             tokens.sequences,
             source=_identity(checkpoint, source, _stage(progress, "checksums")),
             scratch=scratch,
+            worker=worker,
             dtype=reference_dtype,
             cache=cache or default_cache(),
             max_memory=max_memory,
             progress=_stage(progress, "reference"),
         )
-        bench = _Bench(checkpoint, target, runner, tokens, reference, scratch, max_memory, progress)
+        bench = _Bench(checkpoint, target, runner, worker, tokens, reference, scratch, max_memory, progress)
         entry = bench.measure(artifact, limits, same_weights)
         if baseline is not None and baselines.applies(target):
             entry["baseline"] = {"name": baseline, **bench.measure_baseline(artifact)}
@@ -104,6 +109,7 @@ class _Bench:
     checkpoint: Checkpoint
     target: str
     runner: Runner
+    worker: Worker
     tokens: Tokens
     reference: NDArray[np.float32]
     scratch: Path
@@ -170,6 +176,7 @@ class _Bench:
                 self.tokens.sequences,
                 source={},
                 scratch=self.scratch,
+                worker=self.worker,
                 max_memory=self.max_memory,
                 progress=_stage(self.progress, "same weights reference"),
             )

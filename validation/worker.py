@@ -1,7 +1,7 @@
 """Work done in a child process, so that a crash, a leak or the chatter of a library stays there.
 
-The parent sends one JSON request on standard input. The child answers with JSON lines on what was its
-standard output: any number of ``{"done": n, "total": m}``, then ``{"result": {...}}`` or
+The parent sends JSON requests, one a line, on standard input. The child answers each with JSON lines on what
+was its standard output: any number of ``{"done": n, "total": m}``, then ``{"result": {...}}`` or
 ``{"error": "one line"}``. Whatever else the child or its native libraries print goes to a log, whose
 last telling line explains a crash.
 """
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from types import TracebackType
 from typing import IO, Any
 
 from converter.errors import ValidationError
@@ -26,66 +28,108 @@ Progress = Callable[[int, int], None]
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "error:", "failed to", "Error")
 
 
+class Worker:
+    """A child process that runs ``python -m module``; a context manager, which ends it.
+
+    The process starts with the first request and serves any number of them, so that what is slow to import
+    is imported once. After a crash, the next request starts another.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    pipe.close()
+        if self._log is not None:
+            self._log.close()
+        self._child = self._log = None
+
+    def call(self, request: Mapping[str, object], progress: Progress, *, what: str) -> dict[str, Any]:
+        """The result of one request (anything that JSON can hold).
+
+        ``what`` opens the message of the ``ValidationError`` that is raised when the child reports an
+        error, crashes or is killed; what it printed meanwhile is added to the exception as a note.
+        """
+        child, log = self._started()
+        printed = log.seek(0, os.SEEK_END)
+        try:
+            answer = _converse(child, request, progress)
+            status = None if answer is not None else child.wait()
+            if answer is not None and "result" in answer:
+                result: dict[str, Any] = answer["result"]
+                return result
+            log.seek(printed)
+            text = log.read().decode("utf-8", "replace")
+        except BaseException:
+            self.close()  # half a conversation cannot be continued
+            raise
+        if answer is None:
+            self.close()
+        cause = answer["error"] if answer is not None else _ending(status or 0, text)
+        error = ValidationError(f"{what}: {cause}")
+        error.add_note(text[-20_000:])
+        raise error
+
+    def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        if self._child is None or self._log is None:
+            environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+            environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+            environment["GGML_NO_BACKTRACE"] = "1"  # llama.cpp would start a debugger and print pages
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+            self._child = subprocess.Popen(
+                [sys.executable, "-P", "-m", self._module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                env=environment,
+            )
+        return self._child, self._log
+
+
 def run_worker(
     module: str, request: Mapping[str, object], progress: Progress, *, what: str
 ) -> dict[str, Any]:
-    """Run ``python -m module`` on ``request`` (anything JSON can hold) and return its result.
-
-    ``what`` opens the message of the ``ValidationError`` that is raised when the child reports an
-    error, crashes or is killed; the child's log is added to the exception as a note.
-    """
-    with tempfile.TemporaryFile() as log:
-        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-        environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=environment,
-        )
-        try:
-            answer = _converse(child, request, progress)
-            status = child.wait()
-        finally:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
-                if pipe is not None:
-                    pipe.close()
-        if answer is not None and "result" in answer and status == 0:
-            result: dict[str, Any] = answer["result"]
-            return result
-        log.seek(0)
-        text = log.read().decode("utf-8", "replace")
-    cause = answer["error"] if answer is not None and "error" in answer else _ending(status, text)
-    error = ValidationError(f"{what}: {cause}")
-    error.add_note(text[-20_000:])
-    raise error
+    """The result of one request to a process of its own; see ``Worker.call``."""
+    with Worker(module) as worker:
+        return worker.call(request, progress, what=what)
 
 
 def _converse(
     child: subprocess.Popen[bytes], request: Mapping[str, object], progress: Progress
 ) -> dict[str, Any] | None:
-    """Send the request, relay progress and return the last answer, ``None`` if there was none."""
+    """Send the request, relay progress and return the answer, ``None`` if the child ended without one."""
     assert child.stdin is not None
     assert child.stdout is not None
     try:
-        child.stdin.write(json.dumps(request).encode())
-        child.stdin.close()
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.flush()
     except BrokenPipeError:
         return None  # it died before it read: its log says why
-    answer: dict[str, Any] | None = None
     for line in child.stdout:
         try:
-            message = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
         except ValueError:
             continue  # printed by a library before the channel was set apart
-        if "done" in message:
-            progress(message["done"], message["total"])
-        else:
-            answer = message
-    return answer
+        if "done" not in message:
+            return message
+        progress(message["done"], message["total"])
+    return None
 
 
 def _ending(status: int, log: str) -> str:
@@ -93,6 +137,7 @@ def _ending(status: int, log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if any(word in line for word in _TELLING)]
     last = (telling or lines or ["it printed nothing"])[-1]
+    last = re.sub(r"(/[^/\s:]+)+/", "", last)  # directories of the machine that built a library
     if status == -signal.SIGKILL:
         return "the process was killed, most likely for want of memory; try a lower max-memory"
     if status < 0:
@@ -101,21 +146,21 @@ def _ending(status: int, log: str) -> str:
 
 
 def serve(handler: Callable[[dict[str, Any], Progress], Mapping[str, object]]) -> None:
-    """Answer one request in the child: the whole of a worker module's ``__main__``."""
+    """Answer requests in the child until the parent goes: the whole of a worker module's ``__main__``."""
     channel = _private_channel()
 
     def send(message: Mapping[str, object]) -> None:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
-    try:
-        request = json.load(sys.stdin)
-        result = handler(request, lambda done, total: send({"done": done, "total": total}))
-    except Exception as error:
-        traceback.print_exc()
-        send({"error": _one_line(error)})
-        sys.exit(1)
-    send({"result": result})
+    for line in sys.stdin:
+        try:
+            result = handler(json.loads(line), lambda done, total: send({"done": done, "total": total}))
+        except Exception as error:
+            traceback.print_exc()
+            send({"error": _one_line(error)})
+        else:
+            send({"result": result})
 
 
 def _private_channel() -> IO[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import pytest
 
 from converter.checkpoint import Checkpoint, open_checkpoint
 from targets.plan import StoredTensor, find_target
+from validation.reference_process import reference_worker
+from validation.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -48,5 +50,7 @@ def e2b(
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reference-cache")
+def worker() -> Iterator[Worker]:
+    """One process with transformers for all tests."""
+    with reference_worker() as shared:
+        yield shared

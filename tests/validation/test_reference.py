@@ -22,6 +22,7 @@ from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError, ValidationError
 from converter.shards import open_shards
 from validation.reference import Model, _ingredients, _lookup, _prune, default_cache, reference_logits
+from validation.worker import Worker
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
@@ -49,30 +50,45 @@ def model(checkpoint_factory: Make) -> Model:
 
 
 @pytest.fixture(scope="module")
-def filled(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled(model: Model, worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with one entry, the logits of ``model``."""
     cache = tmp_path_factory.mktemp("filled")
-    reference_logits(model, SEQUENCES, source=SOURCE, scratch=cache, cache=cache)
+    reference_logits(model, SEQUENCES, source=SOURCE, worker=worker, scratch=cache, cache=cache)
     return cache
 
 
-@pytest.mark.parametrize("variant", ["e2b", "26b-a4b"])
-def test_a_model_larger_than_memory_is_read_from_disk(
-    variant: str, checkpoint_factory: Make, tmp_path: Path
+@pytest.mark.parametrize("variant", ["e2b", "12b", "26b-a4b", "31b", "gemma3"])
+def test_logits_are_those_of_the_whole_model_in_memory_and_from_disk(
+    variant: str, checkpoint_factory: Make, worker: Worker, tmp_path: Path
 ) -> None:
     directory = checkpoint_factory(variant)
-    logits = reference_logits(
-        model_of(directory), SEQUENCES, source=SOURCE, scratch=tmp_path, max_memory=2_000_000
-    )
-    # one padded batch instead of three sequences: float32 sums in another order
-    np.testing.assert_allclose(logits, straight(directory), atol=1e-3)
-    assert np.abs(logits - straight(directory)).mean() < 2e-6
-    assert not list(tmp_path.glob("offload-*"))
+    expected = straight(directory)
+    found, steps = {}, {}
+    for name, limit in (("memory", None), ("disk", 2_000_000)):
+        scratch = tmp_path / name
+        scratch.mkdir()
+        seen: list[tuple[int, int]] = []
+        found[name] = reference_logits(
+            model_of(directory),
+            SEQUENCES,
+            source=SOURCE,
+            worker=worker,
+            scratch=scratch,
+            max_memory=limit,
+            progress=lambda done, total, seen=seen: seen.append((done, total)),  # type: ignore[misc]
+        )
+        steps[name] = seen
+        assert not list(scratch.glob("offload-*"))
+    np.testing.assert_allclose(found["memory"], expected, atol=2e-5)
+    # from disk in one padded batch, so that float32 sums in another order
+    assert steps == {"memory": [(41, 67), (46, 67), (67, 67)], "disk": [(67, 67)]}
+    np.testing.assert_allclose(found["disk"], expected, atol=1e-3)
+    assert np.abs(found["disk"] - expected).mean() < 2e-6
 
 
-def test_a_cached_entry_needs_no_model(filled: Path, model: Model, tmp_path: Path) -> None:
+def test_a_cached_entry_needs_no_model(filled: Path, worker: Worker, model: Model, tmp_path: Path) -> None:
     gone = replace(model, directory=tmp_path / "gone")
-    logits = reference_logits(gone, SEQUENCES, source=SOURCE, scratch=tmp_path, cache=filled)
+    logits = reference_logits(gone, SEQUENCES, source=SOURCE, worker=worker, scratch=tmp_path, cache=filled)
     assert np.array_equal(logits, straight(model.directory))
 
 
@@ -87,13 +103,13 @@ def test_an_entry_belongs_to_one_source_text_and_dtype() -> None:
     assert entries[0]["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def test_a_damaged_entry_is_computed_anew(filled: Path, model: Model, tmp_path: Path) -> None:
+def test_a_damaged_entry_is_computed_anew(filled: Path, worker: Worker, model: Model, tmp_path: Path) -> None:
     cache = shutil.copytree(filled, tmp_path / "cache")
     (entry,) = cache.glob("*.npy")
     with entry.open("r+b") as file:
         file.seek(-7, os.SEEK_END)
         file.write(b"\x55")
-    logits = reference_logits(model, SEQUENCES, source=SOURCE, scratch=tmp_path, cache=cache)
+    logits = reference_logits(model, SEQUENCES, source=SOURCE, worker=worker, scratch=tmp_path, cache=cache)
     assert np.array_equal(logits, np.load(next(filled.glob("*.npy"))))
     assert entry.read_bytes() == next(filled.glob("*.npy")).read_bytes()
 
@@ -120,10 +136,16 @@ def test_a_damaged_entry_is_not_found(
     assert _lookup(cache, entry.stem, positions, model.vocabulary) is None
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(model: Model, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_done_without(model: Model, worker: Worker, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where a directory should be")
     logits = reference_logits(
-        model, SEQUENCES, source=SOURCE, scratch=tmp_path, cache=tmp_path / "cache", dtype="bfloat16"
+        model,
+        SEQUENCES,
+        source=SOURCE,
+        worker=worker,
+        scratch=tmp_path,
+        cache=tmp_path / "cache",
+        dtype="bfloat16",
     )
     assert logits.dtype == np.float32
     assert 0 < np.abs(logits - straight(model.directory)).mean() < 0.2
@@ -144,9 +166,11 @@ def test_the_cache_keeps_the_newest_entries(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.glob("*.json")} == set(map(str, range(8)))
 
 
-def test_an_unknown_dtype_is_a_usage_error(tmp_path: Path) -> None:
+def test_an_unknown_dtype_is_a_usage_error(tmp_path: Path, worker: Worker) -> None:
     with pytest.raises(UsageError, match="'float8'; known: float32, bfloat16, float16"):
-        reference_logits(Model(tmp_path, (), 9), SEQUENCES, source=SOURCE, scratch=tmp_path, dtype="float8")
+        reference_logits(
+            Model(tmp_path, (), 9), SEQUENCES, source=SOURCE, worker=worker, scratch=tmp_path, dtype="float8"
+        )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +188,7 @@ def test_an_unknown_dtype_is_a_usage_error(tmp_path: Path) -> None:
     ],
 )
 def test_weights_that_are_not_the_checkpoints_are_never_made_up(
-    change: Callable[..., object], message: str, checkpoint_factory: Make, tmp_path: Path
+    change: Callable[..., object], message: str, checkpoint_factory: Make, worker: Worker, tmp_path: Path
 ) -> None:
     source = checkpoint_factory("e2b")
     model = model_of(source)
@@ -181,6 +205,7 @@ def test_weights_that_are_not_the_checkpoints_are_never_made_up(
             Model(tmp_path / "model", model.left_out, model.vocabulary),
             SEQUENCES,
             source=SOURCE,
+            worker=worker,
             scratch=tmp_path,
         )
     assert "\n" not in str(caught.value)

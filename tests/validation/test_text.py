@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from converter.errors import UsageError, ValidationError
 from validation.text import Encoding, _shares, cut, digest, encode, read_passages
+from validation.worker import Worker
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,8 @@ def model(checkpoint_factory: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shipped(model: Path) -> Encoding:
-    return encode(model, read_passages(), 1 << 20)
+def shipped(model: Path, worker: Worker) -> Encoding:
+    return encode(model, read_passages(), 1 << 20, worker)
 
 
 def test_the_shipped_text_is_mixed_and_long_enough_for_512_positions() -> None:
@@ -89,9 +90,9 @@ def test_a_short_passage_leaves_its_positions_to_the_others() -> None:
     assert list(map(len, tokens.sequences)) == [10, 94, 6, 100]
 
 
-def test_without_a_chat_template_there_is_no_chat(model: Path, tmp_path: Path) -> None:
+def test_without_a_chat_template_there_is_no_chat(model: Path, tmp_path: Path, worker: Worker) -> None:
     _copy_tokenizer(model, tmp_path)
-    encoding = encode(tmp_path, read_passages(), 1 << 20)
+    encoding = encode(tmp_path, read_passages(), 1 << 20, worker)
     assert {kind for kind, _ in encoding.passages} == {"prose", "code", "languages"}
     assert cut(encoding, 300).positions == 300
 
@@ -104,19 +105,19 @@ def test_without_a_chat_template_there_is_no_chat(model: Path, tmp_path: Path) -
     ],
 )
 def test_a_template_that_fails_or_leaves_its_sandbox_is_one_line(
-    template: str, message: str, model: Path, tmp_path: Path
+    template: str, message: str, model: Path, tmp_path: Path, worker: Worker
 ) -> None:
     _copy_tokenizer(model, tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     with pytest.raises(ValidationError, match=message) as caught:
-        encode(tmp_path, read_passages(), 1 << 20)
+        encode(tmp_path, read_passages(), 1 << 20, worker)
     assert "\n" not in str(caught.value)
 
 
-def test_a_users_text_is_cut_into_even_sequences(model: Path, tmp_path: Path) -> None:
+def test_a_users_text_is_cut_into_even_sequences(model: Path, tmp_path: Path, worker: Worker) -> None:
     file = tmp_path / "mine.txt"
     file.write_text("Ein Satz über Äpfel. " * 200, "utf-8")
-    encoding = encode(model, read_passages(file), 1 << 20)
+    encoding = encode(model, read_passages(file), 1 << 20, worker)
     tokens = cut(encoding, 601)
     assert [len(ids) for ids in tokens.sequences] == [201, 200, 200]
     assert set(tokens.kinds) == {"text"}
@@ -142,9 +143,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_passages(tmp_path / "absent")
 
 
-def test_ids_outside_the_vocabulary_are_refused(model: Path) -> None:
+def test_ids_outside_the_vocabulary_are_refused(model: Path, worker: Worker) -> None:
     with pytest.raises(ValidationError, match="outside the vocabulary of 50"):
-        encode(model, read_passages(), 50)
+        encode(model, read_passages(), 50, worker)
 
 
 def test_another_text_has_another_digest(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Gates: which limits apply, and what passes them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from converter.errors import UsageError
+from validation.gates import DENSE, EXPERTS, KNOWN, judge, limits
+from validation.metrics import LogitMetrics, compare
+from validation.weights import TensorExactness, WeightExactness
+
+
+def weights(exact: int, blocks: int = 10_000, block: int | None = 32) -> WeightExactness:
+    return WeightExactness(
+        (TensorExactness("w", "w", "Q4_0", block, 32 * blocks, 32 * exact, blocks, exact, 0, 0.0),)
+    )
+
+
+@pytest.fixture(scope="module")
+def equal() -> LogitMetrics:
+    logits = np.arange(12, dtype=np.float32).reshape(3, 4)
+    return compare(logits, logits, np.array([1, 2, -1]))
+
+
+def test_the_exactness_gate_is_9999_of_10000_blocks() -> None:
+    assert DENSE["exact_fraction"] == EXPERTS["exact_fraction"] == 0.9999
+
+
+@pytest.mark.parametrize(("exact", "passed"), [(10_000, True), (9_999, True), (9_998, False)])
+def test_exactness_is_a_least_share(exact: int, passed: bool, equal: LogitMetrics) -> None:
+    gate = judge(limits({}), weights(exact), equal)[0]
+    assert (gate.name, gate.value, gate.passed) == ("exact_fraction", exact / 10_000, passed)
+
+
+def test_divergence_is_a_greatest_and_agreement_a_least_value(equal: LogitMetrics) -> None:
+    bounds = limits({"mean_kld": 0.01, "same_top_p": 0.9})
+    for metrics, expected in (
+        (replace(equal, mean_kld=0.01, same_top_p=0.9), [True, True, True]),
+        (replace(equal, mean_kld=0.0101, same_top_p=0.9), [True, False, True]),
+        (replace(equal, mean_kld=0.0, same_top_p=0.89), [True, True, False]),
+    ):
+        assert [gate.passed for gate in judge(bounds, weights(10_000), metrics)] == expected
+
+
+def test_limits_can_be_set_for_every_figure(equal: LogitMetrics) -> None:
+    assert limits({})["mean_kld"] < limits({}, experts=True)["mean_kld"]
+    bounds = limits({"exact_fraction": 0.5, "max_kld": 1.0, "ppl": 1.5})
+    assert set(bounds) <= set(KNOWN)
+    found = {gate.name: gate.passed for gate in judge(bounds, weights(6_000), equal)}
+    assert found == {
+        "exact_fraction": True,
+        "mean_kld": True,
+        "same_top_p": True,
+        "max_kld": True,
+        "ppl": False,
+    }
+
+
+@pytest.mark.parametrize(("name", "limit"), [("speed", 1.0), ("mean_kld", math.nan), ("max_kld", math.inf)])
+def test_an_unknown_gate_and_a_limit_that_is_none_are_usage_errors(name: str, limit: float) -> None:
+    with pytest.raises(UsageError, match=name):
+        limits({name: limit})
+
+
+def test_a_logit_that_is_not_finite_fails_every_gate_of_the_logits() -> None:
+    good = np.ones((4, 3), np.float32)
+    bad = good.copy()
+    bad[2, 1] = np.nan
+    tokens = np.zeros(4, np.int64)
+    for metrics, whose in (
+        (compare(good, bad, tokens), "artifact"),
+        (compare(bad, good, tokens), "reference"),
+    ):
+        exact, *others = judge(limits({}), weights(10_000), metrics)
+        assert exact.passed
+        assert not any(gate.passed for gate in others)
+        assert all(gate.value is None for gate in others)
+        assert {gate.note for gate in others} == {
+            f"NaN or infinite logits of the {whose} at 1 of 4 positions"
+        }
+
+
+def test_a_checkpoint_without_a_lattice_passes_the_exactness_gate_and_says_why(equal: LogitMetrics) -> None:
+    gate = judge(limits({}), weights(0, block=None), equal)[0]
+    assert gate.passed
+    assert gate.value is None
+    assert gate.entry()["note"] == "no weight of this checkpoint lies on a lattice"
