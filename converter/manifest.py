@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from converter.checkpoint import Checkpoint
+from converter.errors import CheckpointError
 
+_PIECE = 16 << 20
 #: Packages that can change the bytes of an artifact or the figures of a report.
 _LIBRARIES = ("gguf", "huggingface-hub", "numba", "numpy", "llama-cpp-python", "torch", "transformers")
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces of 1 MiB; releases the GIL."""
+    """Hexadecimal SHA-256 of a file; releases the GIL."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
+    # Large pieces: after each, the thread has to wait for its turn again.
+    buffer = memoryview(bytearray(min(_PIECE, max(1, path.stat().st_size))))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
             digest.update(buffer[:count])
@@ -29,18 +31,32 @@ def sha256(path: Path) -> str:
 class SourceDigests:
     """SHA-256 and size of the source files, computed in the background while they are converted."""
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-        self._entries: list[tuple[Path, Future[str]]] = [
-            (path, self._pool.submit(sha256, path)) for path in sorted(files)
-        ]
+        self._digests: dict[Path, Future[str]] = {}
+
+    def add(self, files: Iterable[Path]) -> None:
+        """Begin with ``files``, as far as they have not begun yet."""
+        for path in files:
+            if path not in self._digests:
+                self._digests[path] = self._pool.submit(sha256, path)
 
     def entries(self, root: Path) -> list[dict[str, object]]:
-        """``{"path", "bytes", "sha256"}`` per file, paths relative to ``root``; waits for the digests."""
-        return [
-            {"path": os.path.relpath(path, root), "bytes": path.stat().st_size, "sha256": digest.result()}
-            for path, digest in self._entries
-        ]
+        """``{"path", "bytes", "sha256"}`` per file, sorted by path below ``root``; waits for the digests.
+
+        Raises ``CheckpointError`` for a file that can no longer be read.
+        """
+        try:
+            return [
+                {
+                    "path": path.relative_to(root).as_posix(),
+                    "bytes": path.stat().st_size,
+                    "sha256": digest.result(),
+                }
+                for path, digest in sorted(self._digests.items())
+            ]
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: cannot be read any more: {error.strerror}") from error
 
     def close(self) -> None:
         """Give up digests that are not needed any more."""

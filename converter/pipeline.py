@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from converter import manifest, output
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import UsageError
 from converter.names import Source, resolve
+from converter.shards import open_shards
 from targets.plan import Plan, Target, find_target, target_of
 
 #: Called with a stage's name, how much of it is done and how much there is (bytes, or steps).
@@ -63,17 +65,23 @@ def open_model(name: str, *, offline: bool = False, progress: Progress = no_prog
 
     Raises ``UsageError``, ``HubError`` or ``CheckpointError``.
     """
+    source, path, revision = _locate(name, offline, progress)
+    return Model(source, open_checkpoint(path), revision)
+
+
+def _locate(name: str, offline: bool, progress: Progress) -> tuple[Source, Path, str | None]:
+    """Source, directory and commit of a model, downloaded if it is a repository."""
     source = resolve(name)
     if source.kind == "gguf":
         raise UsageError(f"{name} is a GGUF file already; give the checkpoint that it was made from")
     if source.path is not None:
-        return Model(source, open_checkpoint(source.path))
+        return source, source.path, None
     from converter.hub import download
 
     snapshot = download(
         source, offline=offline, progress=lambda done, total: progress("download", done, total)
     )
-    return Model(source, open_checkpoint(snapshot.path), snapshot.revision)
+    return source, snapshot.path, snapshot.revision
 
 
 def convert(
@@ -90,21 +98,34 @@ def convert(
         from validation.runners import check_available
 
         check_available([target.name for target in targets])
-    model = open_model(conversion.model, offline=conversion.offline, progress=progress)
-    if model.source.note:
-        warn(model.source.note)
+    source, path, revision = _locate(conversion.model, conversion.offline, progress)
+    if source.note:
+        warn(source.note)
+    with closing(manifest.SourceDigests()) as digests:
+        # Digests take as long as the conversion itself, so they begin before all else.
+        digests.add(open_shards(path).files)
+        model = Model(source, open_checkpoint(path), revision)
+        digests.add(model.checkpoint.files)
+        return _convert(conversion, model, targets, destination, digests, progress, warn)
+
+
+def _convert(
+    conversion: Conversion,
+    model: Model,
+    targets: Sequence[Target],
+    destination: Path,
+    digests: manifest.SourceDigests,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> Outcome:
     options = {**model.record(), **conversion.options}
     plans = [target.plan(model.checkpoint, model.source.name, options) for target in targets]
     for warning in dict.fromkeys(line for plan in plans for line in plan.warnings):
         warn(warning)
     output.check_space(destination, sum(plan.bytes for plan in plans))
     with output.scratch_directory(destination) as scratch:
-        digests = manifest.SourceDigests(model.checkpoint.files)
-        try:
-            _write(model, targets, plans, scratch, progress, warn)
-            sources = digests.entries(model.checkpoint.path)
-        finally:
-            digests.close()
+        _write(model, targets, plans, scratch, progress, warn)
+        sources = digests.entries(model.checkpoint.path)
         report = _prove(conversion.validation, model, plans, sources, scratch, progress)
         _record(model, plans, sources, report, scratch)
         output.publish(scratch, destination)

@@ -3,6 +3,7 @@ them, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Sequence
@@ -53,6 +54,8 @@ def group(debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 failed, 2 usage, 3 a validation gate failed."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Reading makes many objects and hardly a cycle; the collector would walk through them again and again.
+    gc.set_threshold(200_000, 50, 100)
     # A pipeline that is stopped is told so in the same way as a person's Ctrl-C: nothing half-written stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
