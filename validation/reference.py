@@ -47,6 +47,12 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "qatconvert" / "reference"
 
 
+def check_dtype(dtype: str) -> None:
+    """Raise ``UsageError`` for a type that the reference is not computed in."""
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown reference dtype {dtype!r}; known: {', '.join(DTYPES)}")
+
+
 def reference_logits(
     model: Model,
     sequences: Sequence[Sequence[int]],
@@ -67,8 +73,7 @@ def reference_logits(
     bytes limits the weights kept in memory, the rest stays on disk. Raises ``UsageError`` for an unknown
     ``dtype`` and ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"unknown reference dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    check_dtype(dtype)
     made_from = _ingredients(sequences, source, dtype)
     positions = sum(map(len, sequences))
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]

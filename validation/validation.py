@@ -20,7 +20,7 @@ from validation import baseline as baselines
 from validation import gates as gating
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
-from validation.reference import Model, default_cache, reference_logits
+from validation.reference import Model, check_dtype, default_cache, reference_logits
 from validation.reference_process import reference_worker
 from validation.runners import Runner, Runtime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
@@ -62,6 +62,7 @@ def validate(
     """
     limits = gating.limits(gates or {}, experts=checkpoint.architecture.experts is not None)
     baselines.check_baseline(baseline)
+    check_dtype(reference_dtype)
     runner = find_runner(target)
     passages = read_passages(text)
     with tempfile.TemporaryDirectory(prefix="qatconvert-") as name, reference_worker() as worker:

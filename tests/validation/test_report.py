@@ -1,0 +1,234 @@
+"""Reports: the same facts in three forms, whatever names a model brings."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from validation.page import render_html
+from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution, log_axis
+from validation.report import assemble, number, render_markdown, share, write
+
+HOSTILE = "<script>alert(1)</script>|`*_[x](javascript:1)\n# \"head\" & 'tail'"
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page; fails on a tag that is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "path", "rect"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data
+
+
+def logits(kld: list[float | None], **changes: Any) -> dict[str, Any]:
+    return {
+        "positions": len(kld),
+        "mean_kld": 0.001,
+        "p999_kld": 0.004,
+        "max_kld": 0.005,
+        "same_top_p": 0.995,
+        "rms_delta_p": 0.008,
+        "max_abs": 0.2,
+        "ppl": 12.5,
+        "ppl_reference": 12.4,
+        "kld": kld,
+    } | changes
+
+
+def weights(exact: int, name: str = "layers.0.mlp.up_proj.weight") -> dict[str, Any]:
+    def tensor(name: str, blocks: int, exact: int, lattice: bool) -> dict[str, Any]:
+        return {
+            "name": name,
+            "stored_as": "blk.0.ffn_up.weight",
+            "format": "Q4_0",
+            "lattice": lattice,
+            "values": 3200,
+            "blocks": blocks,
+            "exact_blocks": exact,
+            "exact_fraction": exact / blocks if blocks else 1.0,
+            "max_ulp": 0 if exact == blocks else 3,
+            "rms_error": 1e-3,
+        }
+
+    return {
+        "tensors": 1,
+        "blocks": 100,
+        "exact_blocks": exact,
+        "exact_fraction": exact / 100,
+        "max_ulp": 0 if exact == 100 else 3,
+        "off_lattice": {"tensors": 1, "rms_error": 0.0},
+        "per_tensor": [tensor(name, 100, exact, True), tensor("norm.weight", 0, 0, False)],
+    }
+
+
+def report(model: str = "gemma4-demo", tensor: str = "layers.0.mlp.up_proj.weight", **entry: Any) -> Any:
+    found = {
+        "artifact": "gguf/model-q4_0.gguf",
+        "bytes": 1234567,
+        "bits_per_weight": 4.5,
+        "passed": True,
+        "weights": weights(100, tensor),
+        "logits": logits([1e-3, 2e-3, 0.0, 5e-4]),
+        "runtime": {"name": "llama.cpp", "version": "1.2", "mean_kld_same_weights": 9e-4},
+        "gates": [{"name": "mean_kld", "limit": 0.01, "value": 0.001, "passed": True}],
+    } | entry
+    reference = {
+        "runtime": "transformers",
+        "version": "5.23.0",
+        "dtype": "float32",
+        "positions": 4,
+        "sequences": [{"kind": "prose", "positions": 3}, {"kind": "chat", "positions": 1}],
+    }
+    source = {"repo": None, "revision": None, "path": model, "format": "bf16-lattice"}
+    return assemble(model, source, reference, {"gguf": found})
+
+
+def test_the_three_files_say_the_same(tmp_path: Path) -> None:
+    content = report()
+    write(tmp_path, content)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == content
+    page = Page((tmp_path / "report.html").read_text("utf-8")).text
+    markdown = (tmp_path / "report.md").read_text("utf-8").replace("\\", "")
+    for text in (page, markdown):
+        for figure in ("gemma4-demo", "mean KLD", "0.001", "99.5000 %", "12.5", "llama.cpp 1.2", "1,234,567"):
+            assert figure in text
+        assert "passed" in text
+        assert "FAILED" not in text
+
+
+def test_json_has_the_contracts_keys_in_order_and_short_lists(tmp_path: Path) -> None:
+    write(tmp_path, report())
+    text = (tmp_path / "report.json").read_text("utf-8")
+    assert list(json.loads(text)) == ["schema", "model", "source", "reference", "targets"]
+    assert '"kld": [0.001, 0.002, 0.0, 0.0005]' in text
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    files = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, report())
+        files.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
+    assert files[0] == files[1]
+    assert len(files[0]) == 3
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
+    text = render_html(
+        report(baseline={"name": "naive-q4_0", "weights": weights(3), "logits": logits([1.0] * 4)})
+    )
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert not [
+        name for name, _ in page.attributes if name in ("src", "href", "srcset") or name.startswith("on")
+    ]
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert page.tags.count("svg") == 3
+
+
+def test_hostile_names_stay_names() -> None:
+    content = report(HOSTILE, HOSTILE, weights=weights(50, HOSTILE))
+    page = Page(render_html(content))
+    assert "script" not in page.tags
+    assert HOSTILE in page.text
+    markdown = render_markdown(content)
+    assert not re.search(
+        r"(?<!\\)[|`*]", "".join(line for line in markdown.splitlines() if "alert" in line and line[0] != "|")
+    )
+    row = next(line for line in markdown.splitlines() if line.startswith("| ") and "alert" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert "<script" not in markdown
+    assert "](" not in markdown.replace("\\](", "")
+
+
+def test_a_failed_gate_is_said_in_words() -> None:
+    gate = {"name": "mean_kld", "limit": 0.01, "value": None, "passed": False, "note": "NaN logits"}
+    broken = logits([None, 1e-3, None, 0.0], mean_kld=None, ppl=None)
+    content = report(passed=False, gates=[gate], logits=broken)
+    for text in (Page(render_html(content)).text, render_markdown(content)):
+        assert "FAILED: NaN logits" in text
+        assert "gguf: FAILED" in text
+        assert "not finite" in text
+
+
+def test_inexact_tensors_are_named() -> None:
+    content = report(weights=weights(97))
+    assert "| layers.0.mlp.up\\_proj.weight | Q4\\_0 | 97.0000 % | 3 |" in render_markdown(content)
+
+
+def test_a_baseline_stands_beside_the_artifact() -> None:
+    content = report(
+        baseline={"name": "naive-q4_0", "weights": weights(3), "logits": logits([1.0] * 4, mean_kld=0.9)}
+    )
+    assert "| mean KLD | 0.001 | 0.9 |" in render_markdown(content)
+    assert "| exact blocks | 100.0000 % | 3.0000 % |" in render_markdown(content)
+
+
+def test_what_was_not_validated_says_so() -> None:
+    entry = {"artifact": "gguf/x.gguf", "bytes": 10, "bits_per_weight": 4.5, "passed": None}
+    content = assemble("x", {"repo": "a/b", "revision": "0" * 40, "format": "f"}, None, {"gguf": entry})
+    for text in (Page(render_html(content)).text, render_markdown(content)):
+        assert "gguf: not validated" in text
+        assert f"a/b@{'0' * 40}" in text
+
+
+def test_only_what_is_whole_reads_as_100_percent() -> None:
+    assert share(1.0) == "100.0000 %"
+    assert share(1 - 1e-9) == "99.9999 %"
+    assert share(0.29) == "29.0000 %"
+    assert share(0.57, 2) == "57.00 %"
+    assert number(0.0012345678) == "0.001235"
+
+
+@pytest.mark.parametrize("values", [[], [0.0, 0.0], [None, None], [1e-12, 3.0], [1e300, 1e-300, 0.0]])
+def test_plots_hold_any_values(values: list[float | None]) -> None:
+    series = [Series("artifact", "a", values), Series("naive", "b", values)]
+    for svg in (
+        kld_by_position(series, [("prose", len(values))]),
+        kld_distribution(series),
+        exactness_by_tensor(series, ["x"] * len(values)),
+    ):
+        root = ElementTree.fromstring(svg)
+        assert root.attrib["role"] == "img"
+        assert root[0].tag.endswith("title")
+        assert "nan" not in svg
+        assert "inf" not in svg
+
+
+def test_a_logarithmic_axis_holds_its_values_in_whole_decades() -> None:
+    axis = log_axis([0.0, 2e-5, 0.3], 0, 100)
+    assert (axis.low, axis.high) == (1e-5, 1.0)
+    assert axis(0.0) == 0
+    assert axis(1.0) == 100
+    assert axis(1e-3) == pytest.approx(40)
