@@ -19,17 +19,17 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 60rem; background: 
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { font-size: 1.25rem; margin-top: 2.5rem;
   border-top: 1px solid var(--rule); padding-top: 1rem; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .15rem 1rem; }
-dt { color: var(--quiet); max-width: 22rem; } dd { margin: 0; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: minmax(6rem, 9rem) minmax(0, 1fr); gap: .15rem 1rem; }
+dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { text-align: left; padding: .2rem 1.2rem .2rem 0; border-bottom: 1px solid var(--rule);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 .passed { color: var(--good); font-weight: 600; } .FAILED { color: var(--bad); font-weight: 600; }
 figure { margin: 1.5rem 0; } figcaption { color: var(--quiet); } 
-svg { width: 100%; height: auto; display: block; }
+svg { width: 100%; min-width: 40rem; height: auto; display: block; }
 svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; } svg .kind { font-size: 11px; }
 .grid { stroke: var(--rule); stroke-width: 1; fill: none; } .axis { stroke: var(--quiet); fill: none; }
 .band { fill: var(--band); } .marks, .line { fill: none; }
@@ -96,7 +96,8 @@ def _plots(entry: Mapping[str, Any], spans: Sequence[tuple[str, int]]) -> str:
         )
         figures.append((caption, exactness_by_tensor(exactness, names)))
     return "".join(
-        f"<figure>\n{svg}\n<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
+        f'<figure>\n<div class="scroll" tabindex="0">{svg}</div>\n'
+        f"<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
         for caption, svg in figures
     )
 
@@ -138,7 +139,8 @@ def _table(
         rest = "".join(cell("td", i, _verdict(text)) for i, text in enumerate(row[1:], 1))
         lines.append(f"<tr>{first}{rest}</tr>\n")
     return (
-        f'<div class="scroll"><table>\n<caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll" tabindex="0"><table>\n<caption>{escape(caption)}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{''.join(lines)}</tbody>\n</table></div>\n"
     )
 

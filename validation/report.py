@@ -156,7 +156,9 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("runtime", f"{runtime['name']} {runtime['version']}"))
         own = runtime.get("mean_kld_same_weights")
         if own is not None:
-            found.append(("of which runtime (mean KLD, same weights in float32)", number(own)))
+            found.append(
+                ("runtime alone", f"mean KLD {number(own)} against float32 logits of its own weights")
+            )
         if runtime.get("note"):
             found.append(("runtime alone", str(runtime["note"])))
     if weights := entry.get("weights"):

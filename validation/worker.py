@@ -90,6 +90,8 @@ class Worker:
         if self._child is None or self._log is None:
             environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
             environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+            # OpenMP threads that spin while they wait starve each other on a busy machine
+            environment.setdefault("OMP_WAIT_POLICY", "passive")
             environment["GGML_NO_BACKTRACE"] = "1"  # llama.cpp would start a debugger and print pages
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
             self._child = subprocess.Popen(

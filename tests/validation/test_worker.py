@@ -89,6 +89,8 @@ def test_secrets_of_the_environment_stay_with_the_parent(monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with Worker("validation.reference_process") as worker:
         child, _ = worker._started()
+        with pytest.raises(ValidationError):  # it has certainly started when it answers
+            worker.call({"task": "juggle"}, silent, what="here")
         environment = Path(f"/proc/{child.pid}/environ").read_bytes()
     assert b"hf_secret" not in environment
     assert b"HF_HUB_OFFLINE=1" in environment
