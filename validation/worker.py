@@ -8,6 +8,7 @@ last telling line explains a crash.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -55,7 +56,8 @@ class Worker:
             self._child.wait()
             for pipe in (self._child.stdin, self._child.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with contextlib.suppress(BrokenPipeError):  # a request that was never read
+                        pipe.close()
         if self._log is not None:
             self._log.close()
         self._child = self._log = None
