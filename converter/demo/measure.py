@@ -22,7 +22,10 @@ def held_out_windows(directory: Path, limit: int | None = None) -> torch.Tensor:
     ids = [
         token
         for text in held_out_documents()
-        for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for token in [
+            *tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
     ]
     count = len(ids) // (LENGTH - 1)
     rows = torch.tensor(ids[: count * (LENGTH - 1)]).reshape(count, LENGTH - 1)

@@ -103,6 +103,7 @@ def save_checkpoint(weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer, d
     }
     tensors = {name: torch.where(tensor == 0, 0.0, tensor).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
     token = tokenizer.token_to_id
     config = {
         "architectures": ["Gemma4ForConditionalGeneration"],

@@ -21,6 +21,18 @@ QUESTIONS = (
     "Help on {title}, please.",
     "Tell me about {title}.",
 )
+#: First and last code points of scripts that the help topics, which are in English, hardly contain.
+_SCRIPTS = (
+    (0xC0, 0xFF),  # accented Latin
+    (0x391, 0x3C9),  # Greek
+    (0x410, 0x44F),  # Cyrillic
+    (0x627, 0x64A),  # Arabic
+    (0x905, 0x939),  # Devanagari
+    (0x3041, 0x30F6),  # kana
+    (0x4E00, 0x9FFF),  # Chinese characters
+    (0xAC00, 0xD7A3),  # Hangul
+    (0x1F300, 0x1F64F),  # pictographs
+)
 _TITLE = re.compile(r"^(?P<title>\S[^\n]{2,70})\n(?P<line>[*=\-^~])(?P=line)+$", re.MULTILINE)
 
 
@@ -90,3 +102,17 @@ def _opening(body: str, limit: int) -> str:
             break
         kept = f"{kept}\n\n{paragraph}"
     return kept[:limit]
+
+
+def other_scripts(chooser: random.Random, words: int = 12) -> list[str]:
+    """One line of random words in each of several scripts, which the vocabulary has to spell in bytes.
+
+    The topics have next to no such text; without it, training only ever lowers the logits of byte tokens.
+    """
+    return [
+        " ".join(
+            "".join(chr(chooser.randint(first, last)) for _ in range(chooser.randint(1, 9)))
+            for _ in range(words)
+        )
+        for first, last in _SCRIPTS
+    ]
