@@ -35,6 +35,7 @@ _ROUND_BITS = np.int32(0x4B400000)
 # How far quotient and code may differ: the roundings to bfloat16 of the value and of the largest
 # value, 2**-8 each, for codes up to 8, and slack for the float32 arithmetic.
 _RESIDUAL = np.float32(8 * 2 * 2.0**-8 * 1.02)
+_BATCH = 64
 _F16_MIN_NORMAL = np.float32(2.0**-14)
 _F16_MAX = np.float32(65504.0)
 
@@ -80,6 +81,8 @@ def _fits_f16(value):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True, inline="always")
 def _divisible(mask):  # type: ignore[no-untyped-def]
     """Whether the codes whose magnitudes are the set bits of ``mask`` have a common divisor above 1."""
+    if mask & 2:
+        return False
     return (
         mask & ~np.int32(0b101010101) == 0
         or mask & ~np.int32(0b001001001) == 0
@@ -89,15 +92,19 @@ def _divisible(mask):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _try(bits, start, inverse, scale, codes):  # type: ignore[no-untyped-def]
-    """Codes of a block for one scale; returns whether they reproduce it, whether they lie within a
-    rounding of the lattice at all, and the set of code magnitudes."""
+def _try(bits, block, inverse, scale):  # type: ignore[no-untyped-def]
+    """Whether the codes of one scale reproduce a block, whether all its values lie within a rounding of
+    that lattice, and the set of code magnitudes; codes that do not fit four bits are neither.
+
+    Writes nothing: a loop that only reads needs no check that its arrays do not overlap, without which it
+    would not be vectorised.
+    """
     wrong = np.int32(0)
     away = np.int32(0)
     mask = np.int32(0)
     high = np.int32(-8)
     for i in range(BLOCK):
-        value = _float(bits[start + i])
+        value = _float(bits[block, i])
         quotient = np.float32(value * inverse)
         rounded = np.float32(quotient + _ROUND)
         whole = np.float32(rounded - _ROUND)
@@ -106,39 +113,56 @@ def _try(bits, start, inverse, scale, codes):  # type: ignore[no-untyped-def]
         away |= np.int32(abs(np.float32(quotient - whole)) > _RESIDUAL)
         mask |= np.int32(1) << (abs(code) & np.int32(15))
         high = max(high, code)
-        codes[start + i] = np.int8(code)
     return wrong == 0 and high <= 7, away == 0 and high <= 7, mask
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _off_at_a_glance(bits, start, inverse):  # type: ignore[no-untyped-def]
-    """Whether one of the first eight values lies away from the lattice: most wrong scales end here."""
+@njit(nogil=True, cache=True)
+def _write_codes(bits, inverse, codes):  # type: ignore[no-untyped-def]
+    """Write flat ``codes`` of flat ``bits`` for one inverse scale per block.
+
+    One-dimensional on purpose: in this form the compiler sees that no index is negative and vectorises.
+    """
+    for block in range(inverse.size):
+        factor = inverse[block]
+        for i in range(BLOCK):
+            rounded = np.float32(np.float32(_float(bits[block * BLOCK + i]) * factor) + _ROUND)
+            codes[block * BLOCK + i] = np.int8(np.int32(rounded.view(np.int32) - _ROUND_BITS))
+
+
+@njit(nogil=True, cache=True)
+def _near(bits, block, inverse):  # type: ignore[no-untyped-def]
+    """Whether every value of a block lies within a rounding of the lattice."""
     away = np.int32(0)
-    for i in range(8):
-        quotient = np.float32(_float(bits[start + i]) * inverse)
+    for i in range(BLOCK):
+        quotient = np.float32(_float(bits[block, i]) * inverse)
         whole = np.float32(np.float32(quotient + _ROUND) - _ROUND)
         away |= np.int32(abs(np.float32(quotient - whole)) > _RESIDUAL)
-    return away != 0
+    return away == 0
 
 
 @njit(nogil=True, cache=True)
-def _codes_of(bits, start, inverse, codes):  # type: ignore[no-untyped-def]
+def _codes_of(bits, block, inverse, codes):  # type: ignore[no-untyped-def]
+    """Write the codes of a block for one scale; returns the largest."""
+    high = np.int32(-8)
     for i in range(BLOCK):
-        rounded = np.float32(np.float32(_float(bits[start + i]) * inverse) + _ROUND)
-        codes[start + i] = np.int8(rounded.view(np.int32) - _ROUND_BITS)
+        rounded = np.float32(np.float32(_float(bits[block, i]) * inverse) + _ROUND)
+        code = np.int32(rounded.view(np.int32) - _ROUND_BITS)
+        high = max(high, code)
+        codes[block, i] = np.int8(code)
+    return high
 
 
 @njit(nogil=True, cache=True)
-def _reproduces(bits, start, codes, scale):  # type: ignore[no-untyped-def]
+def _reproduces(bits, block, codes, scale):  # type: ignore[no-untyped-def]
     wrong = np.int32(0)
     for i in range(BLOCK):
-        product = np.float32(scale * np.float32(codes[start + i]))
-        wrong |= np.int32(_round_bf16(product) != _float(bits[start + i]))
+        product = np.float32(scale * np.float32(codes[block, i]))
+        wrong |= np.int32(_round_bf16(product) != _float(bits[block, i]))
     return wrong == 0
 
 
 @njit(nogil=True, cache=True)
-def _interval(bits, start, codes):  # type: ignore[no-untyped-def]
+def _interval(bits, block, codes):  # type: ignore[no-untyped-def]
     """Magnitudes of the scales whose products round to the block's values, a hair too wide: the ends
     of a rounding interval belong to it or not by ties to even, so what is chosen is verified.
 
@@ -146,9 +170,9 @@ def _interval(bits, start, codes):  # type: ignore[no-untyped-def]
     """
     low, high = np.int32(0), np.int32(0x7F800000)
     for i in range(BLOCK):
-        code = abs(np.int32(codes[start + i]))
+        code = abs(np.int32(codes[block, i]))
         divisor = np.float32(max(code, np.int32(1)))
-        magnitude = np.int32(bits[start + i]) & np.int32(0x7FFF)
+        magnitude = np.int32(bits[block, i]) & np.int32(0x7FFF)
         middle = _float(magnitude)
         below = np.float32((_float(max(magnitude - np.int32(1), np.int32(0))) + middle) * np.float32(0.5))
         above = np.float32((_float(magnitude + np.int32(1)) + middle) * np.float32(0.5))
@@ -162,14 +186,14 @@ def _interval(bits, start, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _search(bits, start, codes, sign):  # type: ignore[no-untyped-def]
+def _search(bits, block, codes, sign):  # type: ignore[no-untyped-def]
     """The scale of given codes and its status: a bfloat16 that float16 holds, a float16, a float32."""
-    low, high = _interval(bits, start, codes)
+    low, high = _interval(bits, block, codes)
     if not low <= high < np.float32(np.inf):
         return np.float32(0.0), OFF_LATTICE
     middle = np.float32((low + high) * np.float32(0.5))
     nearest = _round_bf16(middle)
-    if low <= nearest <= high and _fits_f16(nearest) and _reproduces(bits, start, codes, sign * nearest):
+    if low <= nearest <= high and _fits_f16(nearest) and _reproduces(bits, block, codes, sign * nearest):
         return sign * nearest, EXACT
     step = max(np.float32(middle * np.float32(2.0**-11)), np.float32(2.0**-24))
     # Outwards from the middle: an end of the interval may be excluded, its inside never is.
@@ -177,22 +201,22 @@ def _search(bits, start, codes, sign):  # type: ignore[no-untyped-def]
         side = np.float32((away + 1) // 2 * (1 - 2 * (away % 2)))
         candidate = _round_f16(np.float32(middle + side * step))
         if candidate <= _F16_MAX and low <= candidate <= high:
-            if _reproduces(bits, start, codes, sign * candidate):
+            if _reproduces(bits, block, codes, sign * candidate):
                 return sign * candidate, EXACT
         elif away > 2:
             break
-    if _reproduces(bits, start, codes, sign * middle):
+    if _reproduces(bits, block, codes, sign * middle):
         return sign * middle, NEEDS_F32_SCALE
     return np.float32(0.0), OFF_LATTICE
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _extremum(bits, start):  # type: ignore[no-untyped-def]
+def _extremum(bits, block):  # type: ignore[no-untyped-def]
     """Bit patterns of the largest positive value and of the largest negative magnitude."""
     positive = np.int32(0)
     negative = np.int32(0)
     for i in range(BLOCK):
-        pattern = np.int32(bits[start + i])
+        pattern = np.int32(bits[block, i])
         positive = max(positive, pattern if pattern < 0x8000 else np.int32(0))
         negative = max(negative, pattern - np.int32(0x8000))
     return positive, negative
@@ -205,27 +229,31 @@ def _sign(code, positive, negative):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _settle(bits, start, positive, negative, near, codes):  # type: ignore[no-untyped-def]
-    """The block without an exact primitive representation: every candidate of the set ``near``,
-    smallest code first, an exact one before one that needs a float32 scale."""
+def _settle(bits, block, codes):  # type: ignore[no-untyped-def]
+    """Codes, scale and status of a block that has no exact primitive representation with a bfloat16 scale:
+    every candidate, smallest code first, an exact one before one that needs a float32 scale."""
+    positive, negative = _extremum(bits, block)
     largest = _float(max(positive, negative))
-    found, status, best = np.float32(0.0), OFF_LATTICE, 0
+    found, status, best = np.float32(0.0), OFF_LATTICE, np.float32(0.0)
     for candidate in range(1, 9):
-        if not near & (1 << candidate):
-            continue
         sign = _sign(candidate, positive, negative)
-        _codes_of(bits, start, np.float32(sign * np.float32(candidate)) / largest, codes)
-        scale, grade = _search(bits, start, codes, sign)
+        inverse = np.float32(np.float32(sign * np.float32(candidate)) / largest)
+        if not _near(bits, block, inverse):
+            continue
+        high = _codes_of(bits, block, inverse, codes)
+        if high > 7:
+            continue
+        scale, grade = _search(bits, block, codes, sign)
         if grade > status:
-            found, status, best = scale, grade, candidate
-    if status != OFF_LATTICE:
-        sign = _sign(best, positive, negative)
-        _codes_of(bits, start, np.float32(sign * np.float32(best)) / largest, codes)
+            found, status, best = scale, grade, inverse
+    if status == OFF_LATTICE:
+        return _nearest(bits, block, positive, negative, codes), status
+    _codes_of(bits, block, best, codes)
     return found, status
 
 
 @njit(nogil=True, cache=True)
-def _nearest(bits, start, positive, negative, codes):  # type: ignore[no-untyped-def]
+def _nearest(bits, block, positive, negative, codes):  # type: ignore[no-untyped-def]
     """Codes and scale of least squared error among 16 scales, for a block on no lattice."""
     largest = _float(max(positive, negative))
     direction = 1.0 if negative >= positive else -1.0
@@ -236,69 +264,108 @@ def _nearest(bits, start, positive, negative, codes):  # type: ignore[no-untyped
             continue
         error = 0.0
         for i in range(BLOCK):
-            value = _float(bits[start + i])
+            value = _float(bits[block, i])
             code = min(7.0, max(-8.0, np.rint(value / scale)))
             error += (value - code * scale) ** 2
         if error < least:
             least, chosen = error, scale
     for i in range(BLOCK):
-        quotient = np.rint(_float(bits[start + i]) / chosen) if chosen != 0 else 0.0
-        codes[start + i] = np.int8(min(7.0, max(-8.0, quotient)))
+        quotient = np.rint(_float(bits[block, i]) / chosen) if chosen != 0 else 0.0
+        codes[block, i] = np.int8(min(7.0, max(-8.0, quotient)))
     return chosen
 
 
 @njit(nogil=True, cache=True)
+def _quotients(candidate, count, largest, eighth, inverse, scale, other):  # type: ignore[no-untyped-def]
+    """For ``count`` blocks at once: the inverse of ``largest / candidate``, the bfloat16 nearest to it,
+    and the one on its other side, which is the scale where rounding moved the largest value across."""
+    for index in range(count):
+        code = np.float32(candidate) * (eighth[index] if candidate == 8 else np.float32(1.0))
+        inverse[index] = np.float32(code / largest[index])
+        quotient = np.float32(largest[index] / code)
+        scale[index] = _round_bf16(quotient)
+        other[index] = _neighbour(scale[index], quotient)
+
+
+@njit(nogil=True, cache=True)
+def _attempt(bits, block, candidate, inverse, nearest, other, codes):  # type: ignore[no-untyped-def]
+    """The scale with which the codes of one candidate are an exact and primitive representation of a
+    block, or 0."""
+    scale = nearest
+    exact, near, mask = _try(bits, block, inverse, scale)
+    if near and not exact:
+        scale = other
+        exact, near, mask = _try(bits, block, inverse, scale)
+    if not near or (candidate > 1 and _divisible(mask)):
+        return np.float32(0.0)
+    if exact and _fits_f16(scale):
+        return scale
+    _codes_of(bits, block, inverse, codes)
+    scale, grade = _search(bits, block, codes, np.float32(1.0) if inverse > 0 else np.float32(-1.0))
+    return scale if grade == EXACT else np.float32(0.0)
+
+
+@njit(nogil=True, cache=True)
 def _recover(bits, codes, scales, status):  # type: ignore[no-untyped-def]
-    """All blocks of flat ``bits``; returns the index of the first block with a value that is not
-    finite, or -1."""
+    """All blocks of ``bits`` (``[blocks, 32]``); returns the index of the first block with a value that is
+    not finite, or -1.
+
+    Works on a batch of blocks at a time, one candidate after the other: blocks do not wait for one
+    another's divisions, and those are vectorised.
+    """
+    flat_bits, flat_codes = bits.reshape(-1), codes.reshape(-1)
+    place = np.empty(_BATCH, np.int64)
+    largest, eighth, inverse, nearest, other, chosen = (
+        np.empty(_BATCH, np.float32),
+        np.empty(_BATCH, np.float32),
+        np.empty(_BATCH, np.float32),
+        np.empty(_BATCH, np.float32),
+        np.empty(_BATCH, np.float32),
+        np.empty(_BATCH, np.float32),
+    )
     hint = 7
-    for block in range(scales.size):
-        start = block * BLOCK
-        positive, negative = _extremum(bits, start)
-        largest_bits = max(positive, negative)
-        if largest_bits >= 0x7F80:
-            return block
-        if largest_bits == 0:
-            codes[start : start + BLOCK] = 0
-            scales[block] = 0.0
+    for first in range(0, scales.size, _BATCH):
+        stop = min(first + _BATCH, scales.size)
+        waiting = 0
+        for block in range(first, stop):
+            positive, negative = _extremum(bits, block)
+            top = max(positive, negative)
+            if top >= 0x7F80:
+                return block
+            place[waiting] = block
+            largest[waiting] = _float(top)
+            eighth[waiting] = _sign(8, positive, negative)
+            chosen[block - first] = scales[block] = np.float32(0.0)
             status[block] = EXACT
-            continue
-        largest = _float(largest_bits)
-        scale, grade = np.float32(0.0), OFF_LATTICE
-        near_set = 0
+            waiting += 1 if top else 0
+        best, most = hint, 0
         for turn in range(9):
-            # The previous block's code first, then the others: blocks of a tensor are alike.
+            # The last batch's most frequent code first, then the others: blocks of a tensor are alike.
             candidate = hint if turn == 0 else 9 - turn
-            if turn > 0 and candidate == hint:
+            if waiting == 0 or (turn > 0 and candidate == hint):
                 continue
-            sign = _sign(candidate, positive, negative)
-            inverse = np.float32(np.float32(sign * np.float32(candidate)) / largest)
-            if _off_at_a_glance(bits, start, inverse):
-                continue
-            quotient = np.float32(sign * largest / np.float32(candidate))
-            scale = _round_bf16(quotient)
-            if _round_bf16(np.float32(scale * np.float32(candidate))) != np.float32(sign * largest):
-                # Rounding the largest value moved the quotient past the middle of two bfloat16.
-                scale = _neighbour(scale, quotient)
-            exact, near, mask = _try(bits, start, inverse, scale, codes)
-            if not near:
-                continue
-            near_set |= 1 << candidate
-            if candidate > 1 and _divisible(mask):
-                continue
-            if exact and _fits_f16(scale):
-                grade = EXACT
-            else:
-                scale, grade = _search(bits, start, codes, sign)
-            if grade == EXACT:
-                hint = candidate
-                break
-        if grade != EXACT:
-            scale, grade = _settle(bits, start, positive, negative, near_set, codes)
-        if grade == OFF_LATTICE:
-            scale = _nearest(bits, start, positive, negative, codes)
-        scales[block] = scale
-        status[block] = grade
+            _quotients(candidate, waiting, largest, eighth, inverse, nearest, other)
+            left = 0
+            for index in range(waiting):
+                block = place[index]
+                scale = _attempt(bits, block, candidate, inverse[index], nearest[index], other[index], codes)
+                if scale != 0:
+                    scales[block] = scale
+                    chosen[block - first] = inverse[index]
+                else:
+                    place[left] = block
+                    largest[left] = largest[index]
+                    eighth[left] = eighth[index]
+                    left += 1
+            if waiting - left > most:
+                best, most = candidate, waiting - left
+            waiting = left
+        hint = best
+        part = slice(first * BLOCK, stop * BLOCK)
+        _write_codes(flat_bits[part], chosen[: stop - first], flat_codes[part])
+        for index in range(waiting):
+            block = place[index]
+            scales[block], status[block] = _settle(bits, block, codes)
     return -1
 
 
@@ -327,8 +394,8 @@ def recover(bits: NDArray[np.uint16]) -> LatticeRows:
     codes = np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // BLOCK), np.float32)
     status = np.empty((rows, columns // BLOCK), np.uint8)
-    flat = np.ascontiguousarray(bits).reshape(-1)
-    bad = _recover(flat, codes.reshape(-1), scales.reshape(-1), status.reshape(-1))
+    blocks = np.ascontiguousarray(bits).reshape(-1, BLOCK)
+    bad = _recover(blocks, codes.reshape(-1, BLOCK), scales.reshape(-1), status.reshape(-1))
     if bad >= 0:
         row, block = divmod(int(bad), columns // BLOCK)
         raise ValueError(f"row {row} has a value that is not finite in block {block}")
