@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from validation.figures import comparison, facts, gate_row, share, target_facts, verdict
 from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution
-from validation.report import comparison, facts, gate_row, share, target_facts, verdict
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f23; --paper: #ffffff; --quiet: #5b636d; --rule: #d5d9de;

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from validation.report import share
+from validation.figures import share
 
 
 def size(count: float) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from validation.figures import number, share
 from validation.page import render_html
 from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution, log_axis
-from validation.report import assemble, number, render_markdown, share, write
+from validation.report import assemble, render_markdown, write
 
 HOSTILE = "<script>alert(1)</script>|`*_[x](javascript:1)\n# \"head\" & 'tail'"
 

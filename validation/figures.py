@@ -1,0 +1,132 @@
+"""A report's figures as texts for people: the rows that report.md and report.html both show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+#: Metrics of the ``logits`` block in the order of the tables: key, label, and whether it is a share.
+METRICS = (
+    ("mean_kld", "mean KLD", False),
+    ("p999_kld", "99.9 % KLD", False),
+    ("max_kld", "maximum KLD", False),
+    ("same_top_p", "same top p", True),
+    ("rms_delta_p", "RMS Δp", True),
+    ("max_abs", "largest logit difference", False),
+    ("ppl", "perplexity", False),
+    ("ppl_reference", "perplexity of the reference", False),
+)
+_SHARES = ("exact_fraction", "same_top_p", "rms_delta_p")
+
+
+def number(value: Any) -> str:
+    """A figure with four significant digits; what is not finite is said so."""
+    if value is None:
+        return "not finite"
+    return f"{value:.4g}"
+
+
+def share(value: Any, digits: int = 4) -> str:
+    """A fraction in percent, rounded towards zero: only what is whole reads as 100 %."""
+    if value is None:
+        return "-"
+    scale = 10 ** (digits + 2)
+    return f"{math.floor(value * scale + 1e-9) / 10**digits:.{digits}f} %"
+
+
+def gate_value(name: str, value: Any) -> str:
+    """A gate's limit or value as the tables show it."""
+    if value is None:
+        return "none"
+    return share(value) if name in _SHARES else number(value)
+
+
+def verdict(passed: bool | None) -> str:
+    """One word for a target or a gate."""
+    return {True: "passed", False: "FAILED", None: "not validated"}[passed]
+
+
+def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
+    """Rows (label, artifact, baseline or ``None``) of the table that sets both side by side."""
+    baseline = entry.get("baseline")
+    weights, logits = entry.get("weights") or {}, entry.get("logits") or {}
+    other_weights = (baseline or {}).get("weights") or {}
+    other_logits = (baseline or {}).get("logits") or {}
+    rows: list[tuple[str, str, str | None]] = []
+
+    def row(label: str, ours: str, theirs: str) -> None:
+        rows.append((label, ours, theirs if baseline else None))
+
+    if weights:
+        row("exact blocks", share(weights["exact_fraction"]), share(other_weights.get("exact_fraction")))
+        row("largest weight error, bf16 ulp", str(weights["max_ulp"]), str(other_weights.get("max_ulp", "-")))
+    for key, label, fraction in METRICS if logits else ():
+        form = share if fraction else number
+        row(label, form(logits[key]), form(other_logits[key]) if other_logits else "-")
+    return rows
+
+
+def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the report is about: source and reference."""
+    source, reference = report["source"], report.get("reference")
+    origin = source.get("repo") or source.get("path") or "-"
+    found = [("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin))]
+    found.append(("stored as", str(source.get("format", "-"))))
+    if reference:
+        kinds = dict.fromkeys(sequence["kind"] for sequence in reference.get("sequences", ()))
+        about = f" ({', '.join(kinds)})" if kinds else ""
+        found.append(("reference", f"{reference['runtime']} {reference['version']}, {reference['dtype']}"))
+        found.append(("text", f"{reference['positions']} positions{about}"))
+    return found
+
+
+def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a target's section opens with: file, size, runtime, and which part of the error is whose."""
+    found = []
+    if "artifact" in entry:
+        found.append(("artifact", str(entry["artifact"])))
+    if "bytes" in entry:
+        found.append(("size", f"{entry['bytes']:,} bytes"))
+    if entry.get("bits_per_weight") is not None:
+        found.append(("bits per weight", f"{entry['bits_per_weight']:.3f}"))
+    if runtime := entry.get("runtime"):
+        found.append(("runtime", f"{runtime['name']} {runtime['version']}"))
+        own = runtime.get("mean_kld_same_weights")
+        if own is not None:
+            found.append(
+                ("runtime alone", f"mean KLD {number(own)} against float32 logits of its own weights")
+            )
+        if runtime.get("note"):
+            found.append(("runtime alone", str(runtime["note"])))
+    if weights := entry.get("weights"):
+        others = weights["off_lattice"]
+        found.append(
+            (
+                "weights",
+                f"{weights['tensors']} on the lattice, {weights['exact_blocks']:,} of {weights['blocks']:,}"
+                f" blocks exact; {others['tensors']} others,"
+                f" largest relative RMS error {number(others['rms_error'])}",
+            )
+        )
+    return found
+
+
+def gate_row(gate: Mapping[str, Any]) -> tuple[str, ...]:
+    """A gate as cells: name, limit, value, verdict."""
+    name = gate["name"]
+    word = verdict(gate["passed"]) + (f": {gate['note']}" if gate.get("note") else "")
+    return (name, gate_value(name, gate["limit"]), gate_value(name, gate["value"]), word)
+
+
+def least_exact(entry: Mapping[str, Any], limit: int = 20) -> list[tuple[str, ...]]:
+    """Cells of the lattice tensors that are not wholly exact, worst first, at most ``limit``."""
+    tensors = (entry.get("weights") or {}).get("per_tensor", ())
+    inexact = [
+        tensor for tensor in tensors if tensor["lattice"] and tensor["exact_blocks"] < tensor["blocks"]
+    ]
+    inexact.sort(key=lambda tensor: (tensor["exact_fraction"], tensor["name"]))
+    return [
+        (tensor["name"], tensor["format"], share(tensor["exact_fraction"]), str(tensor["max_ulp"]))
+        for tensor in inexact[:limit]
+    ]
