@@ -134,9 +134,9 @@ def _settle_head(
     rest = {name: tensor for name, tensor in tensors.items() if name != _HEAD}
     if embedding is None:
         return {**rest, _EMBEDDING: head}, left_out, model
-    if _same(head, embedding):
-        return rest, (*left_out, _left_out(head, "equal to the embedding it is tied to")), model
     shape = (model.vocabulary, model.hidden)
+    if head.shape == shape and _same(head, embedding):
+        return rest, (*left_out, _left_out(head, "equal to the embedding it is tied to")), model
     return tensors, left_out, replace(model, tied_head=False, tensors={**model.tensors, _HEAD: shape})
 
 
@@ -184,4 +184,6 @@ def _unused(architecture: Architecture, name: str, tensor: SourceTensor) -> Left
 
 
 def _left_out(tensor: SourceTensor, reason: str) -> LeftOut:
+    if not tensor.name.isprintable():  # it will stand in reports, which no terminal should obey
+        raise CheckpointError(f"{tensor.where} has a name with unprintable characters; refused")
     return LeftOut(tensor.name, tensor.shape, tensor.dtype, tensor.bytes, reason)

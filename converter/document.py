@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +15,22 @@ from converter.errors import CheckpointError
 
 #: Largest ``config.json`` that is read; real ones have a few KB.
 CONFIG_BYTES: Final = 16 << 20
-_LARGEST_INTEGER: Final = 1 << 31
+#: Most values (counted by the commas and brackets of the text) in one file: a value takes up to 60 times
+#: the memory of its text. The tokenizer of Gemma 4 has 2 million.
+_MOST_VALUES: Final = 1 << 22
+_LARGEST_INTEGER: Final = (1 << 31) - 1
+#: Float32's normal range, in which artifacts and runtimes keep numbers.
+_LARGEST_NUMBER: Final = (2 - 2**-23) * 2.0**127
+_SMALLEST_NUMBER: Final = 2.0**-126
 _MISSING: Final = object()
 
 
 def read_text(path: Path, limit: int) -> str:
-    """The UTF-8 text of a file of at most ``limit`` bytes; raises ``CheckpointError``."""
+    """The UTF-8 text of a regular file of at most ``limit`` bytes; raises ``CheckpointError``."""
     try:
-        with path.open("rb") as stream:
+        with open(path, "rb", opener=open_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise CheckpointError(f"{path}: is not a regular file")
             data = stream.read(limit + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -30,6 +40,11 @@ def read_text(path: Path, limit: int) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, object]:
@@ -43,6 +58,8 @@ def read_object(path: Path, limit: int = CONFIG_BYTES) -> dict[str, object]:
 
 def parse_object(text: str, where: str) -> dict[str, object]:
     """The JSON object in ``text``; ``where`` begins the message of the ``CheckpointError``."""
+    if sum(map(text.count, ",[{")) > _MOST_VALUES:
+        raise CheckpointError(f"{where}: holds more than {_MOST_VALUES} values")
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except CheckpointError as error:
@@ -125,7 +142,8 @@ class Settings:
         return self.integer(key, default, low=low, high=high)
 
     def number(self, key: str, default: float | None = None, *, positive: bool = True) -> float:
-        """A finite number; without a ``default`` the key must be there."""
+        """A number that float32 can hold, not zero if ``positive``; without a ``default`` the key must be
+        there."""
         value = self.values.get(key, default)
         if value is None:
             raise self.error(key, "is missing" if key not in self.values else "is null, expected a number")
@@ -139,6 +157,8 @@ class Settings:
             raise self.error(
                 key, f"is {shown(value)}, expected a {'positive' if positive else 'finite'} number"
             )
+        if abs(result) > _LARGEST_NUMBER or 0 < abs(result) < _SMALLEST_NUMBER:
+            raise self.error(key, f"is {shown(value)}, which float32 cannot hold")
         return result
 
     def optional_number(self, key: str) -> float | None:

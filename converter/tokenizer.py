@@ -6,6 +6,7 @@ never run. Layout of ``tokenizer.json``: https://huggingface.co/docs/tokenizers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from typing import Final, cast
 from converter.document import Settings, kind, read_object, read_text, shown
 from converter.errors import CheckpointError
 
-_VOCABULARY_BYTES: Final = 256 << 20
+#: Largest ``tokenizer.json`` that is read; Gemma 4's has 32 MB.
+_VOCABULARY_BYTES: Final = 64 << 20
+#: Longest token in characters; some work on a vocabulary grows with the square of it.
+_LONGEST_TOKEN: Final = 1024
 _TEMPLATE_BYTES: Final = 4 << 20
 _LARGEST_VOCABULARY: Final = 1 << 24
 _NAMES: Final = ("bos", "eos", "pad", "unk")
@@ -64,7 +68,7 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
     Raises ``CheckpointError`` for files that are missing, damaged or of another kind than BPE.
     """
     path = directory / "tokenizer.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path}: is missing; the vocabulary is read from it")
     document = Settings(read_object(path, _VOCABULARY_BYTES), str(path))
     model = _model(document)
@@ -97,7 +101,7 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
 
 def _optional(path: Path, files: list[Path]) -> Settings:
     """The settings in a file that need not be there; adds it to ``files`` if it is."""
-    if not path.exists():
+    if not os.path.lexists(path):  # a link to nowhere is an error, not an absent file
         return Settings({}, str(path))
     files.append(path)
     return Settings(read_object(path), str(path))
@@ -218,6 +222,11 @@ def _by_id(
             raise CheckpointError(
                 f"{where}: token {shown(content)} has id {id}, but the model has {size} embeddings"
             )
+    longest = max(contents.values(), key=len)
+    if len(longest) > _LONGEST_TOKEN:
+        raise CheckpointError(
+            f"{where}: token {shown(longest)} has {len(longest)} characters, more than {_LONGEST_TOKEN}"
+        )
     _check_encodable("".join(contents.values()), where)
     taken = set(contents.values())
     fillers = frozenset(id for id in range(size) if id not in contents)
@@ -293,7 +302,7 @@ def _end_ids(generation: Settings, eos: int | None, size: int) -> tuple[int, ...
 def _chat_template(directory: Path, config: Settings, files: list[Path]) -> str | None:
     """The chat template, from a file of its own or from ``tokenizer_config.json``."""
     path = directory / "chat_template.jinja"
-    if path.exists():
+    if os.path.lexists(path):
         files.append(path)
         return read_text(path, _TEMPLATE_BYTES)
     own = _optional(directory / "chat_template.json", files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from converter.architecture import gemma3, gemma4
+from converter.architecture.configuration import LONGEST_ROW
 from converter.architecture.layout import FULL, SLIDING, Architecture, Experts, Family, Layer, PerLayerInput
 from converter.document import Settings, shown
 from converter.errors import CheckpointError
@@ -40,10 +41,20 @@ def read_architecture(config: Mapping[str, object]) -> Architecture:
     model_type = config.get("model_type")
     for family in FAMILIES:
         if model_type in family.model_types:
-            return family.read(Settings(config, "config.json"), str(model_type))
+            return _checked(family.read(Settings(config, "config.json"), str(model_type)))
     known = ", ".join(known_model_types())
     if model_type is None:
         raise CheckpointError(f"config.json: model_type is missing; the known ones are {known}")
     raise CheckpointError(
         f"config.json: model_type {shown(model_type)} is unknown; the known ones are {known}"
     )
+
+
+def _checked(architecture: Architecture) -> Architecture:
+    """Refuse rows that are too long to be read one at a time: products of sizes that are each allowed."""
+    for name, shape in architecture.tensors.items():
+        if shape[-1] > LONGEST_ROW:
+            raise CheckpointError(
+                f"config.json: gives tensor {name!r} rows of {shape[-1]} values, more than {LONGEST_ROW}"
+            )
+    return architecture

@@ -11,6 +11,7 @@ from converter.document import Settings, shown
 #: Bounds on counts, far above any real model, so that a hostile file cannot ask for endless work.
 MOST_LAYERS: Final = 1024
 WIDEST: Final = 1 << 20
+LONGEST_ROW: Final = 1 << 22
 LARGEST_VOCABULARY: Final = 1 << 24
 _ATTENTION: Final = {"sliding_attention": SLIDING, "full_attention": FULL}
 Shapes = dict[str, tuple[int, ...]]

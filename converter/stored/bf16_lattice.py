@@ -37,17 +37,19 @@ def weights(
     tensors: Mapping[str, SourceTensor], expected: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, Weight], tuple[str, ...]]:
     """A weight for every expected tensor that is stored, in the order of ``expected``, and the rest."""
-    made = {name: make_weight(name, tensors[name]) for name in expected if name in tensors}
+    made = {name: make_weight(name, tensors[name], expected[name]) for name in expected if name in tensors}
     return made, tuple(name for name in tensors if name not in made)
 
 
-def make_weight(name: str, tensor: SourceTensor) -> Weight:
-    """The weight of one tensor; reads a sample of its rows. Raises ``CheckpointError``."""
+def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | None = None) -> Weight:
+    """The weight of one tensor; reads a sample of its rows, unless its shape is not the one ``expected``: the
+    row of a hostile file may be larger than memory. Raises ``CheckpointError``."""
     if tensor.dtype not in _DTYPES:
         raise CheckpointError(
             f"{tensor.where} has dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}"
         )
-    on_lattice = len(tensor.shape) >= 2 and tensor.columns % BLOCK == 0 and lies_on_lattice(tensor)
+    matrix = len(tensor.shape) >= 2 and tensor.shape == (expected or tensor.shape)
+    on_lattice = matrix and tensor.columns % BLOCK == 0 and lies_on_lattice(tensor)
     return Weight(
         name=name,
         source=tensor.name,
