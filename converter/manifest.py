@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Event
 
 from converter.checkpoint import Checkpoint
 from converter.errors import CheckpointError
@@ -17,13 +18,15 @@ _PIECE = 16 << 20
 _LIBRARIES = ("gguf", "huggingface-hub", "numba", "numpy", "llama-cpp-python", "torch", "transformers")
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file; releases the GIL."""
+def sha256(path: Path, stop: Event | None = None) -> str:
+    """Hexadecimal SHA-256 of a file; releases the GIL. Raises ``CancelledError`` once ``stop`` is set."""
     digest = hashlib.sha256()
     # Large pieces: after each, the thread has to wait for its turn again.
     buffer = memoryview(bytearray(min(_PIECE, max(1, path.stat().st_size))))
     with path.open("rb", buffering=0) as stream:
         while count := stream.readinto(buffer):
+            if stop is not None and stop.is_set():
+                raise CancelledError
             digest.update(buffer[:count])
     return digest.hexdigest()
 
@@ -34,12 +37,13 @@ class SourceDigests:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
         self._digests: dict[Path, Future[str]] = {}
+        self._stop = Event()
 
     def add(self, files: Iterable[Path]) -> None:
         """Begin with ``files``, as far as they have not begun yet."""
         for path in files:
             if path not in self._digests:
-                self._digests[path] = self._pool.submit(sha256, path)
+                self._digests[path] = self._pool.submit(sha256, path, self._stop)
 
     def entries(self, root: Path) -> list[dict[str, object]]:
         """``{"path", "bytes", "sha256"}`` per file, sorted by path below ``root``; waits for the digests.
@@ -59,7 +63,8 @@ class SourceDigests:
             raise CheckpointError(f"{error.filename}: cannot be read any more: {error.strerror}") from error
 
     def close(self) -> None:
-        """Give up digests that are not needed any more."""
+        """Give up digests that are not needed any more; the program's end would wait for them."""
+        self._stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -95,16 +100,28 @@ def build(
             {"name": item.name, "shape": list(item.shape), "dtype": item.dtype, "reason": item.reason}
             for item in checkpoint.left_out
         ],
-        "artifacts": [
-            {
-                "path": path.relative_to(directory).as_posix(),
-                "bytes": path.stat().st_size,
-                "sha256": sha256(path),
-            }
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        ],
+        "artifacts": _artifacts(directory),
     }
+
+
+def _artifacts(directory: Path) -> list[dict[str, object]]:
+    return [
+        {"path": path.relative_to(directory).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    ]
+
+
+def renewed(earlier: Mapping[str, object], directory: Path) -> dict[str, object]:
+    """``earlier`` for a conversion in which the files of ``directory`` replace those of the same name;
+    empty if it is no manifest."""
+    listed = earlier.get("artifacts")
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        return {}
+    fresh = _artifacts(directory)
+    names = {entry["path"] for entry in fresh}
+    entries = [*fresh, *(entry for entry in listed if entry.get("path") not in names)]
+    return {**earlier, "artifacts": sorted(entries, key=lambda entry: str(entry.get("path")))}
 
 
 def write(path: Path, content: Mapping[str, object]) -> None:

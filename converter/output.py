@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from converter.errors import DestinationError
+from converter.document import read_object
+from converter.errors import CheckpointError, DestinationError
 
 MANIFEST = "manifest.json"
 _INSIDE = ".qatconvert.partial"
+_MANIFEST_BYTES = 64 << 20
 
 
 def _reason(error: OSError) -> str:
@@ -28,13 +29,37 @@ def check_destination(output: Path, force: bool) -> None:
     try:
         if output.exists() and not output.is_dir():
             raise DestinationError(f"{output} is a file: choose another directory with --output")
+        if output.is_symlink() and not output.exists():
+            raise DestinationError(f"{output} is a link to nowhere: choose another --output")
+        if ".." in output.parts and not output.parent.exists():
+            raise DestinationError(f"{output}: {output.parent} does not exist; choose another --output")
         if output.is_dir() and not force and any(path.name != _INSIDE for path in output.iterdir()):
             raise DestinationError(f"{output} is not empty: choose another --output, or add --force")
         place = _existing(output)
     except OSError as error:
         raise DestinationError(f"{output}: {_reason(error)}") from error
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    if not place.is_dir():
+        raise DestinationError(f"{output}: {place} is a file; choose another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
         raise DestinationError(f"{place}: no permission to write there; choose another --output")
+
+
+def check_source(output: Path, files: Iterable[Path]) -> None:
+    """Raise ``DestinationError`` if ``output`` holds one of the files that are converted: replacing what
+    lies there could destroy the source."""
+    place = output.resolve()
+    for file in files:
+        if place in file.absolute().parents or place in file.resolve().parents:
+            raise DestinationError(f"{output} holds the checkpoint itself: choose another --output")
+
+
+def check_places(output: Path, files: Iterable[Path]) -> None:
+    """Raise ``DestinationError`` if one of ``files`` (relative) cannot replace what is in ``output``."""
+    for file in files:
+        for place in (output / file, *(output / parent for parent in file.parents)):
+            if os.path.lexists(place) and place.is_dir() == (place == output / file):
+                kind = "a directory" if place.is_dir() else "a file"
+                raise DestinationError(f"{place} is {kind} in the way: choose another --output")
 
 
 def _existing(path: Path) -> Path:
@@ -99,15 +124,17 @@ def _empty(directory: Path) -> None:
             entry.unlink()
 
 
-def publish(scratch: Path, output: Path) -> None:
+def publish(scratch: Path, output: Path, keep: bool = False) -> None:
     """Move what ``scratch`` holds to ``output``, the manifest last.
 
-    Of an earlier conversion in ``output``, only the files that its manifest lists are removed; files of
-    other origin stay.
+    Of an earlier conversion in ``output``, only the files that its manifest lists are removed, or none if
+    ``keep``; files of other origin stay. Raises ``DestinationError``, before anything is removed, if
+    something else is in the way.
     """
     files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+    check_places(output, files)
     output.mkdir(parents=True, exist_ok=True)
-    for old in _earlier_files(output):
+    for old in [] if keep else _earlier_files(output):
         with suppress(FileNotFoundError):
             (output / old).unlink()
     for file in sorted(files, key=lambda file: file.name == MANIFEST):
@@ -115,16 +142,31 @@ def publish(scratch: Path, output: Path) -> None:
         os.replace(scratch / file, output / file)
 
 
-def _earlier_files(output: Path) -> list[Path]:
-    """Files that an earlier conversion left in ``output``, the manifest first; names that lead out of it
-    are not ours."""
+def earlier_manifest(output: Path) -> dict[str, object]:
+    """The manifest in ``output``, empty if there is none or it cannot be read."""
     try:
-        manifest = json.loads((output / MANIFEST).read_text(encoding="utf-8"))
-        names = [Path(str(entry["path"])) for entry in manifest["artifacts"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return []
-    inside = [name for name in names if not name.is_absolute() and ".." not in name.parts]
-    return [Path(MANIFEST), *inside]
+        return read_object(output / MANIFEST, _MANIFEST_BYTES)
+    except CheckpointError:
+        return {}
+
+
+def _earlier_files(output: Path) -> list[Path]:
+    """Files that an earlier conversion left in ``output``, the manifest first; what a name leads to by way
+    of ``..`` or a link is not ours."""
+    listed = earlier_manifest(output).get("artifacts")
+    entries = listed if isinstance(listed, list) else []
+    names = [MANIFEST, *(entry.get("path") for entry in entries if isinstance(entry, dict))]
+    plain = [Path(name) for name in names if isinstance(name, str) and name.isprintable()]
+    return [name for name in plain if _is_inside(output, name)]
+
+
+def _is_inside(output: Path, name: Path) -> bool:
+    """Whether ``name`` is a file in ``output`` or in a true directory below it."""
+    place, root = output / name, output.resolve()
+    try:
+        return not name.is_absolute() and place.is_file() and place.parent.resolve() == root / name.parent
+    except OSError:
+        return False
 
 
 def write_file(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from converter import manifest, output
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import UsageError
-from converter.names import Source, resolve
+from converter.names import Source, printable, resolve
 from converter.shards import open_shards
 from targets.plan import Plan, Target, find_target, target_of
 
@@ -33,8 +33,8 @@ class Model:
 
     def record(self) -> dict[str, object]:
         """The source as reports and manifests name it: repository and commit, or a directory's own name."""
-        path = self.source.path
-        return {"repo": self.source.repo, "revision": self.revision, "path": path.name if path else None}
+        path = printable(self.source.path.name) if self.source.path else None
+        return {"repo": self.source.repo, "revision": self.revision, "path": path}
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ def _convert(
     plans = [target.plan(model.checkpoint, model.source.name, options) for target in targets]
     for warning in dict.fromkeys(line for plan in plans for line in plan.warnings):
         warn(warning)
+    output.check_source(destination, model.checkpoint.files)
+    made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
+    output.check_places(destination, [*made, Path(output.MANIFEST)])
     output.check_space(destination, sum(plan.bytes for plan in plans))
     with output.scratch_directory(destination) as scratch:
         _write(model, targets, plans, scratch, progress, warn)
@@ -233,11 +236,13 @@ def validate(
     model = open_model(reference, offline=offline, progress=progress)
     if model.source.note:
         warn(model.source.note)
+    if output_directory is not None:
+        output.check_source(output_directory, model.checkpoint.files)
     stored = target.describe(artifact, model.checkpoint)
     values = sum(weight.size for weight in model.checkpoint.weights.values())
     found = _measure(model, target.name, artifact, settings or {}, progress)
     entry = {
-        "artifact": artifact.name,
+        "artifact": printable(artifact.name),
         "bytes": sum(file.stat().st_size for file in target.files(artifact)),
         "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
         **found["entry"],
@@ -246,7 +251,9 @@ def validate(
     if output_directory is not None:
         with output.scratch_directory(output_directory) as scratch:
             write(scratch, report)
-            output.publish(scratch, output_directory)
+            if earlier := manifest.renewed(output.earlier_manifest(output_directory), scratch):
+                manifest.write(scratch / output.MANIFEST, earlier)
+            output.publish(scratch, output_directory, keep=True)
     return Outcome(output_directory, report, _passed(report))
 
 
