@@ -194,6 +194,16 @@ def printable(text: str, limit: int = 120) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 
+def one_line(text: str) -> str:
+    """A message on one line: blank space joined, unprintable characters escaped, a long one cut inside.
+
+    What strangers wrote (names of files and tensors) must neither steer a terminal nor flood it.
+    """
+    joined = " ".join(text.split())
+    shown = printable(joined, limit=10 * len(joined))
+    return shown if len(shown) <= 1000 else f"{shown[:600]} … {shown[-397:]}"
+
+
 def file_name(text: str) -> str:
     """`text` reduced to letters, digits, dot, dash and underscore, to be a part of any file name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:100] or "model"

@@ -63,12 +63,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.exceptions.Abort:
         click.echo("qatconvert: interrupted", err=True)
         sys.exit(1)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
-    except QatconvertError as error:
+    except Exception as error:
         if "--debug" in words:
             raise
-        click.echo(f"qatconvert: {' '.join(str(error).split())}", err=True)
-        sys.exit(error.exit_status)
+        from converter.names import one_line
+
+        message, status = _told(error)
+        click.echo(f"qatconvert: {one_line(message)}", err=True)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What a user is told of an exception, and the exit status."""
+    if isinstance(error, QatconvertError):
+        return str(error), error.exit_status
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        help_ = f" (see: {context.command_path} --help)" if context else ""
+        return f"{error.format_message()}{help_}", error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 1
+    return f"unexpected {type(error).__name__}: {error}; qatconvert --debug ... shows where", 1

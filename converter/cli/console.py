@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 import click
 
+from converter.names import one_line
 from converter.pipeline import Progress, no_progress
 
 
 def warn(line: str) -> None:
     """One line of warning on standard error."""
-    click.echo(f"qatconvert: warning: {' '.join(line.split())}", err=True)
+    click.echo(f"qatconvert: warning: {one_line(line)}", err=True)
 
 
 @contextmanager

@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from converter.cli.options import modelfile_options, read_license, validation_options, validation_settings
+from converter.cli.options import (
+    OutputPath,
+    modelfile_options,
+    read_license,
+    validation_options,
+    validation_settings,
+)
 
 
 @click.command("convert", short_help="Convert MODEL and prove the result.")
@@ -25,7 +31,7 @@ from converter.cli.options import modelfile_options, read_license, validation_op
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputPath(path_type=Path),
     help="Output directory. Default: MODEL's name followed by -qatconvert.",
 )
 @click.option("--force", is_flag=True, help="Replace an earlier conversion in the output directory.")
@@ -92,7 +98,7 @@ def command(
     with progress_bars(quiet) as progress:
         outcome = convert(conversion, progress, warn)
     if as_json:
-        click.echo(json.dumps(outcome.report, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(outcome.report, indent=2))
     else:
         from converter.cli.tables import print_report
 

@@ -47,7 +47,7 @@ def command(
             warn(opened.source.note)
         found = inspect(opened, targets, {"off_lattice": off_lattice}, progress)
     if as_json:
-        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(found, indent=2))
     else:
         from converter.cli.tables import print_inspection
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from converter.cli.options import modelfile_options, read_license
+from converter.cli.options import OutputPath, modelfile_options, read_license
 
 if TYPE_CHECKING:
     from converter.names import Source
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputPath(dir_okay=False, path_type=Path),
     help="Write to this file instead of standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace the output file.")

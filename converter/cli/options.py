@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_MOST_GB = 1e9
 
 
 class Gate(click.ParamType[tuple[str, float]]):
@@ -32,6 +34,21 @@ class Gate(click.ParamType[tuple[str, float]]):
         if name not in KNOWN or not 0 <= number < float("inf"):
             self.fail(f"{value!r}: give one of {', '.join(KNOWN)} and a limit, as in mean_kld=0.01")
         return name, number
+
+
+class OutputPath(click.Path):
+    """A place to write to. An empty text, as an unset variable gives, does not mean the working directory."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        parameter: click.Parameter | None,
+        context: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """The path."""
+        if not os.fspath(value):
+            self.fail("the path is empty", parameter, context)
+        return super().convert(value, parameter, context)
 
 
 def modelfile_options(command: Command) -> Command:
@@ -85,7 +102,7 @@ def validation_options(command: Command) -> Command:
             ),
             click.option(
                 "--max-memory",
-                type=float,
+                type=click.FloatRange(0, min_open=True),
                 metavar="GB",
                 help="Memory that the reference model may use; beyond it, weights are read from disk. "
                 "Default: what the machine has.",
@@ -117,6 +134,8 @@ def validation_settings(
     baseline: str | None,
 ) -> dict[str, Any]:
     """The keyword arguments of ``validation.validation.validate`` that these options stand for."""
+    if max_memory is not None and not max_memory < _MOST_GB:
+        raise click.BadParameter(f"{max_memory} is no amount of memory", param_hint="--max-memory")
     return {
         "positions": positions,
         "text": text_file,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import validation_options, validation_settings
+from converter.cli.options import OutputPath, validation_options, validation_settings
 
 
 @click.command("validate", short_help="Prove an existing ARTIFACT against its checkpoint.")
@@ -19,7 +19,7 @@ from converter.cli.options import validation_options, validation_settings
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputPath(file_okay=False, path_type=Path),
     help="Write report.json, report.md and report.html into this directory.",
 )
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty.")
@@ -59,7 +59,7 @@ def command(
             warn=warn,
         )
     if as_json:
-        click.echo(json.dumps(outcome.report, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(outcome.report, indent=2))
     else:
         print_report(outcome.report, output)
     return 0 if outcome.passed else 3
