@@ -99,10 +99,16 @@ class GgufTarget:
             (directory / MODELFILE).write_bytes(_modelfile(checkpoint, plan).encode("utf-8"))
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
-        return [
+        warnings = [
             f"gguf: {weight}: {count} blocks lie on no lattice and are rounded to the nearest"
             for weight, count in written.off_lattice.items()
         ]
+        if written.rounded:
+            warnings.append(
+                f"gguf: {written.rounded} of {written.blocks} blocks have a scale that float16 does not hold "
+                "and that is rounded"
+            )
+        return warnings
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """See ``targets.plan.Target``."""
@@ -139,7 +145,7 @@ def split_limit(options: Mapping[str, object]) -> int | None:
     """The option ``split_max_size`` in bytes of tensors per file, ``None`` for one file; a number with
     an optional K, M or G (powers of 1000, as in llama.cpp). Raises ``UsageError``."""
     given = options.get("split_max_size")
-    if given in (None, "", 0):
+    if given is None:
         return None
     match = _SIZE.fullmatch(str(given).upper())
     if match is None:

@@ -102,7 +102,8 @@ def write_header(header: Header, path: Path, tensors: Sequence[PlannedTensor], l
 
     ``header`` holds the metadata. Raises ``OSError``.
     """
-    header.split_max_size = limit or 0
+    files = groups(tensors, limit)
+    header.split_max_size = limit if limit and len(files) > 1 else 0
     for tensor in tensors:
         shape = tensor.shape or (1,)
         header.add_tensor_info(
@@ -112,12 +113,12 @@ def write_header(header: Header, path: Path, tensors: Sequence[PlannedTensor], l
     header.write_kv_data_to_file()
     header.write_ti_data_to_file()
     assert header.fout is not None
-    files = tuple(Path(stream.name) for stream in header.fout)
+    paths = tuple(Path(stream.name) for stream in header.fout)
     ends = [padded(stream.tell()) for stream in header.fout]
     header.close()
     places: list[Place] = []
-    for index, group in enumerate(groups(tensors, limit)):
+    for index, group in enumerate(files):
         for tensor in group:
             places.append(Place(tensor, index, ends[index]))
             ends[index] += padded(tensor.bytes)
-    return Layout(files, tuple(ends), tuple(places))
+    return Layout(paths, tuple(ends), tuple(places))

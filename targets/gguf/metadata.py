@@ -8,6 +8,8 @@ them, which takes 20 s and 1.2 GB for Gemma's vocabulary.
 from __future__ import annotations
 
 import math
+import os
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from typing import Final
 
 import gguf
 
+from converter.document import open_at_once
 from converter.errors import CheckpointError
 
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -25,6 +28,8 @@ _ARRAY: Final = 9
 _LONGEST_STRING: Final = 1 << 24
 _MOST_ENTRIES: Final = 1 << 20
 _MOST_DIMENSIONS: Final = 4
+#: Most strings in an array, which are skipped one by one; Gemma's vocabulary has half a million merges.
+_MOST_STRINGS: Final = 1 << 23
 _LARGEST_ALIGNMENT: Final = 1 << 20
 
 
@@ -95,8 +100,11 @@ def read_contents(path: Path) -> tuple[Metadata, tuple[Tensor, ...]]:
     """The metadata of a GGUF file and its tensors in order; raises ``CheckpointError`` for a file that is
     none, is damaged or ends before its last tensor."""
     try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
+        with open(path, "rb", opener=open_at_once) as stream:
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path}: is not a regular file")
+            size = status.st_size
             return _Reader(path, stream, size).contents()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -171,6 +179,8 @@ class _Reader:
         elif kind == _STRING:
             if count * 8 > self._left:
                 raise self._error("an array is longer than the file")
+            if count > _MOST_STRINGS:
+                raise self._error(f"an array has {count} strings")
             for _ in range(count):
                 self._skip(self._number("Q"))
         else:

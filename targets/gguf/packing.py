@@ -109,6 +109,12 @@ FROM_FLOATS: Final[Mapping[str, Callable[[Floats], Bytes]]] = {
 }
 
 
+_HALF: Final = 65504.0
+#: The largest magnitudes of types that keep a float16: the value itself, or a scale of blocks whose largest
+#: code is 127 or 8. Beyond them they would hold infinity.
+LARGEST: Final[Mapping[str, float]] = {"F16": _HALF, "Q8_0": 127 * _HALF, "Q4_0": 8 * _HALF}
+
+
 def row_bytes(format: str, columns: int) -> int:
     """Bytes of one row of ``columns`` values in the GGML type named ``format``."""
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format]]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
+from converter.document import open_at_once
 from converter.errors import CheckpointError
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
@@ -60,7 +61,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._handle = os.open(path, os.O_RDONLY)
+            self._handle = open_at_once(str(path), os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
         weakref.finalize(self, os.close, self._handle)

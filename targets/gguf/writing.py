@@ -18,24 +18,28 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import DestinationError
-from converter.weight import OFF_LATTICE, STORED_BYTES, Weight
+from converter.errors import DestinationError, TargetError
+from converter.weight import NEEDS_F32_SCALE, OFF_LATTICE, STORED_BYTES, Weight
 from targets.gguf.header import Layout, Place
-from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes
+from targets.gguf.packing import FROM_FLOATS, LARGEST, pack_q4_0, row_bytes
 from targets.gguf.storage import Q4_0_LATTICE
 
 #: Values per range: codes, scales and bytes of one stay in a core's L2 cache.
 RANGE: Final = 1 << 19
 
 Bytes = NDArray[np.uint8]
+#: ``Weight``'s status of blocks.
+Statuses = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the writer saw: blocks of Q4_0 tensors, and how many of them lie on no lattice, by weight."""
+    """What the writer saw: blocks of Q4_0 tensors, how many of them lie on no lattice, by weight, and how
+    many need a scale that float16 does not hold."""
 
     blocks: int
     off_lattice: Mapping[str, int]
+    rounded: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class _Crew:
         self._failure: BaseException | None = None
         self._blocks = 0
         self._off_lattice: dict[str, int] = {}
+        self._rounded = 0
 
     def run(self, count: int) -> Written:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
@@ -129,7 +134,7 @@ class _Crew:
             raise
         if self._failure is not None:
             raise self._failure
-        return Written(self._blocks, self._off_lattice)
+        return Written(self._blocks, self._off_lattice, self._rounded)
 
     def _work(self) -> None:
         try:
@@ -138,38 +143,53 @@ class _Crew:
                     piece = next(self._pieces, None)
                 if piece is None:
                     return
-                blocks, off = self._write(piece)
-                self._account(piece, blocks, off)
+                self._account(piece, self._write(piece))
         except BaseException as failure:
             with self._lock:
                 self._failure = self._failure or failure
             self._stop.set()
 
-    def _write(self, piece: _Piece) -> tuple[int, int]:
-        data, blocks, off = encode(piece.weight, piece.format, piece.start, piece.stop, self._add)
+    def _write(self, piece: _Piece) -> Statuses:
+        data, statuses = encode(piece.weight, piece.format, piece.start, piece.stop, self._add)
         _put(self._handles[piece.file], data, piece.offset, self._files[piece.file])
-        return blocks, off
+        return statuses
 
-    def _account(self, piece: _Piece, blocks: int, off: int) -> None:
+    def _account(self, piece: _Piece, statuses: Statuses) -> None:
         weight = piece.weight
         values = (piece.stop - piece.start) * weight.columns
+        off = int(np.count_nonzero(statuses == OFF_LATTICE))
+        rounded = int(np.count_nonzero(statuses == NEEDS_F32_SCALE))
         with self._lock:
-            self._blocks += blocks
+            self._blocks += statuses.size
+            self._rounded += rounded
             if off:
                 self._off_lattice[weight.name] = self._off_lattice.get(weight.name, 0) + off
             self._progress(values * STORED_BYTES.get(weight.stored, 1))
 
 
-def encode(weight: Weight, format: str, start: int, stop: int, add: float) -> tuple[Bytes, int, int]:
-    """Rows of a weight as bytes of a GGML type, the number of lattice blocks packed, and how many of those
-    are on no lattice. ``add`` is added to norm weights, as the model does before it multiplies."""
+def encode(weight: Weight, format: str, start: int, stop: int, add: float) -> tuple[Bytes, Statuses]:
+    """Rows of a weight as bytes of a GGML type, and the status of every lattice block packed. ``add`` is
+    added to norm weights, as the model does before it multiplies. Raises ``TargetError`` for values that the
+    type would turn into infinities."""
     if format == "Q4_0" and weight.lattice == Q4_0_LATTICE and weight.codes is not None:
         rows = weight.codes(start, stop)
-        return pack_q4_0(rows), rows.status.size, int(np.count_nonzero(rows.status == OFF_LATTICE))
+        _check_range(weight, format, rows.scales, LARGEST["F16"])
+        return pack_q4_0(rows), rows.status.reshape(-1)
     values = weight.floats(start, stop)
     if add and weight.name.endswith("norm.weight"):
         values = values + np.float32(add)
-    return FROM_FLOATS[format](values), 0, 0
+    if format in LARGEST:
+        _check_range(weight, format, values, LARGEST[format])
+    return FROM_FLOATS[format](values), np.empty(0, np.uint8)
+
+
+def _check_range(weight: Weight, format: str, values: NDArray[np.float32], limit: float) -> None:
+    largest = max(values.max(initial=0), -values.min(initial=0))
+    if largest > limit:
+        remedy = "it cannot be stored in GGUF" if weight.lattice else "try --off-lattice bf16"
+        raise TargetError(
+            f"gguf: {weight.name}: the values of a block are beyond the range of {format}'s float16; {remedy}"
+        )
 
 
 def _reserve(path: Path, size: int) -> int:
