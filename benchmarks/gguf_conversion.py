@@ -139,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory) as work:
         checkpoint, output = Path(work) / "checkpoint", Path(work) / "output"
-        size = make_checkpoint(checkpoint, arguments.gigabytes)
+        size = make_checkpoint(checkpoint, arguments.scale)
         show(
             "checkpoint",
             compare(checkpoint, output, arguments.runs, list(commands(checkpoint, output))),

@@ -9,9 +9,12 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
-from converter.checkpoint import Checkpoint
 from converter.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 _PIECE = 16 << 20
 #: Packages that can change the bytes of an artifact or the figures of a report.
@@ -31,11 +34,11 @@ def sha256(path: Path, stop: Event | None = None) -> str:
     return digest.hexdigest()
 
 
-class SourceDigests:
-    """SHA-256 and size of the source files, computed in the background while they are converted."""
+class Digests:
+    """SHA-256 and size of files, computed in the background while others are read, written or run."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="sha256")
         self._digests: dict[Path, Future[str]] = {}
         self._stop = Event()
 
@@ -46,7 +49,7 @@ class SourceDigests:
                 self._digests[path] = self._pool.submit(sha256, path, self._stop)
 
     def entries(self, root: Path) -> list[dict[str, object]]:
-        """``{"path", "bytes", "sha256"}`` per file, sorted by path below ``root``; waits for the digests.
+        """``{"path", "bytes", "sha256"}`` per file below ``root``, sorted by path; waits for the digests.
 
         Raises ``CheckpointError`` for a file that can no longer be read.
         """
@@ -58,6 +61,7 @@ class SourceDigests:
                     "sha256": digest.result(),
                 }
                 for path, digest in sorted(self._digests.items())
+                if path.is_relative_to(root)
             ]
         except OSError as error:
             raise CheckpointError(f"{error.filename}: cannot be read any more: {error.strerror}") from error
@@ -84,11 +88,12 @@ def build(
     source: Mapping[str, object],
     files: Sequence[Mapping[str, object]],
     targets: Mapping[str, Mapping[str, object]],
-    directory: Path,
+    artifacts: Sequence[Mapping[str, object]],
 ) -> dict[str, object]:
-    """The manifest of everything that lies in ``directory``; holds no time, host or outside path.
+    """The manifest of a conversion; holds no time, host or outside path.
 
-    ``files`` are the source files' digests, ``targets`` maps each target to its storage plan.
+    ``files`` and ``artifacts`` are the digests of what was read and written, ``targets`` maps each target
+    to its storage plan.
     """
     return {
         "schema": 1,
@@ -100,27 +105,23 @@ def build(
             {"name": item.name, "shape": list(item.shape), "dtype": item.dtype, "reason": item.reason}
             for item in checkpoint.left_out
         ],
-        "artifacts": _artifacts(directory),
+        "artifacts": list(artifacts),
     }
 
 
-def _artifacts(directory: Path) -> list[dict[str, object]]:
-    return [
-        {"path": path.relative_to(directory).as_posix(), "bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    ]
+def files_of(directory: Path) -> list[Path]:
+    """Every file in a directory and those below it."""
+    return [path for path in directory.rglob("*") if path.is_file()]
 
 
-def renewed(earlier: Mapping[str, object], directory: Path) -> dict[str, object]:
-    """``earlier`` for a conversion in which the files of ``directory`` replace those of the same name;
-    empty if it is no manifest."""
+def renewed(earlier: Mapping[str, object], artifacts: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """``earlier`` for a conversion in which ``artifacts`` replace files of the same name; empty if it is no
+    manifest."""
     listed = earlier.get("artifacts")
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         return {}
-    fresh = _artifacts(directory)
-    names = {entry["path"] for entry in fresh}
-    entries = [*fresh, *(entry for entry in listed if entry.get("path") not in names)]
+    names = {entry["path"] for entry in artifacts}
+    entries = [*artifacts, *(entry for entry in listed if entry.get("path") not in names)]
     return {**earlier, "artifacts": sorted(entries, key=lambda entry: str(entry.get("path")))}
 
 

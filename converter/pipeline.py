@@ -6,14 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from converter import manifest, output
-from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import UsageError
 from converter.names import Source, printable, resolve
 from converter.shards import open_shards
-from targets.plan import Plan, Target, find_target, target_of
+from targets.plan import Plan, Target, check_known, find_target, target_of
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 #: Called with a stage's name, how much of it is done and how much there is (bytes, or steps).
 Progress = Callable[[str, int, int], None]
@@ -66,7 +68,7 @@ def open_model(name: str, *, offline: bool = False, progress: Progress = no_prog
     Raises ``UsageError``, ``HubError`` or ``CheckpointError``.
     """
     source, path, revision = _locate(name, offline, progress)
-    return Model(source, open_checkpoint(path), revision)
+    return _open(source, path, revision)
 
 
 def _locate(name: str, offline: bool, progress: Progress) -> tuple[Source, Path, str | None]:
@@ -91,22 +93,31 @@ def convert(
 
     ``warn`` gets one line for each warning. Raises a ``QatconvertError``.
     """
-    targets = [find_target(name) for name in dict.fromkeys(conversion.targets)]
+    names = list(dict.fromkeys(conversion.targets))
+    check_known(names)
     destination = conversion.output or Path(f"{resolve(conversion.model).name}-qatconvert")
     output.check_destination(destination, conversion.force)
     if conversion.validation is not None:
         from validation.runners import check_available
 
-        check_available([target.name for target in targets])
+        check_available(names)
     source, path, revision = _locate(conversion.model, conversion.offline, progress)
     if source.note:
         warn(source.note)
-    with closing(manifest.SourceDigests()) as digests:
-        # Digests take as long as the conversion itself, so they begin before all else.
+    with closing(manifest.Digests()) as digests:
+        # Digests take as long as the conversion itself, so they begin before all else, the import of what
+        # compiles included.
         digests.add(open_shards(path).files)
-        model = Model(source, open_checkpoint(path), revision)
+        model = _open(source, path, revision)
         digests.add(model.checkpoint.files)
+        targets = [find_target(name) for name in names]
         return _convert(conversion, model, targets, destination, digests, progress, warn)
+
+
+def _open(source: Source, path: Path, revision: str | None) -> Model:
+    from converter.checkpoint import open_checkpoint
+
+    return Model(source, open_checkpoint(path), revision)
 
 
 def _convert(
@@ -114,7 +125,7 @@ def _convert(
     model: Model,
     targets: Sequence[Target],
     destination: Path,
-    digests: manifest.SourceDigests,
+    digests: manifest.Digests,
     progress: Progress,
     warn: Callable[[str], None],
 ) -> Outcome:
@@ -128,9 +139,10 @@ def _convert(
     output.check_space(destination, sum(plan.bytes for plan in plans))
     with output.scratch_directory(destination) as scratch:
         _write(model, targets, plans, scratch, progress, warn)
+        digests.add(manifest.files_of(scratch))
         sources = digests.entries(model.checkpoint.path)
         report = _prove(conversion.validation, model, plans, sources, scratch, progress)
-        _record(model, plans, sources, report, scratch)
+        _record(model, plans, sources, report, digests, scratch)
         output.publish(scratch, destination)
     return Outcome(destination, report, _passed(report))
 
@@ -249,9 +261,11 @@ def validate(
     }
     report = _assemble(model, found["reference"], {target.name: entry})
     if output_directory is not None:
-        with output.scratch_directory(output_directory) as scratch:
+        with output.scratch_directory(output_directory) as scratch, closing(manifest.Digests()) as digests:
             write(scratch, report)
-            if earlier := manifest.renewed(output.earlier_manifest(output_directory), scratch):
+            digests.add(manifest.files_of(scratch))
+            before = output.earlier_manifest(output_directory)
+            if earlier := manifest.renewed(before, digests.entries(scratch)):
                 manifest.write(scratch / output.MANIFEST, earlier)
             output.publish(scratch, output_directory, keep=True)
     return Outcome(output_directory, report, _passed(report))
@@ -262,13 +276,19 @@ def _record(
     plans: Sequence[Plan],
     sources: Sequence[Mapping[str, object]],
     report: Mapping[str, Any],
+    digests: manifest.Digests,
     scratch: Path,
 ) -> None:
     """Write the reports and, last, the manifest of all that lies in ``scratch``."""
     from validation.report import write
 
     write(scratch, report)
+    digests.add(manifest.files_of(scratch))
     content = manifest.build(
-        model.checkpoint, model.record(), sources, {plan.target: plan.as_dict() for plan in plans}, scratch
+        model.checkpoint,
+        model.record(),
+        sources,
+        {plan.target: plan.as_dict() for plan in plans},
+        digests.entries(scratch),
     )
     manifest.write(scratch / output.MANIFEST, content)

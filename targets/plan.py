@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
+
+if TYPE_CHECKING:
+    from converter.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +113,20 @@ def known_targets() -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in entry_points(group="qatconvert.targets")))
 
 
+def check_known(names: Iterable[str]) -> None:
+    """Raise ``UsageError``, which lists the known targets, for a name that is none; loads no target."""
+    known = known_targets()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown target {name!r}; known: {', '.join(known)}")
+
+
 def find_target(name: str) -> Target:
     """The target registered under ``name``; raises ``UsageError`` that lists the known ones."""
-    for entry in entry_points(group="qatconvert.targets", name=name):
-        target: Target = entry.load()
-        return target
-    raise UsageError(f"unknown target {name!r}; known: {', '.join(known_targets())}")
+    check_known([name])
+    (entry,) = entry_points(group="qatconvert.targets", name=name)
+    target: Target = entry.load()
+    return target
 
 
 def target_of(artifact: Path) -> Target:

@@ -10,7 +10,6 @@ same as scores can, which holds for merges that were derived from a SentencePiec
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 import gguf
@@ -78,27 +77,27 @@ def vocabulary_warnings(architecture: Architecture, tokenizer: Tokenizer) -> lis
     return warnings
 
 
-def token_types(tokenizer: Tokenizer) -> Iterator[int]:
+def token_types(tokenizer: Tokenizer) -> list[int]:
     """GGUF type of every token.
 
     Special tokens are control tokens, but for the visible ones. Other added tokens are matched before
     anything else, as in the checkpoint's tokenizer, and so user-defined; one that holds U+2581 stays an
     ordinary piece, because a user-defined token's text is rendered as it is, without becoming spaces.
     """
+    types = [int(gguf.TokenType.NORMAL)] * len(tokenizer.tokens)
     for index, text in enumerate(tokenizer.tokens):
-        added = tokenizer.added.get(index)
-        if index in tokenizer.fillers:
-            yield gguf.TokenType.UNUSED
-        elif added is not None and text in VISIBLE:
-            yield gguf.TokenType.USER_DEFINED
-        elif _BYTE.fullmatch(text):
-            yield gguf.TokenType.BYTE
-        elif added is not None and added.special:
-            yield gguf.TokenType.CONTROL
-        elif added is not None and _SPACE not in text:
-            yield gguf.TokenType.USER_DEFINED
-        else:
-            yield gguf.TokenType.NORMAL
+        if text.startswith("<0x") and _BYTE.fullmatch(text):
+            types[index] = gguf.TokenType.BYTE
+    for index, added in tokenizer.added.items():
+        if index >= len(types) or (types[index] == gguf.TokenType.BYTE and added.content not in VISIBLE):
+            continue
+        if added.content in VISIBLE or (not added.special and _SPACE not in added.content):
+            types[index] = gguf.TokenType.USER_DEFINED
+        elif added.special:
+            types[index] = gguf.TokenType.CONTROL
+    for index in tokenizer.fillers:
+        types[index] = gguf.TokenType.UNUSED
+    return types
 
 
 def merge_scores(tokenizer: Tokenizer) -> list[float]:
