@@ -1,8 +1,8 @@
 """Every command in README and docs runs, and prints what the page says.
 
 In a ``console`` block, a line that begins with ``$ `` is a command, and lines that begin with ``> `` go on
-with it; what follows is its output, in which ``...`` stands for anything. Blocks of one page run in order in one
-directory. ``python tests/test_docs.py`` writes the present ``--help`` texts into the pages.
+with it; what follows is its output, in which ``...`` stands for anything. Blocks of one page run in order in
+one directory. ``python tests/test_docs.py`` writes the present ``--help`` texts into the pages.
 """
 
 from __future__ import annotations
