@@ -9,6 +9,7 @@ last telling line explains a crash.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from converter.errors import ValidationError
 
 #: ``progress(done, total)``, both in the same unit.
 Progress = Callable[[int, int], None]
+_PR_SET_PDEATHSIG = 1
 #: Lines of a native library's log that explain its end better than the lines after them.
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "error:", "failed to", "Error")
 
@@ -151,6 +153,7 @@ def _ending(status: int, log: str) -> str:
 
 def serve(handler: Callable[[dict[str, Any], Progress], Mapping[str, object]]) -> None:
     """Answer requests in the child until the parent goes: the whole of a worker module's ``__main__``."""
+    _end_with_parent()
     channel = _private_channel()
 
     def send(message: Mapping[str, object]) -> None:
@@ -165,6 +168,13 @@ def serve(handler: Callable[[dict[str, Any], Progress], Mapping[str, object]]) -
             send({"error": _one_line(error)})
         else:
             send({"result": result})
+
+
+def _end_with_parent() -> None:
+    """Be killed with the parent, should it be killed in the middle of a request (Linux)."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # a C library without it
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _private_channel() -> IO[str]:

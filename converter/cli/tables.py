@@ -70,10 +70,12 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
             table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
         failed += [(target, gate) for gate in entry.get("gates", ()) if not gate["passed"]]
     references = [
-        entry["logits"]["ppl_reference"] for entry in report["targets"].values() if entry.get("logits")
+        _number(entry["logits"]["ppl_reference"], ".3f")
+        for entry in report["targets"].values()
+        if entry.get("logits")
     ]
     if references:
-        table.caption = f"reference: transformers, {report['reference']['dtype']}, PPL {references[0]:.3f}"
+        table.caption = f"reference: transformers, {report['reference']['dtype']}, PPL {references[0]}"
         table.caption_justify = "left"
     console = _console()
     console.print(table)

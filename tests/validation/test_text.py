@@ -15,6 +15,9 @@ from converter.errors import UsageError, ValidationError
 from validation.text import Encoding, _shares, cut, digest, encode, read_passages
 from validation.worker import Worker
 
+#: Two loops as long as the sandbox permits.
+ENDLESS = "{% for a in range(99999) %}" * 2 + "{% set x = a %}" + "{% endfor %}" * 2
+
 
 @pytest.fixture(scope="module")
 def model(checkpoint_factory: Callable[..., Path]) -> Path:
@@ -102,9 +105,12 @@ def test_without_a_chat_template_there_is_no_chat(model: Path, tmp_path: Path, w
     [
         ("{{ raise_exception('roles must\nalternate') }}", "template fails: roles must alternate"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "template fails: .*unsafe"),
+        (ENDLESS, "template fails: it takes longer than 5 seconds"),
+        ("{{ 'x' * 8000000000 }}", "template fails: MemoryError"),
+        ("{{ 'x' * 8000000 }}", "template makes 8000000 characters of one chat"),
     ],
 )
-def test_a_template_that_fails_or_leaves_its_sandbox_is_one_line(
+def test_a_template_that_fails_leaves_its_sandbox_or_never_ends_is_one_line(
     template: str, message: str, model: Path, tmp_path: Path, worker: Worker
 ) -> None:
     _copy_tokenizer(model, tmp_path)

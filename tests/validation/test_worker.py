@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,13 @@ def silent(done: int, total: int) -> None:
 def children() -> set[str]:
     task = Path("/proc/self/task")
     return {pid for thread in task.iterdir() for pid in (thread / "children").read_text().split()}
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_an_error_is_one_line_and_the_process_lives_on(worker: Worker, tmp_path: Path) -> None:
@@ -70,6 +79,28 @@ def test_an_interrupted_request_leaves_no_process(
     with pytest.raises(KeyboardInterrupt):
         worker.call(request, interrupt, what="here")
     assert children() == before
+
+
+def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(
+        "import os, time\nfrom validation.worker import serve\n\n"
+        "def handle(request, progress):\n    progress(os.getpid(), 0)\n    time.sleep(600)\n\nserve(handle)\n"
+    )
+    script = (
+        "from validation.worker import run_worker\n"
+        "run_worker('sleeper', {}, lambda done, total: print(done, flush=True), what='here')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    parent.kill()
+    parent.wait(10)
+    end = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_process_that_was_never_asked_never_starts() -> None:
