@@ -239,7 +239,14 @@ def wait_for(condition, seconds: float = 120) -> None:
 def test_an_interrupted_run_leaves_no_output_and_the_same_command_completes_it(tiny, tmp_path, signal_number):
     out, scratch = tmp_path / "out", tmp_path / ".out.partial"
     command = [PROGRAM, str(tiny), "-o", str(out), "--positions", "64"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     # The artifact is whole under its temporary name and is being validated.
     wait_for(lambda: any(scratch.glob("gguf/*.gguf")))
     os.kill(process.pid, signal_number)
