@@ -100,7 +100,8 @@ class GgufTarget:
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
         warnings = [
-            f"gguf: {weight}: {count} blocks lie on no lattice and are rounded to the nearest"
+            f"gguf: {weight}: {count} blocks ({BLOCK * count / checkpoint.weights[weight].size:.2%} of its "
+            "weights) lie on no lattice and are rounded to the nearest"
             for weight, count in written.off_lattice.items()
         ]
         if written.rounded:

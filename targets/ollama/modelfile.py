@@ -100,10 +100,14 @@ def _line(command: str, value: str | None) -> list[str]:
 
 
 def _quoted(command: str, value: str) -> str:
-    """``value`` as it stands in a Modelfile: bare if it is one plain word, else in the fewest quotes that the
-    grammar gives back. What the grammar gives back is decided by the parser itself."""
+    """``value`` as it stands in a Modelfile: bare if it is one plain word, in three quotes if it has lines or
+    quotes of its own, as the documentation shows it, else in one. What the grammar gives back is decided by
+    the parser itself."""
     bare = (value,) if _BARE.fullmatch(value) else ()
-    candidates: tuple[str, ...] = (*bare, f'"{value}"', f'"""{value}"""', value)
+    quoted = (f'"{value}"', f'"""{value}"""')
+    if "\n" in value or '"' in value:
+        quoted = (quoted[1], quoted[0])
+    candidates: tuple[str, ...] = (*bare, *quoted, value)
     for candidate in candidates:
         if _read_back(candidate) == value:
             return candidate

@@ -117,7 +117,8 @@ def test_blocks_that_turn_out_to_be_off_the_lattice_are_counted(checkpoint_facto
         checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out", lambda count: None
     )
     assert warnings == [
-        "gguf: embed_tokens.weight: 1 blocks lie on no lattice and are rounded to the nearest"
+        f"gguf: embed_tokens.weight: 1 blocks ({32 / weight.size:.2%} of its weights) lie on no lattice and "
+        "are rounded to the nearest"
     ]
 
 
