@@ -95,6 +95,20 @@ def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):
     assert entry["runtime"]["mean_kld_same_weights"] < entry["logits"]["mean_kld"] * 1.5
 
 
+def test_the_readme_shows_the_demos_figures(demo):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in readme.splitlines() if "│" in line]
+    entry = json.loads((demo / "report.json").read_text())["targets"]["gguf"]
+    ours, naive = rows
+    assert ours[:4] == [entry["artifact"], f"{entry['bytes'] / 1e6:.2f} MB", "4.57", "100.0000 %"]
+    assert naive[0] == "naive-q4_0 (baseline)"
+    # Another processor rounds in another order: the figures may differ, their size may not.
+    for row, logits in ((ours, entry["logits"]), (naive, entry["baseline"]["logits"])):
+        assert float(row[4]) == pytest.approx(logits["mean_kld"], rel=0.3)
+        assert float(row[5].removesuffix(" %")) / 100 == pytest.approx(logits["same_top_p"], abs=0.02)
+        assert float(row[6]) == pytest.approx(logits["ppl"], rel=0.02)
+
+
 def test_the_manifest_describes_what_lies_beside_it(demo):
     manifest = json.loads((demo / "manifest.json").read_text())
     assert {entry["path"] for entry in manifest["artifacts"]} == set(files(demo)) - {"manifest.json"}

@@ -104,8 +104,8 @@ def test_plain_words_stand_bare_and_text_in_quotes():
         "RENDERER gemma4",
         "PARAMETER temperature 1.0",
         'PARAMETER stop "<turn|>"',
-        'SYSTEM "Say "yes".',
-        'Always."',
+        'SYSTEM """Say "yes".',
+        'Always."""',
         "REQUIRES 0.20.0",
     ]
 
