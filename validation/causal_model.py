@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ValidationError
+from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.logits import create_logits
 from validation.worker import Progress
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
 _SHARE = 0.75
+#: Bytes of float32 logits of one padded batch, unless a single sequence has more.
+_BATCH_BYTES = 1 << 30
 #: Names of text weights in multimodal checkpoints, as patterns, and in the text-only class.
 _TEXT_NAMES = {
     r"^model\.language_model\.": "model.",
@@ -31,7 +34,8 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
 
     Request: ``model`` (directory), ``sequences`` (token ids), ``output``, ``dtype`` (a torch name),
     ``max_memory`` (bytes or null), ``scratch`` (directory for what must be rewritten to be offloaded),
-    ``left_out`` (names of tensors that are known not to be text weights).
+    ``left_out`` (names of tensors that are known not to be text weights), ``batch_bytes`` (most bytes of
+    float32 logits of one pass of a model that is read from disk; null: 1 GiB).
     Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``.
     """
     import torch
@@ -46,15 +50,30 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     vocabulary = model.config.get_text_config().vocab_size
     output = create_logits(Path(request["output"]), sum(map(len, sequences)), vocabulary)
     with torch.inference_mode():
-        # reading a model from disk costs more than a padded batch: one pass for all sequences
+        # reading a model from disk costs more than padding: as few passes as memory for their logits allows
+        most = (request.get("batch_bytes") or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
         start = 0
-        for batch in [sequences] if offloaded else [[ids] for ids in sequences]:
+        for batch in batches(sequences, most):
             for rows in _forward(model, batch):
                 output[start : start + rows.shape[0]] = rows.float().numpy()
                 start += rows.shape[0]
             progress(start, output.shape[0])
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     return {"versions": versions, "offloaded": offloaded, "vocabulary": vocabulary}
+
+
+def batches(sequences: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
+    """Consecutive sequences in batches of at most ``most`` tokens, padding included, or of one sequence."""
+    found: list[list[Sequence[int]]] = []
+    longest = 0
+    for ids in sequences:
+        longest = max(longest, len(ids))
+        if found and longest * (len(found[-1]) + 1) <= most:
+            found[-1].append(ids)
+        else:
+            found.append([ids])
+            longest = len(ids)
+    return found
 
 
 def _cores() -> int:
@@ -66,7 +85,8 @@ def _load(request: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     offline = {"local_files_only": True, "trust_remote_code": False}
-    config = AutoConfig.from_pretrained(request["model"], **offline)
+    with bounded(LOADING_SECONDS, LOADING_MEMORY):
+        config = AutoConfig.from_pretrained(request["model"], **offline)
     text = config.get_text_config()
     options: dict[str, Any] = {"config": config}
     if text is not config and getattr(config, "quantization_config", None) is None:

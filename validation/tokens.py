@@ -6,20 +6,16 @@ in the sandboxed Jinja environment of ``transformers``, and nowhere else in this
 
 from __future__ import annotations
 
-import os
-import resource
-import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any, Final
 
 from converter.errors import ValidationError
+from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.worker import Progress
 
-#: What a chat template may take: seconds, bytes, and characters of text that it makes.
+#: What a chat template may take: seconds, bytes, and characters of text that it makes. The sandbox keeps it
+#: from other objects, but not from running on and on.
 _SECONDS: Final = 5
 _MEMORY: Final = 1 << 30
 _LONGEST: Final = 1 << 20
@@ -33,9 +29,10 @@ def tokenize(request: dict[str, Any], progress: Progress) -> Mapping[str, object
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()
-    tokenizer = AutoTokenizer.from_pretrained(
-        request["model"], local_files_only=True, trust_remote_code=False
-    )
+    with bounded(LOADING_SECONDS, LOADING_MEMORY):
+        tokenizer = AutoTokenizer.from_pretrained(
+            request["model"], local_files_only=True, trust_remote_code=False
+        )
     bos = tokenizer.bos_token_id
     if bos is None:
         raise ValidationError("the checkpoint's tokenizer names no BOS token")
@@ -57,7 +54,7 @@ def _render(tokenizer: Any, passage: Mapping[str, Any]) -> str | None:
     turns = [{"role": role, "content": content} for role, content in passage["turns"]]
     print("rendering the checkpoint's chat template", file=sys.stderr, flush=True)
     try:
-        with _bounded():
+        with bounded(_SECONDS, _MEMORY):
             text = str(tokenizer.apply_chat_template(turns, tokenize=False))
     except Exception as error:  # a template may raise anything
         raise ValidationError(
@@ -66,33 +63,3 @@ def _render(tokenizer: Any, passage: Mapping[str, Any]) -> str | None:
     if len(text) > _LONGEST:
         raise ValidationError(f"the checkpoint's chat template makes {len(text)} characters of one chat")
     return text
-
-
-@contextmanager
-def _bounded() -> Iterator[None]:
-    """Limit time and memory. The sandbox keeps a template from other objects, but not from running on and on.
-
-    What is still in one operation after twice the time (a power of large numbers) ends the process.
-    """
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError(f"it takes longer than {_SECONDS} seconds")
-
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    limits = {resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + 2 * _SECONDS}
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        limits[resource.RLIMIT_AS] = int(statm.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") + _MEMORY
-    before = {kind: resource.getrlimit(kind) for kind in limits}
-    handler = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
-    try:
-        for kind, limit in limits.items():
-            finite = [one for one in before[kind] if one != resource.RLIM_INFINITY]
-            resource.setrlimit(kind, (min([limit, *finite]), before[kind][1]))
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        for kind, old in before.items():
-            resource.setrlimit(kind, old)

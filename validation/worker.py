@@ -35,7 +35,7 @@ class Worker:
     """A child process that runs ``python -m module``; a context manager, which ends it.
 
     The process starts with the first request and serves any number of them, so that what is slow to import
-    is imported once. After a crash, the next request starts another.
+    is imported once. After a crash, or if it was ended while it waited, the next request starts another.
     """
 
     def __init__(self, module: str) -> None:
@@ -91,6 +91,8 @@ class Worker:
         raise error
 
     def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()
         if self._child is None or self._log is None:
             environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
             environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -143,12 +145,17 @@ def _ending(status: int, log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     telling = [line for line in lines if any(word in line for word in _TELLING)]
     last = (telling or lines or ["it printed nothing"])[-1]
-    last = re.sub(r"(/[^/\s:]+)+/", "", last)  # directories of the machine that built a library
+    last = without_directories(last)  # of the machine that built a library
     if status == -signal.SIGKILL:
         return "the process was killed, most likely for want of memory; try a lower max-memory"
     if status < 0:
         return f"the process ended with {signal.Signals(-status).name}: {last}"
     return f"the process ended with status {status}: {last}"
+
+
+def without_directories(text: str) -> str:
+    """``text`` with the names of files alone where it has absolute paths."""
+    return re.sub(r"(?<![^\s:'\"(=,])(/[^/\s:'\"]+)+/", "", text)
 
 
 def serve(handler: Callable[[dict[str, Any], Progress], Mapping[str, object]]) -> None:
@@ -188,5 +195,6 @@ def _private_channel() -> IO[str]:
 def _one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return " ".join(str(error).split())
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {told}"
