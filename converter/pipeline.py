@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter import manifest, output
-from converter.errors import UsageError
-from converter.names import Source, printable, resolve
+from converter.errors import QatconvertError, UsageError
+from converter.names import Source, one_line, printable, resolve
 from converter.shards import open_shards
 from targets.plan import Plan, Target, check_known, find_target, target_of
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from validation.preparation import Prepared
 
 #: Called with a stage's name, how much of it is done and how much there is (bytes, or steps).
 Progress = Callable[[str, int, int], None]
@@ -41,8 +42,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert and how; ``options`` go to the targets, ``validation`` (``None``: skip it) to
-    ``validation.validation.validate``."""
+    """What to convert and how; ``options`` go to the targets, ``validation`` (``None``: skip it) are
+    fields of ``validation.preparation.Settings``."""
 
     model: str
     targets: Sequence[str]
@@ -55,11 +56,20 @@ class Conversion:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the result lies, its report, and whether every gate passed."""
+    """Where the result lies, its report, and whether every gate passed.
+
+    ``errors`` has one line for each artifact that was written but could not be validated.
+    """
 
     output: Path | None
     report: Mapping[str, Any]
     passed: bool
+    errors: Sequence[str] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every gate passed, 1 after errors, 3 if a gate failed."""
+        return 1 if self.errors else 0 if self.passed else 3
 
 
 def open_model(name: str, *, offline: bool = False, progress: Progress = no_progress) -> Model:
@@ -99,11 +109,11 @@ def convert(
     output.check_destination(destination, conversion.force)
     if conversion.validation is not None:
         from validation.runners import check_available
+        from validation.text import read_passages
 
         check_available(names)
+        read_passages(conversion.validation.get("text"))
     source, path, revision = _locate(conversion.model, conversion.offline, progress)
-    if source.note:
-        warn(source.note)
     with closing(manifest.Digests()) as digests:
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
@@ -131,25 +141,39 @@ def _convert(
 ) -> Outcome:
     options = {**model.record(), **conversion.options}
     plans = [target.plan(model.checkpoint, model.source.name, options) for target in targets]
-    for warning in dict.fromkeys(line for plan in plans for line in plan.warnings):
+    notes = [model.source.note] if model.source.note else []
+    for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):
         warn(warning)
     output.check_source(destination, model.checkpoint.files)
     made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
     output.check_places(destination, [*made, Path(output.MANIFEST)])
     output.check_space(destination, sum(plan.bytes for plan in plans))
-    with output.scratch_directory(destination) as scratch:
+    with ExitStack() as stack:
+        prepared = None
+        if conversion.validation is not None:
+            # before anything is written: options that mean nothing must not cost a conversion
+            prepared = stack.enter_context(_prepare(model, conversion.validation, progress))
+        scratch = stack.enter_context(output.scratch_directory(destination))
         _write(model, targets, plans, scratch, progress, warn)
         digests.add(manifest.files_of(scratch))
         sources = digests.entries(model.checkpoint.path)
-        report = _prove(conversion.validation, model, plans, sources, scratch, progress)
+        report = _prove(prepared, model, plans, sources, scratch, progress)
         _record(model, plans, sources, report, digests, scratch)
         output.publish(scratch, destination)
-    return Outcome(destination, report, _passed(report))
+    return Outcome(destination, report, _passed(report), _errors(report))
 
 
 def _passed(report: Mapping[str, Any]) -> bool:
     """Whether no gate failed; where nothing was validated, none did."""
     return all(entry["passed"] is not False for entry in report["targets"].values())
+
+
+def _errors(report: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{entry['artifact']} could not be validated: {entry['error']}"
+        for entry in report["targets"].values()
+        if "error" in entry
+    ]
 
 
 def _write(
@@ -173,17 +197,27 @@ def _write(
             warn(warning)
 
 
+def _prepare(
+    model: Model, settings: Mapping[str, Any], progress: Progress
+) -> AbstractContextManager[Prepared]:
+    from validation.preparation import Settings, prepare
+
+    return prepare(model.checkpoint, Settings(**settings), progress)
+
+
 def _prove(
-    settings: Mapping[str, Any] | None,
+    prepared: Prepared | None,
     model: Model,
     plans: Sequence[Plan],
     sources: Sequence[Mapping[str, object]],
     scratch: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The report of everything in ``scratch``; without ``settings`` nothing is run."""
+    """The report of everything in ``scratch``; if nothing is ``prepared``, nothing is run.
+
+    What cannot be validated is told in its entry: it must neither look proven nor be lost.
+    """
     entries: dict[str, dict[str, object]] = {}
-    reference = None
     for plan in plans:
         entry: dict[str, object] = {
             "artifact": plan.artifacts[0],
@@ -191,34 +225,54 @@ def _prove(
             "bits_per_weight": round(plan.bits_per_weight, 4),
             "passed": None,
         }
-        if settings is not None:
+        if prepared is not None:
             digests = [source["sha256"] for source in sources]
-            found = _measure(model, plan.target, scratch / plan.artifacts[0], settings, progress, digests)
-            entry |= found["entry"]
-            reference = found["reference"]
+            artifact = scratch / plan.artifacts[0]
+            try:
+                entry |= _measure(prepared, model, plan.target, artifact, scratch, progress, digests)
+            except (QatconvertError, OSError, MemoryError) as error:
+                entry |= {"passed": False, "error": _reason(error)}
         entries[plan.target] = entry
-    return _assemble(model, reference, entries)
+    return _assemble(model, prepared, entries)
+
+
+def _reason(error: Exception) -> str:
+    """One line for the report, which names no directory of this machine."""
+    from validation.worker import without_directories
+
+    text = "out of memory" if isinstance(error, MemoryError) else str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    return one_line(without_directories(text))
 
 
 def _measure(
+    prepared: Prepared,
     model: Model,
     target: str,
     artifact: Path,
-    settings: Mapping[str, Any],
+    scratch: Path | None,
     progress: Progress,
     digests: Sequence[object] | None = None,
 ) -> dict[str, Any]:
-    from validation.validation import validate as measure
+    """The measured part of a target's entry. Temporary files lie in ``scratch``, where there is room for
+    models, and are gone when this returns."""
+    from validation.validation import prove
 
     identity = {**model.record(), **({"files": digests} if digests else {})}
-    return measure(model.checkpoint, target, artifact, source=identity, progress=progress, **settings)
+    return prove(prepared, target, artifact, source=identity, scratch=scratch, progress=progress)
 
 
 def _assemble(
-    model: Model, reference: Mapping[str, object] | None, entries: Mapping[str, Mapping[str, object]]
+    model: Model, prepared: Prepared | None, entries: Mapping[str, Mapping[str, object]]
 ) -> dict[str, Any]:
     from validation.report import assemble
 
+    reference = None
+    if prepared is not None:
+        from validation.preparation import reference_entry
+
+        reference = reference_entry(prepared)
     source = {**model.record(), "format": model.checkpoint.format}
     return assemble(model.source.name, source, reference, entries)
 
@@ -238,37 +292,49 @@ def validate(
 
     Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
     """
-    from validation.report import write
     from validation.runners import check_available
+    from validation.text import read_passages
 
+    read_passages((settings or {}).get("text"))
     target = target_of(artifact)
     check_available([target.name])
     if output_directory is not None:
         output.check_destination(output_directory, force)
     model = open_model(reference, offline=offline, progress=progress)
-    if model.source.note:
-        warn(model.source.note)
     if output_directory is not None:
         output.check_source(output_directory, model.checkpoint.files)
     stored = target.describe(artifact, model.checkpoint)
+    if model.source.note:
+        warn(model.source.note)
     values = sum(weight.size for weight in model.checkpoint.weights.values())
-    found = _measure(model, target.name, artifact, settings or {}, progress)
-    entry = {
-        "artifact": printable(artifact.name),
-        "bytes": sum(file.stat().st_size for file in target.files(artifact)),
-        "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
-        **found["entry"],
-    }
-    report = _assemble(model, found["reference"], {target.name: entry})
-    if output_directory is not None:
-        with output.scratch_directory(output_directory) as scratch, closing(manifest.Digests()) as digests:
-            write(scratch, report)
-            digests.add(manifest.files_of(scratch))
-            before = output.earlier_manifest(output_directory)
-            if earlier := manifest.renewed(before, digests.entries(scratch)):
-                manifest.write(scratch / output.MANIFEST, earlier)
-            output.publish(scratch, output_directory, keep=True)
+    with ExitStack() as stack:
+        prepared = stack.enter_context(_prepare(model, settings or {}, progress))
+        scratch = None
+        if output_directory is not None:
+            scratch = stack.enter_context(output.scratch_directory(output_directory))
+        entry = {
+            "artifact": printable(artifact.name),
+            "bytes": sum(file.stat().st_size for file in target.files(artifact)),
+            "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
+            **_measure(prepared, model, target.name, artifact, scratch, progress),
+        }
+        report = _assemble(model, prepared, {target.name: entry})
+        if output_directory is not None and scratch is not None:
+            _publish_reports(report, scratch, output_directory)
     return Outcome(output_directory, report, _passed(report))
+
+
+def _publish_reports(report: Mapping[str, Any], scratch: Path, directory: Path) -> None:
+    """Put the reports beside what is in ``directory`` and renew the manifest that may be there."""
+    from validation.report import write
+
+    with closing(manifest.Digests()) as digests:
+        write(scratch, report)
+        digests.add(manifest.files_of(scratch))
+        before = output.earlier_manifest(directory)
+        if earlier := manifest.renewed(before, digests.entries(scratch)):
+            manifest.write(scratch / output.MANIFEST, earlier)
+        output.publish(scratch, directory, keep=True)
 
 
 def _record(

@@ -86,6 +86,8 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if "artifact" in entry:
         found.append(("artifact", str(entry["artifact"])))
+    if entry.get("error"):
+        found.append(("could not be validated", str(entry["error"])))
     if "bytes" in entry:
         found.append(("size", f"{entry['bytes']:,} bytes"))
     if entry.get("bits_per_weight") is not None:

@@ -63,6 +63,7 @@ def reference_logits(
     dtype: str = "float32",
     cache: Path | None = None,
     max_memory: int | None = None,
+    batch_bytes: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float32]:
     """Logits of ``model`` for every position of ``sequences``: a float32 map ``[positions, vocabulary]``.
@@ -70,7 +71,8 @@ def reference_logits(
     ``source`` identifies the checkpoint (commit, or file hashes); ``cache`` is the directory of the cache,
     ``None`` for none; ``scratch`` holds what is not cached and must outlive the result; ``worker`` is a
     ``reference_worker``, which is not asked for what is cached. ``max_memory`` in
-    bytes limits the weights kept in memory, the rest stays on disk. Raises ``UsageError`` for an unknown
+    bytes limits the weights kept in memory, the rest stays on disk; ``batch_bytes`` then limits the logits of
+    one pass (default: 1 GiB). Raises ``UsageError`` for an unknown
     ``dtype`` and ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
     """
     check_dtype(dtype)
@@ -82,7 +84,8 @@ def reference_logits(
         return found
     kept = _writable(cache)
     fresh = (kept or scratch) / f"{key}.{os.getpid()}.npy"
-    _compute(model, sequences, fresh, worker, dtype, max_memory, progress)
+    options = {"dtype": dtype, "max_memory": max_memory, "batch_bytes": batch_bytes}
+    _compute(model, sequences, fresh, worker, options, progress)
     return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
 
 
@@ -104,8 +107,7 @@ def _compute(
     sequences: Sequence[Sequence[int]],
     output: Path,
     worker: Worker,
-    dtype: str,
-    max_memory: int | None,
+    options: Mapping[str, object],
     progress: Progress,
 ) -> None:
     """Have the child process write the logits; leaves no file behind when it fails."""
@@ -116,9 +118,8 @@ def _compute(
             "left_out": list(model.left_out),
             "sequences": [list(ids) for ids in sequences],
             "output": str(output),
-            "dtype": dtype,
-            "max_memory": max_memory,
             "scratch": offload,
+            **options,
         }
         try:
             result = worker.call(request, progress, what="reference")

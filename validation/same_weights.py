@@ -62,7 +62,7 @@ def disk_shortage(checkpoint: Checkpoint, directory: Path) -> str | None:
         return None
     return (
         f"not measured: logits of the artifact's own weights need {needed / 1e9:.1f} GB for temporary files,"
-        f" {free / 1e9:.1f} GB are free (TMPDIR chooses the place)"
+        f" {free / 1e9:.1f} GB are free"
     )
 
 

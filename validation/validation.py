@@ -7,7 +7,6 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,15 @@ from numpy.typing import NDArray
 from converter.checkpoint import Checkpoint
 from targets.plan import StoredTensor, find_target
 from validation import baseline as baselines
-from validation import gates as gating
+from validation.gates import judge
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
-from validation.reference import Model, check_dtype, default_cache, reference_logits
-from validation.reference_process import reference_worker
+from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
+from validation.reference import Model, default_cache, reference_logits
 from validation.runners import Runner, Runtime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
-from validation.text import Tokens, cut, digest, encode, read_passages
+from validation.text import Tokens
 from validation.weights import TensorExactness, WeightExactness, measure
-from validation.worker import Worker
-
-#: ``progress(stage, done, total)``; the unit depends on the stage.
-Progress = Callable[[str, int, int], None]
 
 
 def validate(
@@ -38,94 +33,92 @@ def validate(
     artifact: Path,
     *,
     source: Mapping[str, object] | None = None,
-    positions: int = 512,
-    text: Path | None = None,
-    gates: Mapping[str, float] | None = None,
-    reference_dtype: str = "float32",
-    max_memory: int | None = None,
-    baseline: str | None = None,
-    same_weights: bool = True,
-    cache: Path | None = None,
+    scratch: Path | None = None,
+    progress: Progress = lambda stage, done, total: None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """``prepare`` and ``prove`` in one; ``settings`` are the fields of ``preparation.Settings``.
+
+    Returns ``{"entry": ..., "reference": ...}``, the target's entry and the reference of report.json.
+    """
+    find_runner(target)
+    with prepare(checkpoint, Settings(**settings), progress) as prepared:
+        entry = prove(prepared, target, artifact, source=source, scratch=scratch, progress=progress)
+        return {"entry": entry, "reference": reference_entry(prepared)}
+
+
+def prove(
+    prepared: Prepared,
+    target: str,
+    artifact: Path,
+    *,
+    source: Mapping[str, object] | None = None,
+    scratch: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates.
 
-    Returns ``{"entry": ..., "reference": ...}``: the target's entry of report.json without ``artifact``,
-    ``bytes`` and ``bits_per_weight``, and the report's ``reference``. A gate that fails is a result.
+    Returns the target's entry of report.json without ``artifact``, ``bytes`` and ``bits_per_weight``. A gate
+    that fails is a result.
 
     ``source`` identifies the checkpoint for the cache of reference logits: a mapping with ``revision`` (a
-    commit) or ``files`` (digests); otherwise its files are hashed. ``text`` is a file to evaluate on instead
-    of the shipped text, ``gates`` overrides limits by name, ``max_memory`` in bytes bounds the reference
-    model's weights in memory, ``cache`` is the cache's directory (default: ``reference.default_cache()``).
-    Temporary files go where ``TMPDIR`` says. Raises ``UsageError`` for an option that means nothing and
-    ``ValidationError`` for what cannot be run or measured.
+    commit) or ``files`` (digests); otherwise its files are hashed. Temporary files go to a directory in
+    ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises ``ValidationError`` for what
+    cannot be run or measured.
     """
-    limits = gating.limits(gates or {}, experts=checkpoint.architecture.experts is not None)
-    baselines.check_baseline(baseline)
-    check_dtype(reference_dtype)
+    checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
     runner = find_runner(target)
-    passages = read_passages(text)
-    with tempfile.TemporaryDirectory(prefix="qatconvert-") as name, reference_worker() as worker:
-        scratch = Path(name)
-        vocabulary = checkpoint.architecture.vocabulary
-        tokens = cut(
-            encode(checkpoint.path, passages, vocabulary, worker, _stage(progress, "tokens")), positions
-        )
+    with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
+        left_out = tuple(left.name for left in checkpoint.left_out)
         reference = reference_logits(
-            Model(checkpoint.path, tuple(left.name for left in checkpoint.left_out), vocabulary),
+            Model(checkpoint.path, left_out, checkpoint.architecture.vocabulary),
             tokens.sequences,
-            source=_identity(checkpoint, source, _stage(progress, "checksums")),
-            scratch=scratch,
-            worker=worker,
-            dtype=reference_dtype,
-            cache=cache or default_cache(),
-            max_memory=max_memory,
-            progress=_stage(progress, "reference"),
+            source=_identity(checkpoint, source, stage_of(progress, "checksums")),
+            scratch=Path(name),
+            worker=prepared.worker,
+            dtype=settings.reference_dtype,
+            cache=settings.cache or default_cache(),
+            max_memory=settings.max_memory,
+            progress=stage_of(progress, "reference"),
         )
-        bench = _Bench(checkpoint, target, runner, worker, tokens, reference, scratch, max_memory, progress)
-        entry = bench.measure(artifact, limits, same_weights)
-        if baseline is not None and baselines.applies(target):
-            entry["baseline"] = {"name": baseline, **bench.measure_baseline(artifact)}
-    return {
-        "entry": entry,
-        "reference": {
-            "runtime": "transformers",
-            "version": version("transformers"),
-            "dtype": reference_dtype,
-            "positions": tokens.positions,
-            "torch": version("torch"),
-            "text": digest(passages),
-            "sequences": [
-                {"kind": kind, "positions": len(ids)}
-                for kind, ids in zip(tokens.kinds, tokens.sequences, strict=True)
-            ],
-        },
-    }
+        bench = _Bench(prepared, target, runner, reference, Path(name), progress)
+        entry = bench.measure(artifact)
+        if settings.baseline is not None and baselines.applies(target):
+            entry["baseline"] = {"name": settings.baseline, **bench.measure_baseline(artifact)}
+    return entry
 
 
 @dataclass(frozen=True, slots=True)
 class _Bench:
     """What an artifact and its baseline are measured with, the same for both."""
 
-    checkpoint: Checkpoint
+    prepared: Prepared
     target: str
     runner: Runner
-    worker: Worker
-    tokens: Tokens
     reference: NDArray[np.float32]
     scratch: Path
-    max_memory: int | None
     progress: Progress
 
-    def measure(self, artifact: Path, limits: Mapping[str, float], same_weights: bool) -> dict[str, Any]:
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.prepared.checkpoint
+
+    @property
+    def tokens(self) -> Tokens:
+        return self.prepared.tokens
+
+    def measure(self, artifact: Path) -> dict[str, Any]:
         """The artifact's entry of the report."""
         stored = find_target(self.target).describe(artifact, self.checkpoint)
-        weights = measure(self.checkpoint, stored, _stage(self.progress, "weights"))
+        weights = measure(self.checkpoint, stored, stage_of(self.progress, "weights"))
         logits, runtime = self._run(artifact, "runtime")
         metrics = self._compare(self.reference, logits, "metrics")
-        judged = gating.judge(limits, weights, metrics)
+        judged = judge(self.prepared.limits, weights, metrics)
         described: dict[str, Any] = {"name": runtime.name, "version": runtime.version, **runtime.settings}
-        described |= self._same_weights(stored, logits) if same_weights else {"mean_kld_same_weights": None}
+        if self.prepared.settings.same_weights:
+            described |= self._same_weights(stored, logits)
+        else:
+            described["mean_kld_same_weights"] = None
         return {
             "passed": all(gate.passed for gate in judged),
             "weights": weights_entry(weights),
@@ -143,10 +136,10 @@ class _Bench:
                 self.checkpoint,
                 describe(artifact, self.checkpoint),
                 Path(directory),
-                _stage(self.progress, "baseline"),
+                stage_of(self.progress, "baseline"),
             )
             stored = describe(naive, self.checkpoint)
-            weights = measure(self.checkpoint, stored, _stage(self.progress, "baseline weights"))
+            weights = measure(self.checkpoint, stored, stage_of(self.progress, "baseline weights"))
             logits, _ = self._run(naive, "baseline runtime")
             metrics = self._compare(self.reference, logits, "baseline metrics")
         return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
@@ -154,14 +147,14 @@ class _Bench:
     def _run(self, artifact: Path, stage: str) -> tuple[NDArray[np.float32], Runtime]:
         output = self.scratch / f"{stage.replace(' ', '-')}.npy"
         runtime = self.runner.logits(
-            artifact, self.tokens.sequences, self.reference.shape[1], output, _stage(self.progress, stage)
+            artifact, self.tokens.sequences, self.reference.shape[1], output, stage_of(self.progress, stage)
         )
         return map_logits(output, self.tokens.positions), runtime
 
     def _compare(
         self, reference: NDArray[np.float32], logits: NDArray[np.float32], stage: str
     ) -> LogitMetrics:
-        return compare(reference, logits, next_tokens(self.tokens.sequences), _stage(self.progress, stage))
+        return compare(reference, logits, next_tokens(self.tokens.sequences), stage_of(self.progress, stage))
 
     def _same_weights(
         self, stored: Mapping[str, StoredTensor], logits: NDArray[np.float32]
@@ -171,15 +164,15 @@ class _Bench:
             return {"mean_kld_same_weights": None, "note": shortage}
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             directory = Path(name)
-            write_checkpoint(self.checkpoint, stored, directory, _stage(self.progress, "same weights"))
+            write_checkpoint(self.checkpoint, stored, directory, stage_of(self.progress, "same weights"))
             own = reference_logits(
                 Model(directory, (), self.reference.shape[1]),
                 self.tokens.sequences,
                 source={},
                 scratch=self.scratch,
-                worker=self.worker,
-                max_memory=self.max_memory,
-                progress=_stage(self.progress, "same weights reference"),
+                worker=self.prepared.worker,
+                max_memory=self.prepared.settings.max_memory,
+                progress=stage_of(self.progress, "same weights reference"),
             )
         metrics = self._compare(own, logits, "same weights metrics")
         return {
@@ -247,10 +240,6 @@ def logits_entry(metrics: LogitMetrics) -> dict[str, Any]:
 def _number(value: float) -> float | None:
     """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else None
-
-
-def _stage(progress: Progress, stage: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(stage, done, total)
 
 
 def _identity(

@@ -17,6 +17,11 @@ def warn(line: str) -> None:
     click.echo(f"qatconvert: warning: {one_line(line)}", err=True)
 
 
+def fail(line: str) -> None:
+    """One line on standard error about what went wrong without ending the command."""
+    click.echo(f"qatconvert: {one_line(line)}", err=True)
+
+
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """A progress callback that draws one bar per stage, on a terminal only."""

@@ -76,7 +76,7 @@ def command(
     qatconvert gemma4-demo --target gguf
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
-    from converter.cli.console import progress_bars, warn
+    from converter.cli.console import fail, progress_bars, warn
     from converter.pipeline import Conversion, convert
 
     options = {
@@ -103,4 +103,6 @@ def command(
         from converter.cli.tables import print_report
 
         print_report(outcome.report, outcome.output)
-    return 0 if outcome.passed else 3
+    for line in outcome.errors:
+        fail(line)
+    return outcome.exit_status

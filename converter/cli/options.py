@@ -119,6 +119,13 @@ def validation_options(command: Command) -> Command:
                 type=click.Choice(["naive-q4_0"]),
                 help="Measure a naive requantisation of the same checkpoint beside it.",
             ),
+            click.option(
+                "--same-weights/--no-same-weights",
+                default=True,
+                show_default=True,
+                help="Also measure the runtime against float32 logits of the artifact's own weights "
+                "(4 bytes per parameter of temporary files).",
+            ),
         )
     ):
         command = option(command)
@@ -132,8 +139,9 @@ def validation_settings(
     max_memory: float | None,
     gates: tuple[tuple[str, float], ...],
     baseline: str | None,
+    same_weights: bool,
 ) -> dict[str, Any]:
-    """The keyword arguments of ``validation.validation.validate`` that these options stand for."""
+    """The fields of ``validation.preparation.Settings`` that these options stand for."""
     if max_memory is not None and not max_memory < _MOST_GB:
         raise click.BadParameter(f"{max_memory} is no amount of memory", param_hint="--max-memory")
     return {
@@ -143,4 +151,5 @@ def validation_settings(
         "max_memory": None if max_memory is None else int(max_memory * 1e9),
         "gates": dict(gates),
         "baseline": baseline,
+        "same_weights": same_weights,
     }

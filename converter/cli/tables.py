@@ -80,9 +80,13 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     console = _console()
     console.print(table)
     for target, gate in failed:
+        note = f" ({escape(gate['note'])})" if gate.get("note") else ""
         console.print(
-            f"{target}: gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}"
+            f"{target}: gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}{note}"
         )
+    for target, entry in report["targets"].items():
+        if "error" in entry:
+            console.print(f"{target}: could not be validated: {escape(entry['error'])}")
     if output is not None:
         details = ": report.html has the details" if references else ""
         console.print(f"written to {escape(str(output))}{details}")

@@ -1,0 +1,27 @@
+"""Every architecture, converted and proven by the pipeline with the gates that apply when nobody sets any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from converter.demo.variants import VARIANTS
+from converter.pipeline import Conversion, convert
+from validation.gates import DENSE, EXPERTS
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_every_variant_is_exact_and_passes_the_default_gates(
+    variant: str, checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = {"cache": tmp_path / "cache", "same_weights": False}
+    model = str(checkpoint_factory(variant))
+    outcome = convert(Conversion(model, ["gguf"], tmp_path / "out", validation=settings))
+    entry = outcome.report["targets"]["gguf"]
+    limits = EXPERTS if variant == "26b-a4b" else DENSE
+    assert outcome.exit_status == 0
+    assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == limits
+    assert entry["weights"]["exact_fraction"] == 1.0
+    assert 0 < entry["logits"]["mean_kld"] <= limits["mean_kld"]

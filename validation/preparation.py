@@ -1,0 +1,105 @@
+"""What a validation needs before there is an artifact: options, token ids, and a process with transformers.
+
+Whatever can be wrong with the options shows here, so that no finished conversion is lost to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint import Checkpoint
+from validation import gates
+from validation.baseline import check_baseline
+from validation.reference import check_dtype
+from validation.reference_process import reference_worker
+from validation.text import Tokens, cut, digest, encode, read_passages
+from validation.worker import Worker
+
+#: ``progress(stage, done, total)``; the unit depends on the stage.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How artifacts are proven.
+
+    ``positions`` of logits are compared on ``text``, a file (default: the shipped text). ``gates`` overrides
+    limits by name. ``max_memory`` in bytes bounds the reference model's weights in memory. ``baseline`` names
+    what is measured beside an artifact. ``same_weights`` has logits of the artifact's own weights computed,
+    which needs 4 bytes per parameter of temporary files. ``cache`` is the directory of the cache of
+    reference logits (default: ``reference.default_cache()``).
+    """
+
+    positions: int = 512
+    text: Path | None = None
+    gates: Mapping[str, float] = field(default_factory=dict)
+    reference_dtype: str = "float32"
+    max_memory: int | None = None
+    baseline: str | None = None
+    same_weights: bool = True
+    cache: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All of a validation that needs no artifact, the same for every target.
+
+    ``limits`` are those of the gates, ``text`` is the digest of the text that ``tokens`` are of, ``worker`` a
+    ``reference_worker`` that is running already.
+    """
+
+    checkpoint: Checkpoint
+    settings: Settings
+    limits: Mapping[str, float]
+    tokens: Tokens
+    text: str
+    worker: Worker
+
+
+@contextmanager
+def prepare(
+    checkpoint: Checkpoint, settings: Settings, progress: Progress = lambda stage, done, total: None
+) -> Iterator[Prepared]:
+    """Check ``settings`` and make the token ids; the worker ends with the context.
+
+    Raises ``UsageError`` for an option that means nothing and for a text that is too short, and
+    ``ValidationError`` when the checkpoint's tokenizer or chat template fails.
+    """
+    architecture = checkpoint.architecture
+    limits = gates.limits(settings.gates, experts=architecture.experts is not None)
+    check_baseline(settings.baseline)
+    check_dtype(settings.reference_dtype)
+    passages = read_passages(settings.text)
+    with reference_worker() as worker:
+        encoding = encode(
+            checkpoint.path, passages, architecture.vocabulary, worker, stage_of(progress, "tokens")
+        )
+        tokens = cut(encoding, settings.positions)
+        yield Prepared(checkpoint, settings, limits, tokens, digest(passages), worker)
+
+
+def reference_entry(prepared: Prepared) -> dict[str, Any]:
+    """The ``reference`` block of the report."""
+    tokens = prepared.tokens
+    return {
+        "runtime": "transformers",
+        "version": version("transformers"),
+        "dtype": prepared.settings.reference_dtype,
+        "positions": tokens.positions,
+        "torch": version("torch"),
+        "text": prepared.text,
+        "sequences": [
+            {"kind": kind, "positions": len(ids)}
+            for kind, ids in zip(tokens.kinds, tokens.sequences, strict=True)
+        ],
+    }
+
+
+def stage_of(progress: Progress, stage: str) -> Callable[[int, int], None]:
+    """The progress of one stage."""
+    return lambda done, total: progress(stage, done, total)
