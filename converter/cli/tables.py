@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from converter.names import one_line
 from validation.figures import share
 
 
@@ -89,7 +90,7 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
             console.print(f"{target}: could not be validated: {escape(entry['error'])}")
     if output is not None:
         details = ": report.html has the details" if references else ""
-        console.print(f"written to {escape(str(output))}{details}")
+        console.print(f"written to {escape(one_line(str(output)))}{details}")
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:
