@@ -35,7 +35,8 @@ class Source:
     `name` is safe in a file name: the alias itself, a directory's or GGUF file's own name, or the last part
     of a repository in lower case. `path` is set for "demo", "directory" and "gguf"; `repo` and `revision`
     (None: the default branch) for "hub". `alias` is the short name that led here. `note` is one line that
-    the command should show on standard error: something else has the same name and was not taken.
+    the command should show on standard error, once the model is opened: something else has the same name
+    and was not taken.
     """
 
     kind: Literal["demo", "directory", "gguf", "hub"]

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", "tokenizer.json")
+PLAIN = frozenset({"blobs", "tree", "codes", "storage"})
 TOKEN = "hf_aValidTokenOfThisServer"
 _DROPPED_ENVIRONMENT = (
     "HF_",
@@ -71,7 +72,14 @@ class HubServer:
     tokens that may read gated repositories (`TOKEN` is valid, but no member unless added); `failing`, path
     fragment -> (status, how often; -1 for ever); `drop_after`, file name -> bytes of each answer after which
     the connection breaks; `announced`, file name -> false size; `edit_listing`, a change to the JSON of
-    a model's description; `corrupt`, files whose content is altered; `ignore_ranges`.
+    a model's description; `corrupt`, files whose content is altered; `ignore_ranges`; `etag`, the header
+    for a file that is sent directly.
+
+    `without` names what a simpler server lacks: "blobs" (sizes and digests in descriptions), "queries" (an
+    address with a query that huggingface_hub does not send is unknown), "revision" (descriptions at a
+    revision), "model" (descriptions without one), "tree", "codes" (X-Error-Code), "json" (JSON in errors),
+    "storage" (large files elsewhere), "head" (HEAD of files), "branches" (files of a branch), "length"
+    (Content-Length of files). `PLAIN` is a server that speaks the least of the protocol.
     """
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
@@ -87,6 +95,8 @@ class HubServer:
         self.announced: dict[str, int] = {}
         self.corrupt: set[str] = set()
         self.ignore_ranges = False
+        self.without: set[str] = set()
+        self.etag: Callable[[Path], str] = lambda path: f'"{content_id(path)}"'
         self.edit_listing: Callable[[dict[str, Any]], object] = lambda listing: listing
         self.lock = threading.RLock()
         self._hosts = [_Host(self, "hub"), _Host(self, "storage")]
@@ -160,6 +170,11 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def content_id(path: Path) -> str:
+    """The Hub's name of a file's content."""
+    return sha256(path) if path.name.endswith(LARGE) else blob_id(path)
+
+
 class _Host(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
@@ -209,7 +224,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, repo: str, rest: list[str]) -> None:
         if self._refused(repo):
             return None
-        kind, revision = (rest[0], rest[1]) if len(rest) >= 2 else ("revision", "main")
+        lacking = self.hub.without
+        kind, revision = (rest[0], rest[1]) if len(rest) >= 2 else ("model", "main")
+        if kind in lacking or ("queries" in lacking and "blobs" in self.query):
+            return self._error(404, "", "Not Found")
         commit = self._commit(repo, revision)
         if commit is None:
             return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -228,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json(self.hub.edit_listing({**listing, "gated": gated, "siblings": siblings}))
 
     def _sibling(self, name: str, path: Path) -> dict[str, object]:
-        if "blobs" not in self.query:
+        if "blobs" not in self.query or "blobs" in self.hub.without:
             return {"rfilename": name}
         size = self._size(name, path)
         large = (
@@ -255,8 +273,11 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": commit}
         if path is None:
             return self._error(404, "EntryNotFound", "Entry not found", headers)
-        if not name.endswith(LARGE):
-            return self._content(name, path, headers | {"ETag": f'"{blob_id(path)}"'})
+        lacking = self.hub.without
+        if ("head" in lacking and self.command == "HEAD") or ("branches" in lacking and revision != commit):
+            return self._error(405 if revision == commit else 404, "", "Not Allowed")
+        if "storage" in lacking or not name.endswith(LARGE):
+            return self._content(name, path, headers | {"ETag": self.hub.etag(path)})
         digest = sha256(path)
         linked = {"X-Linked-Size": str(self._size(name, path)), "X-Linked-ETag": f'"{digest}"'}
         location = f"{self.hub.storage}/{quote(repo)}/{digest}?X-Signature=aSignatureThatNobodyMayPrint"
@@ -291,6 +312,8 @@ class _Handler(BaseHTTPRequestHandler):
         known = token == TOKEN or token in self.hub.members
         if token and not known:
             self._error(401, "", "Invalid credentials in Authorization header")
+        elif repo not in self.hub.repositories and "codes" in self.hub.without:
+            self._error(404, "", "Not Found")
         elif repo not in self.hub.repositories or (repo in self.hub.private and not known):
             if token:
                 self._error(404, "RepoNotFound", "Repository not found")
@@ -317,10 +340,10 @@ class _Handler(BaseHTTPRequestHandler):
         # The token that was sent comes back, beside a control sequence: no client may repeat either.
         body = {"error": f"{message} \x1b[31m{self.headers.get('Authorization', '')}"}
         codes = {"X-Error-Code": code} if code else {}
-        named = {**codes, "X-Error-Message": f"{message}"}
-        return self._send(
-            status, {**(headers or {}), **named}, json.dumps(body).encode(), kind="application/json"
-        )
+        named = {} if "codes" in self.hub.without else {**codes, "X-Error-Message": f"{message}"}
+        text = "<html>No.</html>" if "json" in self.hub.without else json.dumps(body)
+        kind = "text/html" if "json" in self.hub.without else "application/json"
+        return self._send(status, {**(headers or {}), **named}, text.encode(), kind=kind)
 
     def _json(self, document: object) -> None:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
@@ -335,7 +358,9 @@ class _Handler(BaseHTTPRequestHandler):
         kind: str = "application/octet-stream",
     ) -> None:
         self.send_response(status)
-        for key, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
+        endless = "length" in self.hub.without and kind == "application/octet-stream"
+        length = {"Connection": "close"} if endless else {"Content-Length": str(len(body))}
+        for key, value in {"Content-Type": kind, **length, **headers}.items():
             self.send_header(key, value)
         self.end_headers()
         sent = body[:drop] if self.command == "GET" else b""

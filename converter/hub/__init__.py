@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from converter.errors import HubError
 from converter.hub.cache import Snapshot, Store, local_files
 from converter.hub.connection import Connection, amount, fetch
+from converter.hub.description import describe, list_repository
 from converter.hub.failures import explain
 from converter.hub.repository import (
     COMMIT,
@@ -25,7 +26,6 @@ from converter.hub.repository import (
     RemoteFile,
     is_weights,
     model_files,
-    read_listing,
     refuse_unless_model,
 )
 from converter.names import Source
@@ -53,7 +53,8 @@ def download(
     One request resolves the revision to a commit and lists the files; everything else is fetched at that
     commit: configuration, tokenizer, chat template, licence and safetensors files (those that the index
     names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are those
-    that the Hub lists, checked as the bytes arrive.
+    that the Hub lists, checked as the bytes arrive; a server of its protocol that lists only names is asked
+    for the rest file by file.
 
     `offline` (or HF_HUB_OFFLINE) uses the cache alone. Without `weights`, only what describes the model is
     brought. `progress(done, total)` counts the bytes of all these
@@ -96,11 +97,13 @@ class _Transfer:
 
     def snapshot(self, revision: str, weights: bool) -> Snapshot:
         repo = self.store.repo
-        listing = read_listing(self.connection.listing(repo, revision), repo)
+        listing = list_repository(self.connection, repo, revision)
         refuse_unless_model(listing)
         folder = self.store.snapshot_folder(listing.commit)
         # The index says which weights are needed; a gated repository refuses here, before anything large.
-        self._bring_all(listing, [name for name in (CONFIG, INDEX) if name in listing.files], None)
+        first = [name for name in (CONFIG, INDEX) if name in listing.files]
+        listing = describe(self.connection, listing, first)
+        self._bring_all(listing, first, None)
         index = None
         if INDEX in listing.files:
             with local_files(folder / INDEX):
@@ -108,6 +111,7 @@ class _Transfer:
         wanted = sorted(model_files(listing.files, index, repo))
         if absent := [name for name in wanted if name not in listing.files]:
             raise HubError(f"{repo}: {INDEX} names the shard {absent[0]}, which the repository does not have")
+        listing = describe(self.connection, listing, wanted)
         self.store.record(listing.commit, [listing.files[name] for name in wanted])
         wanted = [name for name in wanted if weights or not is_weights(name)]
         self._bring_all(listing, wanted, self.progress)
@@ -118,10 +122,10 @@ class _Transfer:
     def _bring_all(self, listing: Listing, names: Iterable[str], progress: Progress | None) -> None:
         files = [listing.files[name] for name in names]
         missing = [file for file in files if not self.store.holds(listing.commit, file)]
-        missing.sort(key=lambda file: file.size)
+        missing.sort(key=lambda file: file.size or 0)
         self._check_room(missing)
-        tally = _Tally(sum(file.size for file in files), progress)
-        tally.add(tally.total - sum(file.size for file in missing))
+        tally = _Tally(sum(file.size or 0 for file in files), progress)
+        tally.add(tally.total - sum(file.size or 0 for file in missing))
         stop = threading.Event()
         with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as threads:
             jobs = [threads.submit(self._bring, listing, file, tally, stop) for file in missing]
@@ -134,10 +138,10 @@ class _Transfer:
                 raise
 
     def _bring(self, listing: Listing, file: RemoteFile, tally: _Tally, stop: threading.Event) -> None:
-        url = f"{self.connection.endpoint}/{listing.repo}/resolve/{listing.commit}/{quote(file.name)}"
+        url = self.connection.file_url(listing.repo, listing.commit, file.name)
         with self.store.lock(file):
             if self.store.has_blob(file):
-                tally.add(file.size)
+                tally.add(file.size or 0)
             else:
                 fetch(self.connection, url, file, self.store.partial(file), tally.add, stop)
                 self.store.keep(file)
@@ -157,7 +161,7 @@ class _Transfer:
 
 
 class _Tally:
-    """Bytes at hand, out of `total`, over all threads."""
+    """Bytes at hand, out of `total`, over all threads; `total` grows by what had no known size."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.total = total
@@ -168,6 +172,7 @@ class _Tally:
     def add(self, size: int) -> None:
         with self._lock:
             self._done += size
+            self.total = max(self.total, self._done)
             if self._progress:
                 self._progress(self._done, self.total)
 

@@ -17,14 +17,22 @@ from pathlib import Path
 
 from converter.document import read_object
 from converter.errors import CheckpointError, HubError
-from converter.hub.repository import COMMIT, CONFIG, INDEX, RemoteFile, is_weights, model_files
+from converter.hub.repository import (
+    COMMIT,
+    CONFIG,
+    INDEX,
+    RemoteFile,
+    is_weights,
+    model_files,
+    names_commit,
+)
 
 _RECORD_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model on disk: `path` holds the `files` of `repo` at the commit `revision` (40 hex digits)."""
+    """A model on disk: `path` holds the `files` of `repo` at the commit `revision` (40 digits on the Hub)."""
 
     path: Path
     repo: str
@@ -46,11 +54,11 @@ class Store:
 
     def blob(self, file: RemoteFile) -> Path:
         """Where the verified content of `file` lies."""
-        return self.folder / "blobs" / file.digest
+        return self.folder / "blobs" / file.blob
 
     def partial(self, file: RemoteFile) -> Path:
         """Where the content of `file` gathers until it is whole."""
-        return self.folder / "blobs" / f"{file.digest}.incomplete"
+        return self.folder / "blobs" / f"{file.blob}.incomplete"
 
     def snapshot_folder(self, commit: str) -> Path:
         """Where the files of a commit have their own names."""
@@ -58,22 +66,27 @@ class Store:
 
     def has_blob(self, file: RemoteFile) -> bool:
         """Whether the content is there, whole by its size (digests are checked when bytes arrive)."""
-        return _size(self.blob(file)) == file.size
+        return _is_there(self.blob(file), file.size)
 
     def holds(self, commit: str, file: RemoteFile) -> bool:
         """Whether the snapshot of `commit` has the file, whole by its size."""
-        return _size(self.snapshot_folder(commit) / file.name) == file.size
+        pointer = self.snapshot_folder(commit) / file.name
+        if not COMMIT.fullmatch(commit) and pointer.resolve().name != file.blob:
+            return False  # what is no digest may mean something else by now
+        return _is_there(pointer, file.size)
 
     def missing_bytes(self, file: RemoteFile) -> int:
-        """How many bytes of `file` are still to be received."""
-        return 0 if self.has_blob(file) else file.size - min(_size(self.partial(file)) or 0, file.size)
+        """How many bytes of `file` are still to be received, as far as its size is known."""
+        if file.size is None or self.has_blob(file):
+            return 0
+        return file.size - min(_size(self.partial(file)) or 0, file.size)
 
     @contextlib.contextmanager
     def lock(self, file: RemoteFile) -> Iterator[None]:
         """Waits for, then keeps off, other processes that want this content (huggingface_hub's too)."""
         from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-        path = self.cache / ".locks" / self.folder.name / f"{file.digest}.lock"
+        path = self.cache / ".locks" / self.folder.name / f"{file.blob}.lock"
         with contextlib.ExitStack() as stack:
             with local_files(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +114,7 @@ class Store:
         _write(self.folder / "refs" / revision, commit)
 
     def record(self, commit: str, files: Iterable[RemoteFile]) -> None:
-        """Write down which files make the model, with their sizes."""
+        """Write down which files make the model, with their sizes (null where not known)."""
         sizes = {file.name: file.size for file in files}
         _write(self._record(commit), json.dumps({"schema": 1, "files": sizes}, indent=1) + "\n")
 
@@ -136,7 +149,7 @@ class Store:
         if not COMMIT.fullmatch(revision):
             with contextlib.suppress(OSError, ValueError):
                 commit = (self.folder / "refs" / revision).read_text("ascii").strip()
-        if not COMMIT.fullmatch(commit) or not self.snapshot_folder(commit).is_dir():
+        if not names_commit(commit) or not self.snapshot_folder(commit).is_dir():
             raise HubError(
                 f"{self.repo}@{revision} is not in the cache {self.cache}: run once without --offline"
             )
@@ -150,7 +163,9 @@ class Store:
             files = read_object(self._record(commit), _RECORD_LIMIT).get("files")
         except CheckpointError:
             return None
-        if not isinstance(files, dict) or not all(type(size) is int for size in files.values()):
+        if not isinstance(files, dict):
+            return None
+        if not all(size is None or type(size) is int for size in files.values()):
             return None
         return files or None
 

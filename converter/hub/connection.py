@@ -1,4 +1,4 @@
-"""One connection to a Hub: its listing of a repository, and single files that resume where they broke off.
+"""One connection to a Hub: its documents, and single files that resume where they broke off.
 
 The HTTP session, its proxies and certificates, the user's token and the classes of errors are
 huggingface_hub's. The files' bytes are received here, because huggingface_hub 2.x writes each download to
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from converter.errors import HubError
@@ -28,6 +29,12 @@ from converter.hub.cache import local_files
 from converter.hub.repository import RemoteFile
 from converter.names import printable
 
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileMetadata
+
+Answer = TypeVar("Answer")
+
+_AGENT = "qatconvert"
 _JSON_LIMIT = 64 << 20
 _BLOCK = 1 << 20
 _LONGEST_WAIT = 60.0
@@ -56,12 +63,30 @@ class Connection:
         parts = urlsplit(self.endpoint)
         return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
 
-    def listing(self, repo: str, revision: str) -> object:
-        """The Hub's JSON description of `repo` at `revision`: the commit, and files with their digests."""
-        url = f"{self.endpoint}/api/models/{repo}/revision/{quote(revision, safe='')}"
+    def file_url(self, repo: str, commit: str, name: str) -> str:
+        """Where the Hub has a file of a repository at a commit."""
+        return f"{self.endpoint}/{repo}/resolve/{commit}/{quote(name)}"
+
+    def document(self, route: str, parameters: Mapping[str, str]) -> object:
+        """The JSON value at `route` (relative to the endpoint). Raises the errors of `answer`, HubError for
+        an endless one, ValueError or RecursionError for what is no JSON."""
+        return self._patiently(lambda: self._json(f"{self.endpoint}/{route}", parameters))
+
+    def metadata(self, url: str) -> HfFileMetadata:
+        """The size, ETag and commit of a file by its headers. Raises the errors of `answer`."""
+        from huggingface_hub import get_hf_file_metadata
+
+        # False, not None: huggingface_hub would look for a token of its own.
+        token = self.token or False
+        headers = {"user-agent": _AGENT}
+        return self._patiently(
+            lambda: get_hf_file_metadata(url, token=token, headers=headers, endpoint=self.endpoint)
+        )
+
+    def _patiently(self, request: Callable[[], Answer]) -> Answer:
         for failures in range(1, len(self.waits) + 2):
             try:
-                return self._json(url)
+                return request()
             except Exception as error:
                 unreachable = isinstance(error, http_library().ConnectError)
                 wait = None if unreachable else self.patience(error, failures)
@@ -70,9 +95,9 @@ class Connection:
             time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    def _json(self, url: str) -> object:
+    def _json(self, url: str, parameters: Mapping[str, str]) -> object:
         body = bytearray()
-        with self.answer(url, {"Accept": "application/json"}, params={"blobs": "true"}) as response:
+        with self.answer(url, {"Accept": "application/json"}, params=dict(parameters)) as response:
             for chunk in response.iter_bytes():
                 body += chunk
                 if len(body) > _JSON_LIMIT:
@@ -91,7 +116,7 @@ class Connection:
         from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
         authorization = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        everything = {"User-Agent": "qatconvert", **headers, **authorization}
+        everything = {"User-Agent": _AGENT, **headers, **authorization}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream("GET", url, headers=everything, timeout=timeout, **options) as response:
             hf_raise_for_status(response)
@@ -120,26 +145,22 @@ def fetch(
     the Hub listed (what arrived is deleted), or when it cannot be written; InterruptedTransferError once
     `stop` is set; the errors of `Connection.answer` otherwise.
     """
-    failures = 0
     with _Partial(path, file) as partial:
-        received(partial.position)
-        while partial.position < file.size:
-            before = partial.position
-            try:
-                _receive(connection, url, partial, received, stop)
-            except Exception as error:
-                failures = failures + 1 if partial.position <= before else 1
-                wait = connection.patience(error, failures)
-                if wait is None:
-                    raise (_broken_off(error, partial) or error) from None
-                if stop.wait(wait):
-                    raise InterruptedTransferError from None
+        resumed = partial.position
+        received(resumed)
+        _fill(connection, url, partial, received, stop)
+        if resumed and partial.contradicts_etag():
+            # Not every server's ETag is a digest, so that it refuses nothing; but the part that lay here may
+            # be damaged, which a transfer in one piece is not.
+            received(-partial.position)
+            partial.restart()
+            _fill(connection, url, partial, received, stop)
         if partial.is_whole():
             return
     path.unlink()
     raise HubError(
         f"{file.name}: the content that arrived is not the one the Hub lists (its digest differs from "
-        f"{file.digest[:12]}…) and was deleted: run the same command again"
+        f"{file.blob[:12]}…) and was deleted: run the same command again"
     )
 
 
@@ -172,7 +193,11 @@ def amount(size: int) -> str:
 
 
 class _Partial:
-    """The file that a transfer fills, and the digest of what it holds so far."""
+    """The file that a transfer fills, and the digest of what it holds so far.
+
+    Where the size is not known, `size` is None until an answer tells it, and what an earlier run left is
+    of no use: it may be whole.
+    """
 
     def __init__(self, path: Path, file: RemoteFile) -> None:
         self.file = file
@@ -181,8 +206,9 @@ class _Partial:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             self._stream = path.open("r+b")
+        self.size = file.size
         self._begin()
-        if path.stat().st_size > file.size:
+        if file.size is None or path.stat().st_size > file.size:
             self.restart()
         while block := self._stream.read(_BLOCK):
             self._digest.update(block)
@@ -190,10 +216,8 @@ class _Partial:
 
     def _begin(self) -> None:
         self.position = 0
-        large = len(self.file.digest) == 64
-        self._digest = hashlib.sha256() if large else hashlib.sha1(usedforsecurity=False)
-        if not large:
-            self._digest.update(b"blob %d\0" % self.file.size)
+        large = self.file.digest is None or len(self.file.digest) == 64
+        self._digest = hashlib.sha256() if large else _git_digest(self.file.size)
 
     def __enter__(self) -> _Partial:
         return self
@@ -211,18 +235,60 @@ class _Partial:
         self._begin()
 
     def append(self, chunk: bytes) -> None:
-        if self.position + len(chunk) > self.file.size:
+        if self.size is not None and self.position + len(chunk) > self.size:
             self.restart()
             raise HubError(
-                f"{self.file.name}: the server sends more than the {self.file.size} bytes that it listed"
+                f"{self.file.name}: the server sends more than the {self.size} bytes that it listed"
             )
         with local_files(self.path):
             self._stream.write(chunk)
         self._digest.update(chunk)
         self.position += len(chunk)
 
+    def is_full(self) -> bool:
+        return self.size is not None and self.position >= self.size
+
     def is_whole(self) -> bool:
-        return self.position == self.file.size and self._digest.hexdigest() == self.file.digest
+        return self.position == self.size and self.file.digest in (None, self._digest.hexdigest())
+
+    def contradicts_etag(self) -> bool:
+        """Whether, for want of a digest, the ETag looks like a SHA-1 but is neither git's nor a plain one."""
+        if self.file.digest is not None or not re.fullmatch(r"[0-9a-f]{40}", self.file.etag or ""):
+            return False
+        digests = [_git_digest(self.position), hashlib.sha1(usedforsecurity=False)]
+        with local_files(self.path):
+            self._stream.seek(0)
+            while block := self._stream.read(_BLOCK):
+                for digest in digests:
+                    digest.update(block)
+        return self.file.etag not in [digest.hexdigest() for digest in digests]
+
+
+def _git_digest(size: int | None) -> hashlib._Hash:
+    digest = hashlib.sha1(usedforsecurity=False)
+    digest.update(b"blob %d\0" % (size or 0))
+    return digest
+
+
+def _fill(
+    connection: Connection,
+    url: str,
+    partial: _Partial,
+    received: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    failures = 0
+    while not partial.is_full():
+        before = partial.position
+        try:
+            _receive(connection, url, partial, received, stop)
+        except Exception as error:
+            failures = failures + 1 if partial.position <= before else 1
+            wait = connection.patience(error, failures)
+            if wait is None:
+                raise (_broken_off(error, partial) or error) from None
+            if stop.wait(wait):
+                raise InterruptedTransferError from None
 
 
 def _receive(
@@ -236,7 +302,8 @@ def _receive(
     # Only unencoded bytes can be counted, resumed and compared with the listed size.
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     with connection.answer(url, headers) as response:
-        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        encoded = response.headers.get("Content-Encoding", "identity").lower() != "identity"
+        if encoded and response.status_code == 206:
             raise HubError(f"{partial.file.name}: the server compresses its answer against the request")
         if start and response.status_code != 206:
             partial.restart()
@@ -245,20 +312,25 @@ def _receive(
             raise HubError(
                 f"{partial.file.name}: the server answers with another part of the file than asked for"
             )
-        for chunk in response.iter_raw():
+        length = "" if encoded or response.status_code == 206 else response.headers.get("Content-Length", "")
+        if partial.size is None and length.isdecimal():
+            partial.size = int(length)
+        for chunk in response.iter_bytes() if encoded else response.iter_raw():
             if stop.is_set():
                 raise InterruptedTransferError
             partial.append(chunk)
             received(len(chunk))
-    if partial.position < partial.file.size:
+    if partial.size is None:
+        partial.size = partial.position
+    if partial.position < partial.size:
         raise ShortAnswerError
 
 
 def _broken_off(error: Exception, partial: _Partial) -> HubError | None:
     if hasattr(error, "response") or not is_transient(error):
         return None
-    done, size = amount(partial.position), amount(partial.file.size)
+    done, size = amount(partial.position), "" if partial.size is None else f" of {amount(partial.size)}"
     return HubError(
-        f"{partial.file.name}: the connection broke off at {done} of {size}: "
+        f"{partial.file.name}: the connection broke off at {done}{size}: "
         "run the same command again, it goes on from there"
     )

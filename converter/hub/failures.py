@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
+from typing import Any
 
 from converter.errors import HubError
 from converter.hub.connection import Connection, http_library
@@ -25,15 +26,13 @@ def explain(error: Exception, source: Source, connection: Connection) -> HubErro
         return HubError(_gated(source, connection))
     if isinstance(error, errors.RevisionNotFoundError):
         page = f"{_page(source, connection)}/commits/main"
-        return HubError(f"{source.repo} has no branch, tag or commit {source.revision}: see {page}")
+        return HubError(f"{source.repo} has no branch, tag or commit {source.revision or 'main'}: see {page}")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubError(_not_found(source, connection))
     if isinstance(error, errors.RemoteEntryNotFoundError):
-        return HubError(
-            f"{source.repo} lists a file that {connection.address} does not have: try again later"
-        )
+        return HubError(_absent_file(source, connection))
     if isinstance(error, errors.HfHubHTTPError):
-        return HubError(_status(error.response.status_code, source, connection))
+        return HubError(_status(error.response, source, connection))
     if isinstance(error, errors.OfflineModeIsEnabled):
         return HubError(f"HF_HUB_OFFLINE forbids to ask {connection.address}: unset it, or use --offline")
     reason = _network(error)
@@ -42,7 +41,8 @@ def explain(error: Exception, source: Source, connection: Connection) -> HubErro
 
 def _not_found(source: Source, connection: Connection) -> str:
     account = "" if connection.token else f" (or it is private: {_LOGIN})"
-    text = f"{connection.address} has no repository {source.repo}{account}"
+    revision = f" with a branch, tag or commit {source.revision}" if source.revision else ""
+    text = f"{connection.address} has no repository {source.repo}{revision}{account}"
     if source.alias is None:
         return f"{text}, and there is no local directory of this name"
     sizes = ", ".join(PUBLISHED_SIZES)
@@ -50,6 +50,10 @@ def _not_found(source: Source, connection: Connection) -> str:
         f"{text}; published sizes: {sizes}; if this model is published elsewhere, name it: "
         f"qatconvert models add {source.alias} OWNER/NAME"
     )
+
+
+def _absent_file(source: Source, connection: Connection) -> str:
+    return f"{source.repo} lists a file that {connection.address} does not have: try again later"
 
 
 def _gated(source: Source, connection: Connection) -> str:
@@ -62,7 +66,12 @@ def _gated(source: Source, connection: Connection) -> str:
     )
 
 
-def _status(status: int, source: Source, connection: Connection) -> str:
+def _status(response: Any, source: Source, connection: Connection) -> str:
+    status: int = response.status_code
+    if status == HTTPStatus.NOT_FOUND and f"/api/models/{source.repo}" in response.request.url.path:
+        return _not_found(source, connection)  # the Hub adds X-Error-Code, not every server does
+    if status == HTTPStatus.NOT_FOUND:
+        return _absent_file(source, connection)
     if status == HTTPStatus.UNAUTHORIZED and connection.token is None:
         return _not_found(source, connection)
     if status == HTTPStatus.UNAUTHORIZED:

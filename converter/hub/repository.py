@@ -21,25 +21,41 @@ _BESIDE_WEIGHTS = re.compile(
 )
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_FOLDER = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository: its size in bytes and the digest of its content, as the Hub lists them.
+    """A file of a repository: its size in bytes and the digest of its content, None where not known.
 
-    `digest` is hexadecimal and also the name of the file's blob in the cache: 64 digits are the SHA-256 of
-    a file in large storage, 40 digits git's blob id of any other, SHA-1 of `blob SIZE`, a zero byte and the
-    content (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects).
+    `digest` is hexadecimal: 64 digits are the SHA-256 of a file in large storage, 40 digits git's blob id
+    of any other, SHA-1 of `blob SIZE`, a zero byte and the content
+    (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects). `etag` is what the server calls the content
+    where it gives no digest; it is safe as a file's name.
     """
 
     name: str
-    size: int
-    digest: str
+    size: int | None = None
+    digest: str | None = None
+    etag: str | None = None
+
+    @property
+    def blob(self) -> str:
+        """The name of the content in the cache; ValueError before the file is described."""
+        if name := self.digest or self.etag:
+            return name
+        raise ValueError(f"{self.name} has neither digest nor ETag")
+
+    @property
+    def is_described(self) -> bool:
+        """Whether size and digest are known, so that the server need not be asked."""
+        return self.size is not None and self.digest is not None
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit (40 hexadecimal digits): every file by its name."""
+    """A repository at one commit: every file by its name. The Hub's commits are 40 hexadecimal digits; any
+    other server's are at least safe as a folder's name."""
 
     repo: str
     commit: str
@@ -49,15 +65,20 @@ class Listing:
 def read_listing(document: object, repo: str) -> Listing:
     """Check the Hub's description of `repo` (a JSON value) and return what it lists.
 
-    Raises HubError for a file name that could lead out of a folder, for a missing or malformed commit, size
-    or digest.
+    A size or digest that is missing or malformed is None. Raises HubError for a file name that could lead
+    out of a folder, and for a commit that is missing or could.
     """
     commit = document.get("sha") if isinstance(document, dict) else None
     siblings = document.get("siblings") if isinstance(document, dict) else None
-    if not isinstance(commit, str) or not COMMIT.fullmatch(commit) or not isinstance(siblings, list):
+    if not isinstance(commit, str) or not names_commit(commit) or not isinstance(siblings, list):
         raise HubError(f"{repo}: the Hub's description names no commit or no files: check HF_ENDPOINT")
     files = [_listed_file(sibling, repo) for sibling in siblings]
     return Listing(repo, commit, {file.name: file for file in files})
+
+
+def names_commit(text: str) -> bool:
+    """Whether `text` can be a commit, and thereby the name of a folder."""
+    return _FOLDER.fullmatch(text) is not None
 
 
 def refuse_unless_model(listing: Listing) -> None:
@@ -91,14 +112,17 @@ def model_files(names: Collection[str], index: str | None, repo: str) -> set[str
 
 def _listed_file(sibling: object, repo: str) -> RemoteFile:
     entry = sibling if isinstance(sibling, dict) else {}
-    name, large = entry.get("rfilename"), entry.get("lfs")
+    name = entry.get("rfilename")
     if not isinstance(name, str) or not _is_safe(name):
         raise HubError(f"{repo}: the Hub lists a file named {printable(repr(name))}, which is refused")
+    large = entry.get("lfs")
     size = large.get("size") if isinstance(large, dict) else entry.get("size")
     digest = large.get("sha256") if isinstance(large, dict) else entry.get("blobId")
-    if type(size) is not int or size < 0 or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
-        raise HubError(f"{repo}: the Hub lists {printable(name)} without a size and digest that can be used")
-    return RemoteFile(name, size, digest)
+    return RemoteFile(
+        name,
+        size if type(size) is int and size >= 0 else None,
+        digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None,
+    )
 
 
 def _is_safe(name: str) -> bool:

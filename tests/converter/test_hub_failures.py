@@ -12,7 +12,7 @@ from hub_model import DOWNLOAD, REPO, SHARDS, run_python, use_only, write_model
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import add_model, resolve
-from hub_server import TOKEN, HubServer
+from hub_server import PLAIN, TOKEN, HubServer
 
 
 @pytest.fixture
@@ -46,6 +46,26 @@ def test_an_unpublished_size_lists_the_published_ones_and_how_to_map_it(
     assert "no repository google/gemma-4-7B-it-qat-q4_0-unquantized" in text
     assert "published sizes: E2B, E4B, 12B, 26B-A4B, 31B" in text
     assert text.endswith("qatconvert models add gemma4-7b OWNER/NAME")
+
+
+@pytest.mark.parametrize("body", [set(), {"json"}])
+def test_a_bare_404_is_a_missing_repository_too(
+    hub: HubServer, refusal: Callable[[str], str], body: set[str]
+) -> None:
+    hub.without |= PLAIN | body
+    text = refusal("gemma4-7b")
+    assert "no repository google/gemma-4-7B-it-qat-q4_0-unquantized" in text
+    assert "published sizes: E2B, E4B, 12B, 26B-A4B, 31B" in text
+    assert text.endswith("qatconvert models add gemma4-7b OWNER/NAME")
+    assert f"{REPO} with a branch, tag or commit v9" in refusal(f"{REPO}@v9")
+
+
+def test_a_bare_401_without_a_token_is_a_missing_repository_too(
+    hub: HubServer, refusal: Callable[[str], str]
+) -> None:
+    hub.without |= {"codes", "json"}
+    hub.failing["/api/"] = (401, -1)
+    assert refusal("gemma4-7b").endswith("qatconvert models add gemma4-7b OWNER/NAME")
 
 
 def test_the_mapping_that_was_proposed_is_the_remedy(hub: HubServer, tmp_path: Path) -> None:
@@ -187,7 +207,7 @@ def test_a_server_that_is_no_hub_is_named(hub: HubServer, refusal: Callable[[str
         b"<html>hotel login</html>",
         b"[]",
         b"{}",
-        b'{"sha": "main", "siblings": []}',
+        b'{"sha": "main", "siblings": {"a": 1}}',
         b"[" * 100_000,
     ):
         hub.edit_listing = lambda listing, answer=answer: answer  # type: ignore[misc]

@@ -13,7 +13,7 @@ from hub_model import INDEX, REPO, SHARDS, use_only, write_model
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import resolve
-from hub_server import HubServer, files_of
+from hub_server import PLAIN, HubServer, blob_id, files_of
 
 
 @pytest.fixture
@@ -66,20 +66,31 @@ def test_a_file_name_that_could_lead_elsewhere_is_refused(
 
 
 @pytest.mark.parametrize("digest", ["../../../x", "A" * 40, "abc", None, 7, "0" * 65])
-def test_a_digest_that_is_none_is_refused(hub: HubServer, digest: object) -> None:
+def test_a_listed_digest_that_is_none_names_no_file(hub: HubServer, tmp_path: Path, digest: object) -> None:
     change(hub, "config.json", blobId=digest)
-    with pytest.raises(HubError, match=r"config\.json without a size and digest"):
-        download(resolve(REPO))
+    path = download(resolve(REPO)).path / "config.json"
+    assert path.resolve().name == blob_id(tmp_path / "repository" / "config.json")
+
+
+@pytest.mark.parametrize("etag", ['"../../../x"', "/etc/x", "..", '"a b"', '"x.incomplete"', '""', "a" * 999])
+def test_an_etag_that_could_lead_elsewhere_names_no_file(hub: HubServer, tmp_path: Path, etag: str) -> None:
+    hub.without |= PLAIN
+    hub.etag = lambda path: etag
+    snapshot = download(resolve(REPO))
+    blobs = {path.resolve() for path in snapshot.files}
+    assert len(blobs) == len(snapshot.files)
+    assert {blob.parent for blob in blobs} == {snapshot.path.parents[1] / "blobs"}
+    assert all(blob.name.startswith("unnamed-") for blob in blobs)
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, "7", None, True])
-def test_a_size_that_is_none_is_refused(hub: HubServer, size: object) -> None:
+def test_a_listed_size_that_is_none_is_asked_for(hub: HubServer, tmp_path: Path, size: object) -> None:
     change(hub, SHARDS[0], lfs={"size": size, "sha256": "0" * 64, "pointerSize": 134})
-    with pytest.raises(HubError, match=f"{SHARDS[0]} without a size and digest"):
-        download(resolve(REPO))
+    path = download(resolve(REPO)).path / SHARDS[0]
+    assert path.read_bytes() == (tmp_path / "repository" / SHARDS[0]).read_bytes()
 
 
-@pytest.mark.parametrize("commit", ["../../../../x", "main", None, 7, "A" * 40])
+@pytest.mark.parametrize("commit", ["../../../../x", "..", "a/b", "", "a" * 200, ".a", "a\n", None, 7])
 def test_a_commit_that_is_none_is_refused(hub: HubServer, commit: object) -> None:
     hub.edit_listing = lambda listing: listing | {"sha": commit}
     with pytest.raises(HubError, match="names no commit"):
