@@ -43,9 +43,9 @@ def command(
 
     with progress_bars(quiet) as progress:
         opened = open_model(model, offline=offline, progress=progress)
+        found = inspect(opened, targets, {"off_lattice": off_lattice}, progress)
         if opened.source.note:
             warn(opened.source.note)
-        found = inspect(opened, targets, {"off_lattice": off_lattice}, progress)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import TOKEN, HubServer
+from hub_server import PLAIN, TOKEN, HubServer
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
@@ -96,3 +96,32 @@ def test_a_gated_model_names_the_page_and_the_token_and_never_shows_it(checkpoin
     assert REPO in line
     assert "licence" in line
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_gemma4_9b_converts_from_a_server_that_lists_only_names(published, tmp_path):
+    published.without |= PLAIN
+    done = run(published, tmp_path, "gemma4-9b", "--no-validate", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["source"]["revision"] == published.commit(REPO)
+
+
+def test_a_directory_that_is_no_checkpoint_is_one_line_even_where_a_repository_has_its_name(tmp_path):
+    (tmp_path / "my-team" / "gemma").mkdir(parents=True)
+    with HubServer({}) as server:
+        for words in (["my-team/gemma"], ["inspect", "my-team/gemma"]):
+            done = run(server, tmp_path, *words)
+            assert done.returncode == 1
+            (line,) = done.stderr.strip().splitlines()
+            assert "my-team/gemma" in line
+
+
+def test_a_directory_that_is_a_checkpoint_is_told_from_the_repository_of_its_name(
+    checkpoint_factory, tmp_path
+):
+    (tmp_path / "my-team").mkdir()
+    (tmp_path / "my-team" / "gemma").symlink_to(checkpoint_factory("text"))
+    with HubServer({}) as server:
+        done = run(server, tmp_path, "inspect", "my-team/gemma", "--quiet")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert "my-team/gemma is read as the local directory" in line
