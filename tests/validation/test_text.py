@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -153,12 +154,18 @@ def test_a_text_that_is_too_short_says_what_to_do(passages: int) -> None:
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").write_text(" \n")
-    with pytest.raises(UsageError, match="cannot be read as UTF-8"):
+    with pytest.raises(UsageError, match="not UTF-8 at byte 0"):
         read_passages(tmp_path / "binary")
     with pytest.raises(UsageError, match="holds no text"):
         read_passages(tmp_path / "empty")
     with pytest.raises(UsageError, match="cannot be read"):
         read_passages(tmp_path / "absent")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is not a regular file"):
+        read_passages(tmp_path / "pipe")
+    (tmp_path / "large").write_bytes(b"a" * 5_000_000)
+    with pytest.raises(UsageError, match="larger than the 4194304 bytes"):
+        read_passages(tmp_path / "large")
 
 
 def test_ids_outside_the_vocabulary_are_refused(model: Path, worker: Worker) -> None:
