@@ -84,6 +84,7 @@ def library_versions() -> dict[str, str]:
 
 
 def build(
+    options: Mapping[str, object],
     checkpoint: Checkpoint,
     source: Mapping[str, object],
     files: Sequence[Mapping[str, object]],
@@ -92,13 +93,14 @@ def build(
 ) -> dict[str, object]:
     """The manifest of a conversion; holds no time, host or outside path.
 
-    ``files`` and ``artifacts`` are the digests of what was read and written, ``targets`` maps each target
-    to its storage plan.
+    ``options`` concern the whole conversion, ``files`` and ``artifacts`` are the digests of what was read and
+    written, ``targets`` maps each target to its storage plan and its own options.
     """
     return {
         "schema": 1,
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
         "libraries": library_versions(),
+        "options": dict(options),
         "source": {**source, "format": checkpoint.format, "files": list(files)},
         "targets": dict(targets),
         "left_out": [

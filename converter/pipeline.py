@@ -158,7 +158,7 @@ def _convert(
         digests.add(manifest.files_of(scratch))
         sources = digests.entries(model.checkpoint.path)
         report = _prove(prepared, model, plans, sources, scratch, progress)
-        _record(model, plans, sources, report, digests, scratch)
+        _record(_options(conversion), model, plans, sources, report, digests, scratch)
         output.publish(scratch, destination)
     return Outcome(destination, report, _passed(report), _errors(report))
 
@@ -337,7 +337,18 @@ def _publish_reports(report: Mapping[str, Any], scratch: Path, directory: Path) 
         output.publish(scratch, directory, keep=True)
 
 
+def _options(conversion: Conversion) -> dict[str, object]:
+    """What was asked for, as the manifest records it beside each target's own options: a text by its digest,
+    since its path means nothing elsewhere."""
+    settings = conversion.validation
+    if settings is None:
+        return {"validation": None}
+    text = settings.get("text")
+    return {"validation": {**settings, "text": manifest.sha256(text) if text else None}}
+
+
 def _record(
+    options: Mapping[str, object],
     model: Model,
     plans: Sequence[Plan],
     sources: Sequence[Mapping[str, object]],
@@ -351,6 +362,7 @@ def _record(
     write(scratch, report)
     digests.add(manifest.files_of(scratch))
     content = manifest.build(
+        options,
         model.checkpoint,
         model.record(),
         sources,

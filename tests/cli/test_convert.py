@@ -126,6 +126,9 @@ def test_the_manifest_describes_what_lies_beside_it(demo):
     formats = {tensor["stored_as"]: tensor["format"] for tensor in manifest["targets"]["gguf"]["tensors"]}
     assert formats["token_embd.weight"] == "Q4_0"
     assert manifest["tool"]["name"] == "qatconvert"
+    assert manifest["options"]["validation"]["baseline"] == "naive-q4_0"
+    assert manifest["options"]["validation"]["positions"] == 512
+    assert manifest["targets"]["gguf"]["options"]["off_lattice"] == "q8_0"
     assert {"gguf", "numpy", "numba"} <= set(manifest["libraries"])
 
 
