@@ -11,12 +11,12 @@ import pytest
 from converter.errors import UsageError
 from validation.gates import DENSE, EXPERTS, KNOWN, judge, limits
 from validation.metrics import LogitMetrics, compare
-from validation.weights import TensorExactness, WeightExactness
+from validation.weights import NAN_ULP, TensorExactness, WeightExactness
 
 
-def weights(exact: int, blocks: int = 10_000, block: int | None = 32) -> WeightExactness:
+def weights(exact: int, blocks: int = 10_000, block: int | None = 32, ulp: int = 0) -> WeightExactness:
     return WeightExactness(
-        (TensorExactness("w", "w", "Q4_0", block, 32 * blocks, 32 * exact, blocks, exact, 0, 0.0),)
+        (TensorExactness("w", "w", "Q4_0", block, 32 * blocks, 32 * exact, blocks, exact, ulp, 0.0),)
     )
 
 
@@ -34,6 +34,21 @@ def test_the_exactness_gate_is_9999_of_10000_blocks() -> None:
 def test_exactness_is_a_least_share(exact: int, passed: bool, equal: LogitMetrics) -> None:
     gate = judge(limits({}), weights(exact), equal)[0]
     assert (gate.name, gate.value, gate.passed) == ("exact_fraction", exact / 10_000, passed)
+
+
+@pytest.mark.parametrize(
+    ("exact", "blocks", "ulp", "note"),
+    [
+        (7_462, 10_000, 1, "2538 blocks are not exact; largest error 1 bf16 ulp"),
+        (99, 100, 70, "1 block is not exact; largest error 70 bf16 ulp"),
+        (0, 2, NAN_ULP, "2 blocks are not exact; values that are no numbers"),
+        (9_999, 10_000, 1, ""),
+    ],
+)
+def test_a_failed_exactness_gate_says_how_much_is_not_exact(
+    exact: int, blocks: int, ulp: int, note: str, equal: LogitMetrics
+) -> None:
+    assert judge(limits({}), weights(exact, blocks, ulp=ulp), equal)[0].note == note
 
 
 def test_divergence_is_a_greatest_and_agreement_a_least_value(equal: LogitMetrics) -> None:

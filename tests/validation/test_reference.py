@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError, ValidationError
 from converter.shards import open_shards
+from validation.causal_model import batches
 from validation.reference import Model, _ingredients, _lookup, _prune, default_cache, reference_logits
 from validation.worker import Worker
 
@@ -64,7 +65,7 @@ def test_logits_are_those_of_the_whole_model_in_memory_and_from_disk(
     directory = checkpoint_factory(variant)
     expected = straight(directory)
     found, steps = {}, {}
-    for name, limit in (("memory", None), ("disk", 2_000_000)):
+    for name, limit, most in (("memory", None, None), ("disk", 2_000_000, None), ("batches", 2_000_000, 1)):
         scratch = tmp_path / name
         scratch.mkdir()
         seen: list[tuple[int, int]] = []
@@ -75,15 +76,33 @@ def test_logits_are_those_of_the_whole_model_in_memory_and_from_disk(
             worker=worker,
             scratch=scratch,
             max_memory=limit,
+            batch_bytes=most,
             progress=lambda done, total, seen=seen: seen.append((done, total)),  # type: ignore[misc]
         )
         steps[name] = seen
         assert not list(scratch.glob("offload-*"))
     np.testing.assert_allclose(found["memory"], expected, atol=2e-5)
-    # from disk in one padded batch, so that float32 sums in another order
-    assert steps == {"memory": [(41, 67), (46, 67), (67, 67)], "disk": [(67, 67)]}
-    np.testing.assert_allclose(found["disk"], expected, atol=1e-3)
-    assert np.abs(found["disk"] - expected).mean() < 2e-6
+    # from disk in padded batches, so that float32 sums in another order
+    one_by_one = [(41, 67), (46, 67), (67, 67)]
+    assert steps == {"memory": one_by_one, "disk": [(67, 67)], "batches": one_by_one}
+    for name in ("disk", "batches"):
+        np.testing.assert_allclose(found[name], expected, atol=1e-3)
+        assert np.abs(found[name] - expected).mean() < 2e-6
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (10**9, [[3, 2, 5, 1]]),
+        (10, [[3, 2], [5, 1]]),
+        (9, [[3, 2], [5], [1]]),
+        (6, [[3, 2], [5], [1]]),
+        (0, [[3], [2], [5], [1]]),
+    ],
+)
+def test_a_batch_holds_what_fits_padded_or_one_sequence(most: int, expected: list[list[int]]) -> None:
+    found = batches([[0] * length for length in (3, 2, 5, 1)], most)
+    assert [[len(ids) for ids in batch] for batch in found] == expected
 
 
 def test_a_cached_entry_needs_no_model(filled: Path, worker: Worker, model: Model, tmp_path: Path) -> None:

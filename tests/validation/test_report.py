@@ -204,6 +204,20 @@ def test_what_was_not_validated_says_so() -> None:
         assert f"a/b@{'0' * 40}" in text
 
 
+def test_what_could_not_be_validated_says_why_and_does_not_look_proven() -> None:
+    entry = {
+        "artifact": "gguf/x.gguf",
+        "bytes": 10,
+        "bits_per_weight": 4.5,
+        "passed": False,
+        "error": "killed",
+    }
+    content = assemble("x", {"repo": "a/b", "format": "f"}, None, {"gguf": entry})
+    assert "gguf: FAILED" in Page(render_html(content)).text
+    assert "<dt>could not be validated</dt><dd>killed</dd>" in render_html(content)
+    assert "- could not be validated: killed" in render_markdown(content)
+
+
 def test_only_what_is_whole_reads_as_100_percent() -> None:
     assert share(1.0) == "100.0000 %"
     assert share(1 - 1e-9) == "99.9999 %"

@@ -51,14 +51,27 @@ def test_a_module_that_cannot_start_says_why() -> None:
         run_worker("validation.nothing", {}, silent, what="here")
 
 
-def test_a_killed_process_is_explained_and_replaced() -> None:
+def test_a_killed_process_is_explained_and_replaced(checkpoint_factory: Callable[..., Path]) -> None:
+    request = {
+        "task": "tokenize",
+        "model": str(checkpoint_factory("text")),
+        "passages": [{"text": "Hello.", "turns": []}] * 2000,
+    }
     with Worker("validation.reference_process") as worker:
         child, _ = worker._started()
-        os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(
             ValidationError, match="here: the process was killed, most likely for want of memory"
         ):
+            worker.call(request, lambda done, total: child.kill(), what="here")
+        with pytest.raises(ValidationError, match="KeyError: 'juggle'"):
             worker.call({"task": "juggle"}, silent, what="here")
+
+
+def test_a_process_that_was_killed_while_it_waited_is_replaced() -> None:
+    with Worker("validation.reference_process") as worker:
+        child, _ = worker._started()
+        child.kill()
+        child.wait()
         with pytest.raises(ValidationError, match="KeyError: 'juggle'"):
             worker.call({"task": "juggle"}, silent, what="here")
 
