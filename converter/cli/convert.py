@@ -11,6 +11,7 @@ import click
 from converter.cli.options import (
     OutputPath,
     modelfile_options,
+    off_lattice_option,
     read_license,
     validation_options,
     validation_settings,
@@ -36,13 +37,7 @@ from converter.cli.options import (
 )
 @click.option("--force", is_flag=True, help="Replace an earlier conversion in the output directory.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
-@click.option(
-    "--off-lattice",
-    type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
-    default="q8_0",
-    show_default=True,
-    help="How to store matrices that lie on no 4-bit lattice.",
-)
+@off_lattice_option
 @click.option(
     "--split-max-size", metavar="SIZE", help="Split the GGUF into files of at most SIZE (2G, 500M)."
 )

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from converter.cli.options import off_lattice_option
+
 
 @click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
 @click.argument("model")
@@ -17,13 +19,7 @@ import click
     help="Plan only this target; repeat for several. Default: all.",
 )
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
-@click.option(
-    "--off-lattice",
-    type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
-    default="q8_0",
-    show_default=True,
-    help="How matrices that lie on no 4-bit lattice would be stored.",
-)
+@off_lattice_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def command(

@@ -51,6 +51,15 @@ class OutputPath(click.Path):
         return super().convert(value, parameter, context)
 
 
+off_lattice_option = click.option(
+    "--off-lattice",
+    type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
+    default="q8_0",
+    show_default=True,
+    help="How to store matrices that lie on no 4-bit lattice.",
+)
+
+
 def modelfile_options(command: Command) -> Command:
     """What a Modelfile says beyond the model itself."""
     for option in (
