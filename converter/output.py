@@ -173,10 +173,15 @@ def write_file(path: Path, text: str) -> None:
     """Write one UTF-8 file whole or not at all; raises ``DestinationError``."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
+        if path.exists() and not path.is_file():  # replacing a device would take it from the whole system
+            raise DestinationError(f"{path} is no regular file: choose another --output")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.unlink(missing_ok=True)
+        with temporary.open("x", encoding="utf-8") as stream:  # never through a link
+            stream.write(text)
         os.replace(temporary, path)
     except OSError as error:
+        raise DestinationError(f"{path}: {_reason(error)}; choose another --output") from error
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise DestinationError(f"{path}: {_reason(error)}; choose another --output") from error

@@ -20,7 +20,7 @@ _VOCABULARY_BYTES: Final = 64 << 20
 #: Longest token in characters; some work on a vocabulary grows with the square of it.
 _LONGEST_TOKEN: Final = 1024
 _TEMPLATE_BYTES: Final = 4 << 20
-_LARGEST_VOCABULARY: Final = 1 << 24
+_LARGEST_VOCABULARY: Final = 1 << 21
 _NAMES: Final = ("bos", "eos", "pad", "unk")
 
 

@@ -12,7 +12,7 @@ from converter.document import Settings, shown
 MOST_LAYERS: Final = 1024
 WIDEST: Final = 1 << 20
 LONGEST_ROW: Final = 1 << 22
-LARGEST_VOCABULARY: Final = 1 << 24
+LARGEST_VOCABULARY: Final = 1 << 21
 _ATTENTION: Final = {"sliding_attention": SLIDING, "full_attention": FULL}
 Shapes = dict[str, tuple[int, ...]]
 

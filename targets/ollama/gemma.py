@@ -8,6 +8,7 @@ Gemma 3 has no renderer; Ollama uses the chat template in the GGUF.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -80,9 +81,11 @@ def read_sampling(directory: Path) -> dict[str, float]:
         return {}
     settings = Settings(read_object(path), str(path))
     found: dict[str, float] = {}
-    for name in ("temperature", "top_p"):
+    for name, most in (("temperature", math.inf), ("top_p", 1.0)):
         if settings.values.get(name) is not None:
             found[name] = settings.number(name, positive=False)
+            if not 0 <= found[name] <= most:
+                raise settings.error(name, f"is {found[name]}, outside 0..{most:g}")
     top_k = settings.optional_integer("top_k", low=0)
     if top_k is not None:
         found["top_k"] = top_k

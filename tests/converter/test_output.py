@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
-from converter.output import MANIFEST, check_destination, check_space, publish, scratch_directory
+from converter.output import (
+    MANIFEST,
+    check_destination,
+    check_places,
+    check_source,
+    check_space,
+    earlier_manifest,
+    publish,
+    scratch_directory,
+    write_file,
+)
 
 
 def write(directory: Path, files: dict[str, str]) -> None:
@@ -119,3 +130,114 @@ def test_the_manifest_arrives_last(tmp_path):
         write(scratch, {MANIFEST: manifest("z"), "z": "w"})
         publish(scratch, out)
     assert (out / MANIFEST).stat().st_ctime_ns >= (out / "z").stat().st_ctime_ns > before - 10**9
+
+
+def published(scratch_files: dict[str, str], out: Path, keep: bool = False) -> list[str]:
+    """Publish some files to ``out`` and return what is there then."""
+    with scratch_directory(out) as scratch:
+        write(scratch, scratch_files)
+        publish(scratch, out, keep=keep)
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def test_a_link_to_nowhere_is_refused_before_any_work(tmp_path):
+    (tmp_path / "out").symlink_to("absent")
+    with pytest.raises(DestinationError, match="out is a link to nowhere"):
+        check_destination(tmp_path / "out", force=True)
+
+
+def test_a_way_through_an_absent_directory_is_refused(tmp_path):
+    with pytest.raises(DestinationError, match="absent does not exist"):
+        check_destination(tmp_path / "absent" / "..", force=True)
+
+
+def test_a_file_among_the_parents_is_named(tmp_path):
+    write(tmp_path, {"file": ""})
+    with pytest.raises(DestinationError, match="file is a file"):
+        check_destination(tmp_path / "file" / "out", force=False)
+
+
+@pytest.mark.parametrize("output", [".", "model", "model/../model", "link", "to-parent"])
+def test_a_directory_that_holds_the_source_is_refused(tmp_path, output):
+    write(tmp_path, {"model/config.json": "{}"})
+    (tmp_path / "link").symlink_to("model")
+    (tmp_path / "to-parent").symlink_to(".")
+    with pytest.raises(DestinationError, match="holds the checkpoint itself"):
+        check_source(tmp_path / output, [tmp_path / "model" / "config.json"])
+
+
+def test_the_blob_behind_a_link_is_part_of_the_source(tmp_path):
+    write(tmp_path, {"blobs/5ee7": "x"})
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/5ee7")
+    with pytest.raises(DestinationError, match="holds the checkpoint itself"):
+        check_source(tmp_path / "blobs", [tmp_path / "snapshot" / "model.safetensors"])
+
+
+def test_a_directory_beside_or_below_the_source_is_accepted(tmp_path):
+    write(tmp_path, {"model/config.json": "{}"})
+    for output in ("out", "model/out", "model-2"):
+        check_source(tmp_path / output, [tmp_path / "model" / "config.json"])
+
+
+def test_what_is_in_the_way_is_named_and_nothing_is_removed(tmp_path):
+    out = tmp_path / "out"
+    write(out, {MANIFEST: manifest("old"), "old": "o", "gguf": "mine", "report.md/mine": "m"})
+    with pytest.raises(DestinationError, match="gguf is a file in the way"):
+        check_places(out, [Path("gguf/new.gguf")])
+    with pytest.raises(DestinationError, match=r"report\.md is a directory in the way"):
+        published({"report.md": "r"}, out)
+    with pytest.raises(DestinationError, match="gguf is a file in the way"):
+        published({"gguf/new.gguf": "n"}, out)
+    assert sorted(os.listdir(out)) == ["gguf", MANIFEST, "old", "report.md"]
+
+
+def test_nothing_is_removed_through_a_link(tmp_path):
+    out = tmp_path / "out"
+    write(tmp_path, {"elsewhere/precious": "p"})
+    write(out, {MANIFEST: manifest("link/precious", str(tmp_path / "elsewhere" / "precious"))})
+    (out / "link").symlink_to("../elsewhere")
+    published({"new": "n"}, out)
+    assert (tmp_path / "elsewhere" / "precious").read_text() == "p"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"artifacts": 3}',
+        '{"artifacts": ["old", null, {}, {"path": 3}, {"path": ""}, {"path": "."}]}',
+        '{"artifacts": [{"path": "a\\u0000b"}, {"path": "\\ud800"}, {"path": "' + "x" * 300 + '"}]}',
+    ],
+)
+def test_a_manifest_of_another_kind_removes_nothing(tmp_path, text):
+    write(tmp_path / "out", {MANIFEST: text, "old": "o"})
+    assert {"new", "old"} <= set(published({"new": "n"}, tmp_path / "out"))
+
+
+def test_a_pipe_for_a_manifest_is_not_waited_for(tmp_path):
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / MANIFEST)
+    assert earlier_manifest(tmp_path / "out") == {}
+
+
+def test_files_can_be_added_to_an_earlier_conversion(tmp_path):
+    write(tmp_path / "out", {MANIFEST: manifest("gguf/a.gguf"), "gguf/a.gguf": "a"})
+    assert published({"report.md": "r"}, tmp_path / "out", keep=True) == [
+        "gguf/a.gguf",
+        MANIFEST,
+        "report.md",
+    ]
+
+
+def test_a_single_file_replaces_no_device_and_follows_no_link(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DestinationError, match="pipe is no regular file"):
+        write_file(tmp_path / "pipe", "x")
+    write(tmp_path, {"precious": "p"})
+    (tmp_path / ".Modelfile.partial").symlink_to("precious")
+    write_file(tmp_path / "Modelfile", "x")
+    assert sorted(os.listdir(tmp_path)) == ["Modelfile", "pipe", "precious"]
+    assert (tmp_path / "precious").read_text() == "p"
+    assert (tmp_path / "Modelfile").read_text() == "x"

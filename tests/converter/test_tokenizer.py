@@ -224,7 +224,7 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (change("model/vocab", []), "model.vocab is a list"),
     (change("model/vocab", {}), "merges[0] is ['a', 'b'], whose parts or result are no tokens"),
     (change("model/vocab/x", -1), "model.vocab.'x' has id -1"),
-    (change("model/vocab/x", 1 << 40), "model.vocab.'x' has id 1099511627776, expected 0..16777215"),
+    (change("model/vocab/x", 1 << 40), "model.vocab.'x' has id 1099511627776, expected 0..2097151"),
     (change("model/vocab/x", 3.0), "model.vocab.'x' has id 3.0"),
     (change("model/vocab/x", True), "model.vocab.'x' has id True"),
     (change("model/vocab/x", 3), "model.vocab.'x' has id 3, which '<unk>' has as well"),
