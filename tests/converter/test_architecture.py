@@ -215,6 +215,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, outside 1..1024"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
     ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+    ({"rms_norm_eps": 1e300}, "rms_norm_eps is 1e+300, which float32 cannot hold"),
+    ({"final_logit_softcapping": 1e-300}, "final_logit_softcapping is 1e-300, which float32 cannot hold"),
     ({"num_key_value_heads": 3}, "num_key_value_heads is 3, which does not divide 4 heads"),
     ({"layer_types": ["full_attention"]}, "layer_types has 1 entries for 6 layers"),
     ({"layer_types": ["linear_attention"] * 6}, "layer_types holds 'linear_attention'"),
@@ -250,6 +252,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"bos_token_id": 96}, "bos_token_id is 96, outside 0..95"),
     ({"model_type": "gemma3_text"}, "model_type is 'gemma3_text', which is not supported"),
 ]
+
+
+def test_products_of_sizes_are_bounded_too() -> None:
+    text = {**GEMMA4, "head_dim": 1 << 20, "global_head_dim": 1 << 20, "num_attention_heads": 8}
+    with pytest.raises(
+        CheckpointError, match=r"'layers\.0\.self_attn\.o_proj\.weight' rows of 8388608 values"
+    ):
+        read_architecture({"model_type": "gemma4", "text_config": text})
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])

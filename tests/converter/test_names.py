@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from converter import names
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError
-from converter.names import Source, add_model, file_name, known_models, printable, remove_model, resolve
+from converter.names import (
+    Source,
+    add_model,
+    file_name,
+    known_models,
+    one_line,
+    printable,
+    remove_model,
+    resolve,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -271,6 +280,15 @@ def test_printable_text_is_one_short_line(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert len(shown) <= 120
+
+
+@given(st.text(st.characters(), max_size=3000))
+def test_a_message_is_one_printable_line_whatever_it_quotes(text: str) -> None:
+    shown = one_line(f"first {text} last")
+    assert shown.isprintable()
+    assert len(shown) <= 1000
+    assert shown.startswith("first")
+    assert shown.endswith("last")
 
 
 # The user's own names

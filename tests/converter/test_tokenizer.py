@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -230,6 +231,7 @@ HOSTILE: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (change("model/vocab/x", 3), "model.vocab.'x' has id 3, which '<unk>' has as well"),
     (change("model/vocab/x", 9), "token 'x' has id 9, but the model has 9 embeddings"),
     (change("model/vocab/\ud800", 8), r"is not Unicode text"),
+    (change("model/vocab/" + "x" * 1025, 8), "has 1025 characters, more than 1024"),
     (change("model/merges", None), "merges is null, expected a list"),
     (change("model/merges", {"a": "b"}), "merges is an object, expected a list"),
     (change("model/merges", ["ab"]), "merges[0] is 'ab', expected two tokens"),
@@ -290,6 +292,27 @@ def test_hostile_configurations_are_named(tmp_path: Path, files: dict[str, Any],
 def test_a_token_that_is_spelled_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}}}')
     with pytest.raises(CheckpointError, match="key 'a' appears twice"):
+        read_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+)
+def test_a_pipe_is_not_waited_for_and_a_link_to_nowhere_is_no_absent_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(small()))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+        read_tokenizer(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("absent")
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read: No such file"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_file_of_very_many_values_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": [' + "[]," * 2_500_000 + "[]]}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: holds more than 4194304 values"):
         read_tokenizer(tmp_path)
 
 

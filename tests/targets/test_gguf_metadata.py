@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 
 import gguf
@@ -156,6 +157,20 @@ def test_a_damaged_file_is_one_line(data, message, tmp_path):
         read_metadata(path)
     assert "bad.gguf" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        read_metadata(tmp_path / "pipe.gguf")
+
+
+def test_an_endless_array_of_strings_is_not_walked_through(tmp_path):
+    path = tmp_path / "sparse.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, 1 << 36))
+    os.truncate(path, 1 << 40)
+    with pytest.raises(CheckpointError, match="an array has 68719476736 strings"):
+        read_metadata(path)
 
 
 def test_no_file_is_one_line(tmp_path):

@@ -61,8 +61,9 @@ def test_names_and_keys_are_llama_cpp_s(split):
         )
 
 
-def test_a_limit_above_the_model_gives_one_plain_file(checkpoint_factory, convert):
+def test_a_limit_above_the_model_gives_one_plain_file(checkpoint_factory, convert, caplog):
     made = convert(checkpoint_factory("e2b"), split_max_size="1G")
+    assert caplog.records == []
     assert made.plan.artifacts == ("gguf/model-q4_0.gguf",)
     assert "split.count" not in read_metadata(made.artifact).values
 
@@ -84,7 +85,7 @@ def test_sizes_are_read_in_powers_of_a_thousand(text, expected):
     assert split_limit({"split_max_size": text}) == expected
 
 
-@pytest.mark.parametrize("text", ["2T", "-1", "1.5G", "0G", "much"])
+@pytest.mark.parametrize("text", ["2T", "-1", "1.5G", "0G", "much", ""])
 def test_another_size_is_a_usage_error(text):
     with pytest.raises(UsageError, match="500M or 2G"):
         split_limit({"split_max_size": text})

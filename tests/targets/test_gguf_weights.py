@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import gguf
 import numpy as np
 import pytest
 
 from converter.checkpoint import open_checkpoint
-from converter.errors import CheckpointError
-from converter.lattice import bf16_bits, bf16_floats
+from converter.errors import CheckpointError, TargetError
+from converter.lattice import bf16_bits, bf16_floats, recover
 from targets.gguf import target
 
 EXACT_SCHEMES = ["max7", "max8", "extremum8", "learned"]
@@ -120,6 +122,44 @@ def test_blocks_that_turn_out_to_be_off_the_lattice_are_counted(checkpoint_facto
         f"gguf: embed_tokens.weight: 1 blocks ({32 / weight.size:.2%} of its weights) lie on no lattice and "
         "are rounded to the nearest"
     ]
+
+
+def scaled(checkpoint, name, factor):
+    """``checkpoint`` with every value of one lattice matrix multiplied by a power of two."""
+    weight = checkpoint.weights[name]
+
+    def floats(start, stop):
+        return weight.floats(start, stop) * np.float32(factor)
+
+    def codes(start, stop):
+        return recover(bf16_bits(floats(start, stop)))
+
+    return replace(
+        checkpoint, weights={**checkpoint.weights, name: replace(weight, floats=floats, codes=codes)}
+    )
+
+
+def test_scales_below_float16_are_told(checkpoint_factory, tmp_path):
+    checkpoint = scaled(open_checkpoint(checkpoint_factory("text")), "embed_tokens.weight", 2.0**-20)
+    (warning,) = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda count: None)
+    assert re.fullmatch(
+        r"gguf: \d+ of \d+ blocks have a scale that float16 does not hold and that is rounded", warning
+    )
+
+
+def test_scales_beyond_float16_are_refused(checkpoint_factory, tmp_path):
+    checkpoint = scaled(open_checkpoint(checkpoint_factory("text")), "embed_tokens.weight", 2.0**30)
+    with pytest.raises(TargetError, match=r"embed_tokens\.weight: .* beyond the range of Q4_0's float16"):
+        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda count: None)
+
+
+@pytest.mark.parametrize("option", ["q8_0", "f16", "q4_0"])
+def test_values_beyond_float16_on_no_lattice_are_refused(option, checkpoint_factory, tmp_path):
+    checkpoint = open_checkpoint(checkpoint_factory("text", "latent"))
+    checkpoint = scaled(checkpoint, "embed_tokens.weight", 2.0**60)
+    plan = target.plan(checkpoint, "m", {"off_lattice": option})
+    with pytest.raises(TargetError, match=r"embed_tokens\.weight: .*try --off-lattice bf16"):
+        target.write(checkpoint, plan, tmp_path, lambda count: None)
 
 
 def test_the_same_input_gives_the_same_bytes(checkpoint_factory, convert, tmp_path):

@@ -72,6 +72,12 @@ def test_sampling_comes_from_the_checkpoint(checkpoint_factory, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": "hot"}))
     with pytest.raises(CheckpointError, match="temperature"):
         read_sampling(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": -1}))
+    with pytest.raises(CheckpointError, match=r"temperature is -1\.0, outside 0\.\.inf"):
+        read_sampling(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 1.5}))
+    with pytest.raises(CheckpointError, match=r"top_p is 1\.5, outside 0\.\.1"):
+        read_sampling(tmp_path)
 
 
 def test_a_written_gguf_says_all_that_its_modelfile_needs(checkpoint_factory, convert):
