@@ -338,11 +338,11 @@ def _publish_reports(report: Mapping[str, Any], scratch: Path, directory: Path) 
 
 
 def _options(conversion: Conversion) -> dict[str, object]:
-    """What was asked for, as the manifest records it beside each target's own options: a text by its digest,
-    since its path means nothing elsewhere."""
-    settings = conversion.validation
-    if settings is None:
+    """What was asked for, as the manifest records it beside each target's own options. Paths mean nothing
+    elsewhere: a text is recorded by its digest, and where the cache lies is not."""
+    if conversion.validation is None:
         return {"validation": None}
+    settings = {key: value for key, value in conversion.validation.items() if key != "cache"}
     text = settings.get("text")
     return {"validation": {**settings, "text": manifest.sha256(text) if text else None}}
 
