@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,25 +12,72 @@ from pathlib import Path
 import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+ErrorOf = Callable[..., str]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
 def qatconvert(tmp_path: Path) -> Run:
-    """``qatconvert(*words, environment={...})`` in an empty working directory, with a home of its own."""
+    """``qatconvert(*words, environment={...}, seconds=600)`` in an empty working directory, with a home of
+    its own. What it prints is decoded as file names are, so that any byte of a name survives."""
 
-    def run(*words: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: object, environment: dict[str, str] | None = None, seconds: float = 600
+    ) -> subprocess.CompletedProcess[str]:
         command = [str(Path(sys.executable).with_name("qatconvert")), *map(str, words)]
         variables = {**os.environ, "QATCONVERT_HOME": str(tmp_path / "home"), **(environment or {})}
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
-        return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=work, timeout=600)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            env=variables,
+            cwd=work,
+            timeout=seconds,
+        )
 
     return run
 
 
-def one_line(text: str) -> str:
-    """What an error printed, which must be a single line of the tool's own."""
-    lines = text.strip().splitlines()
-    assert len(lines) == 1, text
-    assert "Traceback" not in text
-    return lines[0]
+@pytest.fixture
+def model(checkpoint_factory: Callable[..., Path], tmp_path: Path) -> Path:
+    """A small checkpoint in one file that the test may damage."""
+    return shutil.copytree(checkpoint_factory("text"), tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def error_of() -> ErrorOf:
+    """``error_of(done, status=1)``: the one printable line of the tool's own that a command ended with."""
+
+    def line(done: subprocess.CompletedProcess[str], status: int = 1) -> str:
+        assert done.returncode == status, (done.stdout, done.stderr)
+        assert done.stdout == ""
+        assert done.stderr.endswith("\n")
+        told = done.stderr[:-1]
+        assert told.isprintable(), done.stderr
+        assert told.startswith("qatconvert: ")
+        assert not told.startswith("qatconvert: unexpected "), told  # an exception that nobody thought of
+        assert len(told) <= 1012
+        return told
+
+    return line
+
+
+@pytest.fixture
+def refused(qatconvert: Run, error_of: ErrorOf, tmp_path: Path) -> Refused:
+    """``refused(model, *options, status=1)``: the line that a conversion ends with.
+
+    It is given 60 seconds, and leaves neither the output directory nor a temporary one.
+    """
+
+    def convert(model: object, *options: object, status: int = 1) -> str:
+        out = tmp_path / "out"
+        done = qatconvert(model, "--no-validate", "-o", out, *options, seconds=60)
+        assert not os.path.lexists(out)
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        assert list((tmp_path / "work").iterdir()) == []
+        return error_of(done, status)
+
+    return convert
