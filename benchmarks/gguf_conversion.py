@@ -67,9 +67,11 @@ def commands(checkpoint: Path, output: Path) -> dict[str, list[str]]:
 
 
 def clear(output: Path) -> None:
-    """Remove what the last command left, so that every one writes to fresh files."""
+    """Remove what the last command left, so that every one writes to fresh files, and wait for the disk:
+    nobody pays for another's pages."""
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir()
+    os.sync()
 
 
 def compare(checkpoint: Path, output: Path, runs: int, names: Sequence[str]) -> dict[str, Run]:
