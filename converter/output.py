@@ -125,15 +125,17 @@ def _empty(directory: Path) -> None:
 
 
 def publish(scratch: Path, output: Path, keep: bool = False) -> None:
-    """Move what ``scratch`` holds to ``output``, the manifest last.
+    """Move what ``scratch`` holds to ``output``: in one step where there is none, else the manifest last.
 
     Of an earlier conversion in ``output``, only the files that its manifest lists are removed, or none if
     ``keep``; files of other origin stay. Raises ``DestinationError``, before anything is removed, if
     something else is in the way.
     """
+    if not os.path.lexists(output):
+        os.rename(scratch, output)
+        return
     files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
     check_places(output, files)
-    output.mkdir(parents=True, exist_ok=True)
     for old in [] if keep else _earlier_files(output):
         with suppress(FileNotFoundError):
             (output / old).unlink()

@@ -124,8 +124,19 @@ def test_replacing_removes_only_what_the_earlier_manifest_lists(tmp_path):
     assert (tmp_path / "precious").read_text() == "p"
 
 
-def test_the_manifest_arrives_last(tmp_path):
+def test_a_new_output_appears_in_one_step(tmp_path):
+    with scratch_directory(tmp_path / "out") as scratch:
+        write(scratch, {MANIFEST: manifest("gguf/z"), "gguf/z": "w"})
+        whole = scratch.stat().st_ino
+        publish(scratch, tmp_path / "out")
+        assert not scratch.exists()
+    assert (tmp_path / "out").stat().st_ino == whole
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_the_manifest_arrives_last_in_an_earlier_output(tmp_path):
     out, before = tmp_path / "out", time.time_ns()
+    out.mkdir()
     with scratch_directory(out) as scratch:
         write(scratch, {MANIFEST: manifest("z"), "z": "w"})
         publish(scratch, out)
