@@ -15,6 +15,7 @@ from converter.architecture import FULL, SLIDING, Architecture, Layer
 from converter.checkpoint import Checkpoint
 from converter.errors import TargetError
 from converter.tokenizer import Tokenizer
+from targets.gguf.vocabulary import tokenizer_model
 
 #: ``LLAMA_MAX_LAYERS`` and ``LLAMA_MAX_EXPERTS``.
 MOST_LAYERS: Final = 512
@@ -117,6 +118,8 @@ def _check_tokenizer(architecture: Architecture, tokenizer: Tokenizer) -> None:
         raise TargetError(f"gguf: {times} tokens have the text {text!r}; llama.cpp aborts on that")
     if tokenizer.bos is None:
         raise TargetError("gguf: the tokenizer has no token that begins a sequence; llama.cpp aborts without")
+    if not tokenizer.merges and tokenizer_model(architecture, tokenizer) == "gemma4":
+        raise TargetError("gguf: the tokenizer has no merges; llama.cpp does not load such a vocabulary")
     if not tokenizer.byte_fallback:
         raise TargetError("gguf: the tokenizer has no byte fallback; llama.cpp's tokenizers of Gemma need it")
     if architecture.family == "gemma4" and tokenizer.space_prefix:

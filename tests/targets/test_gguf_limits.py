@@ -50,6 +50,7 @@ def test_llama_cpp_indeed_aborts_on_swapped_layers(checkpoint_factory, llama, mo
     [
         ({"bos": None}, "no token that begins a sequence"),
         ({"byte_fallback": False}, "no byte fallback"),
+        ({"merges": ()}, "has no merges"),
         ({"space_prefix": True}, "space before the text"),
         ({"merges": (("a b", "c"),)}, "contains a space"),
         ({"tokens": ("a",)}, "1 tokens and the embedding"),
