@@ -20,9 +20,9 @@ negative one remains only where a positive scale would need code +8. A negative 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from converter.compiled import compiled
 from converter.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeRows
 
 #: Consecutive input values that share a scale, in every Gemma QAT checkpoint and in GGML's Q4_0.
@@ -40,12 +40,12 @@ _F16_MIN_NORMAL = np.float32(2.0**-14)
 _F16_MAX = np.float32(65504.0)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _float(bits):  # type: ignore[no-untyped-def]
     return np.int32(np.int32(bits) << np.int32(16)).view(np.float32)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _round_bf16(value):  # type: ignore[no-untyped-def]
     """Float32 rounded to the nearest bfloat16, ties to even, as float32."""
     bits = np.float32(value).view(np.int32)
@@ -53,7 +53,7 @@ def _round_bf16(value):  # type: ignore[no-untyped-def]
     return np.int32(bits & np.int32(-65536)).view(np.float32)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _neighbour(rounded, value):  # type: ignore[no-untyped-def]
     """The bfloat16 on the other side of ``value``, whose nearest is ``rounded``."""
     bits = np.float32(rounded).view(np.int32)
@@ -61,7 +61,7 @@ def _neighbour(rounded, value):  # type: ignore[no-untyped-def]
     return np.int32(bits + step).view(np.float32)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _round_f16(value):  # type: ignore[no-untyped-def]
     """Float32 within float16's range rounded to the nearest float16, as float32."""
     magnitude = abs(value)
@@ -73,12 +73,12 @@ def _round_f16(value):  # type: ignore[no-untyped-def]
     return np.int32(bits & np.int32(-8192)).view(np.float32)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _fits_f16(value):  # type: ignore[no-untyped-def]
     return abs(value) <= _F16_MAX and _round_f16(value) == value
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _divisible(mask):  # type: ignore[no-untyped-def]
     """Whether the codes whose magnitudes are the set bits of ``mask`` have a common divisor above 1."""
     if mask & 2:
@@ -91,7 +91,7 @@ def _divisible(mask):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _try(bits, block, inverse, scale):  # type: ignore[no-untyped-def]
     """Whether the codes of one scale reproduce a block, whether all its values lie within a rounding of
     that lattice, and the set of code magnitudes; codes that do not fit four bits are neither.
@@ -116,7 +116,7 @@ def _try(bits, block, inverse, scale):  # type: ignore[no-untyped-def]
     return wrong == 0 and high <= 7, away == 0 and high <= 7, mask
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _write_codes(bits, inverse, codes):  # type: ignore[no-untyped-def]
     """Write flat ``codes`` of flat ``bits`` for one inverse scale per block.
 
@@ -129,7 +129,7 @@ def _write_codes(bits, inverse, codes):  # type: ignore[no-untyped-def]
             codes[block * BLOCK + i] = np.int8(np.int32(rounded.view(np.int32) - _ROUND_BITS))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _near(bits, block, inverse):  # type: ignore[no-untyped-def]
     """Whether every value of a block lies within a rounding of the lattice."""
     away = np.int32(0)
@@ -140,7 +140,7 @@ def _near(bits, block, inverse):  # type: ignore[no-untyped-def]
     return away == 0
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _codes_of(bits, block, inverse, codes):  # type: ignore[no-untyped-def]
     """Write the codes of a block for one scale; returns the largest."""
     high = np.int32(-8)
@@ -152,7 +152,7 @@ def _codes_of(bits, block, inverse, codes):  # type: ignore[no-untyped-def]
     return high
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _reproduces(bits, block, codes, scale):  # type: ignore[no-untyped-def]
     wrong = np.int32(0)
     for i in range(BLOCK):
@@ -161,7 +161,7 @@ def _reproduces(bits, block, codes, scale):  # type: ignore[no-untyped-def]
     return wrong == 0
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _interval(bits, block, codes):  # type: ignore[no-untyped-def]
     """Magnitudes of the scales whose products round to the block's values, a hair too wide: the ends
     of a rounding interval belong to it or not by ties to even, so what is chosen is verified.
@@ -185,7 +185,7 @@ def _interval(bits, block, codes):  # type: ignore[no-untyped-def]
     ) * np.float32(1 + 2.0**-22)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _search(bits, block, codes, sign):  # type: ignore[no-untyped-def]
     """The scale of given codes and its status: a bfloat16 that float16 holds, a float16, a float32."""
     low, high = _interval(bits, block, codes)
@@ -210,7 +210,7 @@ def _search(bits, block, codes, sign):  # type: ignore[no-untyped-def]
     return np.float32(0.0), OFF_LATTICE
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _extremum(bits, block):  # type: ignore[no-untyped-def]
     """Bit patterns of the largest positive value and of the largest negative magnitude."""
     positive = np.int32(0)
@@ -222,13 +222,13 @@ def _extremum(bits, block):  # type: ignore[no-untyped-def]
     return positive, negative
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _sign(code, positive, negative):  # type: ignore[no-untyped-def]
     """Sign of the scale: -1 only for code 8 of a positive extremum, which is then code -8."""
     return np.float32(-1.0) if code == 8 and positive > negative else np.float32(1.0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _settle(bits, block, codes):  # type: ignore[no-untyped-def]
     """Codes, scale and status of a block that has no exact primitive representation with a bfloat16 scale:
     every candidate, smallest code first, an exact one before one that needs a float32 scale."""
@@ -252,7 +252,7 @@ def _settle(bits, block, codes):  # type: ignore[no-untyped-def]
     return found, status
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _nearest(bits, block, positive, negative, codes):  # type: ignore[no-untyped-def]
     """Codes and scale of least squared error among 16 scales, for a block on no lattice."""
     largest = _float(max(positive, negative))
@@ -275,7 +275,7 @@ def _nearest(bits, block, positive, negative, codes):  # type: ignore[no-untyped
     return chosen
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _quotients(candidate, count, largest, eighth, inverse, scale, other):  # type: ignore[no-untyped-def]
     """For ``count`` blocks at once: the inverse of ``largest / candidate``, the bfloat16 nearest to it,
     and the one on its other side, which is the scale where rounding moved the largest value across."""
@@ -287,7 +287,7 @@ def _quotients(candidate, count, largest, eighth, inverse, scale, other):  # typ
         other[index] = _neighbour(scale[index], quotient)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _attempt(bits, block, candidate, inverse, nearest, other, codes):  # type: ignore[no-untyped-def]
     """The scale with which the codes of one candidate are an exact and primitive representation of a
     block, or 0."""
@@ -305,7 +305,7 @@ def _attempt(bits, block, candidate, inverse, nearest, other, codes):  # type: i
     return scale if grade == EXACT else np.float32(0.0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _recover(bits, codes, scales, status):  # type: ignore[no-untyped-def]
     """All blocks of ``bits`` (``[blocks, 32]``); returns the index of the first block with a value that is
     not finite, or -1.

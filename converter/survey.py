@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from converter.compiled import compiled
 from converter.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Weight
 
 
@@ -37,7 +37,7 @@ class Survey:
         return self.exact / self.blocks if self.blocks else 1.0
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _extremes(codes, scales, block, found):  # type: ignore[no-untyped-def]
     """Count blocks by sign of the scale and largest code magnitude, into int64 ``found[2, 9]``.
 

@@ -18,10 +18,10 @@ from itertools import islice
 from typing import TypeVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
+from converter.compiled import compiled
 from converter.errors import ValidationError
 from converter.weight import Weight
 from targets.plan import StoredTensor
@@ -173,7 +173,7 @@ def compare_blocks(
     return int(values), int(blocks), int(ulp), float(error), float(squares)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _order(bits):  # type: ignore[no-untyped-def]
     """The place of a float32, given by its bits and rounded to bfloat16 (ties to even), among all bfloat16
     numbers, zero being 0."""
@@ -183,7 +183,7 @@ def _order(bits):  # type: ignore[no-untyped-def]
     return np.int32(-rounded) if bits < 0 else rounded
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _all_exact(reference, stored):  # type: ignore[no-untyped-def]
     a, b = reference.view(np.int32), stored.view(np.int32)
     apart = np.int32(0)
@@ -192,7 +192,7 @@ def _all_exact(reference, stored):  # type: ignore[no-untyped-def]
     return apart == 0
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _squares(reference, stored):  # type: ignore[no-untyped-def]
     """Sums of squared differences and of squares; not finite if there is a NaN or an infinity."""
     error = squares = 0.0
@@ -204,7 +204,7 @@ def _squares(reference, stored):  # type: ignore[no-untyped-def]
     return error, squares
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _compare(reference, stored, block):  # type: ignore[no-untyped-def]
     a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
     values = blocks = 0

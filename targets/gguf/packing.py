@@ -12,9 +12,9 @@ from typing import Final
 
 import gguf
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from converter.compiled import compiled
 from converter.lattice import bf16_bits
 from converter.weight import LatticeRows
 
@@ -29,7 +29,7 @@ _NIBBLES: Final = np.uint64(0x0F0F0F0F0F0F0F0F)
 _EIGHTS: Final = np.uint64(0x8888888888888888)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _half(bits):  # type: ignore[no-untyped-def]
     """The float16 nearest to a float32, ties to even, both as bit patterns in an int32. NumPy's conversion
     is right as well, and took two thirds of the packing time."""
@@ -45,7 +45,7 @@ def _half(bits):  # type: ignore[no-untyped-def]
     return sign | min((rounded >> np.int32(13)) - np.int32(112 << 10), np.int32(0x7C00))
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _pack_q4_0(codes, scales, out):  # type: ignore[no-untyped-def]
     """Eight codes at a time, little-endian: a block has 4 uint64 of ``codes``, one int32 of ``scales`` (the
     bits of a float32) and 9 uint16 of ``out``.
