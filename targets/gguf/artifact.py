@@ -31,9 +31,10 @@ from targets.gguf.storage import (
     storage_format,
 )
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
-from targets.gguf.writing import destination_error, write_data
+from targets.gguf.writing import write_data
 from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
 from targets.plan import Plan, PlannedTensor, StoredTensor
+from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
 #: llama.cpp's own units for its ``--split-max-size``.

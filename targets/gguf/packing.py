@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from converter.compiled import compiled
 from converter.lattice import bf16_bits
 from converter.weight import LatticeRows
+from targets import float16
+from targets.float16 import half_bits
 
 BLOCK: Final = 32
 Q4_0_BYTES: Final = 18
@@ -29,22 +31,6 @@ _NIBBLES: Final = np.uint64(0x0F0F0F0F0F0F0F0F)
 _EIGHTS: Final = np.uint64(0x8888888888888888)
 
 
-@compiled(inline="always")
-def _half(bits):  # type: ignore[no-untyped-def]
-    """The float16 nearest to a float32, ties to even, both as bit patterns in an int32. NumPy's conversion
-    is right as well, and took two thirds of the packing time."""
-    sign = (bits >> np.int32(16)) & np.int32(0x8000)
-    magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
-    if magnitude < np.int32(0x38800000):  # below float16's normal range: whole multiples of 2**-24
-        return sign | np.int32(np.rint(magnitude.view(np.float32) * np.float32(2.0**24)))
-    if magnitude > np.int32(0x7F800000):
-        return sign | np.int32(0x7E00)
-    rounded = (
-        min(magnitude, np.int32(0x47800000)) + np.int32(0xFFF) + ((magnitude >> np.int32(13)) & np.int32(1))
-    )
-    return sign | min((rounded >> np.int32(13)) - np.int32(112 << 10), np.int32(0x7C00))
-
-
 @compiled()
 def _pack_q4_0(codes, scales, out):  # type: ignore[no-untyped-def]
     """Eight codes at a time, little-endian: a block has 4 uint64 of ``codes``, one int32 of ``scales`` (the
@@ -55,7 +41,7 @@ def _pack_q4_0(codes, scales, out):  # type: ignore[no-untyped-def]
     for block in range(scales.size):
         source = block * 4
         place = block * 9
-        out[place] = np.uint16(_half(scales[block]))
+        out[place] = np.uint16(half_bits(scales[block]))
         for half in range(2):
             low = codes[source + half] & _NIBBLES
             high = codes[source + half + 2] & _NIBBLES
@@ -109,10 +95,13 @@ FROM_FLOATS: Final[Mapping[str, Callable[[Floats], Bytes]]] = {
 }
 
 
-_HALF: Final = 65504.0
 #: The largest magnitudes of types that keep a float16: the value itself, or a scale of blocks whose largest
 #: code is 127 or 8. Beyond them they would hold infinity.
-LARGEST: Final[Mapping[str, float]] = {"F16": _HALF, "Q8_0": 127 * _HALF, "Q4_0": 8 * _HALF}
+LARGEST: Final[Mapping[str, float]] = {
+    "F16": float16.LARGEST,
+    "Q8_0": 127 * float16.LARGEST,
+    "Q4_0": 8 * float16.LARGEST,
+}
 
 
 def row_bytes(format: str, columns: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError, DestinationError
 from targets.gguf import target
-from targets.gguf.writing import _reserve
+from targets.writing import reserved
 
 
 def test_a_full_disk_is_noticed_before_the_data_is_written(tmp_path):
@@ -25,8 +25,11 @@ def test_a_full_disk_is_noticed_before_the_data_is_written(tmp_path):
     path = directory / f"qatconvert-{os.getpid()}"
     path.touch()
     try:
-        with pytest.raises(DestinationError, match=r"disk is full.*bytes are needed"):
-            _reserve(path, (status.f_blocks + 1) * status.f_frsize)
+        with (
+            pytest.raises(DestinationError, match=r"disk is full.*bytes are needed"),
+            reserved([path], [(status.f_blocks + 1) * status.f_frsize]),
+        ):
+            pass
     finally:
         path.unlink()
 

@@ -1,0 +1,43 @@
+"""Float16, in which most formats keep the scales of blocks: conversion, and what it cannot hold."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.compiled import compiled
+from converter.errors import TargetError
+from converter.weight import Weight
+
+#: The largest finite float16.
+LARGEST: Final = 65504.0
+
+
+@compiled(inline="always")
+def half_bits(bits):  # type: ignore[no-untyped-def]
+    """The float16 nearest to a float32, ties to even, both as bit patterns in an int32. NumPy's conversion
+    is right as well, and took two thirds of the packing time."""
+    sign = (bits >> np.int32(16)) & np.int32(0x8000)
+    magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
+    if magnitude < np.int32(0x38800000):  # below float16's normal range: whole multiples of 2**-24
+        return sign | np.int32(np.rint(magnitude.view(np.float32) * np.float32(2.0**24)))
+    if magnitude > np.int32(0x7F800000):
+        return sign | np.int32(0x7E00)
+    rounded = (
+        min(magnitude, np.int32(0x47800000)) + np.int32(0xFFF) + ((magnitude >> np.int32(13)) & np.int32(1))
+    )
+    return sign | min((rounded >> np.int32(13)) - np.int32(112 << 10), np.int32(0x7C00))
+
+
+def out_of_range(values: NDArray[np.float32], limit: float = LARGEST) -> bool:
+    """Whether the magnitude of one of ``values`` is above ``limit``."""
+    return bool(max(values.max(initial=0), -values.min(initial=0)) > limit)
+
+
+def range_error(target: str, weight: Weight, format: str, remedy: str) -> TargetError:
+    """One line for a weight in which ``format`` would keep an infinity; ``remedy`` says what to do."""
+    return TargetError(
+        f"{target}: {weight.name}: the values of a block are beyond the range of {format}'s float16; {remedy}"
+    )
