@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.compiled import compiled
-from converter.errors import TargetError
-from converter.weight import Weight
 
 #: The largest finite float16.
 LARGEST: Final = 65504.0
@@ -34,10 +32,3 @@ def half_bits(bits):  # type: ignore[no-untyped-def]
 def out_of_range(values: NDArray[np.float32], limit: float = LARGEST) -> bool:
     """Whether the magnitude of one of ``values`` is above ``limit``."""
     return bool(max(values.max(initial=0), -values.min(initial=0)) > limit)
-
-
-def range_error(target: str, weight: Weight, format: str, remedy: str) -> TargetError:
-    """One line for a weight in which ``format`` would keep an infinity; ``remedy`` says what to do."""
-    return TargetError(
-        f"{target}: {weight.name}: the values of a block are beyond the range of {format}'s float16; {remedy}"
-    )

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.errors import TargetError
 from converter.weight import Weight
 from targets import float16
 from targets.gguf.header import Layout, Place
@@ -72,4 +73,6 @@ def encode(weight: Weight, format: str, start: int, stop: int, add: float) -> tu
 def _check_range(weight: Weight, format: str, values: NDArray[np.float32], limit: float) -> None:
     if float16.out_of_range(values, limit):
         remedy = "it cannot be stored in GGUF" if weight.lattice else "try --off-lattice bf16"
-        raise float16.range_error("gguf", weight, format, remedy)
+        raise TargetError(
+            f"gguf: {weight.name}: the values of a block are beyond the range of {format}'s float16; {remedy}"
+        )

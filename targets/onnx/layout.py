@@ -1,0 +1,69 @@
+"""Where every weight lies in ``model.onnx.data``.
+
+Codes and scales are stretches of their own, since the graph's initializers name them apart. A stretch of
+1 MiB or more begins at a page, so that a runtime can map it, a smaller one at a cache line (as
+https://onnx.ai/onnx/repo-docs/ExternalData.html recommends).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from targets.onnx.storage import Storage, row_bytes
+from targets.plan import PlannedTensor
+
+ALIGNMENT: Final = 64
+PAGE: Final = 4096
+_LARGE: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A weight's bytes: ``row_bytes`` for each row from ``offset`` on, row after row; and those of its
+    scales if it is held as codes (``scales_offset`` is ``None`` and ``scales_row_bytes`` 0 otherwise)."""
+
+    tensor: PlannedTensor
+    offset: int
+    row_bytes: int
+    scales_offset: int | None
+    scales_row_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Product of all dimensions but the last."""
+        return math.prod(self.tensor.shape[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The place of every weight by canonical name, in the order of the file, and the file's size in bytes."""
+
+    places: Mapping[str, Place]
+    size: int
+
+
+def lay_out(tensors: Sequence[PlannedTensor], storage: Storage) -> Layout:
+    """Places for all ``tensors`` that come from a weight, in their order."""
+    places: dict[str, Place] = {}
+    end = 0
+    for tensor in tensors:
+        if tensor.weight is None:
+            continue
+        rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1] if tensor.shape else 1
+        size, scales_size = row_bytes(tensor.format, columns, storage)
+        offset = _aligned(end, rows * size)
+        end = offset + rows * size
+        scales_offset = _aligned(end, rows * scales_size) if scales_size else None
+        if scales_offset is not None:
+            end = scales_offset + rows * scales_size
+        places[tensor.weight] = Place(tensor, offset, size, scales_offset, scales_size)
+    return Layout(places, end)
+
+
+def _aligned(offset: int, size: int) -> int:
+    """The first place from ``offset`` on at which a stretch of ``size`` bytes may begin."""
+    step = PAGE if size >= _LARGE else ALIGNMENT
+    return -(-offset // step) * step

@@ -1,0 +1,105 @@
+"""``model.onnx.data``, written by row ranges: codes and scales, and what is kept as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import TargetError
+from converter.weight import EXACT, OFF_LATTICE, LatticeRows, Weight
+from targets import float16
+from targets.onnx.layout import Layout, Place
+from targets.onnx.packing import FROM_FLOATS, pack_codes, pack_scales, round_rows
+from targets.onnx.storage import BITS, LATTICE, Storage
+from targets.writing import NO_BLOCKS, RANGE, Bytes, Encoded, Piece, Statuses, Written, reserved, write_pieces
+
+_LARGEST_BFLOAT16: Final = float((2 - 2.0**-7) * 2.0**127)
+#: The largest magnitudes of values that a format keeps without infinities; scales of rounded blocks are
+#: float16 numbers, and the largest code is 127 or 8.
+_LARGEST: Final[Mapping[str, float]] = {
+    "FLOAT16": float16.LARGEST,
+    "BFLOAT16": _LARGEST_BFLOAT16,
+    "INT8": 127 * float16.LARGEST,
+    "INT4": 8 * float16.LARGEST,
+}
+
+
+def write_data(
+    path: Path,
+    layout: Layout,
+    weights: Mapping[str, Weight],
+    storage: Storage,
+    progress: Callable[[int], None],
+    threads: int | None = None,
+) -> Written:
+    """Write every weight of ``layout`` to its place in the file ``path``, made if absent.
+
+    ``weights`` is by canonical name. ``progress`` is called with the bytes of checkpoint read, by one
+    thread at a time. Blocks count as rounded if their scale needs float32 and ``storage`` keeps float16.
+    Raises ``DestinationError`` if the file cannot take its size, ``TargetError`` for values that the format
+    would turn into infinities, ``CheckpointError`` for a weight that cannot be read.
+    """
+    with reserved([path], [layout.size]) as outputs:
+        return write_pieces(outputs, _pieces(layout, weights, storage), progress, threads)
+
+
+def _pieces(layout: Layout, weights: Mapping[str, Weight], storage: Storage) -> Iterator[Piece]:
+    for name, place in layout.places.items():
+        weight = weights[name]
+        for start, stop in weight.row_ranges(RANGE):
+            yield Piece(weight, start, stop, 0, partial(_encoded, weight, place, storage, start, stop))
+
+
+def _encoded(weight: Weight, place: Place, storage: Storage, start: int, stop: int) -> Encoded:
+    format = place.tensor.format
+    offset = place.offset + start * place.row_bytes
+    if place.scales_offset is None:
+        values = weight.floats(start, stop)
+        _check_range(weight, format, values, _LARGEST.get(format))
+        return Encoded(((offset, FROM_FLOATS[format](values)),), NO_BLOCKS)
+    codes, scales, statuses = _quantised(weight, format, storage, start, stop)
+    scales_offset = place.scales_offset + start * place.scales_row_bytes
+    return Encoded(((offset, codes), (scales_offset, scales)), statuses)
+
+
+def _quantised(
+    weight: Weight, format: str, storage: Storage, start: int, stop: int
+) -> tuple[Bytes, Bytes, Statuses]:
+    """Bytes of codes and of scales, and the status of every lattice block."""
+    if format == "INT4" and weight.lattice == LATTICE and weight.codes is not None:
+        rows = weight.codes(start, stop)
+        if storage.scales == "FLOAT16":
+            _check_range(weight, format, rows.scales, float16.LARGEST)
+        packed = pack_codes(rows.codes, BITS[format])
+        return packed, pack_scales(rows.scales, storage.scales), _statuses(rows, storage)
+    values = weight.floats(start, stop)
+    _check_range(weight, format, values, _LARGEST[format])
+    codes, scales = round_rows(values, BITS[format])
+    return pack_codes(codes, BITS[format]), pack_scales(scales, storage.scales), NO_BLOCKS
+
+
+def _statuses(rows: LatticeRows, storage: Storage) -> Statuses:
+    """Float32 holds every scale: nothing is rounded that is on the lattice."""
+    status = rows.status.reshape(-1)
+    if storage.scales == "FLOAT16":
+        return status
+    held: Statuses = np.where(status == OFF_LATTICE, status, np.uint8(EXACT))
+    return held
+
+
+def _check_range(weight: Weight, format: str, values: NDArray[np.float32], limit: float | None) -> None:
+    if limit is None or not float16.out_of_range(values, limit):
+        return
+    if weight.lattice and format in BITS:
+        remedy = "use --onnx-scales f32 and --onnx-dtype float32"
+    elif len(weight.shape) < 2:
+        remedy = "use --onnx-dtype float32"
+    else:
+        remedy = f"try --off-lattice {'f32' if format == 'BFLOAT16' else 'bf16'}"
+    held = f"the float16 scales of {format}" if format in BITS else format
+    raise TargetError(f"onnx: {weight.name}: a value is beyond the range of {held}; {remedy}")
