@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import ValidationError
-from validation.runners import Runtime
+from validation.runners import AS_IT_IS, CPU, Runtime
 from validation.worker import Progress, run_worker
 
 
@@ -23,6 +23,9 @@ class LlamaCpp:
     extra: str = "llamacpp"
     modules: tuple[str, ...] = ("llama_cpp",)
 
+    def check_provider(self, provider: str) -> None:
+        """Take any: this runs on the CPU, and providers are onnxruntime's."""
+
     def logits(
         self,
         artifact: Path,
@@ -30,8 +33,12 @@ class LlamaCpp:
         vocabulary: int,
         output: Path,
         progress: Progress,
+        *,
+        provider: str = CPU,
+        choice: Mapping[str, object] = AS_IT_IS,
     ) -> Runtime:
-        """Run ``artifact`` (the first file of a split model) on ``sequences``; see the protocol."""
+        """Run ``artifact`` (the first file of a split model) on ``sequences``, always on the CPU; see the
+        protocol."""
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),
             "sequences": [list(ids) for ids in sequences],

@@ -138,6 +138,11 @@ def _compare_row(reference: NDArray[np.float64], candidate: NDArray[np.float64],
     )
 
 
+def divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    """``KL(p || q)`` in nats of two rows of finite logits ``[vocabulary]``."""
+    return _divergence(log_softmax(reference), log_softmax(candidate))
+
+
 def _divergence(log_p: NDArray[np.float64], log_q: NDArray[np.float64]) -> float:
     p = np.exp(log_p)
     d = log_q - log_p

@@ -10,15 +10,20 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from converter.errors import UsageError
 from validation.worker import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
-_RUNNERS = {"gguf": "validation.llamacpp:runner"}
+_RUNNERS = {"gguf": "validation.llamacpp:runner", "onnx": "validation.onnxruntime:runner"}
 #: What the reference needs, and the extra that installs it.
 _REFERENCE = ("torch", "transformers", "accelerate")
+#: The provider that every runtime has.
+CPU: Final = "cpu"
+#: The choice of an artifact that is run as it was written.
+AS_IT_IS: Final[Mapping[str, object]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,10 @@ class Runner(Protocol):
     extra: str
     modules: tuple[str, ...]
 
+    def check_provider(self, provider: str) -> None:
+        """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);
+        a runtime that knows but one way takes any."""
+
     def logits(
         self,
         artifact: Path,
@@ -43,10 +52,18 @@ class Runner(Protocol):
         vocabulary: int,
         output: Path,
         progress: Progress,
+        *,
+        provider: str = CPU,
+        choice: Mapping[str, object] = AS_IT_IS,
     ) -> Runtime:
         """Write float32 logits ``[positions, vocabulary]`` of every position of ``sequences`` to ``output``
-        (.npy), each sequence on its own and with exactly these token ids. Raises ``ValidationError`` when
-        the runtime cannot load or run the artifact, however it ends."""
+        (.npy), each sequence on its own and with exactly these token ids. ``choice`` is one of the target's
+        ``choices``, which the runtime applies without changing the artifact.
+
+        A runtime that also decodes token by token says so in the settings of the result: ``decode`` with
+        ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` (against its own logits of the same positions)
+        and ``tokens_per_second``. Raises ``ValidationError`` when the runtime cannot load or run the
+        artifact, however it ends."""
 
 
 def find_runner(target: str) -> Runner:
@@ -77,6 +94,12 @@ def check_available(targets: Iterable[str]) -> None:
             f"validation needs packages that are not installed: pip install 'qatconvert[{wanted}]'"
             " (or convert with --no-validate)"
         )
+
+
+def check_provider(targets: Iterable[str], provider: str) -> None:
+    """Raise ``UsageError`` if ``provider`` is not there for one of ``targets``, whose runtimes are."""
+    for target in targets:
+        find_runner(target).check_provider(provider)
 
 
 def _missing(modules: Iterable[str]) -> bool:

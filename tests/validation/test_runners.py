@@ -8,17 +8,25 @@ import sys
 import pytest
 
 from converter.errors import UsageError
-from validation.llamacpp import runner
-from validation.runners import check_available, find_runner
+from validation import llamacpp, onnxruntime
+from validation.runners import check_available, check_provider, find_runner
 
 
-def test_gguf_runs_in_llama_cpp() -> None:
-    assert find_runner("gguf") is runner
-    check_available(["gguf"])
+def test_every_target_has_its_runtime() -> None:
+    assert find_runner("gguf") is llamacpp.runner
+    assert find_runner("onnx") is onnxruntime.runner
+    check_available(["gguf", "onnx"])
+
+
+def test_a_provider_must_be_there_for_the_targets_that_take_one() -> None:
+    check_provider(["gguf"], "rknpu")
+    check_provider(["gguf", "onnx"], "cpu")
+    with pytest.raises(UsageError, match="provider 'rknpu' is not in this onnxruntime"):
+        check_provider(["gguf", "onnx"], "rknpu")
 
 
 def test_a_target_without_a_runtime_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"target 'tape' \(known: gguf\); use --no-validate"):
+    with pytest.raises(UsageError, match=r"target 'tape' \(known: gguf, onnx\); use --no-validate"):
         check_available(["gguf", "tape"])
 
 
@@ -28,6 +36,8 @@ def test_a_target_without_a_runtime_is_a_usage_error() -> None:
         (["llama_cpp"], "llamacpp"),
         (["transformers"], "reference"),
         (["torch", "llama_cpp"], "reference,llamacpp"),
+        (["onnxruntime"], "onnx"),
+        (["onnx", "onnxruntime", "llama_cpp"], "llamacpp,onnx"),
     ],
 )
 def test_a_missing_extra_is_named_before_any_work(
@@ -36,15 +46,17 @@ def test_a_missing_extra_is_named_before_any_work(
     for module in absent:
         monkeypatch.setitem(sys.modules, module, None)  # Python's own way to say: not installed
     with pytest.raises(UsageError) as caught:
-        check_available(["gguf"])
+        check_available(["gguf", "onnx"])
     assert f"pip install 'qatconvert[{extras}]'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_the_check_imports_no_library() -> None:
     script = (
-        "import sys; from validation.runners import check_available; check_available(['gguf']);"
-        "print([name for name in ('torch', 'transformers', 'llama_cpp') if name in sys.modules])"
+        "import sys; from validation.runners import check_available, check_provider;"
+        "check_available(['gguf', 'onnx']); check_provider(['gguf', 'onnx'], 'cpu');"
+        "libraries = ('torch', 'transformers', 'llama_cpp', 'onnx', 'onnxruntime');"
+        "print([name for name in libraries if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

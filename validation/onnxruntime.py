@@ -1,0 +1,91 @@
+"""ONNX models in onnxruntime.
+
+It runs in a child (``validation.onnxruntime_model``), where its memory can be told from the tool's own and a
+crash of native code is one line. The checker of the onnx package goes first. Beside the logits of whole
+sequences, the child decodes one sequence token by token through the cache and compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from converter.errors import UsageError
+from validation.runners import AS_IT_IS, CPU, Runtime
+from validation.worker import Progress, run_worker
+
+_SUFFIX: Final = "executionprovider"
+#: Not offered: it sends a model's inputs to a server, and runs what the server does not know on the CPU.
+_REMOTE: Final = "azure"
+#: Short names that are not onnxruntime's own without its suffix.
+_ALIASES: Final = {"directml": "dml"}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntime:
+    """The runner for ONNX models; see ``validation.runners.Runner``."""
+
+    extra: str = "onnx"
+    modules: tuple[str, ...] = ("onnx", "onnxruntime")
+
+    def check_provider(self, provider: str) -> None:
+        """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none
+        of them; the CPU's is always there, and asking for it imports nothing."""
+        if short_name(provider) != CPU:
+            find_provider(provider)
+
+    def logits(
+        self,
+        artifact: Path,
+        sequences: Sequence[Sequence[int]],
+        vocabulary: int,
+        output: Path,
+        progress: Progress,
+        *,
+        provider: str = CPU,
+        choice: Mapping[str, object] = AS_IT_IS,
+    ) -> Runtime:
+        """Run ``artifact`` (the .onnx file beside its data) on ``sequences``; see the protocol.
+
+        Of ``choice``, ``accuracy_level`` counts. ``settings`` of the result: ``provider``, ``accuracy_level``
+        (of MatMulNBits; ``None`` without it, a list if they differ), ``threads``, ``peak_bytes`` (most memory
+        that the process held), ``decode``: ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` of
+        token-by-token decoding against the prefill (``None`` where not finite), ``tokens_per_second``.
+        """
+        request: Mapping[str, object] = {
+            "artifact": str(artifact.resolve()),
+            "sequences": [list(ids) for ids in sequences],
+            "vocabulary": vocabulary,
+            "output": str(output),
+            "provider": provider,
+            "accuracy_level": choice.get("accuracy_level"),
+        }
+        result = run_worker(
+            "validation.onnxruntime_model", request, progress, what=f"onnxruntime on {artifact.name}"
+        )
+        return Runtime("onnxruntime", result["version"], result["settings"])
+
+
+def short_name(provider: str) -> str:
+    """``cuda`` of ``CUDAExecutionProvider``, of ``CUDA`` and of ``cuda``."""
+    name = provider.strip().lower().removesuffix(_SUFFIX)
+    return _ALIASES.get(name, name)
+
+
+def find_provider(provider: str) -> str:
+    """onnxruntime's own name of a provider, given in any spelling; raises ``UsageError``."""
+    import onnxruntime
+
+    names: dict[str, str] = {short_name(name): name for name in onnxruntime.get_available_providers()}
+    names.pop(_REMOTE, None)
+    if found := names.get(short_name(provider)):
+        return found
+    raise UsageError(
+        f"provider {provider!r} is not in this onnxruntime ({onnxruntime.__version__});"
+        f" available: {', '.join(sorted(names))}"
+    )
+
+
+runner = OnnxRuntime()
