@@ -20,11 +20,23 @@ from validation.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, LogitMetrics
 from validation.weights import NAN_ULP, WeightExactness
 
 #: Limits that apply unless the user sets others, for dense models and for mixtures of experts.
-DENSE: Mapping[str, float] = {"exact_fraction": 0.9999, "mean_kld": 0.015, "same_top_p": 0.8}
-EXPERTS: Mapping[str, float] = {"exact_fraction": 0.9999, "mean_kld": 0.15, "same_top_p": 0.72}
+DENSE: Mapping[str, float] = {
+    "exact_fraction": 0.9999,
+    "mean_kld": 0.015,
+    "same_top_p": 0.8,
+    "decode_mean_kld": 0.015,
+}
+EXPERTS: Mapping[str, float] = {
+    "exact_fraction": 0.9999,
+    "mean_kld": 0.15,
+    "same_top_p": 0.72,
+    "decode_mean_kld": 0.15,
+}
+#: Gates that apply only where the runtime decodes token by token, by the key of what it measures then.
+DECODE: Mapping[str, str] = {"decode_mean_kld": "mean_kld"}
 _AT_LEAST = ("exact_fraction", *HIGHER_IS_BETTER)
 #: Everything that may be given a limit.
-KNOWN = (*_AT_LEAST, *LOWER_IS_BETTER)
+KNOWN = (*_AT_LEAST, *LOWER_IS_BETTER, *DECODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +73,32 @@ def limits(overrides: Mapping[str, float], *, experts: bool = False) -> dict[str
     return {**(EXPERTS if experts else DENSE), **overrides}
 
 
-def judge(limits: Mapping[str, float], weights: WeightExactness, logits: LogitMetrics) -> tuple[Gate, ...]:
-    """Every gate of ``limits``, in order. A value that is not finite fails its gate."""
-    return tuple(
-        _exactness(limit, weights) if name == "exact_fraction" else _logits(name, limit, logits)
-        for name, limit in limits.items()
-    )
+def judge(
+    limits: Mapping[str, float],
+    weights: WeightExactness,
+    logits: LogitMetrics,
+    decode: Mapping[str, float | None] | None = None,
+) -> tuple[Gate, ...]:
+    """Every gate of ``limits``, in order. A value that is not finite fails its gate.
+
+    ``decode`` is what the runtime measured while it decoded (see ``runners.Runner``), ``None`` where it did
+    not: the gates of ``DECODE`` are left out then.
+    """
+    gates = []
+    for name, limit in limits.items():
+        if name == "exact_fraction":
+            gates.append(_exactness(limit, weights))
+        elif name not in DECODE:
+            gates.append(_logits(name, limit, logits))
+        elif decode is not None:
+            gates.append(_decode(name, limit, decode[DECODE[name]]))
+    return tuple(gates)
+
+
+def _decode(name: str, limit: float, value: float | None) -> Gate:
+    if value is None:
+        return Gate(name, limit, None, False, "NaN or infinite logits, decoding token by token")
+    return Gate(name, limit, value, value <= limit)
 
 
 def _exactness(limit: float, weights: WeightExactness) -> Gate:

@@ -75,6 +75,15 @@ def test_limits_can_be_set_for_every_figure(equal: LogitMetrics) -> None:
     }
 
 
+def test_decoding_is_judged_where_the_runtime_measures_it(equal: LogitMetrics) -> None:
+    bounds = limits({"decode_mean_kld": 0.01})
+    assert [gate.name for gate in judge(bounds, weights(10_000), equal)] == list(bounds)[:3]
+    for value, passed in ((0.01, True), (0.0101, False), (None, False)):
+        gate = judge(bounds, weights(10_000), equal, {"mean_kld": value, "max_kld": value})[-1]
+        assert (gate.name, gate.limit, gate.value, gate.passed) == ("decode_mean_kld", 0.01, value, passed)
+        assert gate.note == ("" if value else "NaN or infinite logits, decoding token by token")
+
+
 @pytest.mark.parametrize(("name", "limit"), [("speed", 1.0), ("mean_kld", math.nan), ("max_kld", math.inf)])
 def test_an_unknown_gate_and_a_limit_that_is_none_are_usage_errors(name: str, limit: float) -> None:
     with pytest.raises(UsageError, match=name):

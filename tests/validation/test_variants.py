@@ -9,7 +9,7 @@ import pytest
 
 from converter.demo.variants import VARIANTS
 from converter.pipeline import Conversion, convert
-from validation.gates import DENSE, EXPERTS
+from validation.gates import DECODE, DENSE, EXPERTS
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -22,6 +22,8 @@ def test_every_variant_is_exact_and_passes_the_default_gates(
     entry = outcome.report["targets"]["gguf"]
     limits = EXPERTS if variant == "26b-a4b" else DENSE
     assert outcome.exit_status == 0
-    assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == limits
+    assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == {
+        name: limit for name, limit in limits.items() if name not in DECODE
+    }
     assert entry["weights"]["exact_fraction"] == 1.0
     assert 0 < entry["logits"]["mean_kld"] <= limits["mean_kld"]
