@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -84,10 +85,13 @@ class StoredTensor:
 
 class Target(Protocol):
     """One output format, found through the entry-point group ``qatconvert.targets``. ``suffix`` is that
-    of its artifacts' names (``.gguf``)."""
+    of its artifacts' names (``.gguf``). ``write`` needs the importable ``modules``, which the package's
+    ``extra`` installs; all else works without them."""
 
     name: str
     suffix: str
+    extra: str
+    modules: tuple[str, ...]
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
@@ -99,6 +103,14 @@ class Target(Protocol):
         """Write ``plan.artifacts`` and ``plan.companions`` below ``directory`` (a scratch directory that
         the caller renames when whole) and return warnings about what only the whole reading showed.
         ``progress`` is called with the number of bytes read since the last call."""
+
+    def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
+        """Ways to run the written artifact that only measuring can tell apart, by option and value: the
+        preferred one first, the most accurate one last. Empty where there is nothing to choose."""
+
+    def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
+        """Make the artifact, which ``write`` left in the scratch directory, run as one of ``choices``.
+        Changes no other file than the main one, whose path is given."""
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """Every file of the artifact whose main (or first) file is given; raises ``CheckpointError`` if
@@ -127,6 +139,28 @@ def find_target(name: str) -> Target:
     (entry,) = entry_points(group="qatconvert.targets", name=name)
     target: Target = entry.load()
     return target
+
+
+def check_installed(targets: Iterable[Target]) -> None:
+    """Raise ``UsageError`` that says what to install if one of ``targets`` cannot write here."""
+    lacking = [target for target in targets if any(find_spec(module) is None for module in target.modules)]
+    if lacking:
+        names = " and ".join(target.name for target in lacking)
+        extras = ",".join(dict.fromkeys(target.extra for target in lacking))
+        raise UsageError(
+            f"target {names} needs packages that are not installed: pip install 'qatconvert[{extras}]'"
+        )
+
+
+def artifact_of(path: Path) -> Path:
+    """``path``, or the one artifact in it if it is a directory; raises ``UsageError`` for none or several."""
+    if not path.is_dir():
+        return path
+    suffixes = tuple(find_target(name).suffix for name in known_targets())
+    found = sorted(file for file in path.iterdir() if file.name.endswith(suffixes))
+    if len(found) != 1:
+        raise UsageError(f"{path} holds {len(found)} artifacts ({', '.join(suffixes)}): give the file itself")
+    return found[0]
 
 
 def target_of(artifact: Path) -> Target:

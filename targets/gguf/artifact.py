@@ -53,6 +53,8 @@ class GgufTarget:
 
     name = "gguf"
     suffix = ".gguf"
+    extra = ""
+    modules: tuple[str, ...] = ()
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """See ``targets.plan.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
@@ -111,6 +113,13 @@ class GgufTarget:
                 "and that is rounded"
             )
         return warnings
+
+    def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
+        """See ``targets.plan.Target``: none, llama.cpp itself knows one way to run a file."""
+        return ()
+
+    def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``: nothing is to be done."""
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """See ``targets.plan.Target``."""
