@@ -101,6 +101,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         if runtime.get("note"):
             found.append(("runtime alone", str(runtime["note"])))
+        found += _runtime_facts(runtime)
     if weights := entry.get("weights"):
         others = weights["off_lattice"]
         found.append(
@@ -112,6 +113,58 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _runtime_facts(runtime: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the artifact was run, as far as the runtime says."""
+    found = []
+    if runtime.get("provider"):
+        level = runtime.get("accuracy_level")
+        accuracy = "" if level is None else f", accuracy level {level}"
+        threads = f", {runtime['threads']} threads" if runtime.get("threads") else ""
+        peak = runtime.get("peak_bytes")
+        memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
+        found.append(("run with", f"provider {runtime['provider']}{accuracy}{threads}{memory}"))
+    if decode := runtime.get("decode"):
+        found.append(
+            (
+                "decoding",
+                f"{number(decode['tokens_per_second'])} tokens per second; mean KLD"
+                f" {number(decode['mean_kld'])}, largest {number(decode['max_kld'])}, against the same"
+                f" {decode['positions']} positions computed at once",
+            )
+        )
+    return found
+
+
+#: Figures of an alternative in the order of the table: key, label, form.
+_ALTERNATIVE = (
+    ("decode_tokens_per_second", "decoded tokens per second", number),
+    ("mean_kld", "mean KLD", number),
+    ("same_top_p", "same top p", share),
+    ("max_abs", "largest logit difference", number),
+    ("decode_mean_kld", "mean KLD of decoding", number),
+)
+
+
+def alternatives(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Heading and rows of the table that sets the ways to run the artifact side by side, a column each;
+    empty unless several were measured."""
+    tried = entry.get("alternatives") or []
+    known = {"chosen", "passed", "gates", "error", *(key for key, _, _ in _ALTERNATIVE)}
+    heading, verdicts = ["figure"], ["gates"]
+    for one in tried:
+        choice = {key: value for key, value in one.items() if key not in known}
+        name = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choice.items())
+        heading.append(f"{name} (chosen)" if one["chosen"] else name)
+        failed = [gate["name"] for gate in one.get("gates", ()) if not gate["passed"]]
+        why = one.get("error") or ", ".join(failed)
+        verdicts.append(verdict(one["passed"]) + (f": {why}" if why else ""))
+    rows = [
+        (label, *("-" if "error" in one else form(one[key]) for one in tried))
+        for key, label, form in _ALTERNATIVE
+    ]
+    return [tuple(heading), *rows, tuple(verdicts)] if tried else []
 
 
 def gate_row(gate: Mapping[str, Any]) -> tuple[str, ...]:

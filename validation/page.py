@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from validation.figures import comparison, facts, gate_row, share, target_facts, verdict
+from validation.figures import alternatives, comparison, facts, gate_row, share, target_facts, verdict
 from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution
 
 _STYLE = """
@@ -62,6 +62,8 @@ def _section(target: str, entry: Mapping[str, Any], spans: Sequence[tuple[str, i
     ]
     if entry.get("gates"):
         parts.append(_table("Gates", ("gate", "limit", "value", "verdict"), map(gate_row, entry["gates"])))
+    if table := alternatives(entry):
+        parts.append(_table("Ways to run it", table[0], table[1:], numbers=range(1, len(table[0]))))
     if rows := comparison(entry):
         baseline = entry.get("baseline")
         heading = ("figure", "artifact", *([str(baseline["name"])] if baseline else []))

@@ -17,6 +17,7 @@ from validation import gates
 from validation.baseline import check_baseline
 from validation.reference import check_dtype
 from validation.reference_process import reference_worker
+from validation.runners import CPU
 from validation.text import Tokens, cut, digest, encode, read_passages
 from validation.worker import Worker
 
@@ -31,8 +32,9 @@ class Settings:
     ``positions`` of logits are compared on ``text``, a file (default: the shipped text). ``gates`` overrides
     limits by name. ``max_memory`` in bytes bounds the reference model's weights in memory. ``baseline`` names
     what is measured beside an artifact. ``same_weights`` has logits of the artifact's own weights computed,
-    which needs 4 bytes per parameter of temporary files. ``cache`` is the directory of the cache of
-    reference logits (default: ``reference.default_cache()``).
+    which needs 4 bytes per parameter of temporary files. ``provider`` is what runs the artifact, for runtimes
+    that have several. ``cache`` is the directory of the cache of reference logits (default:
+    ``reference.default_cache()``).
     """
 
     positions: int = 512
@@ -42,6 +44,7 @@ class Settings:
     max_memory: int | None = None
     baseline: str | None = None
     same_weights: bool = True
+    provider: str = CPU
     cache: Path | None = None
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.figures import comparison, facts, gate_row, least_exact, target_facts, verdict
+from validation.figures import alternatives, comparison, facts, gate_row, least_exact, target_facts, verdict
 from validation.page import render_html
 
 #: Version of report.json; keys may be added without a new one.
@@ -59,6 +59,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         lines += [f"- {label}: {_markdown(value)}" for label, value in target_facts(entry)]
         if entry.get("gates"):
             lines += ["", *_table(("gate", "limit", "value", "verdict"), map(gate_row, entry["gates"]))]
+        if table := alternatives(entry):
+            lines += ["", "Ways to run it:", "", *_table(table[0], table[1:])]
         if rows := comparison(entry):
             baseline = entry.get("baseline")
             heading = ("figure", "artifact", *([str(baseline["name"])] if baseline else []))

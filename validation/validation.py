@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
+from converter.errors import ValidationError
 from targets.plan import StoredTensor, find_target
 from validation import baseline as baselines
+from validation import trials
 from validation.gates import judge
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
 from validation.reference import Model, default_cache, reference_logits
-from validation.runners import Runner, Runtime, find_runner
+from validation.runners import AS_IT_IS, Runner, Runtime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens
+from validation.trials import Refusal, Trial
 from validation.weights import TensorExactness, WeightExactness, measure
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """``entry`` is the target's entry of report.json without ``artifact``, ``bytes`` and ``bits_per_weight``,
+    ``choice`` the way to run the artifact that it is about."""
+
+    entry: dict[str, Any]
+    choice: Mapping[str, object]
 
 
 def validate(
@@ -41,10 +53,10 @@ def validate(
 
     Returns ``{"entry": ..., "reference": ...}``, the target's entry and the reference of report.json.
     """
-    find_runner(target)
+    find_runner(target).check_provider(Settings(**settings).provider)
     with prepare(checkpoint, Settings(**settings), progress) as prepared:
-        entry = prove(prepared, target, artifact, source=source, scratch=scratch, progress=progress)
-        return {"entry": entry, "reference": reference_entry(prepared)}
+        proof = prove(prepared, target, artifact, source=source, scratch=scratch, progress=progress)
+        return {"entry": proof.entry, "reference": reference_entry(prepared)}
 
 
 def prove(
@@ -52,14 +64,18 @@ def prove(
     target: str,
     artifact: Path,
     *,
+    choices: Sequence[Mapping[str, object]] = (),
     source: Mapping[str, object] | None = None,
     scratch: Path | None = None,
+    settle: Callable[[], object] = lambda: None,
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
-    """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates.
+) -> Proof:
+    """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates; a gate that
+    fails is a result.
 
-    Returns the target's entry of report.json without ``artifact``, ``bytes`` and ``bits_per_weight``. A gate
-    that fails is a result.
+    With ``choices`` (the target's), each is measured and judged, and ``trials.best`` says which one the proof
+    is about; without, the artifact is run as it was written. ``settle`` is called before the runtime is:
+    whoever has other work going on waits for its end there, since speed is measured.
 
     ``source`` identifies the checkpoint for the cache of reference logits: a mapping with ``revision`` (a
     commit) or ``files`` (digests); otherwise its files are hashed. Temporary files go to a directory in
@@ -82,10 +98,11 @@ def prove(
             progress=stage_of(progress, "reference"),
         )
         bench = _Bench(prepared, target, runner, reference, Path(name), progress)
-        entry = bench.measure(artifact)
+        settle()
+        proof = bench.measure(artifact, choices or (AS_IT_IS,))
         if settings.baseline is not None and baselines.applies(target):
-            entry["baseline"] = {"name": settings.baseline, **bench.measure_baseline(artifact)}
-    return entry
+            proof.entry["baseline"] = {"name": settings.baseline, **bench.measure_baseline(artifact)}
+    return proof
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +124,60 @@ class _Bench:
     def tokens(self) -> Tokens:
         return self.prepared.tokens
 
-    def measure(self, artifact: Path) -> dict[str, Any]:
-        """The artifact's entry of the report."""
+    def measure(self, artifact: Path, choices: Sequence[Mapping[str, object]]) -> Proof:
+        """The artifact's entry of the report, in the best of at least one way to run it."""
         stored = find_target(self.target).describe(artifact, self.checkpoint)
         weights = measure(self.checkpoint, stored, stage_of(self.progress, "weights"))
-        logits, runtime = self._run(artifact, "runtime")
-        metrics = self._compare(self.reference, logits, "metrics")
-        judged = judge(self.prepared.limits, weights, metrics)
+        tried = self._try_all(artifact, choices, weights)
+        chosen = trials.best([trial for trial in tried if isinstance(trial, Trial)])
+        for trial in tried:
+            if isinstance(trial, Trial) and trial is not chosen:
+                trial.output.unlink()  # room for what comes
+        runtime = chosen.runtime
         described: dict[str, Any] = {"name": runtime.name, "version": runtime.version, **runtime.settings}
         if self.prepared.settings.same_weights:
-            described |= self._same_weights(stored, logits)
+            described |= self._same_weights(stored, map_logits(chosen.output, self.tokens.positions))
         else:
             described["mean_kld_same_weights"] = None
-        return {
-            "passed": all(gate.passed for gate in judged),
+        entry = {
+            "passed": chosen.passed,
             "weights": weights_entry(weights),
-            "logits": logits_entry(metrics),
+            "logits": logits_entry(chosen.metrics),
             "runtime": described,
-            "gates": [gate.entry() for gate in judged],
+            "gates": [gate.entry() for gate in chosen.gates],
         }
+        if len(tried) > 1:
+            entry["alternatives"] = trials.alternatives(tried, chosen)
+        return Proof(entry, chosen.choice)
+
+    def _try_all(
+        self, artifact: Path, choices: Sequence[Mapping[str, object]], weights: WeightExactness
+    ) -> list[Trial | Refusal]:
+        """Every choice in order. Raises the first error if the runtime refuses them all."""
+        tried: list[Trial | Refusal] = []
+        errors = []
+        for choice in choices:
+            suffix = "".join(f" {name} {value}" for name, value in choice.items()) if len(choices) > 1 else ""
+            try:
+                tried.append(self._try(artifact, choice, weights, suffix.replace("_", " ")))
+            except ValidationError as error:
+                tried.append(Refusal(choice, str(error)))
+                errors.append(error)
+        if len(errors) == len(choices):
+            raise errors[0]
+        return tried
+
+    def _try(
+        self, artifact: Path, choice: Mapping[str, object], weights: WeightExactness, suffix: str
+    ) -> Trial:
+        output, runtime = self._run(artifact, f"runtime{suffix}", choice)
+        logits = map_logits(output, self.tokens.positions)
+        metrics = self._compare(self.reference, logits, f"metrics{suffix}")
+        decode = runtime.settings.get("decode")
+        judged = judge(
+            self.prepared.limits, weights, metrics, decode if isinstance(decode, Mapping) else None
+        )
+        return Trial(choice, runtime, output, metrics, judged)
 
     def measure_baseline(self, artifact: Path) -> dict[str, Any]:
         """Weights and logits of the naive requantisation, in the same runtime."""
@@ -140,16 +192,25 @@ class _Bench:
             )
             stored = describe(naive, self.checkpoint)
             weights = measure(self.checkpoint, stored, stage_of(self.progress, "baseline weights"))
-            logits, _ = self._run(naive, "baseline runtime")
+            output, _ = self._run(naive, "baseline runtime")
+            logits = map_logits(output, self.tokens.positions)
             metrics = self._compare(self.reference, logits, "baseline metrics")
         return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
 
-    def _run(self, artifact: Path, stage: str) -> tuple[NDArray[np.float32], Runtime]:
+    def _run(
+        self, artifact: Path, stage: str, choice: Mapping[str, object] = AS_IT_IS
+    ) -> tuple[Path, Runtime]:
         output = self.scratch / f"{stage.replace(' ', '-')}.npy"
         runtime = self.runner.logits(
-            artifact, self.tokens.sequences, self.reference.shape[1], output, stage_of(self.progress, stage)
+            artifact,
+            self.tokens.sequences,
+            self.reference.shape[1],
+            output,
+            stage_of(self.progress, stage),
+            provider=self.prepared.settings.provider,
+            choice=choice,
         )
-        return map_logits(output, self.tokens.positions), runtime
+        return output, runtime
 
     def _compare(
         self, reference: NDArray[np.float32], logits: NDArray[np.float32], stage: str

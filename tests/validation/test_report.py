@@ -196,6 +196,68 @@ def test_a_baseline_stands_beside_the_artifact() -> None:
     assert "| exact blocks | 100.0000 % | 3.0000 % |" in render_markdown(content)
 
 
+def alternative(level: int, chosen: bool, **changes: Any) -> dict[str, Any]:
+    return {
+        "accuracy_level": level,
+        "chosen": chosen,
+        "passed": True,
+        "mean_kld": 0.002,
+        "same_top_p": 0.97,
+        "max_abs": 0.3,
+        "decode_mean_kld": 1e-5,
+        "decode_tokens_per_second": 41.25,
+        "gates": [{"name": "mean_kld", "limit": 0.01, "value": 0.002, "passed": True}],
+    } | changes
+
+
+def test_every_way_to_run_an_artifact_that_was_measured_stands_in_a_table() -> None:
+    failed = {"name": "mean_kld", "limit": 0.01, "value": 0.02, "passed": False}
+    tried = [
+        alternative(4, False, passed=False, mean_kld=0.02, gates=[failed]),
+        alternative(0, True),
+        {"accuracy_level": 2, "chosen": False, "passed": False, "error": "no such <kernel>"},
+    ]
+    content = report(alternatives=tried)
+    markdown = render_markdown(content)
+    assert "| figure | accuracy level 4 | accuracy level 0 (chosen) | accuracy level 2 |" in markdown
+    assert "| decoded tokens per second | 41.25 | 41.25 | - |" in markdown
+    assert "| mean KLD | 0.02 | 0.002 | - |" in markdown
+    assert "| gates | FAILED: mean\\_kld | passed | FAILED: no such &lt;kernel&gt; |" in markdown
+    page = Page(render_html(content))
+    assert "kernel" not in page.tags
+    for figure in ("Ways to run it", "accuracy level 4", "41.25", "97.0000 %", "FAILED: mean_kld", "chosen"):
+        assert figure in page.text
+    assert "Ways to run it" not in render_markdown(report()) + render_html(report())
+
+
+def test_how_an_artifact_was_run_and_decoded_is_told() -> None:
+    decode = {
+        "positions": 128,
+        "mean_kld": 2e-6,
+        "max_kld": 3e-5,
+        "max_abs": 0.01,
+        "tokens_per_second": 41.25,
+    }
+    runtime = {
+        "name": "onnxruntime",
+        "version": "1.32.0",
+        "provider": "cuda",
+        "accuracy_level": 4,
+        "threads": 8,
+        "peak_bytes": 2_345_000_000,
+        "decode": decode,
+        "mean_kld_same_weights": None,
+    }
+    content = report(runtime=runtime)
+    for text in (Page(render_html(content)).text, render_markdown(content)):
+        assert "provider cuda, accuracy level 4, 8 threads, at most 2,345 MB of memory" in text
+        assert (
+            "41.25 tokens per second; mean KLD 2e-06, largest 3e-05, against the same 128 positions" in text
+        )
+    content = report(runtime={**runtime, "decode": decode | {"mean_kld": None, "max_kld": None}})
+    assert "mean KLD not finite" in render_markdown(content)
+
+
 def test_what_was_not_validated_says_so() -> None:
     entry = {"artifact": "gguf/x.gguf", "bytes": 10, "bits_per_weight": 4.5, "passed": None}
     content = assemble("x", {"repo": "a/b", "revision": "0" * 40, "format": "f"}, None, {"gguf": entry})

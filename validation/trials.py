@@ -1,0 +1,93 @@
+"""An artifact run in several ways, of which the measurements choose one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from validation.gates import Gate
+from validation.metrics import LogitMetrics
+from validation.runners import Runtime
+
+#: How many times as fast a way must be that comes after another: less may be noise.
+_MARGIN = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One way to run an artifact, ``choice``, and what came of it; its logits lie in the file ``output``."""
+
+    choice: Mapping[str, object]
+    runtime: Runtime
+    output: Path
+    metrics: LogitMetrics
+    gates: tuple[Gate, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def mean_kld(self) -> float:
+        """Divergence from the reference, infinite where it is not finite."""
+        return self.metrics.mean_kld if math.isfinite(self.metrics.mean_kld) else math.inf
+
+    @property
+    def decode(self) -> Mapping[str, Any] | None:
+        """What was measured while tokens were decoded one by one, ``None`` if the runtime does not."""
+        found = self.runtime.settings.get("decode")
+        return found if isinstance(found, Mapping) else None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded tokens per second, 0 where they are not measured."""
+        return float(self.decode["tokens_per_second"]) if self.decode else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One way in which the runtime does not run the artifact, and why, in one line."""
+
+    choice: Mapping[str, object]
+    error: str
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial to keep, of at least one: the first that passes its gates, unless a later one that passes is
+    more than a tenth faster at decoding; if none passes, the one with the smallest mean KLD."""
+    passing = [trial for trial in trials if trial.passed]
+    if not passing:
+        return min(trials, key=lambda trial: trial.mean_kld)
+    kept = passing[0]
+    for trial in passing[1:]:
+        if trial.tokens_per_second > _MARGIN * kept.tokens_per_second:
+            kept = trial
+    return kept
+
+
+def alternatives(trials: Sequence[Trial | Refusal], chosen: Trial) -> list[dict[str, Any]]:
+    """The ``alternatives`` block of the report: every way that was tried, in order."""
+    return [
+        {**trial.choice, "chosen": False, "passed": False, "error": trial.error}
+        if isinstance(trial, Refusal)
+        else _entry(trial, trial is chosen)
+        for trial in trials
+    ]
+
+
+def _entry(trial: Trial, chosen: bool) -> dict[str, Any]:
+    figures = {name: float(getattr(trial.metrics, name)) for name in ("mean_kld", "same_top_p", "max_abs")}
+    decode = trial.decode or {}
+    return {
+        **trial.choice,
+        "chosen": chosen,
+        "passed": trial.passed,
+        **{name: value if math.isfinite(value) else None for name, value in figures.items()},
+        "decode_mean_kld": decode.get("mean_kld"),
+        "decode_tokens_per_second": decode.get("tokens_per_second"),
+        "gates": [gate.entry() for gate in trial.gates],
+    }
