@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event
@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
 _PIECE = 16 << 20
 #: Packages that can change the bytes of an artifact or the figures of a report.
-_LIBRARIES = ("gguf", "huggingface-hub", "numba", "numpy", "llama-cpp-python", "torch", "transformers")
+_LIBRARIES = (
+    "gguf",
+    "huggingface-hub",
+    "numba",
+    "numpy",
+    "llama-cpp-python",
+    "mobius-onnx",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "torch",
+    "transformers",
+)
 
 
 def sha256(path: Path, stop: Event | None = None) -> str:
@@ -65,6 +77,10 @@ class Digests:
             ]
         except OSError as error:
             raise CheckpointError(f"{error.filename}: cannot be read any more: {error.strerror}") from error
+
+    def wait(self) -> None:
+        """Wait for what has begun; what goes wrong shows when its entry is asked for."""
+        wait(list(self._digests.values()))
 
     def close(self) -> None:
         """Give up digests that are not needed any more; the program's end would wait for them."""

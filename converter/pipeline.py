@@ -12,11 +12,12 @@ from converter import manifest, output
 from converter.errors import QatconvertError, UsageError
 from converter.names import Source, one_line, printable, resolve
 from converter.shards import open_shards
-from targets.plan import Plan, Target, check_known, find_target, target_of
+from targets.plan import Plan, Target, artifact_of, check_installed, check_known, find_target, target_of
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from validation.preparation import Prepared
+    from validation.validation import Proof
 
 #: Called with a stage's name, how much of it is done and how much there is (bytes, or steps).
 Progress = Callable[[str, int, int], None]
@@ -107,21 +108,31 @@ def convert(
     check_known(names)
     destination = conversion.output or Path(f"{resolve(conversion.model).name}-qatconvert")
     output.check_destination(destination, conversion.force)
-    if conversion.validation is not None:
-        from validation.runners import check_available
-        from validation.text import read_passages
-
-        check_available(names)
-        read_passages(conversion.validation.get("text"))
-    source, path, revision = _locate(conversion.model, conversion.offline, progress)
     with closing(manifest.Digests()) as digests:
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
+        source = resolve(conversion.model)
+        if source.path is not None and source.kind != "gguf":
+            digests.add(open_shards(source.path).files)
+        targets = [find_target(name) for name in names]
+        check_installed(targets)
+        if conversion.validation is not None:
+            _check_validation(names, conversion.validation)
+        source, path, revision = _locate(conversion.model, conversion.offline, progress)
         digests.add(open_shards(path).files)
         model = _open(source, path, revision)
         digests.add(model.checkpoint.files)
-        targets = [find_target(name) for name in names]
         return _convert(conversion, model, targets, destination, digests, progress, warn)
+
+
+def _check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for what shows without a model: packages, the provider, the text."""
+    from validation.runners import CPU, check_available, check_provider
+    from validation.text import read_passages
+
+    check_available(targets)
+    check_provider(targets, settings.get("provider", CPU))
+    read_passages(settings.get("text"))
 
 
 def _open(source: Source, path: Path, revision: str | None) -> Model:
@@ -141,6 +152,7 @@ def _convert(
 ) -> Outcome:
     options = {**model.record(), **conversion.options}
     plans = [target.plan(model.checkpoint, model.source.name, options) for target in targets]
+    pairs = list(zip(targets, plans, strict=True))
     notes = [model.source.note] if model.source.note else []
     for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):
         warn(warning)
@@ -154,11 +166,11 @@ def _convert(
             # before anything is written: options that mean nothing must not cost a conversion
             prepared = stack.enter_context(_prepare(model, conversion.validation, progress))
         scratch = stack.enter_context(output.scratch_directory(destination))
-        _write(model, targets, plans, scratch, progress, warn)
-        digests.add(manifest.files_of(scratch))
-        sources = digests.entries(model.checkpoint.path)
-        report = _prove(prepared, model, plans, sources, scratch, progress)
-        _record(_options(conversion), model, plans, sources, report, digests, scratch)
+        _write(model, pairs, scratch, progress, warn)
+        changing = {scratch / plan.artifacts[0] for target, plan in pairs if target.choices(plan)}
+        digests.add(path for path in manifest.files_of(scratch) if path not in changing)
+        report, choices = _prove(prepared, model, pairs, digests, scratch, progress)
+        _record(_options(conversion), model, plans, choices, report, digests, scratch)
         output.publish(scratch, destination)
     return Outcome(destination, report, _passed(report), _errors(report))
 
@@ -178,14 +190,13 @@ def _errors(report: Mapping[str, Any]) -> list[str]:
 
 def _write(
     model: Model,
-    targets: Sequence[Target],
-    plans: Sequence[Plan],
+    pairs: Sequence[tuple[Target, Plan]],
     scratch: Path,
     progress: Progress,
     warn: Callable[[str], None],
 ) -> None:
     total = sum(weight.stored_bytes for weight in model.checkpoint.weights.values())
-    for target, plan in zip(targets, plans, strict=True):
+    for target, plan in pairs:
         done = 0
 
         def advance(count: int, stage: str = f"write {target.name}") -> None:
@@ -208,32 +219,38 @@ def _prepare(
 def _prove(
     prepared: Prepared | None,
     model: Model,
-    plans: Sequence[Plan],
-    sources: Sequence[Mapping[str, object]],
+    pairs: Sequence[tuple[Target, Plan]],
+    digests: manifest.Digests,
     scratch: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """The report of everything in ``scratch``; if nothing is ``prepared``, nothing is run.
+) -> tuple[dict[str, Any], dict[str, Mapping[str, object]]]:
+    """The report of everything in ``scratch``, and the choice of each target that has several; if nothing is
+    ``prepared``, nothing is run, and the choice is the most accurate one.
 
     What cannot be validated is told in its entry: it must neither look proven nor be lost.
     """
     entries: dict[str, dict[str, object]] = {}
-    for plan in plans:
-        entry: dict[str, object] = {
+    chosen: dict[str, Mapping[str, object]] = {}
+    for target, plan in pairs:
+        artifact, choices = scratch / plan.artifacts[0], target.choices(plan)
+        choice = choices[-1] if choices else None
+        measured: dict[str, object] = {"passed": None}
+        if prepared is not None:
+            try:
+                proof = _measure(prepared, model, target.name, artifact, scratch, progress, digests, choices)
+                measured, choice = proof.entry, proof.choice if choices else None
+            except (QatconvertError, OSError, MemoryError) as error:
+                measured = {"passed": False, "error": _reason(error)}
+        if choice is not None:
+            target.choose(artifact, choice)
+            chosen[target.name] = choice
+        entries[target.name] = {
             "artifact": plan.artifacts[0],
             "bytes": sum((scratch / name).stat().st_size for name in plan.artifacts),
             "bits_per_weight": round(plan.bits_per_weight, 4),
-            "passed": None,
+            **measured,
         }
-        if prepared is not None:
-            digests = [source["sha256"] for source in sources]
-            artifact = scratch / plan.artifacts[0]
-            try:
-                entry |= _measure(prepared, model, plan.target, artifact, scratch, progress, digests)
-            except (QatconvertError, OSError, MemoryError) as error:
-                entry |= {"passed": False, "error": _reason(error)}
-        entries[plan.target] = entry
-    return _assemble(model, prepared, entries)
+    return _assemble(model, prepared, entries), chosen
 
 
 def _reason(error: Exception) -> str:
@@ -253,14 +270,26 @@ def _measure(
     artifact: Path,
     scratch: Path | None,
     progress: Progress,
-    digests: Sequence[object] | None = None,
-) -> dict[str, Any]:
+    digests: manifest.Digests | None = None,
+    choices: Sequence[Mapping[str, object]] = (),
+) -> Proof:
     """The measured part of a target's entry. Temporary files lie in ``scratch``, where there is room for
     models, and are gone when this returns."""
     from validation.validation import prove
 
-    identity = {**model.record(), **({"files": digests} if digests else {})}
-    return prove(prepared, target, artifact, source=identity, scratch=scratch, progress=progress)
+    identity = model.record()
+    if digests is not None:
+        identity["files"] = [entry["sha256"] for entry in digests.entries(model.checkpoint.path)]
+    return prove(
+        prepared,
+        target,
+        artifact,
+        choices=choices,
+        source=identity,
+        scratch=scratch,
+        settle=digests.wait if digests is not None else lambda: None,
+        progress=progress,
+    )
 
 
 def _assemble(
@@ -292,12 +321,9 @@ def validate(
 
     Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
     """
-    from validation.runners import check_available
-    from validation.text import read_passages
-
-    read_passages((settings or {}).get("text"))
+    artifact = artifact_of(artifact)
     target = target_of(artifact)
-    check_available([target.name])
+    _check_validation([target.name], settings or {})
     if output_directory is not None:
         output.check_destination(output_directory, force)
     model = open_model(reference, offline=offline, progress=progress)
@@ -316,7 +342,7 @@ def validate(
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),
             "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
-            **_measure(prepared, model, target.name, artifact, scratch, progress),
+            **_measure(prepared, model, target.name, artifact, scratch, progress).entry,
         }
         report = _assemble(model, prepared, {target.name: entry})
         if output_directory is not None and scratch is not None:
@@ -351,7 +377,7 @@ def _record(
     options: Mapping[str, object],
     model: Model,
     plans: Sequence[Plan],
-    sources: Sequence[Mapping[str, object]],
+    choices: Mapping[str, Mapping[str, object]],
     report: Mapping[str, Any],
     digests: manifest.Digests,
     scratch: Path,
@@ -361,12 +387,15 @@ def _record(
 
     write(scratch, report)
     digests.add(manifest.files_of(scratch))
+    targets: dict[str, dict[str, object]] = {plan.target: plan.as_dict() for plan in plans}
+    for name, choice in choices.items():
+        targets[name]["chosen"] = dict(choice)
     content = manifest.build(
         options,
         model.checkpoint,
         model.record(),
-        sources,
-        {plan.target: plan.as_dict() for plan in plans},
+        digests.entries(model.checkpoint.path),
+        targets,
         digests.entries(scratch),
     )
     manifest.write(scratch / output.MANIFEST, content)
