@@ -12,6 +12,7 @@ from converter.cli.options import (
     OutputPath,
     modelfile_options,
     off_lattice_option,
+    onnx_options,
     read_license,
     validation_options,
     validation_settings,
@@ -41,6 +42,13 @@ from converter.cli.options import (
 @click.option(
     "--split-max-size", metavar="SIZE", help="Split the GGUF into files of at most SIZE (2G, 500M)."
 )
+@onnx_options
+@click.option(
+    "--accuracy-level",
+    type=click.IntRange(0, 4),
+    help="How onnxruntime multiplies by quantised weights: 0 in the activations' own type, 4 in int8. "
+    "Default: both are measured, and the fastest that passes the gates is kept.",
+)
 @modelfile_options
 @click.option("--validate/--no-validate", default=True, help="Run the artifact against reference logits.")
 @validation_options
@@ -54,6 +62,9 @@ def command(
     offline: bool,
     off_lattice: str,
     split_max_size: str | None,
+    onnx_scales: str | None,
+    onnx_dtype: str | None,
+    accuracy_level: int | None,
     system: str | None,
     license_files: tuple[Path, ...],
     num_ctx: int | None,
@@ -68,7 +79,7 @@ def command(
     config.json and safetensors.
 
     \b
-    qatconvert gemma4-demo --target gguf
+    qatconvert gemma4-demo --target gguf --target onnx
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
     from converter.cli.console import fail, progress_bars, warn
@@ -77,6 +88,9 @@ def command(
     options = {
         "off_lattice": off_lattice,
         "split_max_size": split_max_size,
+        "onnx_scales": onnx_scales,
+        "onnx_dtype": onnx_dtype,
+        "accuracy_level": accuracy_level,
         "system": system,
         "licenses": [read_license(file) for file in license_files] or None,
         "num_ctx": num_ctx,

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from converter.cli.options import off_lattice_option
+from converter.cli.options import off_lattice_option, onnx_options
 
 
 @click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
@@ -20,10 +20,18 @@ from converter.cli.options import off_lattice_option
 )
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @off_lattice_option
+@onnx_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def command(
-    model: str, targets: tuple[str, ...], offline: bool, off_lattice: str, as_json: bool, quiet: bool
+    model: str,
+    targets: tuple[str, ...],
+    offline: bool,
+    off_lattice: str,
+    onnx_scales: str | None,
+    onnx_dtype: str | None,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Show MODEL's architecture, the lattice of every tensor, and the planned size per target.
 
@@ -39,7 +47,9 @@ def command(
 
     with progress_bars(quiet) as progress:
         opened = open_model(model, offline=offline, progress=progress)
-        found = inspect(opened, targets, {"off_lattice": off_lattice}, progress)
+        options = {"off_lattice": off_lattice, "onnx_scales": onnx_scales, "onnx_dtype": onnx_dtype}
+        given = {key: value for key, value in options.items() if value is not None}
+        found = inspect(opened, targets, given, progress)
         if opened.source.note:
             warn(opened.source.note)
     if as_json:

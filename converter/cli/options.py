@@ -60,6 +60,24 @@ off_lattice_option = click.option(
 )
 
 
+def onnx_options(command: Command) -> Command:
+    """What an ONNX artifact stores."""
+    for option in (
+        click.option(
+            "--onnx-dtype",
+            type=click.Choice(["float32", "float16"]),
+            help="Type in which an ONNX model computes; float16 is for GPU providers.  [default: float32]",
+        ),
+        click.option(
+            "--onnx-scales",
+            type=click.Choice(["f32", "f16"]),
+            help="Type of the scales in an ONNX model.  [default: f32, with --onnx-dtype float16 f16]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def modelfile_options(command: Command) -> Command:
     """What a Modelfile says beyond the model itself."""
     for option in (
@@ -135,6 +153,14 @@ def validation_options(command: Command) -> Command:
                 help="Also measure the runtime against float32 logits of the artifact's own weights "
                 "(4 bytes per parameter of temporary files).",
             ),
+            click.option(
+                "--provider",
+                default="cpu",
+                show_default=True,
+                metavar="NAME",
+                help="Execution provider of onnxruntime that runs an ONNX artifact: cpu, cuda, tensorrt, "
+                "dml, coreml, openvino, qnn, webgpu, xnnpack or another that is installed.",
+            ),
         )
     ):
         command = option(command)
@@ -149,6 +175,7 @@ def validation_settings(
     gates: tuple[tuple[str, float], ...],
     baseline: str | None,
     same_weights: bool,
+    provider: str,
 ) -> dict[str, Any]:
     """The fields of ``validation.preparation.Settings`` that these options stand for."""
     if max_memory is not None and not max_memory < _MOST_GB:
@@ -161,4 +188,5 @@ def validation_settings(
         "gates": dict(gates),
         "baseline": baseline,
         "same_weights": same_weights,
+        "provider": provider,
     }

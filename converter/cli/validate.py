@@ -12,7 +12,7 @@ from converter.cli.options import OutputPath, validation_options, validation_set
 
 
 @click.command("validate", short_help="Prove an existing ARTIFACT against its checkpoint.")
-@click.argument("artifact", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @validation_options
@@ -37,11 +37,12 @@ def command(
 ) -> int:
     """Measure ARTIFACT's weights and logits against the checkpoint it was made from.
 
-    ARTIFACT is a file that convert wrote (of a split GGUF, the first), or any other of the same format.
-    Exit status 3 when a gate fails.
+    ARTIFACT is a file that convert wrote (of a split GGUF, the first), or any other of the same format; or
+    a directory with one of them. Exit status 3 when a gate fails.
 
     \b
     qatconvert validate out/gguf/gemma4-demo-q4_0.gguf --reference gemma4-demo
+    qatconvert validate out/onnx/model.onnx --reference gemma4-demo
     """
     from converter.cli.console import progress_bars, warn
     from converter.cli.tables import print_report
