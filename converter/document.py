@@ -28,6 +28,14 @@ _MISSING: Final = object()
 def read_text(path: Path, limit: int) -> str:
     """The UTF-8 text of a regular file of at most ``limit`` bytes; raises ``CheckpointError``."""
     try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; raises ``CheckpointError``."""
+    try:
         with open(path, "rb", opener=open_at_once) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise CheckpointError(f"{path}: is not a regular file")
@@ -36,10 +44,7 @@ def read_text(path: Path, limit: int) -> str:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(data) > limit:
         raise CheckpointError(f"{path}: larger than the {limit} bytes that such a file may have")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 at byte {error.start}") from error
+    return data
 
 
 def open_at_once(path: str, flags: int) -> int:
