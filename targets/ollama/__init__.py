@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from targets.ollama.gemma import gemma_modelfile, read_sampling
+from targets.ollama.gemma import gemma_modelfile
 from targets.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
+from targets.sampling import read_sampling
 
 __all__ = ["Modelfile", "gemma_modelfile", "parse_modelfile", "read_sampling", "write_modelfile"]

@@ -8,17 +8,13 @@ Gemma 3 has no renderer; Ollama uses the chat template in the GGUF.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
-from converter.document import Settings, read_object
 from converter.errors import TargetError
 from targets.ollama.modelfile import Modelfile
+from targets.sampling import RECOMMENDED
 
-#: Google's recommendation for both families, where a checkpoint has no ``generation_config.json``.
-RECOMMENDED: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
 #: Context of a new model in tokens, where nothing else is asked for: Ollama reserves memory for all of it.
 CONTEXT: Final = 8192
 
@@ -70,23 +66,3 @@ def gemma_modelfile(
         requires=(_REQUIRES_12B if is_12b else _REQUIRES) if gemma4 else None,
         licenses=tuple(licenses),
     )
-
-
-def read_sampling(directory: Path) -> dict[str, float]:
-    """Temperature, top_p and top_k of a checkpoint's ``generation_config.json``, as far as it has them.
-
-    Raises ``CheckpointError`` for a damaged file."""
-    path = directory / "generation_config.json"
-    if not path.exists():
-        return {}
-    settings = Settings(read_object(path), str(path))
-    found: dict[str, float] = {}
-    for name, most in (("temperature", math.inf), ("top_p", 1.0)):
-        if settings.values.get(name) is not None:
-            found[name] = settings.number(name, positive=False)
-            if not 0 <= found[name] <= most:
-                raise settings.error(name, f"is {found[name]}, outside 0..{most:g}")
-    top_k = settings.optional_integer("top_k", low=0)
-    if top_k is not None:
-        found["top_k"] = top_k
-    return found
