@@ -7,6 +7,12 @@ of positions. Larger models lose less. A naive Q4_0 of a QAT checkpoint costs 0.
 (E2B, reported) and up to 1 (small random models). In a mixture of experts the same rounding flips near-ties
 of the router, which costs more: 0.07 on a small random model, where naive Q4_0 costs 0.95; the top token of
 26B-A4B agrees in 86 % and 70 % of positions (reported).
+
+A runtime that decodes token by token is compared with itself, all positions at once. In float32 both agree to
+a mean KLD of 1e-11; where activations are rounded to 8 bits, the least difference moves some to the next step,
+which costs 6e-5 (the shipped model) to 2.5e-3 on small random dense models, up to 1.5e-2 with experts. Keys
+and values that are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first token alone,
+0.5 to 3 if it is all.
 """
 
 from __future__ import annotations
@@ -24,13 +30,13 @@ DENSE: Mapping[str, float] = {
     "exact_fraction": 0.9999,
     "mean_kld": 0.015,
     "same_top_p": 0.8,
-    "decode_mean_kld": 0.015,
+    "decode_mean_kld": 0.01,
 }
 EXPERTS: Mapping[str, float] = {
     "exact_fraction": 0.9999,
     "mean_kld": 0.15,
     "same_top_p": 0.72,
-    "decode_mean_kld": 0.15,
+    "decode_mean_kld": 0.06,
 }
 #: Gates that apply only where the runtime decodes token by token, by the key of what it measures then.
 DECODE: Mapping[str, str] = {"decode_mean_kld": "mean_kld"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,27 +17,35 @@ from validation.worker import Worker
 
 @dataclass(frozen=True)
 class Artifact:
-    """A GGUF that was written from a checkpoint; ``path`` is its first file."""
+    """What a target wrote from a checkpoint; ``path`` is its first file."""
 
     checkpoint: Checkpoint
     path: Path
 
+    target: str = "gguf"
+
     def stored(self) -> dict[str, StoredTensor]:
-        return dict(find_target("gguf").describe(self.path, self.checkpoint))
+        return dict(find_target(self.target).describe(self.path, self.checkpoint))
+
+
+def _write(name: str, directory: Path, destination: Path, **options: object) -> Artifact:
+    checkpoint = open_checkpoint(directory)
+    target = find_target(name)
+    plan = target.plan(checkpoint, "model", options)
+    target.write(checkpoint, plan, destination, lambda count: None)
+    return Artifact(checkpoint, destination / plan.artifacts[0], name)
 
 
 @pytest.fixture(scope="session")
 def write_gguf() -> Callable[..., Artifact]:
     """``write_gguf(checkpoint directory, destination, **options)``."""
+    return partial(_write, "gguf")
 
-    def write(directory: Path, destination: Path, **options: object) -> Artifact:
-        checkpoint = open_checkpoint(directory)
-        target = find_target("gguf")
-        plan = target.plan(checkpoint, "model", options)
-        target.write(checkpoint, plan, destination, lambda count: None)
-        return Artifact(checkpoint, destination / plan.artifacts[0])
 
-    return write
+@pytest.fixture(scope="session")
+def write_onnx() -> Callable[..., Artifact]:
+    """``write_onnx(checkpoint directory, destination, **options)``."""
+    return partial(_write, "onnx")
 
 
 @pytest.fixture(scope="session")
