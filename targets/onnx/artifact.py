@@ -1,0 +1,142 @@
+"""The ``onnx`` target: plan, write and describe models for onnxruntime and onnxruntime-genai."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from converter.checkpoint import Checkpoint
+from converter.weight import Weight
+from targets.onnx.accuracy import with_accuracy_level
+from targets.onnx.generation import generation_files, generation_warnings
+from targets.onnx.layout import lay_out
+from targets.onnx.storage import (
+    BITS,
+    BLOCK,
+    Storage,
+    is_exact,
+    read_options,
+    storage_format,
+    storage_warnings,
+    stored_name,
+    tensor_bytes,
+)
+from targets.onnx.writing import write_data
+from targets.plan import Plan, PlannedTensor, StoredTensor
+from targets.writing import destination_error
+
+MODEL: Final = "onnx/model.onnx"
+DATA: Final = "onnx/model.onnx.data"
+#: Options that end up in the file's metadata as they are given.
+_GENERAL: Final = ("license", "repo", "revision")
+
+
+class OnnxTarget:
+    """onnxruntime's format. Options: ``onnx_dtype`` (``float32``, ``float16``), ``onnx_scales`` (``f32``,
+    ``f16``), ``off_lattice`` (``q8_0``, ``bf16``, ``f16``, ``q4_0``, ``f32``), ``accuracy_level`` (0 to 4;
+    chosen by measurement if absent), ``license``, ``repo``, ``revision`` (of the Hub)."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    extra = "onnx"
+    modules: tuple[str, ...] = ("mobius", "onnx", "onnx_ir")
+
+    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+        """See ``targets.plan.Target``. Raises ``UsageError`` for a bad option."""
+        storage = read_options(options)
+        kept = {key: options[key] for key in _GENERAL if options.get(key)}
+        return Plan(
+            target=self.name,
+            artifacts=(MODEL, DATA),
+            tensors=tuple(_planned(weight, storage) for weight in checkpoint.weights.values()),
+            warnings=(
+                *storage_warnings(checkpoint.weights.values(), storage),
+                *generation_warnings(checkpoint),
+            ),
+            companions=tuple(f"onnx/{file}" for file in generation_files(checkpoint)),
+            options={
+                "name": name,
+                "onnx_dtype": "float16" if storage.dtype == "FLOAT16" else "float32",
+                "onnx_scales": "f16" if storage.scales == "FLOAT16" else "f32",
+                "off_lattice": storage.off_lattice,
+                "accuracy_level": storage.accuracy_level,
+                **kept,
+            },
+        )
+
+    def write(
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
+    ) -> list[str]:
+        """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
+        from targets.onnx.graph import serialized_graph
+
+        storage = read_options(plan.options)
+        layout = lay_out(plan.tensors, storage)
+        graph = serialized_graph(checkpoint.architecture, layout, storage, plan.options)
+        files = generation_files(checkpoint)
+        (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
+        for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():
+            _write(directory / path, content)
+        written = write_data(directory / DATA, layout, checkpoint.weights, storage, progress)
+        warnings = [
+            f"onnx: {weight}: {count} blocks ({BLOCK * count / checkpoint.weights[weight].size:.2%} of its "
+            "weights) lie on no lattice and are rounded to the nearest"
+            for weight, count in written.off_lattice.items()
+        ]
+        if written.rounded:
+            warnings.append(
+                f"onnx: {written.rounded} of {written.blocks} blocks have a scale that float16 does not hold "
+                "and that is rounded; --onnx-scales f32 keeps them"
+            )
+        return warnings
+
+    def files(self, artifact: Path) -> Sequence[Path]:
+        """See ``targets.plan.Target``."""
+        from targets.onnx.reading import files
+
+        return files(artifact)
+
+    def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+        """See ``targets.plan.Target``. Raises ``CheckpointError`` for a damaged file."""
+        from targets.onnx.reading import describe
+
+        return describe(artifact, checkpoint)
+
+    def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
+        """See ``targets.plan.Target``: int8 activations, which are fast, and float32 ones, which are
+        accurate, unless the option says which."""
+        quantised = any(tensor.format in BITS for tensor in plan.tensors)
+        if plan.options["accuracy_level"] is not None or not quantised:
+            return ()
+        return ({"accuracy_level": 4}, {"accuracy_level": 0})
+
+    def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``: rewrites the graph, which is small, and not the data."""
+        level = choice["accuracy_level"]
+        assert isinstance(level, int)
+        _write(artifact, with_accuracy_level(artifact.read_bytes(), level))
+
+
+def _planned(weight: Weight, storage: Storage) -> PlannedTensor:
+    format = storage_format(weight, storage)
+    return PlannedTensor(
+        weight.name,
+        stored_name(weight.name),
+        weight.shape,
+        format,
+        tensor_bytes(weight, format, storage),
+        is_exact(weight, format, storage),
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put a whole small file in its place."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise destination_error(path, error) from error

@@ -1,0 +1,235 @@
+"""The ONNX graph: mobius's Gemma modules with this project's leaves in them."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Final
+
+import onnx_ir as ir
+from mobius import ArchitectureConfig, EpCapabilities, ModelPackage, ModelTask, build_from_module, register_ep
+from mobius.models import Gemma3CausalLMModel, Gemma4CausalLMModel
+from mobius.tasks._base import _make_graph, _make_model
+from onnxscript import GraphBuilder, OpBuilder, nn
+
+from converter.architecture import Architecture, Layer
+from converter.architecture import Experts as Sizes
+from targets.onnx.attention import Attention, NoRotations, Positions
+from targets.onnx.configuration import mobius_configuration
+from targets.onnx.experts import Experts
+from targets.onnx.external import name_data
+from targets.onnx.layout import Layout
+from targets.onnx.modules import (
+    Embedding,
+    FloatEmbedding,
+    FloatProjection,
+    Head,
+    Projection,
+    Router,
+    TiedProjection,
+)
+from targets.onnx.storage import BITS, Storage
+
+#: The one set of capabilities that this project builds for: GroupQueryAttention in both float types, nothing
+#: that packs or moves weights, and no ``MoE`` operator.
+_PROVIDER = EpCapabilities(
+    name="qatconvert",
+    gqa_dtypes=frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16}),
+    supports_fused_moe=False,
+)
+
+
+#: Domain of the node that holds the experts' place while mobius's passes run.
+_STAND_IN: Final = "qatconvert.stand-in"
+
+
+class _Leaves:
+    """Makes the module of each weight from the format that the plan gives it."""
+
+    def __init__(self, architecture: Architecture, formats: Mapping[str, str], storage: Storage) -> None:
+        self._architecture, self._formats, self._storage = architecture, formats, storage
+        self._level = storage.accuracy_level or 0
+
+    def projection(self, name: str) -> nn.Module:
+        return self._made(self._architecture.tensors[name], self._formats[name], None)
+
+    def expert(self, prefix: str) -> Callable[[int, str], nn.Module]:
+        def made(index: int, kind: str) -> nn.Module:
+            name = f"{prefix}{kind}"
+            shape = self._architecture.tensors[name][1:]
+            return self._made(shape, self._formats[name], f"{index}.{kind}")
+
+        return made
+
+    def _made(self, shape: tuple[int, ...], format: str, name: str | None) -> nn.Module:
+        if format in BITS:
+            return Projection(shape, BITS[format], self._storage.scales, self._level, name)
+        return FloatProjection(shape, format, name)
+
+    def embedding(self, name: str, factor: float) -> Embedding | FloatEmbedding:
+        shape, format = self._architecture.tensors[name], self._formats[name]
+        if format in BITS:
+            return Embedding(shape, BITS[format], self._storage.scales, factor, self._storage.dtype)
+        return FloatEmbedding(shape, format, factor, self._storage.dtype)
+
+    def head(self, embedding: Embedding | FloatEmbedding) -> Head:
+        tied = self._architecture.tied_head
+        projection = TiedProjection(embedding, self._level) if tied else self.projection("lm_head.weight")
+        head = Head(projection, self._architecture.final_softcap)
+        head._set_name("model.lm_head")
+        return head
+
+
+def serialized_graph(
+    architecture: Architecture, layout: Layout, storage: Storage, options: Mapping[str, object]
+) -> bytes:
+    """``model.onnx``: the graph of a text model whose weights lie beside it as ``layout`` says.
+
+    Of ``options``, ``license``, ``repo`` and ``revision`` become metadata. Equal arguments give equal bytes.
+    """
+    model = build_graph(
+        architecture, {name: place.tensor.format for name, place in layout.places.items()}, storage
+    )
+    name_data(model.graph, architecture, layout)
+    model.producer_name, model.producer_version = "qatconvert", version("qatconvert")
+    for key in ("license", "repo", "revision"):
+        if options.get(key):
+            model.metadata_props[key] = str(options[key])
+    serialized: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return serialized
+
+
+def build_graph(architecture: Architecture, formats: Mapping[str, str], storage: Storage) -> ir.Model:
+    """The graph of a text model whose weights are stored in ``formats`` (canonical name to format).
+
+    Its initializers are named as ``targets.onnx.storage`` says and carry no data.
+    """
+    register_ep(_PROVIDER, overwrite=True)
+    configuration = mobius_configuration(architecture, storage.dtype)
+    family = {"gemma3": Gemma3CausalLMModel, "gemma4": Gemma4CausalLMModel}[architecture.family]
+    module, leaves = family(configuration), _Leaves(architecture, formats, storage)
+    _replace_leaves(module, architecture, leaves)
+    with _quiet():
+        package = build_from_module(
+            module, configuration, _TextTask(architecture), execution_provider=_PROVIDER.name
+        )
+    model = package["model"]
+    _put_experts(model.graph, architecture, leaves)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # names of modules and classes, more bytes than all else
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of mobius's passes: they find no data and do not know onnxruntime's operators."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def _replace_leaves(module: nn.Module, architecture: Architecture, leaves: _Leaves) -> None:
+    text = module.model
+    text.embed_tokens = leaves.embedding("embed_tokens.weight", architecture.hidden**0.5)
+    for name in ("rotary_emb", "rotary_emb_local", "rotary_emb_global"):
+        if hasattr(text, name):
+            setattr(text, name, NoRotations())
+    if architecture.per_layer_input:
+        factor = architecture.per_layer_input.size**0.5
+        text.embed_tokens_per_layer = leaves.embedding("embed_tokens_per_layer.weight", factor)
+        text.per_layer_model_projection = leaves.projection("per_layer_model_projection.weight")
+    positions = Positions()
+    for layer in architecture.layers:
+        _replace_layer(text.layers[layer.index], architecture, layer, positions, leaves)
+    module.lm_head = leaves.head(text.embed_tokens)
+
+
+def _replace_layer(
+    decoder: nn.Module, architecture: Architecture, layer: Layer, positions: Positions, leaves: _Leaves
+) -> None:
+    prefix = f"layers.{layer.index}."
+    decoder.self_attn = Attention(architecture, layer, positions, leaves.projection)
+    for kind in ("gate_proj", "up_proj", "down_proj"):
+        setattr(decoder.mlp, kind, leaves.projection(f"{prefix}mlp.{kind}.weight"))
+    if architecture.per_layer_input:
+        for kind in ("per_layer_input_gate", "per_layer_projection"):
+            setattr(decoder, kind, leaves.projection(f"{prefix}{kind}.weight"))
+    if architecture.experts:
+        _replace_experts(decoder, architecture.experts, architecture, layer.index)
+
+
+def _replace_experts(decoder: nn.Module, experts: Sizes, architecture: Architecture, layer: int) -> None:
+    """A router of this project, and a stand-in for the experts, in place of mobius's dispatch, which it calls
+    where there is no ``MoE`` operator."""
+    decoder.router = Router(experts.count, architecture.hidden, architecture.norm_eps)
+    for name in ("fc1_experts_weights", "fc2_experts_weights"):
+        del decoder._parameters[name]
+
+    def dispatch(self: nn.Module, op: OpBuilder, x: ir.Value, probabilities: ir.Value) -> ir.Value:
+        output = op.Experts(x, probabilities, self.router.per_expert_scale, layer=layer, _domain=_STAND_IN)
+        output.dtype, output.shape = x.dtype, x.shape
+        return output
+
+    decoder._dispatch_moe_fallback = types.MethodType(dispatch, decoder)
+
+
+def _put_experts(graph: ir.Graph, architecture: Architecture, leaves: _Leaves) -> None:
+    """Experts in place of their stand-ins. They come after mobius's passes, whose symbolic inference of
+    shapes takes a minute for the thousands of nodes of a large mixture and finds nothing that onnxruntime
+    needs."""
+    if architecture.experts is None:
+        return
+    builder = GraphBuilder(graph)
+    for node in [node for node in graph if node.domain == _STAND_IN]:
+        layer = node.attributes["layer"].as_int()
+        experts = Experts(architecture.experts, leaves.expert(f"layers.{layer}.experts."))
+        experts._set_name(f"model.layers.{layer}.experts")
+        output = experts(builder.op, *node.inputs)
+        ir.convenience.replace_all_uses_with(node.outputs, [output])
+        graph.remove(node, safe=True)
+    graph.opset_imports.pop(_STAND_IN, None)
+    graph.sort()
+
+
+class _TextTask(ModelTask):
+    """Inputs and outputs of a text model whose layers each say what their KV cache looks like."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self._architecture = architecture
+
+    def build(self, module: nn.Module, config: ArchitectureConfig) -> ModelPackage:
+        graph, builder = _make_graph()
+        whole, ids = ir.DataType.INT64, ["batch", "sequence"]
+        input_ids = builder.input("input_ids", dtype=whole, shape=ids)
+        mask = builder.input("attention_mask", dtype=whole, shape=["batch", "total_sequence"])
+        positions = builder.input("position_ids", dtype=whole, shape=ids)
+        owners = [layer for layer in self._architecture.layers if layer.kv_source is None]
+        past = [
+            tuple(
+                builder.input(
+                    f"past_key_values.{index}.{kind}",
+                    dtype=config.dtype,
+                    shape=["batch", layer.kv_heads, "past_sequence", layer.head_dim],
+                )
+                for kind in ("key", "value")
+            )
+            for index, layer in enumerate(owners)
+        ]
+        logits, present = module(
+            builder.op,
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=past,
+        )
+        builder.add_output(logits, "logits")
+        for index, pair in enumerate(present):
+            for kind, value in zip(("key", "value"), pair, strict=True):
+                builder.add_output(value, f"present.{index}.{kind}")
+        return ModelPackage({"model": _make_model(graph)}, config=config)

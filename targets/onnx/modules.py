@@ -1,0 +1,186 @@
+"""Leaf modules of the graph: projections, embeddings and the head, for each form that a plan gives a weight.
+
+The layouts are onnxruntime's: ``MatMulNBits`` takes codes ``[rows, blocks, bytes]`` and scales
+``[rows, blocks]`` (value ``= (code - middle) * scale``, the middle code 8 or 128 when no zero point is given),
+``GatherBlockQuantized`` the same bytes as ``[rows, bytes of a row]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import onnx_ir as ir
+from onnxscript import OpBuilder, nn
+
+from targets.onnx.storage import BLOCK
+
+MICROSOFT: Final = "com.microsoft"
+
+
+class Projection(nn.Module):
+    """``x @ W.T`` for a weight of ``shape`` (rows, columns) held as codes and scales of ``scales`` type.
+
+    ``level`` is ``MatMulNBits``' ``accuracy_level``.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], bits: int, scales: str, level: int, name: str | None = None
+    ) -> None:
+        super().__init__(name)
+        self._rows, self._columns = shape
+        self._bits, self._level = bits, level
+        blocks = self._columns // BLOCK
+        self.weight = nn.Parameter([self._rows, blocks, BLOCK * bits // 8], dtype=ir.DataType.UINT8)
+        self.scales = nn.Parameter([self._rows, blocks], dtype=ir.DataType[scales])
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """``x`` float ``[..., columns]`` to ``[..., rows]``."""
+        return matmul_nbits(op, x, self.weight, self.scales, self._bits, self._level)
+
+
+def matmul_nbits(
+    op: OpBuilder, x: ir.Value, codes: ir.Value, scales: ir.Value, bits: int, level: int
+) -> ir.Value:
+    """One ``MatMulNBits`` node; scales of another type than ``x`` are cast, which onnxruntime folds."""
+    assert codes.shape is not None
+    rows, blocks = int(codes.shape[0]), int(codes.shape[1])
+    result = op.MatMulNBits(
+        x,
+        codes,
+        as_type(op, scales, x.dtype),
+        K=blocks * BLOCK,
+        N=rows,
+        bits=bits,
+        block_size=BLOCK,
+        accuracy_level=level,
+        _domain=MICROSOFT,
+    )
+    result.dtype = x.dtype
+    if x.shape is not None:
+        result.shape = ir.Shape([*x.shape[:-1], rows])
+    return result
+
+
+def as_type(op: OpBuilder, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
+    """``value`` in ``dtype``, through a Cast only if it has another type."""
+    return value if dtype is None or value.dtype == dtype else op.Cast(value, to=dtype)
+
+
+def kept_parameter(shape: Sequence[int], stored: str) -> nn.Parameter:
+    """A parameter that keeps its type when mobius turns a module's float32 into float16."""
+    parameter = nn.Parameter(list(shape), dtype=ir.DataType[stored])
+    parameter._keep_float32 = True
+    return parameter
+
+
+class FloatProjection(nn.Module):
+    """``x @ W.T`` for a weight kept as numbers of type ``stored``."""
+
+    def __init__(self, shape: Sequence[int], stored: str, name: str | None = None) -> None:
+        super().__init__(name)
+        self.weight = kept_parameter(shape, stored)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """``x`` float ``[..., columns]`` to ``[..., rows]``."""
+        return op.MatMul(x, op.Transpose(as_type(op, self.weight, x.dtype), perm=[1, 0]))
+
+
+class Embedding(nn.Module):
+    """Rows of a table held as codes and scales, times ``factor``."""
+
+    def __init__(self, shape: Sequence[int], bits: int, scales: str, factor: float, dtype: str) -> None:
+        super().__init__()
+        rows, self._columns = shape
+        self._bits, self._factor, self._dtype = bits, factor, ir.DataType[dtype]
+        self.weight = nn.Parameter([rows, self._columns * bits // 8], dtype=ir.DataType.UINT8)
+        self.scales = nn.Parameter([rows, self._columns // BLOCK], dtype=ir.DataType[scales])
+
+    def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
+        """``input_ids`` int64 ``[batch, sequence]`` to float ``[batch, sequence, columns]``."""
+        rows = op.GatherBlockQuantized(
+            self.weight,
+            input_ids,
+            self.scales,
+            bits=self._bits,
+            block_size=BLOCK,
+            gather_axis=0,
+            quantize_axis=1,
+            _domain=MICROSOFT,
+        )
+        rows.dtype = self.scales.dtype
+        assert input_ids.shape is not None
+        rows.shape = ir.Shape([*input_ids.shape, self._columns])
+        return op.Mul(as_type(op, rows, self._dtype), self._factor)
+
+
+class FloatEmbedding(nn.Module):
+    """Rows of a table kept as numbers of type ``stored``, times ``factor``."""
+
+    def __init__(self, shape: Sequence[int], stored: str, factor: float, dtype: str) -> None:
+        super().__init__()
+        self._factor, self._dtype = factor, ir.DataType[dtype]
+        self.weight = kept_parameter(shape, stored)
+
+    def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
+        """``input_ids`` int64 ``[batch, sequence]`` to float ``[batch, sequence, columns]``."""
+        return op.Mul(as_type(op, op.Gather(self.weight, input_ids), self._dtype), self._factor)
+
+
+class Head(nn.Module):
+    """Logits of the vocabulary with the final soft-capping, ``cap * tanh(x / cap)``."""
+
+    def __init__(self, projection: nn.Module, softcap: float | None) -> None:
+        super().__init__()
+        projection._set_name("")  # its parameters are named after the head
+        self.projection = projection
+        self._softcap = softcap
+
+    def forward(self, op: OpBuilder, hidden_states: ir.Value) -> ir.Value:
+        """Hidden states ``[batch, sequence, hidden]`` to logits ``[batch, sequence, vocabulary]``."""
+        logits = self.projection(op, hidden_states)
+        if not self._softcap:
+            return logits
+        return op.Mul(op.Tanh(op.Div(logits, self._softcap)), self._softcap)
+
+
+class TiedProjection(nn.Module):
+    """The head that uses the embedding's table. Of codes it has an initializer of its own, in the shape that
+    ``MatMulNBits`` wants: both name the same bytes of the data file."""
+
+    def __init__(self, embedding: Embedding | FloatEmbedding, level: int) -> None:
+        super().__init__()
+        self._embedding, self._level = [embedding], level  # a list: no child of this module
+        if isinstance(embedding, Embedding):
+            assert embedding.weight.shape is not None
+            rows, row_bytes = (int(size) for size in embedding.weight.shape)
+            width = BLOCK * embedding._bits // 8
+            self.weight = nn.Parameter([rows, row_bytes // width, width], dtype=ir.DataType.UINT8)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """``x`` float ``[..., hidden]`` to ``[..., vocabulary]``."""
+        table = self._embedding[0]
+        if isinstance(table, Embedding):
+            return matmul_nbits(op, x, self.weight, table.scales, table._bits, self._level)
+        return op.MatMul(x, op.Transpose(as_type(op, table.weight, x.dtype), perm=[1, 0]))
+
+
+class Router(nn.Module):
+    """Gemma 4's router: probabilities of the experts. It stays float32: rounding its activations would change
+    which experts a token reaches. The factor ``hidden ** -0.5`` is in the graph, so ``scale`` is the
+    checkpoint's own."""
+
+    def __init__(self, experts: int, hidden: int, epsilon: float) -> None:
+        super().__init__()
+        self._hidden, self._epsilon = hidden, epsilon
+        self.scale = nn.Parameter([hidden])
+        self.proj = FloatProjection([experts, hidden], "FLOAT")
+        self.per_expert_scale = nn.Parameter([experts])
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """``x`` ``[tokens, hidden]`` to float32 probabilities ``[tokens, experts]``."""
+        x = as_type(op, x, ir.DataType.FLOAT)
+        ones = op.Constant(value_floats=[1.0] * self._hidden)
+        normed = op.RMSNormalization(x, ones, epsilon=self._epsilon, axis=-1)
+        scaled = op.Mul(normed, as_type(op, self.scale, ir.DataType.FLOAT))
+        return op.Softmax(self.proj(op, op.Mul(scaled, self._hidden**-0.5)), axis=-1)
