@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from converter.checkpoint import Checkpoint, open_checkpoint
-from targets.gguf import target
-from targets.plan import Plan
+from targets.plan import Plan, find_target
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,18 @@ Convert = Callable[..., Converted]
 
 @pytest.fixture(scope="session")
 def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
-    """``convert(directory, **options)`` writes the GGUF of a checkpoint; equal calls share the artifact."""
+    """``convert(directory, target="gguf", **options)`` writes the artifact of a checkpoint; equal calls
+    share it."""
     made: dict[str, Converted] = {}
 
-    def run(directory: Path, **options: object) -> Converted:
-        key = repr((directory, sorted(options.items())))
+    def run(directory: Path, target: str = "gguf", **options: object) -> Converted:
+        key = repr((directory, target, sorted(options.items())))
         if key not in made:
             checkpoint = open_checkpoint(directory)
-            plan = target.plan(checkpoint, "model", options)
-            output = tmp_path_factory.mktemp("gguf")
-            target.write(checkpoint, plan, output, lambda count: None)
+            format = find_target(target)
+            plan = format.plan(checkpoint, "model", options)
+            output = tmp_path_factory.mktemp(target)
+            format.write(checkpoint, plan, output, lambda count: None)
             made[key] = Converted(checkpoint, plan, output / plan.artifacts[0])
         return made[key]
 
