@@ -110,7 +110,8 @@ class Codes:
         scheme, count = self.scheme, stop - start
         columns, blocks = scheme.shape[1], scheme.blocks
         packed = self.codes.read(start * scheme.row_bytes, count * scheme.row_bytes)
-        values = _TABLES[scheme.bits][packed].view(np.float32).reshape(count, -1)[:, :columns]
+        values = _TABLES[scheme.bits][packed].view(np.float32)
+        values = values.reshape(count, scheme.row_bytes * 8 // scheme.bits)[:, :columns]
         scales = self.scales.numbers(start * blocks, count * blocks, self.scales_dtype)
         scales = narrowed(scales, scheme.casts).reshape(count, blocks)
         if columns % scheme.block:

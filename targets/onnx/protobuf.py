@@ -22,10 +22,11 @@ from targets.onnx.dequantisation import ITEM_BYTES
 
 _Message = TypeVar("_Message", bound=Message)
 
-#: Largest graph that is read, in bytes.
+#: Largest graph that is read, in bytes; one of 30 layers with 128 experts each has 8 MB.
 GRAPH_BYTES: Final = 64 << 20
-#: Most nodes, connections and initializers together, and the largest node or initializer in bytes.
-_MOST_PARTS: Final = 1 << 20
+#: Most nodes, connections, attributes and initializers together (the same graph has 155 000), and the largest
+#: node or initializer in bytes.
+_MOST_PARTS: Final = 1 << 19
 _PART_BYTES: Final = 4 << 20
 _MOST_DIMENSIONS: Final = 8
 _LARGEST_SIZE: Final = 1 << 48
@@ -90,11 +91,12 @@ def read_graph(path: Path) -> Graph:
     parts = _Parts(path)
     try:
         for number, payload in _fields(graphs[0], path):
+            parts.make_room(1)
             if number == _GRAPH_NODE:
                 parts.add_node(_parsed(NodeProto(), payload, path))
             elif number == _GRAPH_INITIALIZER:
                 parts.add_initializer(_parsed(TensorProto(), payload, path))
-    except (DecodeError, UnicodeDecodeError) as error:
+    except DecodeError as error:
         raise CheckpointError(f"{path}: not an ONNX model: a part of its graph is damaged") from error
     return Graph(path, parts.initializers, tuple(parts.nodes))
 
@@ -134,8 +136,15 @@ def _parsed(message: _Message, payload: memoryview, path: Path) -> _Message:
     return message
 
 
+def _text(value: str | bytes) -> str:
+    """A string of a message; protobuf gives those that are not UTF-8 as bytes."""
+    if isinstance(value, bytes):
+        raise DecodeError("not UTF-8")
+    return value
+
+
 class _Parts:
-    """What has been read of a graph; takes a bounded number of nodes, connections and initializers."""
+    """What has been read of a graph; takes a bounded number of parts."""
 
     def __init__(self, path: Path) -> None:
         self.initializers: dict[str, Initializer] = {}
@@ -145,26 +154,31 @@ class _Parts:
 
     def add_node(self, node: NodeProto) -> None:
         """Add a node, and what the subgraphs in its attributes hold."""
-        self._make_room(1 + len(node.input) + len(node.output))
+        self.make_room(len(node.input) + len(node.output) + len(node.attribute))
         attributes: dict[str, int | tuple[int, ...]] = {}
         for attribute in node.attribute:
-            if attribute.name in _ATTRIBUTES and attribute.type == AttributeProto.INT:
-                attributes[attribute.name] = attribute.i
-            elif attribute.name in _ATTRIBUTES and attribute.type == AttributeProto.INTS:
-                attributes[attribute.name] = tuple(attribute.ints[: _MOST_DIMENSIONS + 1])
+            if attribute.name in _ATTRIBUTES:
+                several = tuple(
+                    attribute.ints[: _MOST_DIMENSIONS + 1]
+                )  # none of an attribute of another type
+                attributes[attribute.name] = attribute.i if attribute.type == AttributeProto.INT else several
             for graph in (*attribute.graphs, attribute.g):
+                self.make_room(len(graph.initializer) + len(graph.node))
                 for tensor in graph.initializer:
                     self.add_initializer(tensor)
                 for inner in graph.node:
                     self.add_node(inner)
-        domain = f"{node.domain}." if node.domain not in ("", "ai.onnx") else ""
-        self.nodes.append(Node(domain + node.op_type, tuple(node.input), tuple(node.output), attributes))
+        domain = "" if node.domain in ("", "ai.onnx") else f"{_text(node.domain)}."
+        operator = domain + _text(node.op_type)
+        self.nodes.append(
+            Node(operator, tuple(map(_text, node.input)), tuple(map(_text, node.output)), attributes)
+        )
 
     def add_initializer(self, tensor: TensorProto) -> None:
         """Add an initializer whose type, shape and place make sense by themselves."""
-        self._make_room(1)
-        where = f"{self._path}: initializer {shown(tensor.name)}"
-        if tensor.name in self.initializers:
+        name = _text(tensor.name)
+        where = f"{self._path}: initializer {shown(name)}"
+        if name in self.initializers:
             raise CheckpointError(f"{where} is there twice")
         shape = tuple(tensor.dims)
         if len(shape) > _MOST_DIMENSIONS or not all(0 <= size <= _LARGEST_SIZE for size in shape):
@@ -174,9 +188,10 @@ class _Parts:
         dtype = TensorProto.DataType.Name(tensor.data_type)
         external = tensor.data_location == TensorProto.EXTERNAL
         data = _external(tensor, where) if external else _inline(tensor, dtype, where)
-        self.initializers[tensor.name] = Initializer(tensor.name, dtype, shape, data)
+        self.initializers[name] = Initializer(name, dtype, shape, data)
 
-    def _make_room(self, count: int) -> None:
+    def make_room(self, count: int) -> None:
+        """Count ``count`` more parts of the graph, before they are looked at."""
         self._count += count
         if self._count > _MOST_PARTS:
             raise CheckpointError(
@@ -185,7 +200,7 @@ class _Parts:
 
 
 def _external(tensor: TensorProto, where: str) -> External:
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     parts = Path(location).parts
     if not location.isprintable() or "\\" in location or not parts or ".." in parts or parts[0] == "/":
