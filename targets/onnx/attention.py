@@ -152,9 +152,11 @@ class Attention(nn.Module):
     def _attend(
         self, op: OpBuilder, query: ir.Value, key: ir.Value, value: ir.Value, past: KeysValues
     ) -> tuple[ir.Value, KeysValues]:
-        layer = self._layer
+        """A layer with shared KV asks for no keys and values: the kernel would copy the whole cache for them,
+        which is most of its time at long contexts."""
+        layer, shared = self._layer, self.is_kv_shared_layer
         last, longest = self._positions.lengths(op)
-        output, keys, values = op.GroupQueryAttention(
+        outputs = op.GroupQueryAttention(
             query,
             key,
             value,
@@ -167,14 +169,15 @@ class Attention(nn.Module):
             do_rotary=0,
             local_window_size=self._window,
             _domain=MICROSOFT,
-            _outputs=3,
+            _outputs=1 if shared else 3,
         )
         # no inference knows the shapes of this operator's outputs
+        output, present = (outputs, past) if shared else (outputs[0], (outputs[1], outputs[2]))
         output.dtype, output.shape = query.dtype, query.shape
-        for present in (keys, values):
-            present.dtype = query.dtype
-            present.shape = ir.Shape(["batch", layer.kv_heads, "total_sequence", layer.head_dim])
-        return output, (keys, values)
+        for one in () if shared else present:
+            one.dtype = query.dtype
+            one.shape = ir.Shape(["batch", layer.kv_heads, "total_sequence", layer.head_dim])
+        return output, present
 
 
 class NoRotations(nn.Module):
