@@ -18,12 +18,16 @@ def test_every_variant_is_exact_and_passes_the_default_gates(
 ) -> None:
     settings = {"cache": tmp_path / "cache", "same_weights": False}
     model = str(checkpoint_factory(variant))
-    outcome = convert(Conversion(model, ["gguf"], tmp_path / "out", validation=settings))
-    entry = outcome.report["targets"]["gguf"]
-    limits = EXPERTS if variant == "26b-a4b" else DENSE
+    outcome = convert(Conversion(model, ["gguf", "onnx"], tmp_path / "out", validation=settings))
     assert outcome.exit_status == 0
-    assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == {
-        name: limit for name, limit in limits.items() if name not in DECODE
-    }
-    assert entry["weights"]["exact_fraction"] == 1.0
-    assert 0 < entry["logits"]["mean_kld"] <= limits["mean_kld"]
+    limits = EXPERTS if variant == "26b-a4b" else DENSE
+    undecoded = {name: limit for name, limit in limits.items() if name not in DECODE}
+    for target, expected in (("gguf", undecoded), ("onnx", limits)):
+        entry = outcome.report["targets"][target]
+        assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == expected
+        assert entry["weights"]["exact_fraction"] == 1.0
+        assert 0 < entry["logits"]["mean_kld"] <= limits["mean_kld"]
+    levels = {one["accuracy_level"]: one for one in entry["alternatives"]}
+    assert levels[0]["passed"]
+    assert levels[0]["mean_kld"] < levels[4]["mean_kld"]
+    assert levels[0]["decode_mean_kld"] < 1e-9

@@ -1,0 +1,204 @@
+"""ONNX on the command line: options, providers, missing packages, damaged artifacts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
+PACKAGES = ("mobius", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint_factory) -> Path:
+    return checkpoint_factory("text")
+
+
+@pytest.fixture(scope="module")
+def artifact(reference, tmp_path_factory) -> Path:
+    """The directory of an ONNX artifact of ``reference``; nobody may change it."""
+    out = tmp_path_factory.mktemp("onnx") / "out"
+    command = [PROGRAM, str(reference), "--target", "onnx", "--no-validate", "-o", str(out)]
+    done = subprocess.run(command, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out / "onnx"
+
+
+def without(packages: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
+    """The command in an interpreter in which ``packages`` are not installed."""
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({packages!r}));"
+        "from converter.cli import main; main(sys.argv[1:])"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_packages_that_writing_needs_are_named_before_any_work(validate, error_of, reference, tmp_path):
+    options = [] if validate else ["--no-validate"]
+    done = without(PACKAGES, reference, "--target", "onnx", "-o", tmp_path / "out", *options)
+    assert error_of(done, 2) == (
+        "qatconvert: target onnx needs packages that are not installed: pip install 'qatconvert[onnx]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runtime_that_is_missing_is_named_unless_nothing_is_validated(error_of, reference, tmp_path):
+    done = without(("onnxruntime",), reference, "--target", "onnx", "-o", tmp_path / "out")
+    assert "pip install 'qatconvert[onnx]' (or convert with --no-validate)" in error_of(done, 2)
+
+
+def test_what_is_planned_for_onnx_shows_without_its_packages(reference):
+    done = without(PACKAGES, "inspect", reference, "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["targets"]) == {"gguf", "onnx"}
+
+
+def test_the_types_of_scales_and_activations_change_the_plan(qatconvert, reference):
+    def planned(*options: str) -> int:
+        done = qatconvert("inspect", reference, "--target", "onnx", "--json", *options)
+        assert done.returncode == 0, done.stderr
+        size: int = json.loads(done.stdout)["targets"]["onnx"]["bytes"]
+        return size
+
+    assert planned() == planned("--onnx-scales", "f32", "--onnx-dtype", "float32")
+    assert planned("--onnx-dtype", "float16") < planned("--onnx-scales", "f16") < planned()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--onnx-scales", "f8"], "'f8' is not one of 'f32', 'f16'"),
+        (["--onnx-dtype", "int4"], "'int4' is not one of 'float32', 'float16'"),
+        (["--accuracy-level", "5"], "5 is not in the range 0<=x<=4"),
+        (["--onnx-scales", "f32", "--onnx-dtype", "float16"], "float16"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message, refused, reference):
+    assert message in refused(reference, "--target", "onnx", *options, status=2)
+
+
+def test_an_accuracy_level_that_is_given_is_written(qatconvert, reference, tmp_path):
+    from targets.onnx.accuracy import accuracy_levels
+
+    options = ["--no-validate", "--accuracy-level", "1", "-o", tmp_path / "out"]
+    assert qatconvert(reference, "--target", "onnx", *options).returncode == 0
+    assert accuracy_levels((tmp_path / "out" / "onnx" / "model.onnx").read_bytes()) == (1,)
+
+
+@pytest.mark.parametrize("provider", ["rknpu", "quantum", "VSINPUExecutionProvider", ""])
+def test_a_provider_that_is_not_there_is_refused_before_any_work(
+    provider, qatconvert, error_of, artifact, tmp_path
+):
+    model = artifact / "model.onnx"
+    for words in (
+        ["owner/name", "--target", "gguf", "--target", "onnx", "-o", tmp_path / "out"],
+        ["validate", model, "--reference", "owner/name", "-o", tmp_path / "out"],
+    ):
+        line = error_of(qatconvert(*words, "--provider", provider, seconds=60), 2)
+        assert f"provider {provider!r} is not in this onnxruntime (" in line
+        assert "available: " in line
+        assert "cpu" in line.split("available: ")[1].split(", ")
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", ""])
+def test_an_artifact_is_validated_by_its_file_or_its_directory(
+    name, qatconvert, reference, artifact, tmp_path
+):
+    options = ["--positions", "64", "--no-same-weights", "--provider", "CPUExecutionProvider", "--json"]
+    done = qatconvert("validate", artifact / name, "--reference", reference, *options)
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout)["targets"]["onnx"]
+    assert entry["artifact"] == "model.onnx"
+    assert entry["bytes"] == sum((artifact / f"model.onnx{end}").stat().st_size for end in ("", ".data"))
+    assert entry["weights"]["exact_fraction"] == 1.0
+    assert entry["runtime"]["provider"] == "cpu"
+    assert entry["runtime"]["accuracy_level"] == 0
+    assert entry["runtime"]["decode"]["mean_kld"] < 1e-9
+
+
+def test_a_directory_without_an_artifact_or_with_several_is_refused(
+    qatconvert, error_of, reference, artifact, tmp_path
+):
+    done = qatconvert("validate", artifact.parent, "--reference", reference)
+    assert "holds 0 artifacts (.gguf, .onnx): give the file itself" in error_of(done, 2)
+    for name in ("one.onnx", "two.onnx"):
+        (tmp_path / name).touch()
+    done = qatconvert("validate", tmp_path, "--reference", reference)
+    assert "holds 2 artifacts" in error_of(done, 2)
+
+
+def cut(directory: Path) -> None:
+    os.truncate(directory / "model.onnx.data", (directory / "model.onnx.data").stat().st_size - 1000)
+
+
+def emptied(directory: Path) -> None:
+    os.truncate(directory / "model.onnx.data", 0)
+
+
+def missing(directory: Path) -> None:
+    (directory / "model.onnx.data").unlink()
+
+
+def another_kind(directory: Path) -> None:
+    missing(directory)
+    (directory / "model.onnx.data").mkdir()
+
+
+def cut_graph(directory: Path) -> None:
+    os.truncate(directory / "model.onnx", 5000)
+
+
+def another_format(directory: Path) -> None:
+    (directory / "model.onnx").write_bytes(b"PK\x03\x04" * 500)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (cut, "model.onnx.data"),
+        (emptied, "model.onnx.data"),
+        (missing, "model.onnx.data"),
+        (another_kind, "model.onnx.data"),
+        (cut_graph, "model.onnx"),
+        (another_format, "model.onnx"),
+    ],
+)
+def test_a_damaged_artifact_is_one_line_that_names_the_file(
+    damage: Callable[[Path], None], file, qatconvert, error_of, reference, artifact, tmp_path
+):
+    directory = shutil.copytree(artifact, tmp_path / "onnx")
+    damage(directory)
+    model = directory / "model.onnx"
+    done = qatconvert("validate", model, "--reference", reference, "-o", tmp_path / "out", seconds=60)
+    assert f"{file}: " in error_of(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artifact_of_another_model_is_not_validated(qatconvert, error_of, checkpoint_factory, artifact):
+    done = qatconvert("validate", artifact / "model.onnx", "--reference", checkpoint_factory("gemma3-text"))
+    assert "model.onnx: " in error_of(done)
+
+
+def test_damaged_values_fail_the_gates_and_are_no_error(qatconvert, reference, artifact, tmp_path):
+    directory = shutil.copytree(artifact, tmp_path / "onnx")
+    data = bytearray((directory / "model.onnx.data").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20_000] = bytes(20_000)
+    (directory / "model.onnx.data").write_bytes(data)
+    options = ["--positions", "64", "--no-same-weights", "--json"]
+    done = qatconvert("validate", directory, "--reference", reference, *options)
+    assert done.returncode == 3, done.stderr
+    entry = json.loads(done.stdout)["targets"]["onnx"]
+    assert entry["gates"][0]["name"] == "exact_fraction"
+    assert entry["gates"][0]["passed"] is False
