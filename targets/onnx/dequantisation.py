@@ -114,10 +114,11 @@ class Codes:
         values = values.reshape(count, scheme.row_bytes * 8 // scheme.bits)[:, :columns]
         scales = self.scales.numbers(start * blocks, count * blocks, self.scales_dtype)
         scales = narrowed(scales, scheme.casts).reshape(count, blocks)
-        if columns % scheme.block:
-            return values * np.repeat(scales, scheme.block, axis=1)[:, :columns]
-        values = values.reshape(count, blocks, scheme.block)
-        values *= scales[:, :, None]
+        with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
+            if columns % scheme.block:
+                return values * np.repeat(scales, scheme.block, axis=1)[:, :columns]
+            values = values.reshape(count, blocks, scheme.block)
+            values *= scales[:, :, None]
         return values.reshape(count, columns)
 
 

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from onnx_weights import DATA, computed, external, write
 from converter.checkpoint import open_checkpoint
 from converter.errors import CheckpointError
 from converter.lattice import bf16_bits, bf16_floats
+from converter.weight import Weight
 from targets.onnx.reading import describe, files
 from targets.onnx.storage import Storage, expert_name, stored_name
 
@@ -482,3 +485,31 @@ def test_a_file_larger_than_any_graph_is_refused(tmp_path, checkpoint):
     with path.open("wb") as stream:
         stream.truncate(1 << 40)
     refused(path, checkpoint, "larger than the")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(("columns", "block"), [(40, 16), (96, 64), (128, 128), (64, 32)])
+def test_codes_of_any_width_are_what_onnxruntime_multiplies_with(bits, columns, block, tmp_path):
+    """Also where the last block of a row is not full."""
+    random = np.random.default_rng(bits)
+    rows, blocks = 48, -(-columns // block)
+    codes = random.integers(0, 256, (rows, blocks, block * bits // 8), dtype=np.uint8)
+    scales = random.standard_normal((rows, blocks)).astype(np.float32)
+    attributes = {"K": columns, "N": rows, "bits": bits, "block_size": block}
+    node = helper.make_node(
+        "MatMulNBits", ["x", "model.w.weight", "s"], ["y"], domain="com.microsoft", **attributes
+    )
+    value = helper.make_tensor_value_info
+    constants = [numpy_helper.from_array(codes, "model.w.weight"), numpy_helper.from_array(scales, "s")]
+    graph = helper.make_graph(
+        [node], "g", [value("x", 1, ["n", columns])], [value("y", 1, None)], initializer=constants
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": np.eye(columns, dtype=np.float32)})
+    weights = {"w.weight": Weight("w.weight", "w", (rows, columns), "BF16", lambda start, stop: expected.T)}
+    found = describe(path, SimpleNamespace(weights=weights))["w.weight"]
+    assert found.format == f"INT{bits}"
+    np.testing.assert_array_equal(found.floats(0, rows), expected.T)
