@@ -55,8 +55,8 @@ class _Graph:
         stored = self.weight(f"{name}.scales", scales.astype(self.dtype))
         return self("MatMulNBits", x, self.weight(f"{name}.weight", codes), stored, **attributes)
 
-    def embedding(self) -> str:
-        values = self._random.standard_normal((VOCABULARY, HIDDEN)).astype(self.dtype)
+    def embedding(self, vocabulary: int) -> str:
+        values = self._random.standard_normal((vocabulary, HIDDEN)).astype(self.dtype)
         return self("Gather", self.weight("embed.weight", values), "input_ids")
 
 
@@ -68,6 +68,7 @@ def write_decoder(
     dtype: type[np.floating[Any]] = np.float32,
     scale: float = 1.0,
     seed: int = 0,
+    vocabulary: int = VOCABULARY,
 ) -> Path:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``directory``, which is made; returns the model.
 
@@ -76,7 +77,7 @@ def write_decoder(
     are no numbers then, for tokens from ``POISON`` on. ``scale`` is that of the weights.
     """
     graph = _Graph(dtype, scale, seed)
-    hidden = graph.embedding()
+    hidden = graph.embedding(vocabulary)
     mask = _mask(graph, fault)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     inputs = [
@@ -84,7 +85,7 @@ def write_decoder(
         helper.make_tensor_value_info("attention_mask", TensorProto.INT64, ["batch", "total"]),
         helper.make_tensor_value_info("position_ids", TensorProto.INT64, ["batch", "sequence"]),
     ]
-    outputs = [helper.make_tensor_value_info("logits", kind, ["batch", "sequence", VOCABULARY])]
+    outputs = [helper.make_tensor_value_info("logits", kind, ["batch", "sequence", vocabulary])]
     for index, (heads, size) in enumerate(LAYERS):
         hidden = _attention(graph, hidden, mask, index, fault, level)
         for part in ("key", "value"):
@@ -92,7 +93,7 @@ def write_decoder(
             inputs.append(helper.make_tensor_value_info(f"past_key_values.{index}.{part}", kind, shape))
             shape = ["batch", heads, "total", size]
             outputs.append(helper.make_tensor_value_info(f"present.{index}.{part}", kind, shape))
-    logits = graph.product(hidden, VOCABULARY, "head", level)
+    logits = graph.product(hidden, vocabulary, "head", level)
     if fault == "nan":
         bad = graph("Less", graph("Neg", "input_ids"), graph.constant(1 - POISON))
         bad = graph("And", graph("Unsqueeze", bad, graph.constant([2])), _alone(graph))

@@ -138,6 +138,17 @@ def test_a_float16_decoder_has_a_float16_cache_and_float32_logits(tmp_path: Path
     assert 0 < runtime.settings["decode"]["mean_kld"] < 1e-5
 
 
+def test_memory_does_not_grow_with_the_positions(tmp_path: Path) -> None:
+    """All logits of the longer run take 268 MB, those of one run of the model 34 MB."""
+    model = write_decoder(tmp_path / "wide", vocabulary=1 << 16)
+    peaks = []
+    for count in (1, 8):
+        sequences = [[2, *range(5, 132)]] * count
+        runtime = runner.logits(model, sequences, 1 << 16, tmp_path / "logits.npy", silent)
+        peaks.append(runtime.settings["peak_bytes"])
+    assert peaks[1] - peaks[0] < 90e6  # type: ignore[operator]
+
+
 def test_a_data_file_that_is_missing_is_one_line(decoder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(decoder.read_bytes())
     line = failure(tmp_path / "model.onnx", tmp_path)
