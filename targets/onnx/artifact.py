@@ -86,9 +86,10 @@ class OnnxTarget:
             for weight, count in written.off_lattice.items()
         ]
         if written.rounded:
+            remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
             warnings.append(
                 f"onnx: {written.rounded} of {written.blocks} blocks have a scale that float16 does not hold "
-                "and that is rounded; --onnx-scales f32 keeps them"
+                f"and that is rounded; {remedy} keeps them"
             )
         return warnings
 

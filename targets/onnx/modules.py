@@ -98,20 +98,22 @@ class Embedding(nn.Module):
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """``input_ids`` int64 ``[batch, sequence]`` to float ``[batch, sequence, columns]``."""
+        # cast before, not after: the operator computes in the type of its scales
+        scales = as_type(op, self.scales, self._dtype)
         rows = op.GatherBlockQuantized(
             self.weight,
             input_ids,
-            self.scales,
+            scales,
             bits=self._bits,
             block_size=BLOCK,
             gather_axis=0,
             quantize_axis=1,
             _domain=MICROSOFT,
         )
-        rows.dtype = self.scales.dtype
+        rows.dtype = self._dtype
         assert input_ids.shape is not None
         rows.shape = ir.Shape([*input_ids.shape, self._columns])
-        return op.Mul(as_type(op, rows, self._dtype), self._factor)
+        return op.Mul(rows, self._factor)
 
 
 class FloatEmbedding(nn.Module):

@@ -119,6 +119,9 @@ def is_exact(weight: Weight, format: str, storage: Storage) -> bool:
         if weight.lattice != LATTICE or weight.codes is None:
             return False
         return storage.scales == "FLOAT" or not _needs_f32_scales(weight)
+    if format == "FLOAT16" and not is_matrix(weight):
+        values = weight.floats(0, weight.rows)  # a few thousand
+        return bool(np.all(values.astype(np.float16) == values))
     return format == "FLOAT" or format == _STORED.get(weight.stored)
 
 

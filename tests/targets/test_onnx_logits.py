@@ -59,3 +59,14 @@ def test_float16_activations_run_on_the_cpu_too(variant, checkpoint_factory, con
     # near-ties of the router flip in a mixture of experts of random weights
     limit = 0.03 if variant == "26b-a4b" else 2e-3
     assert divergence_from_transformers(made.checkpoint, made.artifact, runner, tmp_path) < limit
+
+
+def test_an_embedding_with_float16_scales_is_computed_in_float32(checkpoint_factory, convert, tmp_path):
+    """Products of a code and a float16 scale need more digits than float16 has."""
+    options = {"off_lattice": "q8_0", "accuracy_level": 0}
+    directory = checkpoint_factory("gemma3", "latent")
+    whole = convert(directory, "onnx", **options)
+    half = convert(directory, "onnx", onnx_scales="f16", **options)
+    expected = divergence_from_transformers(whole.checkpoint, whole.artifact, runner, tmp_path)
+    found = divergence_from_transformers(half.checkpoint, half.artifact, runner, tmp_path)
+    assert found == pytest.approx(expected, rel=1e-3)
