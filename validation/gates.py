@@ -9,7 +9,7 @@ of the router, which costs more: 0.07 on a small random model, where naive Q4_0 
 26B-A4B agrees in 86 % and 70 % of positions (reported).
 
 A runtime that decodes token by token is compared with itself, all positions at once. In float32 both agree to
-a mean KLD of 1e-11; where activations are rounded to 8 bits, the least difference moves some to the next step,
+a mean KLD of 1e-11; where activations are rounded to 8 bits, a small difference moves some to the next step,
 which costs 6e-5 (the shipped model) to 2.5e-3 on small random dense models, up to 1.5e-2 with experts. Keys
 and values that are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first token alone,
 0.5 to 3 if it is all.
