@@ -1,27 +1,26 @@
 """Naive Q4_0 of the same checkpoint: what rounding to a new lattice costs, measured in the same run.
 
-The baseline is a copy of the written GGUF in which every Q4_0 tensor holds the checkpoint's floats as gguf-py
-quantises them, with scale = extremum / -8. All else is the same file, byte for byte.
+The baseline is the artifact that the same target writes when every weight on the lattice has the codes and
+scales of llama.cpp's Q4_0 rounding (scale = extremum / -8, a float16) instead of the trained ones.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, ValidationError
-from converter.weight import Weight
-from targets.gguf.reading import split_files
-from targets.plan import StoredTensor
+from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from targets.onnx.packing import round_rows
+from targets.plan import find_target
 from validation.worker import Progress
 
 NAMES = ("naive-q4_0",)
+_LATTICE = LatticeFormat(4, 32)
 
 
 def check_baseline(name: str | None) -> None:
@@ -30,54 +29,43 @@ def check_baseline(name: str | None) -> None:
         raise UsageError(f"unknown baseline {name!r}; known: {', '.join(NAMES)}")
 
 
-def applies(target: str) -> bool:
-    """Whether a target's artifacts are files that a baseline can be made of."""
-    return target == "gguf"
-
-
 def write_naive_q4_0(
-    artifact: Path,
+    target: str,
     checkpoint: Checkpoint,
-    stored: Mapping[str, StoredTensor],
     directory: Path,
     progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Write the baseline of ``artifact`` (the first file of a split model) below ``directory``.
+    """Write the baseline of a target's artifact below ``directory`` and return its first file.
 
-    ``stored`` is what the artifact holds; ``progress`` counts values. Returns the new first file. Raises
-    ``ValidationError`` when the artifact has no Q4_0 tensor.
+    ``progress`` counts bytes of the checkpoint. Raises ``ValidationError`` when no weight is on the lattice.
     """
-    weights = {
-        tensor.stored_as: checkpoint.weights[name]
-        for name, tensor in stored.items()
-        if tensor.format == "Q4_0" and name in checkpoint.weights
-    }
-    if not weights:
-        raise ValidationError(f"{artifact.name}: has no Q4_0 tensor that a naive Q4_0 could be compared with")
-    total, done = sum(weight.size for weight in weights.values()), 0
-    files = split_files(artifact)
-    for file in files:
-        copy = directory / file.name
-        shutil.copyfile(file, copy)
-        with copy.open("r+b") as stream:
-            for tensor in gguf.GGUFReader(file).tensors:
-                if tensor.name in weights and tensor.tensor_type == gguf.GGMLQuantizationType.Q4_0:
-                    done = _requantise(stream, tensor, weights[tensor.name], done, total, progress)
-    return directory / files[0].name
+    weights = {name: _naive(weight) for name, weight in checkpoint.weights.items()}
+    if all(weight.lattice != _LATTICE for weight in weights.values()):
+        raise ValidationError("no weight lies on a 4-bit lattice that a naive Q4_0 could be compared with")
+    naive = replace(checkpoint, weights=weights)
+    total, done = sum(weight.stored_bytes for weight in weights.values()), 0
 
-
-def _requantise(stream: Any, tensor: Any, weight: Weight, done: int, total: int, progress: Progress) -> int:
-    """Overwrite one tensor's data by row ranges; it keeps its place and size."""
-    stream.seek(int(tensor.data_offset))
-    written = 0
-    for start, stop in weight.row_ranges():
-        rows = np.ascontiguousarray(weight.floats(start, stop), np.float32)
-        packed = gguf.quants.quantize(rows, gguf.GGMLQuantizationType.Q4_0)
-        written += stream.write(packed.tobytes())
-        done += rows.size
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
         progress(done, total)
-    if written != int(tensor.n_bytes):
-        raise ValidationError(
-            f"{tensor.name}: {tensor.n_bytes} bytes in the artifact, {written} in the baseline"
-        )
-    return done
+
+    format = find_target(target)
+    plan = format.plan(naive, "naive", {})
+    format.write(naive, plan, directory, advance)
+    return directory / plan.artifacts[0]
+
+
+def _naive(weight: Weight) -> Weight:
+    """The same weight, rounded anew if it lies on the lattice."""
+    if weight.lattice != _LATTICE:
+        return weight
+    return replace(weight, codes=_rounding(weight.floats))
+
+
+def _rounding(floats: Callable[[int, int], np.ndarray]) -> Callable[[int, int], LatticeRows]:
+    def codes(start: int, stop: int) -> LatticeRows:
+        rounded, scales = round_rows(floats(start, stop), 4)
+        return LatticeRows(rounded, scales, np.full(scales.shape, EXACT, np.uint8))
+
+    return codes

@@ -145,6 +145,7 @@ def _decode(
         "max_kld": max(klds) if sound else None,
         "max_abs": max(largest) if sound else None,
         "tokens_per_second": 1 / statistics.median(timed),
+        "fastest_tokens_per_second": 1 / min(timed),
     }
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens
 from validation.trials import Refusal, Trial
 from validation.weights import TensorExactness, WeightExactness, measure
+
+#: How often speeds are measured again before they may decide against the preferred way.
+_TURNS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,9 @@ def prove(
         bench = _Bench(prepared, target, runner, reference, Path(name), progress)
         settle()
         proof = bench.measure(artifact, choices or (AS_IT_IS,))
-        if settings.baseline is not None and baselines.applies(target):
-            proof.entry["baseline"] = {"name": settings.baseline, **bench.measure_baseline(artifact)}
+        if settings.baseline is not None:
+            measured = bench.measure_baseline(_way(proof))
+            proof.entry["baseline"] = {"name": settings.baseline, **measured}
     return proof
 
 
@@ -128,7 +132,7 @@ class _Bench:
         """The artifact's entry of the report, in the best of at least one way to run it."""
         stored = find_target(self.target).describe(artifact, self.checkpoint)
         weights = measure(self.checkpoint, stored, stage_of(self.progress, "weights"))
-        tried = self._try_all(artifact, choices, weights)
+        tried = self._timed_again(artifact, self._try_all(artifact, choices, weights))
         chosen = trials.best([trial for trial in tried if isinstance(trial, Trial)])
         for trial in tried:
             if isinstance(trial, Trial) and trial is not chosen:
@@ -167,6 +171,24 @@ class _Bench:
             raise errors[0]
         return tried
 
+    def _timed_again(self, artifact: Path, tried: Sequence[Trial | Refusal]) -> Sequence[Trial | Refusal]:
+        """``tried``, with more runs in turn as long as speed alone decides against the preferred way."""
+        for _ in range(_TURNS):
+            if not trials.surprising([trial for trial in tried if isinstance(trial, Trial)]):
+                break
+            tried = [
+                replace(trial, again=(*trial.again, self._timed(artifact, trial.choice)))
+                if isinstance(trial, Trial) and trial.passed
+                else trial
+                for trial in tried
+            ]
+        return tried
+
+    def _timed(self, artifact: Path, choice: Mapping[str, object]) -> Runtime:
+        output, runtime = self._run(artifact, "runtime again", choice)
+        output.unlink()
+        return runtime
+
     def _try(
         self, artifact: Path, choice: Mapping[str, object], weights: WeightExactness, suffix: str
     ) -> Trial:
@@ -179,20 +201,15 @@ class _Bench:
         )
         return Trial(choice, runtime, output, metrics, judged)
 
-    def measure_baseline(self, artifact: Path) -> dict[str, Any]:
-        """Weights and logits of the naive requantisation, in the same runtime."""
-        describe = find_target(self.target).describe
+    def measure_baseline(self, choice: Mapping[str, object]) -> dict[str, Any]:
+        """Weights and logits of the naive requantisation, run in the same way."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             naive = baselines.write_naive_q4_0(
-                artifact,
-                self.checkpoint,
-                describe(artifact, self.checkpoint),
-                Path(directory),
-                stage_of(self.progress, "baseline"),
+                self.target, self.checkpoint, Path(directory), stage_of(self.progress, "baseline")
             )
-            stored = describe(naive, self.checkpoint)
+            stored = find_target(self.target).describe(naive, self.checkpoint)
             weights = measure(self.checkpoint, stored, stage_of(self.progress, "baseline weights"))
-            output, _ = self._run(naive, "baseline runtime")
+            output, _ = self._run(naive, "baseline runtime", choice)
             logits = map_logits(output, self.tokens.positions)
             metrics = self._compare(self.reference, logits, "baseline metrics")
         return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
@@ -240,6 +257,12 @@ class _Bench:
             "mean_kld_same_weights": _number(metrics.mean_kld),
             "max_abs_same_weights": _number(metrics.max_abs),
         }
+
+
+def _way(proof: Proof) -> Mapping[str, object]:
+    """The way in which the proven artifact was run, for another that must be run in the same."""
+    level = proof.entry["runtime"].get("accuracy_level")
+    return proof.choice or ({"accuracy_level": level} if isinstance(level, int) else AS_IT_IS)
 
 
 def weights_entry(weights: WeightExactness) -> dict[str, Any]:
