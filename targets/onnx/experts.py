@@ -63,6 +63,8 @@ class Experts(nn.Module):
     def _each(
         self, op: OpBuilder, rows: ir.Value, counts: ir.Value, projections: list[nn.Module]
     ) -> ir.Value:
+        if len(projections) == 1:
+            return projections[0](op, rows)
         pieces = op.Split(rows, counts, axis=0, _outputs=len(projections))
         for piece in pieces:
             piece.dtype = rows.dtype

@@ -28,6 +28,13 @@ def test_other_settings_reach_onnxruntime(variant, text, checkpoint_factory, con
     assert divergence_from_transformers(made.checkpoint, made.artifact, runner, tmp_path) < LIMIT
 
 
+@pytest.mark.parametrize(("experts", "active"), [(1, 1), (8, 8), (33, 5)])
+def test_any_number_of_experts_is_used(experts, active, checkpoint_factory, convert, tmp_path):
+    text = {"num_experts": experts, "top_k_experts": active}
+    made = convert(checkpoint_factory("26b-a4b", "latent", text=text), "onnx", off_lattice="f32")
+    assert divergence_from_transformers(made.checkpoint, made.artifact, runner, tmp_path) < LIMIT
+
+
 @pytest.mark.parametrize("variant", ["e2b", "gemma3"])
 def test_a_head_of_its_own_is_used(variant, checkpoint_factory, convert, tmp_path):
     made = convert(checkpoint_factory(variant, "latent", tied=False), "onnx", off_lattice="f32")
