@@ -149,21 +149,23 @@ def row_bytes(format: str, columns: int, storage: Storage) -> tuple[int, int]:
 
 
 def storage_warnings(weights: Iterable[Weight], storage: Storage) -> list[str]:
-    """A line about the matrices that the artifact cannot hold as 4-bit codes of a lattice, if there are any."""
+    """A line about matrices that the artifact cannot hold as 4-bit codes of a lattice; none without them."""
     matrices = [weight for weight in weights if is_matrix(weight)]
     off = [weight for weight in matrices if weight.lattice != LATTICE]
     if not off:
         return []
     share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
     format = OFF_LATTICE[storage.off_lattice]
-    line = (
-        f"onnx: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit "
-        f"lattice and are stored as {format}"
-    )
-    odd = [weight for weight in off if weight.columns % BLOCK]
-    if odd and format in BITS:
-        line += (
-            f", but for {len(odd)} that keep the checkpoint's type, as their rows are no multiple of {BLOCK} "
-            f"(the first is {odd[0].name}, with an input dimension of {odd[0].columns})"
+    odd = [weight for weight in off if weight.columns % BLOCK] if format in BITS else []
+    parts = []
+    if len(odd) < len(off):
+        parts.append(f"{len(off) - len(odd)} are stored as {format}")
+    if odd:
+        parts.append(
+            f"{len(odd)} keep the checkpoint's type, as their rows are no multiple of {BLOCK} (the first is "
+            f"{odd[0].name}, with an input dimension of {odd[0].columns})"
         )
-    return [line]
+    return [
+        f"onnx: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit lattice: "
+        + "; ".join(parts)
+    ]
