@@ -42,6 +42,8 @@ _MODEL_TYPES: Final = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 _TOKENIZER_CLASS: Final = "GemmaTokenizer"
 #: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
 _END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
+#: The one that GroupQueryAttention computes with; Gemma's tokenizers say ``left``.
+_PADDING_SIDE: Final = "right"
 #: What ``tokenizer_config.json`` must not ask of whoever loads it: another file, or code.
 _REFUSED: Final = ("auto_map", "chat_template", "tiktoken_file")
 #: Where onnxruntime-extensions cuts a text before it merges: at spaces and line ends after anything else.
@@ -158,11 +160,13 @@ def _search(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _tokenizer_config(checkpoint: Checkpoint) -> bytes:
-    """``tokenizer_config.json`` as the checkpoint has it, but for what would not load (see above)."""
+    """``tokenizer_config.json`` as the checkpoint has it, but for the side of the padding and for what would
+    not load (see above)."""
     path = checkpoint.path / TOKENIZER_CONFIG
     tokenizer = checkpoint.tokenizer
     values = {key: value for key, value in _stored(checkpoint).items() if key not in _REFUSED}
     values["tokenizer_class"] = _TOKENIZER_CLASS
+    values["padding_side"] = _PADDING_SIDE
     for key in ("clean_up_tokenization_spaces", "add_bos_token", "add_eos_token"):
         if not isinstance(values.get(key, False), bool):
             del values[key]

@@ -161,7 +161,7 @@ def test_files_are_copied_byte_for_byte(altered):
 
 def test_the_tokenizers_settings_are_kept(demo_checkpoint):
     checkpoint = open_checkpoint(demo_checkpoint)
-    assert tokenizer_config_of(checkpoint) == stored(checkpoint)
+    assert tokenizer_config_of(checkpoint) == {**stored(checkpoint), "padding_side": "right"}
 
 
 @pytest.mark.parametrize("name", [None, "Gemma4Tokenizer", "TokenizersBackend", 3])
@@ -175,6 +175,7 @@ def test_without_settings_the_vocabulary_makes_them(altered):
     config = tokenizer_config_of(altered({"tokenizer_config.json": None}))
     assert config == {
         "tokenizer_class": "GemmaTokenizer",
+        "padding_side": "right",
         **{f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk")},
     }
 
