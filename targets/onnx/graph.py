@@ -10,9 +10,16 @@ from importlib.metadata import version
 from typing import Final
 
 import onnx_ir as ir
-from mobius import ArchitectureConfig, EpCapabilities, ModelPackage, ModelTask, build_from_module, register_ep
+from mobius import (
+    OPSET_VERSION,
+    ArchitectureConfig,
+    EpCapabilities,
+    ModelPackage,
+    ModelTask,
+    build_from_module,
+    register_ep,
+)
 from mobius.models import Gemma3CausalLMModel, Gemma4CausalLMModel
-from mobius.tasks._base import _make_graph, _make_model
 from onnxscript import GraphBuilder, OpBuilder, nn
 
 from converter.architecture import Architecture, Layer
@@ -23,6 +30,7 @@ from targets.onnx.experts import Experts
 from targets.onnx.external import name_data
 from targets.onnx.layout import Layout
 from targets.onnx.modules import (
+    MICROSOFT,
     Embedding,
     FloatEmbedding,
     FloatProjection,
@@ -42,6 +50,8 @@ _PROVIDER = EpCapabilities(
 )
 
 
+#: Of ONNX's file format; 11 came with opset 23, whose RotaryEmbedding and RMSNormalization are used.
+_IR_VERSION: Final = 11
 #: Domain of the node that holds the experts' place while mobius's passes run.
 _STAND_IN: Final = "qatconvert.stand-in"
 
@@ -204,7 +214,9 @@ class _TextTask(ModelTask):
         self._architecture = architecture
 
     def build(self, module: nn.Module, config: ArchitectureConfig) -> ModelPackage:
-        graph, builder = _make_graph()
+        imports = {"": OPSET_VERSION, MICROSOFT: 1}
+        graph = ir.Graph([], [], nodes=[], name="decoder", opset_imports=imports)
+        builder = GraphBuilder(graph)
         whole, ids = ir.DataType.INT64, ["batch", "sequence"]
         input_ids = builder.input("input_ids", dtype=whole, shape=ids)
         mask = builder.input("attention_mask", dtype=whole, shape=["batch", "total_sequence"])
@@ -232,4 +244,4 @@ class _TextTask(ModelTask):
         for index, pair in enumerate(present):
             for kind, value in zip(("key", "value"), pair, strict=True):
                 builder.add_output(value, f"present.{index}.{kind}")
-        return ModelPackage({"model": _make_model(graph)}, config=config)
+        return ModelPackage({"model": ir.Model(graph, ir_version=_IR_VERSION)}, config=config)
