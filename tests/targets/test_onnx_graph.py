@@ -143,3 +143,11 @@ def test_qmoe_has_no_gated_tanh_gelu_on_cpu():
     model = helper.make_model(graph, opset_imports=imports, ir_version=10)
     with pytest.raises(Exception, match="geglu"):
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("variant", ["e2b", "12b", "26b-a4b", "gemma3"])
+def test_both_layouts_of_a_configuration_give_the_same_artifact(variant, checkpoint_factory, convert):
+    hub = convert(checkpoint_factory(variant, layout="hub"), "onnx").artifact
+    saved = convert(checkpoint_factory(variant, layout="transformers"), "onnx").artifact
+    assert hub.read_bytes() == saved.read_bytes()
+    assert (hub.parent / "model.onnx.data").read_bytes() == (saved.parent / "model.onnx.data").read_bytes()
