@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,24 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
             f"{target}: gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}{note}"
         )
     for target, entry in report["targets"].items():
+        if "alternatives" in entry:
+            console.print(f"{target}: {_tried(entry['alternatives'])}")
         if "error" in entry:
             console.print(f"{target}: could not be validated: {escape(entry['error'])}")
     if output is not None:
         details = ": report.html has the details" if references else ""
         console.print(f"written to {escape(one_line(str(output)))}{details}")
+
+
+def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:
+    """The way to run the artifact that was chosen, then the others, each with its speed and verdict."""
+    told = []
+    for one in sorted(alternatives, key=lambda one: not one["chosen"]):
+        level, speed = one.get("accuracy_level"), one.get("decode_tokens_per_second")
+        figure = escape(one["error"]) if "error" in one else f"{speed:,.0f} tokens/s" if speed else "no speed"
+        kept = "kept" if one["chosen"] else "passed" if one["passed"] else "failed"
+        told.append(f"accuracy level {level}: {kept}, {figure}")
+    return "; ".join(told)
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,18 @@ def test_an_accuracy_level_that_is_given_is_written(qatconvert, reference, tmp_p
     options = ["--no-validate", "--accuracy-level", "1", "-o", tmp_path / "out"]
     assert qatconvert(reference, "--target", "onnx", *options).returncode == 0
     assert accuracy_levels((tmp_path / "out" / "onnx" / "model.onnx").read_bytes()) == (1,)
+
+
+def test_the_level_that_was_kept_is_told_with_its_speed_and_that_of_the_other(
+    qatconvert, reference, tmp_path
+):
+    options = ["--positions", "64", "--no-same-weights", "-o", tmp_path / "out"]
+    done = qatconvert(reference, "--target", "onnx", *options)
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("onnx: accuracy level"))
+    kept, other = line.removeprefix("onnx: ").split("; ")
+    assert re.fullmatch(r"accuracy level [04]: kept, [0-9,]+ tokens/s", kept)
+    assert re.fullmatch(r"accuracy level [04]: (passed|failed), [0-9,]+ tokens/s", other)
+    assert kept[:16] != other[:16]
 
 
 @pytest.mark.parametrize("provider", ["rknpu", "quantum", "VSINPUExecutionProvider", ""])
