@@ -38,6 +38,9 @@ EXPERTS: Mapping[str, float] = {
     "same_top_p": 0.72,
     "decode_mean_kld": 0.06,
 }
+#: Both agree to 1e-11 where activations are float32, to 1e-5 where they are float16: then the gate of
+#: decoding is as narrow as this, unless it is set narrower.
+UNROUNDED_DECODE = 1e-3
 #: Gates that apply only where the runtime decodes token by token, by the key of what it measures then.
 DECODE: Mapping[str, str] = {"decode_mean_kld": "mean_kld"}
 _AT_LEAST = ("exact_fraction", *HIGHER_IS_BETTER)
@@ -84,11 +87,13 @@ def judge(
     weights: WeightExactness,
     logits: LogitMetrics,
     decode: Mapping[str, float | None] | None = None,
+    *,
+    rounded: bool = True,
 ) -> tuple[Gate, ...]:
     """Every gate of ``limits``, in order. A value that is not finite fails its gate.
 
     ``decode`` is what the runtime measured while it decoded (see ``runners.Runner``), ``None`` where it did
-    not: the gates of ``DECODE`` are left out then.
+    not: the gates of ``DECODE`` are left out then. ``rounded`` says that activations are rounded to integers.
     """
     gates = []
     for name, limit in limits.items():
@@ -97,7 +102,8 @@ def judge(
         elif name not in DECODE:
             gates.append(_logits(name, limit, logits))
         elif decode is not None:
-            gates.append(_decode(name, limit, decode[DECODE[name]]))
+            narrow = limit if rounded else min(limit, UNROUNDED_DECODE)
+            gates.append(_decode(name, narrow, decode[DECODE[name]]))
     return tuple(gates)
 
 

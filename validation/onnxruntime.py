@@ -50,10 +50,10 @@ class OnnxRuntime:
         """Run ``artifact`` (the .onnx file beside its data) on ``sequences``; see the protocol.
 
         Of ``choice``, ``accuracy_level`` counts. ``settings`` of the result: ``provider``, ``accuracy_level``
-        (of MatMulNBits; ``None`` without it, a list if they differ), ``threads``, ``peak_bytes`` (most memory
-        that the process held), ``decode``: ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` of
-        token-by-token decoding against the prefill (``None`` where not finite), ``tokens_per_second``
-        (of the median step) and ``fastest_tokens_per_second``.
+        (of MatMulNBits; ``None`` without it, a list if they differ), ``rounded_activations``, ``threads``,
+        ``peak_bytes`` (most memory that the process held), ``decode``: ``positions``, ``mean_kld``,
+        ``max_kld``, ``max_abs`` of token-by-token decoding against the prefill (``None`` where not finite),
+        ``tokens_per_second`` (of the median step) and ``fastest_tokens_per_second``.
         """
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),

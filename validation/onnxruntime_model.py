@@ -27,6 +27,8 @@ from validation.worker import Progress, serve
 _CHUNK: Final = 128
 #: Positions that are decoded one by one and compared with the prefill.
 DECODED: Final = 128
+#: The level at which MatMulNBits rounds activations to int8.
+_ROUNDS: Final = 4
 #: Steps whose time does not count: the first ones allocate.
 _WARM_UP: Final = 8
 
@@ -63,6 +65,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
         "settings": {
             "provider": short_name(request["provider"]),
             "accuracy_level": list(levels) if len(levels) > 1 else levels[0] if levels else None,
+            "rounded_activations": _ROUNDS in levels,
             "threads": decoder.threads,
             "peak_bytes": _peak_bytes(),
             "decode": decode,

@@ -169,7 +169,7 @@ class _Bench:
                 errors.append(error)
         if len(errors) == len(choices):
             raise errors[0]
-        return tried
+        return trials.with_lost_cache(tried)
 
     def _timed_again(self, artifact: Path, tried: Sequence[Trial | Refusal]) -> Sequence[Trial | Refusal]:
         """``tried``, with more runs in turn as long as speed alone decides against the preferred way."""
@@ -197,7 +197,11 @@ class _Bench:
         metrics = self._compare(self.reference, logits, f"metrics{suffix}")
         decode = runtime.settings.get("decode")
         judged = judge(
-            self.prepared.limits, weights, metrics, decode if isinstance(decode, Mapping) else None
+            self.prepared.limits,
+            weights,
+            metrics,
+            decode if isinstance(decode, Mapping) else None,
+            rounded=trials.rounds(runtime),
         )
         return Trial(choice, runtime, output, metrics, judged)
 

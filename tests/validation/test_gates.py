@@ -84,6 +84,15 @@ def test_decoding_is_judged_where_the_runtime_measures_it(equal: LogitMetrics) -
         assert gate.note == ("" if value else "NaN or infinite logits, decoding token by token")
 
 
+def test_decoding_without_rounding_has_less_room(equal: LogitMetrics) -> None:
+    measured = {"mean_kld": 2e-3, "max_kld": 2e-3}
+    assert judge(limits({}), weights(10_000), equal, measured)[-1].passed
+    gate = judge(limits({}), weights(10_000), equal, measured, rounded=False)[-1]
+    assert (gate.limit, gate.passed) == (1e-3, False)
+    narrow = limits({"decode_mean_kld": 1e-6})
+    assert judge(narrow, weights(10_000), equal, measured, rounded=False)[-1].limit == 1e-6
+
+
 @pytest.mark.parametrize(("name", "limit"), [("speed", 1.0), ("mean_kld", math.nan), ("max_kld", math.inf)])
 def test_an_unknown_gate_and_a_limit_that_is_none_are_usage_errors(name: str, limit: float) -> None:
     with pytest.raises(UsageError, match=name):

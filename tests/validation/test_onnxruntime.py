@@ -113,7 +113,9 @@ def test_runtime_and_progress_are_reported(decoder: Path, tmp_path: Path) -> Non
         lambda done, total: seen.append((done, total)),
     )
     assert (runtime.name, runtime.version) == ("onnxruntime", onnxruntime.__version__)
-    assert set(runtime.settings) == {"provider", "accuracy_level", "threads", "peak_bytes", "decode"}
+    assert set(runtime.settings) == {
+        "provider", "accuracy_level", "rounded_activations", "threads", "peak_bytes", "decode",
+    }  # fmt: skip
     assert runtime.settings["provider"] == "cpu"
     assert 20 << 20 < runtime.settings["peak_bytes"] < 1 << 30  # type: ignore[operator]
     assert seen == [(5, 47), *((done, 47) for done in range(26, 48))]

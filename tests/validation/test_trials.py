@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from validation.gates import Gate
 from validation.metrics import LogitMetrics, compare
 from validation.runners import Runtime
-from validation.trials import Refusal, Trial, alternatives, best, surprising
+from validation.trials import Refusal, Trial, alternatives, best, surprising, with_lost_cache
 
 _ROW = np.arange(8, dtype=np.float32).reshape(2, 4)
 METRICS: LogitMetrics = compare(_ROW, _ROW, np.array([1, -1]))
@@ -127,3 +127,21 @@ def test_more_runs_count_at_their_fastest() -> None:
     assert again.speed == 95
     assert not surprising([again, other])
     assert level(again, other) == 4
+
+
+def test_a_cache_that_is_lost_without_rounding_fails_every_way_to_run_the_graph() -> None:
+    """At level 4 the same fault is within what rounding costs."""
+    fault = Gate("decode_mean_kld", 1e-3, 4e-3, False)
+    rounded = trial(4, 100)
+    rounded = replace(rounded, gates=(*rounded.gates, Gate("decode_mean_kld", 0.01, 5e-3, True)))
+    settings = {"decode": {"fastest_tokens_per_second": 50}, "rounded_activations": False}
+    exact = replace(trial(0, 50), runtime=Runtime("onnxruntime", "1", settings))
+    exact = replace(exact, gates=(*exact.gates, fault))
+    refusal = Refusal({"accuracy_level": 1}, "no such kernel")
+    assert rounded.passed
+    judged = with_lost_cache([rounded, refusal, exact])
+    assert judged[1] is refusal
+    assert [one.passed for one in judged if isinstance(one, Trial)] == [False, False]
+    assert all(fault in one.gates for one in judged if isinstance(one, Trial))
+    sound = replace(exact, gates=(Gate("decode_mean_kld", 1e-3, 1e-11, True),))
+    assert with_lost_cache([rounded, sound]) == [rounded, sound]
