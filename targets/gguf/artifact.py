@@ -32,6 +32,7 @@ from targets.gguf.storage import (
 )
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
+from targets.off_lattice import off_lattice_warnings
 from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
 from targets.plan import Plan, PlannedTensor, StoredTensor
 from targets.writing import destination_error
@@ -172,19 +173,9 @@ def _planned(weight: Weight, stored_as: str, off_lattice: str) -> PlannedTensor:
 
 def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
     matrices = [weight for weight in checkpoint.weights.values() if is_matrix(weight)]
-    off = [weight for weight in matrices if weight.lattice != Q4_0_LATTICE]
-    warnings = []
-    if off:
-        share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
-        warnings.append(
-            f"gguf: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit "
-            f"lattice and are stored as {OFF_LATTICE[off_lattice]}"
-        )
-    odd = [weight for weight in off if weight.columns % BLOCK]
-    if odd and off_lattice in ("q8_0", "q4_0"):
-        warnings.append(
-            f"gguf: {len(odd)} of them keep the checkpoint's type, as their rows are no multiple of {BLOCK}"
-        )
+    in_blocks = off_lattice in ("q8_0", "q4_0")
+    format = OFF_LATTICE[off_lattice]
+    warnings = off_lattice_warnings("gguf", matrices, Q4_0_LATTICE, format, in_blocks=in_blocks)
     return warnings + vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from converter.errors import UsageError
 from converter.stored.bf16_lattice import sampled_ranges
 from converter.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
+from targets.off_lattice import off_lattice_warnings
 
 #: Values that share a scale.
 BLOCK: Final = 32
@@ -151,21 +152,5 @@ def row_bytes(format: str, columns: int, storage: Storage) -> tuple[int, int]:
 def storage_warnings(weights: Iterable[Weight], storage: Storage) -> list[str]:
     """A line about matrices that the artifact cannot hold as 4-bit codes of a lattice; none without them."""
     matrices = [weight for weight in weights if is_matrix(weight)]
-    off = [weight for weight in matrices if weight.lattice != LATTICE]
-    if not off:
-        return []
-    share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
     format = OFF_LATTICE[storage.off_lattice]
-    odd = [weight for weight in off if weight.columns % BLOCK] if format in BITS else []
-    parts = []
-    if len(odd) < len(off):
-        parts.append(f"{len(off) - len(odd)} are stored as {format}")
-    if odd:
-        parts.append(
-            f"{len(odd)} keep the checkpoint's type, as their rows are no multiple of {BLOCK} (the first is "
-            f"{odd[0].name}, with an input dimension of {odd[0].columns})"
-        )
-    return [
-        f"onnx: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit lattice: "
-        + "; ".join(parts)
-    ]
+    return off_lattice_warnings("onnx", matrices, LATTICE, format, in_blocks=format in BITS)
