@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from converter.amounts import amount
 from converter.document import read_object
 from converter.errors import CheckpointError, DestinationError
 
@@ -82,7 +83,7 @@ def check_space(output: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise DestinationError(
-            f"{place}: {needed / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free; make room there or choose "
+            f"{place}: {amount(needed)} needed, {amount(free)} free; make room there or choose "
             "another --output"
         )
 

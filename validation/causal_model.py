@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import ValidationError
+from targets.writing import processors
 from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.logits import create_logits
 from validation.worker import Progress
@@ -43,7 +44,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(processors())
     model = _load(request)
     offloaded = "disk" in getattr(model, "hf_device_map", {}).values()
     sequences = request["sequences"]
@@ -74,10 +75,6 @@ def batches(sequences: Sequence[Sequence[int]], most: int) -> list[list[Sequence
             found.append([ids])
             longest = len(ids)
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _load(request: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
+from targets.writing import processors
 from validation.logits import create_logits
 from validation.worker import Progress, serve
 
@@ -34,7 +35,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     model = llama_cpp.llama_model_load_from_file(os.fsencode(request["artifact"]), _model_params(llama_cpp))
     if not model:
         raise ValidationError(f"cannot load the model ({log.first_error or 'it does not say why'})")
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = processors()
     context = llama_cpp.llama_init_from_model(model, _context_params(llama_cpp, longest, threads))
     if not context:
         raise ValidationError(f"cannot make a context ({log.first_error or 'it does not say why'})")

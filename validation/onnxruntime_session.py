@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from converter.errors import ValidationError
 from targets.onnx.accuracy import graphs, parse, with_accuracy_level
+from targets.writing import processors
 from validation.onnxruntime import find_provider, short_name
 from validation.worker import without_directories
 
@@ -126,7 +126,7 @@ def open_decoder(path: Path, model: bytes, provider: str, accuracy_level: int | 
     """
     import onnxruntime
 
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = processors()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry(_FOLDER, str(path.parent))

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from converter.amounts import amount
 from converter.errors import HubError
 from converter.hub.cache import Snapshot, Store, local_files
-from converter.hub.connection import Connection, amount, fetch
+from converter.hub.connection import Connection, fetch
 from converter.hub.description import describe, list_repository
 from converter.hub.failures import explain
 from converter.hub.repository import (

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from converter.amounts import amount
 from converter.errors import HubError
 from converter.hub.cache import local_files
 from converter.hub.repository import RemoteFile
@@ -180,16 +181,6 @@ def http_library() -> Any:
 
     base = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
     return importlib.import_module(base.__module__.partition(".")[0])
-
-
-def amount(size: int) -> str:
-    """`size` in bytes, as people say it (decimal units)."""
-    value, unit = float(size), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{size} B" if unit == "B" else f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
 
 
 class _Partial:

@@ -122,7 +122,8 @@ def is_exact(weight: Weight, format: str, storage: Storage) -> bool:
         return storage.scales == "FLOAT" or not _needs_f32_scales(weight)
     if format == "FLOAT16" and not is_matrix(weight):
         values = weight.floats(0, weight.rows)  # a few thousand
-        return bool(np.all(values.astype(np.float16) == values))
+        with np.errstate(over="ignore"):  # what is too large is infinite, and not exact
+            return bool(np.all(values.astype(np.float16) == values))
     return format == "FLOAT" or format == _STORED.get(weight.stored)
 
 
