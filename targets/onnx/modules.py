@@ -28,11 +28,11 @@ class Projection(nn.Module):
         self, shape: Sequence[int], bits: int, scales: str, level: int, name: str | None = None
     ) -> None:
         super().__init__(name)
-        self._rows, self._columns = shape
+        rows, columns = shape
         self._bits, self._level = bits, level
-        blocks = self._columns // BLOCK
-        self.weight = nn.Parameter([self._rows, blocks, BLOCK * bits // 8], dtype=ir.DataType.UINT8)
-        self.scales = nn.Parameter([self._rows, blocks], dtype=ir.DataType[scales])
+        blocks = columns // BLOCK
+        self.weight = nn.Parameter([rows, blocks, BLOCK * bits // 8], dtype=ir.DataType.UINT8)
+        self.scales = nn.Parameter([rows, blocks], dtype=ir.DataType[scales])
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """``x`` float ``[..., columns]`` to ``[..., rows]``."""
