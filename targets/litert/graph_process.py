@@ -1,0 +1,177 @@
+"""The child process that exports graphs: one request on standard input, JSON lines as answer.
+
+``{"done": n, "total": m}`` any number of times, then ``{"result": {model type: file name}}`` or
+``{"error": "one line"}``. Standard output is the log: litert-torch prints there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, Final
+
+from converter.checkpoint import open_checkpoint
+from converter.errors import QatconvertError, TargetError
+from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
+from targets.litert.workarounds import CappedHead, tensorflow_schema
+
+with tensorflow_schema():
+    from litert_torch.generative.export_hf.core import export_lib
+import torch
+from litert_torch._convert import interface
+from litert_torch.generative.export_hf.core import exportable_module
+from litert_torch.generative.export_hf.core.external_emb import exportable_module as external
+from litert_torch.generative.export_hf.core.mu import mu_pass_lib
+from litert_torch.generative.export_hf.model_ext import patches
+from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module as gemma4
+
+from targets.litert.model import ATTENTION, TextModel, build
+
+_PR_SET_PDEATHSIG: Final = 1
+#: A signature: its name, the module, and sample inputs.
+_Signature = tuple[str, Any, Any]
+
+
+def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
+    """Write the graphs that a request asks for; names of files by model type."""
+    checkpoint = open_checkpoint(Path(request["checkpoint"]))
+    directory = Path(request["directory"])
+    text = build(checkpoint, request["formats"])
+    text.stand_ins.lower()
+    step()
+    options = exportable_module.ExportableModuleConfig(
+        model=request["checkpoint"],
+        output_dir=str(directory),
+        work_dir=str(directory),
+        prefill_lengths=request["prefill_lengths"],
+        cache_length=request["context_length"],
+        # LiteRT-LM reads the cache of a prefill alone; layers that only the logits need are left out
+        prefill_logits=False,
+        externalize_embedder=request["externalize_embedder"],
+        quantization_recipe=None,
+    )
+    files = {}
+    with patches.patch_model(text.model, checkpoint.architecture.family, options):
+        text.model.set_attn_implementation(ATTENTION)
+        opened: set[str] = set()
+        for kind, signatures in _graphs(text, options).items():
+            files[kind] = f"{kind}.graph.tflite"
+            opened |= _write(signatures, text, directory / files[kind], step)
+        lost = text.stand_ins.shapes.keys() - opened
+    if lost:
+        raise TargetError(f"litert: the converter lost {min(lost)} ({len(lost)} of its kind)")
+    return files
+
+
+def _graphs(text: TextModel, options: Any) -> dict[str, list[_Signature]]:
+    if not options.externalize_embedder:
+        source = export_lib.SourceModelArtifacts(
+            model=text.model, model_config=text.config, text_model_config=text.config, tokenizer=None
+        )
+        classes = export_lib.get_prefill_decode_exportable_cls(text.config, options)
+        return {DECODER: _decoder(classes, text.model, text.config, options, source)}
+    per_layer = bool(getattr(text.config, "hidden_size_per_layer_input", 0))
+    library, model = (gemma4, _multimodal(text)) if per_layer else (external, text.model)
+    classes = (
+        library.LiteRTExportableModuleForDecoderOnlyLMPrefillExternalEmbedder,
+        library.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder,
+    )
+    graphs = {DECODER: _decoder(classes, model, text.config, options, None)}
+    embedder = external.LiteRTExportableModuleForEmbedder(text.model.get_input_embeddings())
+    graphs[EMBEDDER] = _embedder(embedder, text.config, options)
+    if per_layer:
+        module = gemma4.LiteRTExportableModuleForPerLayerEmbedder(model)
+        graphs[PER_LAYER_EMBEDDER] = _embedder(module, text.config, options)
+    return graphs
+
+
+def _decoder(classes: Iterable[Any], model: Any, config: Any, options: Any, source: Any) -> list[_Signature]:
+    signatures = []
+    for kind in classes:
+        module = kind(model, options, source)
+        inputs = module.get_sample_inputs(config)
+        signatures += [(name, module, sample) for name, (sample, _) in inputs.items()]
+    return signatures
+
+
+def _embedder(module: Any, config: Any, options: Any) -> list[_Signature]:
+    inputs = module.get_sample_inputs(config, options)
+    return [(name, module, sample) for name, (sample, _) in inputs.items()]
+
+
+def _multimodal(text: TextModel) -> Any:
+    """What litert-torch's modules for per-layer embeddings use of a multimodal model."""
+    shell = torch.nn.Module()
+    shell.model = torch.nn.Module()
+    shell.model.language_model = text.model.model
+    shell.lm_head = CappedHead(text.model.lm_head, text.config.final_logit_softcapping)
+    shell.config = types.SimpleNamespace(text_config=text.config)
+    return shell
+
+
+def _write(signatures: list[_Signature], text: TextModel, path: Path, step: Callable[[], None]) -> set[str]:
+    """Convert and write one graph; the names of the weights that it has as inputs."""
+    converter = interface.Converter()
+    for name, module, sample in signatures:
+        converter.add_signature(name, module.eval(), sample_kwargs=sample)
+    with export_lib.patch_builtin_tuple_for_export():
+        converted = converter.convert(strict_export=False)
+    step()
+    converted = mu_pass_lib.update_model(converted)
+    del converter
+    gc.collect()  # graphs of torch refer to each other
+    opened = text.stand_ins.open(converted)
+    step()
+    converted.export(str(path))
+    step()
+    return set().union(*opened.values())
+
+
+def main() -> None:
+    """Serve one request."""
+    if sys.platform == "linux":  # end with the parent, should it be killed
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    request = json.loads(sys.stdin.readline())
+    total = 1 + STEPS * (3 if request["externalize_embedder"] else 1)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        _send(channel, {"done": done, "total": total})
+
+    try:
+        answer: dict[str, object] = {"result": export(request, step)}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": _one_line(error)}
+    _send(channel, answer)
+
+
+def _send(channel: IO[str], message: dict[str, Any]) -> None:
+    channel.write(json.dumps(message) + "\n")
+    channel.flush()
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, QatconvertError):
+        return text
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+    return f"{type(error).__name__}: {first}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Linear layers whose weights the converter leaves alone."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import torch
+
+from targets.litert.workarounds import barrier
+
+#: Values that share a scale.
+BLOCK: Final = 32
+
+
+def project(x: Any, weight: Any, sums: Any) -> Any:
+    """``x`` float32 ``[..., columns]`` times ``weight`` ``[rows, columns]``: ``[..., rows]``.
+
+    The barriers keep the converter from folding factors beside the product (the square root of the hidden
+    size, the soft cap) into the weight, so that scales stay the checkpoint's. ``sums``, if not ``None``, is
+    ``[rows, columns / 32]`` and is multiplied with the sum of every block of 32 values of ``x``, and added:
+    with it, a block of negative scale ``s`` and codes ``c`` is exactly ``|s| * (-c - 1) + |s|``.
+    """
+    x = barrier(x)
+    y = torch.nn.functional.linear(x, weight)
+    if sums is not None:
+        blocks = x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK).sum(-1)
+        y = y + torch.nn.functional.linear(blocks, sums)
+    return barrier(y)
+
+
+class Projection(torch.nn.Module):
+    """``project`` in place of a linear layer without bias; has the attributes that litert-torch asks for."""
+
+    bias = None
+
+    def __init__(self, weight: torch.nn.Parameter, sums: torch.nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight, self.sums = weight, sums
+        self.out_features, self.in_features = weight.shape
+
+    def forward(self, x: Any) -> Any:
+        """``x`` float32 ``[..., columns]`` to ``[..., rows]``."""
+        return project(x, self.weight, self.sums)

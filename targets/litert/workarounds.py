@@ -1,0 +1,103 @@
+"""What litert-torch 0.10.0 and transformers 5.23.0 need to export a Gemma graph; for the child alone.
+
+Each workaround says which version it is for. The tests show that each is still needed: when one of them
+fails, the workaround goes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+
+_SCHEMA: Final = "tensorflow.lite.python.schema_py_generated"
+_PARENTS: Final = ("tensorflow", "tensorflow.lite", "tensorflow.lite.python")
+
+
+@contextmanager
+def tensorflow_schema() -> Iterator[None]:
+    """Stand in for tensorflow while litert-torch's exporter is imported.
+
+    litert-torch 0.10.0: a module for another model imports TensorFlow's schema, which no requirement brings
+    and which ai-edge-litert ships under another name. The stand-in is there during the import only: a lasting
+    one without tensorflow behind it breaks ``torch._dynamo``, which asks for its specification.
+    """
+    importlib.import_module("torch._dynamo")  # asks for tensorflow, so before the stand-in is in place
+    from ai_edge_litert import schema_py_generated as schema
+
+    if importlib.util.find_spec("tensorflow") is not None:
+        yield
+        return
+    for name in _PARENTS:
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.util.spec_from_loader(name, None)
+        module.__path__ = []
+        sys.modules[name] = module
+    sys.modules[_SCHEMA] = schema
+    sys.modules[_PARENTS[-1]].schema_py_generated = schema  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for name in (*_PARENTS, _SCHEMA):
+            sys.modules.pop(name, None)
+
+
+def allow_experts() -> None:
+    """Let litert-torch's Gemma 4 model have experts.
+
+    litert-torch 0.10.0 with transformers 5.23.0: transformers decides from the text of a class's module
+    whether its experts can be chosen, and the module of litert-torch's class lacks what it looks for.
+    """
+    from litert_torch.generative.export_hf.model_ext.gemma4 import patch
+
+    patch.LiteRTGemma4TextModel._can_set_experts_implementation_cached_value = True
+
+
+def barrier(tensor: Any) -> Any:
+    """``tensor`` behind a barrier that no constant is folded across; same shape and dtype.
+
+    litert-torch 0.10.0: the lowering of ``optimization_barrier`` fails for one tensor, so it gets two.
+    """
+    from litert_torch.backend.optimization_barrier import optimization_barrier
+
+    return optimization_barrier((tensor, tensor))[0]
+
+
+def text_configuration(config: Any) -> Any:
+    """The text model's configuration, of a kind that litert-torch can export, from transformers' own.
+
+    litert-torch 0.10.0 has no text model for ``gemma4_unified``, whose text model is Gemma 4's without
+    per-layer input and experts. It reads heads that differ between layers as if they did not, which
+    transformers 5.23.0 allows when it is told to.
+    """
+    import transformers
+
+    text = config.get_text_config()
+    if text.model_type == "gemma4_unified_text":
+        values = {**text.to_dict(), "model_type": "gemma4_text"}
+        values |= {"hidden_size_per_layer_input": 0, "enable_moe_block": False}
+        text = transformers.Gemma4TextConfig(**values)
+    if hasattr(text, "allow_global_per_layer_attribute_access"):
+        text.allow_global_per_layer_attribute_access = True
+    return text
+
+
+class CappedHead(torch.nn.Module):
+    """An output head with the final soft cap, ``cap * tanh(logits / cap)``.
+
+    litert-torch 0.10.0: its decoder for externalised per-layer embeddings forgets the cap.
+    """
+
+    def __init__(self, head: torch.nn.Module, cap: float | None) -> None:
+        super().__init__()
+        self.head, self.cap = head, cap
+
+    def forward(self, x: Any) -> Any:
+        """``x`` float32 ``[batch, length, hidden]`` to logits ``[batch, length, vocabulary]``."""
+        logits = self.head(x)
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
