@@ -1,0 +1,213 @@
+"""What a ``.litertlm`` file says beside its model: tokens, sampling, chat template, caches and tokenizer.
+
+The messages are LiteRT-LM's (``runtime/proto/llm_metadata.proto``, ``executor_metadata.proto``), filled as
+litert-torch's ``build_llm_metadata`` does, but in a fixed order, with the checkpoint's own sampling, and with
+the stop tokens by id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from converter.checkpoint import Checkpoint
+from converter.document import read_bytes
+from converter.errors import CheckpointError, TargetError
+from converter.tokenizer import Tokenizer
+from targets.litert.bundle import Section
+from targets.onnx.generation import end_tokens
+from targets.sampling import RECOMMENDED, read_generation, read_sampling, read_suppressed
+
+if TYPE_CHECKING:
+    from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
+
+JSON_TOKENIZER: Final = "tokenizer.json"
+SENTENCEPIECE: Final = "tokenizer.model"
+#: Files of tokenizers that LiteRT-LM does not read.
+_OTHER_TOKENIZERS: Final = ("vocab.txt", "vocab.json", "merges.txt", "tiktoken.model", "tekken.json")
+_TOKENIZER_BYTES: Final = 64 << 20
+#: Of zlib; named, so that equal tokenizers give equal bytes whatever the library's default is.
+_COMPRESSION: Final = 6
+#: Fields of ``llm_model_type.gemma4`` and the token of Gemma 4 that each takes.
+_GEMMA4_TOKENS: Final[Mapping[str, str]] = {
+    "code_fence_start": "<|tool_call>",
+    "code_fence_end": "<tool_call|>",
+    "open_quote": '<|"|>',
+    "close_quote": '<|"|>',
+    "function_response_start": "<|tool_response>",
+}
+#: Begin and end of what Gemma 4 says in a channel.
+_CHANNEL: Final = ("<|channel>", "<channel|>")
+_GENERATION_TAG: Final = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+_GET: Final = re.compile(r"""\.get\(\s*('[^']+'|"[^"]+")\s*\)""")
+
+
+def metadata_sections(checkpoint: Checkpoint, context: int) -> tuple[Section, ...]:
+    """The sections in front of a bundle's models: metadata of the model and of its caches, and the tokenizer.
+
+    ``context`` is the length of the caches in tokens. Raises ``CheckpointError`` for a damaged file and
+    ``TargetError`` for a tokenizer that LiteRT-LM does not read.
+    """
+    return (
+        Section("LlmMetadataProto", llm_metadata(checkpoint, context)),
+        Section("ExecutorMetadataProto", executor_metadata(checkpoint, context)),
+        tokenizer_section(checkpoint.path),
+    )
+
+
+def llm_metadata(checkpoint: Checkpoint, context: int) -> bytes:
+    """The message ``LlmMetadata`` for caches of ``context`` tokens; equal checkpoints give equal bytes.
+
+    Raises ``CheckpointError`` for a damaged ``generation_config.json``.
+    """
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    message = llm_metadata_pb2.LlmMetadata()
+    tokenizer = checkpoint.tokenizer
+    if tokenizer.bos is not None and _begins_with_bos(tokenizer):
+        message.start_token.token_str = tokenizer.tokens[tokenizer.bos]
+    if tokenizer.pad is not None:
+        message.pad_token.token_str = tokenizer.tokens[tokenizer.pad]
+    for id in end_tokens(checkpoint.architecture, tokenizer):
+        message.stop_tokens.add().token_ids.ids.append(id)
+    suppressed = read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
+    if suppressed:
+        message.suppress_tokens.ids.extend(suppressed)
+    _add_sampling(message, checkpoint)
+    _add_family(message, checkpoint)
+    if tokenizer.chat_template is not None:
+        message.jinja_prompt_template = minijinja_template(tokenizer.chat_template)
+    message.max_num_tokens = context
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def executor_metadata(checkpoint: Checkpoint, context: int) -> bytes:
+    """The message ``ExecutorMetadata``, which names the caches of the graph's signatures.
+
+    A key cache is ``[1, heads, context, head size]``, a value cache ``[1, heads, head size, context]``.
+    """
+    from litert_lm_builder.runtime.proto import executor_metadata_pb2
+
+    kinds = executor_metadata_pb2.StateBuffer
+    message = executor_metadata_pb2.ExecutorMetadata()
+    message.llm_executor_metadata.max_history_size = context
+    for name in cache_names(checkpoint):
+        keys = name.startswith("kv_cache_k")
+        message.llm_executor_metadata.state_buffers.add(
+            prefill_input_name=name,
+            prefill_output_name=name,
+            decode_input_name=name,
+            decode_output_name=name,
+            type=kinds.TYPE_GLOBAL_KEY_CACHE if keys else kinds.TYPE_GLOBAL_VALUE_CACHE,
+            sequence_axis=2 if keys else 3,
+            maximum_sequence_length=context,
+        )
+    data: bytes = message.SerializeToString(deterministic=True)
+    return data
+
+
+def cache_names(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names of the caches, as litert-torch gives them to inputs and outputs: two for each layer with keys and
+    values of its own."""
+    owners = sum(layer.kv_source is None for layer in checkpoint.architecture.layers)
+    return tuple(f"kv_cache_{part}_{index}" for index in range(owners) for part in "kv")
+
+
+def tokenizer_section(directory: Path) -> Section:
+    """The tokenizer of a checkpoint's directory: ``tokenizer.json``, or the SentencePiece model
+    ``tokenizer.model`` if there is no such file.
+
+    Raises ``TargetError`` for a kind that LiteRT-LM does not read and ``CheckpointError`` for a file that
+    cannot be read.
+    """
+    name = tokenizer_file(directory)
+    data = read_bytes(directory / name, _TOKENIZER_BYTES)
+    if name == SENTENCEPIECE:
+        return Section("SP_Tokenizer", data)
+    return Section("HF_Tokenizer_Zlib", len(data).to_bytes(8, "little") + zlib.compress(data, _COMPRESSION))
+
+
+def tokenizer_file(directory: Path) -> str:
+    """Name of the file with the tokenizer, found without reading it whole; raises as ``tokenizer_section``
+    does, so that a kind that LiteRT-LM does not read is refused before any work."""
+    if os.path.lexists(directory / JSON_TOKENIZER):
+        return JSON_TOKENIZER
+    if os.path.lexists(directory / SENTENCEPIECE):
+        _check_sentencepiece(directory / SENTENCEPIECE)
+        return SENTENCEPIECE
+    others = [name for name in _OTHER_TOKENIZERS if os.path.lexists(directory / name)]
+    found = f" ({' and '.join(others)})" if others else ""
+    raise TargetError(
+        f"{directory}: LiteRT-LM holds tokenizers of {JSON_TOKENIZER} or SentencePiece's {SENTENCEPIECE}; "
+        f"here is neither{found}"
+    )
+
+
+def minijinja_template(template: str) -> str:
+    """A chat template for LiteRT-LM's engine, minijinja.
+
+    As litert-torch does, the ``generation`` tags, which only transformers knows, go, and ``x.get('y')``
+    becomes ``x['y']``; unlike there an empty comment stays where a tag was, which takes the white space
+    beside it as the tag did.
+    """
+    return _GET.sub(r"[\1]", _GENERATION_TAG.sub(r"{#\1 \2#}", template))
+
+
+def _check_sentencepiece(path: Path) -> None:
+    """Refuse a ``tokenizer.model`` of another kind (tiktoken's is text): SentencePiece's ``ModelProto`` begins
+    with a piece (field 1), which begins with its text (field 1), or its score (field 2)."""
+    data = read_bytes(path, _TOKENIZER_BYTES)
+    if data[:1] != b"\x0a" or data[2:3] not in (b"\x0a", b"\x15"):
+        raise TargetError(f"{path}: is no SentencePiece model, which LiteRT-LM needs without {JSON_TOKENIZER}")
+
+
+def _begins_with_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the model ever sees the begin token: LiteRT-LM puts the start token before every prompt."""
+    template = tokenizer.chat_template or ""
+    return tokenizer.add_bos or "bos_token" in template
+
+
+def _add_sampling(message: LlmMetadata, checkpoint: Checkpoint) -> None:
+    """Sampling as the checkpoint asks; Google's recommendation where it says nothing.
+
+    LiteRT-LM wants both limits and a temperature. A top_k of 0 means none; no sampling, and a top_p or a
+    temperature of 0, leave the likeliest token alone.
+    """
+    from litert_lm_builder.runtime.proto import sampler_params_pb2
+
+    sampling = {**RECOMMENDED, **read_sampling(checkpoint.path)}
+    generation = read_generation(checkpoint.path)
+    sampled = generation.values.get("do_sample") is None or generation.flag("do_sample", True)
+    vocabulary = checkpoint.architecture.vocabulary
+    parameters = message.sampler_params
+    parameters.type = sampler_params_pb2.SamplerParameters.TOP_P
+    if sampled and sampling["top_p"] > 0 and sampling["temperature"] > 0:
+        parameters.k = min(int(sampling["top_k"]) or vocabulary, vocabulary)
+        parameters.p = sampling["top_p"]
+        parameters.temperature = sampling["temperature"]
+    else:
+        parameters.k, parameters.p, parameters.temperature = 1, 1.0, 1.0
+
+
+def _add_family(message: LlmMetadata, checkpoint: Checkpoint) -> None:
+    """The family, by which LiteRT-LM chooses how prompts and calls of tools are read."""
+    family = checkpoint.architecture.family
+    kind = message.llm_model_type
+    if family == "gemma3":
+        kind.gemma3.SetInParent()
+        return
+    if family != "gemma4":
+        raise CheckpointError(f"config.json: LiteRT-LM's metadata of the family {family} are not known")
+    kind.gemma4.SetInParent()
+    tokens = set(checkpoint.tokenizer.tokens)
+    for field, token in _GEMMA4_TOKENS.items():
+        if token in tokens:
+            setattr(kind.gemma4, field, token)
+    begin, end = _CHANNEL
+    if begin in tokens and end in tokens:
+        message.channels.add(channel_name="thought", start=f"{begin}thought\n", end=end)

@@ -1,0 +1,226 @@
+"""The graph without weights: its inputs are the checkpoint's weights, and it computes what transformers does.
+
+The interpreter is given the checkpoint's float values as inputs, so that nothing but the graph is measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("litert_torch")
+import torch
+import transformers
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.errors import TargetError
+from targets.litert import graph
+from targets.litert.graph import export_graph, needed_memory
+
+PREFILL, CONTEXT = 8, 128
+LENGTH = 24
+#: Of every variant one layer's matrices that have sums, and the layout of its configuration.
+VARIANTS = {
+    "e2b": ("transformers", ("layers.0.mlp.down_proj.weight", "lm_head.weight")),
+    "26b-a4b": ("hub", ("layers.1.experts.gate_up_proj", "layers.1.experts.down_proj")),
+    "12b": ("hub", ()),
+    "gemma3": ("hub", ()),
+}
+#: What is added to the sums and taken off the weights: the products stay what they were.
+MOVED = np.float32(0.25)
+
+
+@dataclass(frozen=True)
+class Exported:
+    checkpoint: Checkpoint
+    formats: dict[str, str]
+    path: Path
+    steps: tuple[tuple[int, int], ...]
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint_factory, tmp_path_factory):
+    """``exported(variant)`` is the graph of a variant, exported once a session."""
+    made: dict[str, Exported] = {}
+
+    def export(variant: str) -> Exported:
+        if variant not in made:
+            layout, with_sums = VARIANTS[variant]
+            checkpoint = open_checkpoint(checkpoint_factory(variant, layout=layout))
+            formats = {name: "INT4" for name, weight in checkpoint.weights.items() if weight.lattice}
+            formats |= dict.fromkeys(with_sums, "INT4+sums")
+            steps: list[tuple[int, int]] = []
+            path = export_graph(
+                checkpoint,
+                formats,
+                [PREFILL],
+                CONTEXT,
+                tmp_path_factory.mktemp(f"graph-{variant}"),
+                lambda done, total: steps.append((done, total)),
+            )
+            made[variant] = Exported(checkpoint, formats, path, tuple(steps))
+        return made[variant]
+
+    return export
+
+
+def matrices(checkpoint):
+    return {name: weight for name, weight in checkpoint.weights.items() if len(weight.shape) > 1}
+
+
+def inputs(exported, interpreter):
+    """The values of every weight that is an input: those of the checkpoint, some moved to the sums."""
+    values = {}
+    details = {}
+    for key in interpreter.get_signature_list():
+        details |= interpreter.get_signature_runner(key).get_input_details()
+    for name, detail in details.items():
+        base, _, sums = name.partition("|")
+        held = "embed_tokens.weight" if base == "lm_head.weight" else base
+        weight = exported.checkpoint.weights.get(held)
+        if weight is None:
+            continue
+        if sums:
+            values[name] = np.full(detail["shape"], MOVED, np.float32)
+            continue
+        floats = weight.floats(0, weight.rows)
+        if base.endswith("experts.down_proj"):
+            floats = floats.reshape(weight.shape).transpose(1, 0, 2)
+        if exported.formats.get(base) == "INT4+sums":
+            floats = floats - MOVED
+        values[name] = np.ascontiguousarray(floats.reshape(detail["shape"]))
+    return values
+
+
+class Decoder:
+    def __init__(self, exported: Exported) -> None:
+        self.interpreter = Interpreter(
+            model_path=str(exported.path),
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        self.weights = inputs(exported, self.interpreter)
+        details = self.interpreter.get_signature_runner("decode").get_input_details()
+        self.cache = {
+            name: np.zeros(detail["shape"], np.float32)
+            for name, detail in details.items()
+            if name.startswith("kv_cache")
+        }
+
+    def run(self, signature, tokens, position, cache):
+        runner = self.interpreter.get_signature_runner(signature)
+        mask = np.full((1, 1, len(tokens), CONTEXT), -2.4e38, np.float32)
+        for row in range(len(tokens)):
+            mask[0, 0, row, : position + row + 1] = 0
+        given = {
+            "tokens": np.array([tokens], np.int32),
+            "input_pos": np.arange(position, position + len(tokens), dtype=np.int32),
+            "mask": mask,
+            **cache,
+            **self.weights,
+        }
+        wanted = runner.get_input_details()
+        output = runner(**{name: value for name, value in given.items() if name in wanted})
+        return output.get("logits"), {key: output[key] for key in output if key.startswith("kv_cache")}
+
+
+def tokens_of(checkpoint):
+    return np.random.default_rng(1).integers(5, checkpoint.architecture.vocabulary - 70, LENGTH).tolist()
+
+
+def reference(checkpoint, tokens):
+    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    unified = config.model_type == "gemma4_unified"
+    kind = transformers.AutoModelForMultimodalLM if unified else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_prefill_then_decode_computes_what_transformers_does(variant, exported):
+    made = exported(variant)
+    tokens = tokens_of(made.checkpoint)
+    expected = reference(made.checkpoint, tokens)
+    decoder = Decoder(made)
+    nothing, cache = decoder.run(f"prefill_{PREFILL}", tokens[:PREFILL], 0, decoder.cache)
+    assert nothing is None  # LiteRT-LM does not read the logits of a prefill
+    for position in range(PREFILL, LENGTH):
+        logits, cache = decoder.run("decode", [tokens[position]], position, cache)
+        assert np.abs(logits[0, 0] - expected[position]).max() < 2e-4
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_every_matrix_is_an_input_of_its_name(variant, exported):
+    made = exported(variant)
+    interpreter = Interpreter(model_path=str(made.path))
+    details = interpreter.get_signature_runner("decode").get_input_details()
+    weights = {name for name in details if "." in name}
+    with_sums = {name for name, format in made.formats.items() if format == "INT4+sums"}
+    expected = set(matrices(made.checkpoint)) | {f"{name}|sums" for name in with_sums} | with_sums
+    assert weights == expected
+    for name, weight in matrices(made.checkpoint).items():
+        shape = tuple(details[name]["shape"])
+        if name.endswith("experts.down_proj"):
+            assert shape == (weight.shape[1], weight.shape[0] * weight.shape[2])
+        else:
+            assert shape == (weight.rows, weight.columns)
+    for name in with_sums:
+        rows, columns = details[name]["shape"]
+        assert tuple(details[f"{name}|sums"]["shape"]) == (rows, columns // 32)
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_the_file_holds_no_matrix(variant, exported):
+    made = exported(variant)
+    smallest = min(4 * weight.size for weight in matrices(made.checkpoint).values())
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(made.path.read_bytes(), 0)
+    assert max(model.Buffers(index).DataLength() for index in range(model.BuffersLength())) <= smallest
+
+
+def test_progress_counts_to_its_total(exported):
+    assert exported("e2b").steps == ((1, 4), (2, 4), (3, 4), (4, 4))
+
+
+def test_the_head_without_sums_is_the_embedding(exported):
+    details = Interpreter(model_path=str(exported("12b").path)).get_signature_runner("decode")
+    assert "lm_head.weight" not in details.get_input_details()
+
+
+def test_a_failure_of_the_child_is_one_line(checkpoint_factory, tmp_path):
+    directory = checkpoint_factory("text")
+    checkpoint = open_checkpoint(directory)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in directory.iterdir():
+        (broken / file.name).symlink_to(file)
+    config = json.loads((directory / "config.json").read_text())
+    (broken / "config.json").unlink()
+    (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 192}))
+    moved = Checkpoint(
+        **{name: getattr(checkpoint, name) for name in Checkpoint.__slots__} | {"path": broken}
+    )
+    with pytest.raises(TargetError, match="embed_tokens") as caught:
+        export_graph(moved, {}, [PREFILL], CONTEXT, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_killed_child_is_told_from_a_failed_one(checkpoint_factory, tmp_path, monkeypatch):
+    (tmp_path / "killed.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(graph, "_MODULE", "killed")
+    with pytest.raises(TargetError, match="killed, most likely for want of memory"):
+        export_graph(open_checkpoint(checkpoint_factory("text")), {}, [PREFILL], CONTEXT, tmp_path)
+
+
+def test_needed_memory_does_not_grow_with_the_width(checkpoint_factory):
+    small = open_checkpoint(checkpoint_factory("text")).architecture
+    assert needed_memory(small, [8]) == needed_memory(small, [1024])
+    assert needed_memory(small, [8, 128]) > needed_memory(small, [8])
+    assert 900 < needed_memory(small, [8]) / 2**20 < 1300
