@@ -1,11 +1,11 @@
 """Every workaround is still needed with the installed versions; a failure here says that one can go.
 
-What changes a process for good, or needs one without the workaround, runs in a process of its own.
+What they change lasts for a process, so what happens with and without them is seen in processes of their own.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 
@@ -16,121 +16,113 @@ import transformers
 
 from targets.litert.workarounds import text_configuration
 
-IMPORT = """
-from targets.litert.workarounds import tensorflow_schema
+#: Prints, as its last line, what litert-torch does before and after each workaround.
+OBSERVER = """
+import importlib.util, inspect, json, sys
+import torch, transformers
+from targets.litert.workarounds import allow_experts, barrier, tensorflow_schema, text_configuration
 with tensorflow_schema():
     from litert_torch.generative.export_hf.core import export_lib
+left = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
+seen = {"tensorflow after": [str(importlib.util.find_spec("tensorflow")), left]}
+
+import litert_torch
+from litert_torch.backend.optimization_barrier import optimization_barrier
+from litert_torch.generative.export_hf.core import weights_loader
+from litert_torch.generative.export_hf.model_ext import patches
+from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module
+from litert_torch.generative.export_hf.model_ext.gemma4_unified import patch
+
+def attempt(label, action):
+    try:
+        seen[label] = action()
+    except Exception as error:
+        seen[label] = f"{type(error).__name__}: {error}"
+
+def with_experts():
+    config = text_configuration(transformers.AutoConfig.from_pretrained(sys.argv[1]))
+    config._attn_implementation = "lrt_transposed_attention"
+    with patches.get_patch_context("gemma4"), weights_loader.init_params_on_meta():
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    return type(model.model.unique_layer_types).__name__
+
+attempt("experts before", with_experts)
+allow_experts()
+attempt("experts after", with_experts)
+
+class Doubled(torch.nn.Module):
+    def __init__(self, behind):
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, x):
+        return self.behind(x) * 2
+
+def lowered(behind):
+    litert_torch.convert(Doubled(behind).eval(), (torch.ones(1, 4),))
+    return "lowered"
+
+attempt("barrier before", lambda: lowered(optimization_barrier))
+attempt("barrier after", lambda: lowered(barrier))
+seen["patched models"] = sorted(patches._CONTEXT_REGISTRY)
+source = inspect.getsource(exportable_module)
+seen["head, cap"] = ["lm_head(" in source, "softcap" in source]
+print()
+print(json.dumps(seen))
 """
 
 
-def run(code, **variables):
-    """Exit status and output of Python code in a process of its own."""
-    environment = {**os.environ, **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+def run(*arguments):
+    return subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def seen(checkpoint_factory):
+    done = run(OBSERVER, str(checkpoint_factory("26b-a4b")))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_the_exporter_imports_tensorflow():
-    status, _, errors = run("from litert_torch.generative.export_hf.core import export_lib")
-    assert status
-    assert "No module named 'tensorflow'" in errors
+    done = run("from litert_torch.generative.export_hf.core import export_lib")
+    assert done.returncode
+    assert "No module named 'tensorflow'" in done.stderr
 
 
-def test_tensorflow_is_gone_after_the_import():
-    code = (
-        "import sys, importlib.util as u; print(u.find_spec('tensorflow'), 'tensorflow.lite' in sys.modules)"
-    )
-    assert run(IMPORT + code)[:2] == (0, "None False\n")
+def test_the_stand_in_for_tensorflow_does_not_last(seen):
+    assert seen["tensorflow after"] == ["None", []]
 
 
-EXPERTS = """
-import sys, torch, transformers
-from litert_torch.generative.export_hf.core import weights_loader, attention
-from litert_torch.generative.export_hf.model_ext import patches
-from targets.litert.workarounds import allow_experts, text_configuration
-if "allow" in sys.argv:
-    allow_experts()
-config = text_configuration(transformers.AutoConfig.from_pretrained(sys.argv[1]))
-config._attn_implementation = "lrt_transposed_attention"
-with patches.get_patch_context("gemma4"), weights_loader.init_params_on_meta():
-    transformers.AutoModelForCausalLM.from_config(config)
-"""
+def test_experts_are_refused(seen):
+    assert "does not support setting experts implementation" in seen["experts before"]
+    assert "Error" not in seen["experts after"]
 
 
-def test_experts_are_refused(checkpoint_factory):
-    path = checkpoint_factory("26b-a4b")
-    refused = run(IMPORT + EXPERTS.replace("sys.argv[1]", repr(str(path))))
-    assert refused[0]
-    assert "does not support setting experts implementation" in refused[2]
-    allowed = run(IMPORT + EXPERTS.replace("sys.argv[1]", repr(str(path))).replace("sys.argv", "['allow']"))
-    assert allowed[0] == 0, allowed[2]
+def test_a_barrier_of_one_tensor_is_not_lowered(seen):
+    assert "is not subscriptable" in seen["barrier before"]
+    assert seen["barrier after"] == "lowered"
 
 
-BARRIER = """
-import torch, litert_torch
-from litert_torch.backend.optimization_barrier import optimization_barrier
-from targets.litert.workarounds import barrier
-
-class Model(torch.nn.Module):
-    def forward(self, x):
-        return HERE(x) * 2
-
-litert_torch.convert(Model().eval(), (torch.ones(1, 4),))
-"""
+def test_the_order_of_operators_is_that_of_a_set(seen):
+    """Of strings, whose hashes differ between processes without a fixed seed."""
+    assert seen["experts after"] == "set"
 
 
-def test_a_barrier_of_one_tensor_is_not_lowered():
-    status, _, errors = run(BARRIER.replace("HERE", "optimization_barrier"))
-    assert status
-    assert "is not subscriptable" in errors
-    status, _, errors = run(BARRIER.replace("HERE", "barrier"))
-    assert status == 0, errors
-
-
-def test_kinds_of_attention_are_a_set(checkpoint_factory):
-    """Whose order, that of hashes of strings, decides the order of operators."""
-    code = f"""
-import transformers
-from transformers.models.gemma4 import modeling_gemma4 as gemma4
-config = transformers.AutoConfig.from_pretrained({str(checkpoint_factory("text"))!r})
-print([name for name, _ in gemma4.Gemma4TextRotaryEmbedding(config).named_buffers()])
-"""
-    orders = {run(code, PYTHONHASHSEED=str(seed))[1] for seed in range(5)}
-    assert len(orders) == 2, orders
-
-
-def test_the_unified_text_model_is_unknown(checkpoint_factory):
+def test_the_unified_text_model_is_unknown_to_the_exporter(seen, checkpoint_factory):
     config = transformers.AutoConfig.from_pretrained(checkpoint_factory("12b"))
     assert config.get_text_config().model_type == "gemma4_unified_text"
-    code = """
-from litert_torch.generative.export_hf.model_ext import patches
-patches.get_patch_context("gemma4")
-for name in ("gemma4_text", "gemma4_unified", "gemma4_unified_text"):
-    patches.get_patch_context(name)
-    print(name in patches._CONTEXT_REGISTRY)
-"""
-    status, output, errors = run(IMPORT + code)
-    assert status == 0, errors
-    assert output.split()[0::2][0] == "True"
-    assert output.split()[2] == "False"
+    assert "gemma4_text" in seen["patched models"]
+    assert "gemma4_unified_text" not in seen["patched models"]
+    assert text_configuration(config).model_type == "gemma4_text"
 
 
 @pytest.mark.parametrize("layout", ["hub", "transformers"])
-def test_heads_that_differ_are_not_read_as_one(layout, checkpoint_factory):
-    path = checkpoint_factory("26b-a4b", layout=layout)
-    plain = transformers.AutoConfig.from_pretrained(path).get_text_config()
-    with pytest.raises(AttributeError):
-        _ = plain.num_key_value_heads
-    assert text_configuration(transformers.AutoConfig.from_pretrained(path)).num_key_value_heads == 2
+def test_heads_that_differ_may_not_be_read_as_one(layout, checkpoint_factory):
+    config = transformers.AutoConfig.from_pretrained(checkpoint_factory("26b-a4b", layout=layout))
+    with pytest.raises(Exception, match="num_key_value_heads' is a per-layer attribute"):
+        _ = config.get_text_config().num_key_value_heads
+    assert text_configuration(config).num_key_value_heads == 2
 
 
-def test_the_decoder_of_per_layer_embeddings_forgets_the_cap():
-    code = """
-import inspect
-from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module as module
-text = inspect.getsource(module)
-print("lm_head(" in text, "softcap" in text)
-"""
-    assert run(IMPORT + code)[:2] == (0, "True False\n")
+def test_the_decoder_of_per_layer_embeddings_forgets_the_cap(seen):
+    assert seen["head, cap"] == [True, False]
