@@ -81,7 +81,7 @@ class StoredSection:
 
 
 def write_bundle(path: Path, sections: Sequence[Section]) -> tuple[StoredSection, ...]:
-    """Write ``sections`` in their order; the header is written last, so that nothing reads a part of a bundle.
+    """Write ``sections`` in their order; the header comes last, so that nothing takes a part for a bundle.
 
     Raises ``DestinationError`` for a file that cannot be written, and what a section's function raises.
     """

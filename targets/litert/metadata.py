@@ -159,11 +159,14 @@ def minijinja_template(template: str) -> str:
 
 
 def _check_sentencepiece(path: Path) -> None:
-    """Refuse a ``tokenizer.model`` of another kind (tiktoken's is text): SentencePiece's ``ModelProto`` begins
-    with a piece (field 1), which begins with its text (field 1), or its score (field 2)."""
+    """Refuse a ``tokenizer.model`` of another kind (tiktoken's is text).
+
+    SentencePiece's ``ModelProto`` begins with a piece (field 1), which begins with its text (field 1)."""
     data = read_bytes(path, _TOKENIZER_BYTES)
-    if data[:1] != b"\x0a" or data[2:3] not in (b"\x0a", b"\x15"):
-        raise TargetError(f"{path}: is no SentencePiece model, which LiteRT-LM needs without {JSON_TOKENIZER}")
+    if data[:1] != b"\x0a" or data[2:3] != b"\x0a":
+        raise TargetError(
+            f"{path}: is no SentencePiece model, which LiteRT-LM needs without {JSON_TOKENIZER}"
+        )
 
 
 def _begins_with_bos(tokenizer: Tokenizer) -> bool:
