@@ -43,6 +43,11 @@ _GEMMA4_TOKENS: Final[Mapping[str, str]] = {
 #: Begin and end of what Gemma 4 says in a channel.
 _CHANNEL: Final = ("<|channel>", "<channel|>")
 _GENERATION_TAG: Final = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+_TAG: Final = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
+_LITERAL: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
+_METHOD: Final = re.compile(r"\.\s*(\w+)\s*\(")
+#: Methods that LiteRT-LM's minijinja has, as tried with litert-lm 0.18.1 (no upper, lower, title or keys).
+_METHODS: Final = frozenset("endswith items lstrip replace rstrip split startswith strip".split())
 _GET: Final = re.compile(r"""\.get\(\s*('[^']+'|"[^"]+")\s*\)""")
 
 
@@ -156,6 +161,18 @@ def minijinja_template(template: str) -> str:
     beside it as the tag did.
     """
     return _GET.sub(r"[\1]", _GENERATION_TAG.sub(r"{#\1 \2#}", template))
+
+
+def template_warnings(checkpoint: Checkpoint) -> list[str]:
+    """What LiteRT-LM will not make of the chat template, in one line: it fails at methods that it does not
+    have when it comes to them."""
+    template = minijinja_template(checkpoint.tokenizer.chat_template or "")
+    code = (_LITERAL.sub("''", tag) for tag in _TAG.findall(template))
+    methods = sorted({name for part in code for name in _METHOD.findall(part)} - _METHODS)
+    if not methods:
+        return []
+    names = ", ".join(f".{name}()" for name in methods)
+    return [f"litert: the chat template calls {names}, which LiteRT-LM's template engine does not have"]
 
 
 def _check_sentencepiece(path: Path) -> None:

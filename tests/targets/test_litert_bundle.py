@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -151,6 +153,17 @@ def test_a_section_longer_than_allowed_is_not_read(bundle):
     tokenizer = find_section(bundle, read_sections(bundle), "HF_Tokenizer_Zlib")
     with pytest.raises(CheckpointError, match="has 36000 bytes, more than 100"):
         read_section(bundle, tokenizer, 100)
+
+
+def test_reading_needs_no_package_of_the_target(bundle):
+    script = (
+        "import sys; from pathlib import Path\n"
+        "sys.modules.update(dict.fromkeys(('flatbuffers', 'litert_lm_builder', 'google.protobuf')))\n"
+        "from targets.litert.bundle import read_sections\n"
+        "print(len(read_sections(Path(sys.argv[1]))))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, bundle], capture_output=True, text=True, check=True)
+    assert done.stdout == "4\n"
 
 
 def refused(path, data):

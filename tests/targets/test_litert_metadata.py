@@ -18,6 +18,7 @@ from targets.litert.metadata import (
     llm_metadata,
     metadata_sections,
     minijinja_template,
+    template_warnings,
     tokenizer_file,
     tokenizer_section,
 )
@@ -132,6 +133,20 @@ def test_templates_lose_what_minijinja_does_not_know():
     assert minijinja_template("{{ m.get('role') }} {{ m.get(\"a\") }}") == "{{ m['role'] }} {{ m[\"a\"] }}"
     assert minijinja_template("a {%- generation -%} b {% endgeneration %}") == "a {#- -#} b {# #}"
     assert minijinja_template("{{ m.get('a', 'b') }}") == "{{ m.get('a', 'b') }}"
+
+
+def test_methods_that_the_runtime_does_not_have_are_told(demo_checkpoint, altered):
+    assert template_warnings(open_checkpoint(demo_checkpoint)) == []
+    checkpoint = altered()
+    template = checkpoint.path / "chat_template.jinja"
+    template.write_text(
+        "text.lower() {{ m.get('x') | upper }} {{ m.strip().split('.title()') }} {%- if m.get('a', 1) %}"
+        "{%- set x = m.keys() -%}{% endif %}",
+        encoding="utf-8",
+    )
+    assert template_warnings(open_checkpoint(checkpoint.path)) == [
+        "litert: the chat template calls .get(), .keys(), which LiteRT-LM's template engine does not have"
+    ]
 
 
 def test_white_space_beside_a_generation_tag_goes_as_it_did():
