@@ -47,7 +47,9 @@ _TAG: Final = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
 _LITERAL: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
 _METHOD: Final = re.compile(r"\.\s*(\w+)\s*\(")
 #: Methods that LiteRT-LM's minijinja has, as tried with litert-lm 0.18.1 (no upper, lower, title or keys).
-_METHODS: Final = frozenset("endswith items lstrip replace rstrip split startswith strip".split())
+_METHODS: Final = frozenset(
+    ["endswith", "items", "lstrip", "replace", "rstrip", "split", "startswith", "strip"]
+)
 _GET: Final = re.compile(r"""\.get\(\s*('[^']+'|"[^"]+")\s*\)""")
 
 
