@@ -27,6 +27,8 @@ _PAGE: Final = 4096
 #: Of Linux; Python names it from 3.13 on.
 _MAP_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
 _CONSTANTS: Final = ("tfl.pseudo_const", "arith.constant", "tfl.const")
+#: Operators whose second operand is a weight.
+_WEIGHTED: Final = ("tfl.fully_connected", "tfl.embedding_lookup")
 #: Values are odd multiples of this above 1: no bfloat16 and no float16, so no value of a checkpoint in these.
 _STEP: Final = 2.0**-21
 _MOST: Final = 1 << 20
@@ -90,8 +92,6 @@ class StandIns:
         for operation, value, kind in list(_splats(block)):
             name, shape = known.get(np.float32(value)), tuple(kind.shape)
             if name is None:
-                if len(shape) > 1 and shape in self.shapes.values():
-                    raise TargetError(f"litert: the converter folded a factor into a weight of {list(shape)}")
                 continue
             if _long(shape) != _long(self.shapes[name]):
                 raise TargetError(
@@ -103,6 +103,7 @@ class StandIns:
                 raise TargetError(f"litert: the converter uses {name} in two shapes")
             operation.results[0].replace_all_uses_with(arguments[name])
             operation.erase()
+        _check_weights(block)
         if arguments:
             _declare(function, {name: argument.type for name, argument in arguments.items()})
         return frozenset(arguments)
@@ -121,6 +122,17 @@ def _splats(block: Any) -> Iterator[tuple[Any, float, Any]]:
         kind = ir.RankedTensorType(operation.results[0].type)
         if dense.is_splat and str(kind.element_type) == "f32":
             yield operation, ir.FloatAttr(dense.get_splat_value()).value, kind
+
+
+def _check_weights(block: Any) -> None:
+    """Refuse a function that still has a weight as a constant: one into which a factor was folded."""
+    for one in block.operations:
+        operation = one.operation
+        if operation.name in _WEIGHTED:
+            owner = operation.operands[1].owner  # the block for an argument
+            if getattr(getattr(owner, "operation", owner), "name", None) in _CONSTANTS:
+                kind = operation.operands[1].type
+                raise TargetError(f"litert: the converter changed a weight of type {kind}")
 
 
 def _long(shape: tuple[int, ...]) -> list[int]:

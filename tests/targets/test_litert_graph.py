@@ -20,7 +20,14 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import TargetError
 from targets.litert import graph
-from targets.litert.graph import export_graph, needed_memory
+from targets.litert.graph import (
+    DECODER,
+    EMBEDDER,
+    PER_LAYER_EMBEDDER,
+    export_graph,
+    export_graphs,
+    needed_memory,
+)
 
 PREFILL, CONTEXT = 8, 128
 LENGTH = 24
@@ -97,12 +104,15 @@ def inputs(exported, interpreter):
     return values
 
 
+def interpreter_of(path):
+    return Interpreter(
+        model_path=str(path), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    )
+
+
 class Decoder:
     def __init__(self, exported: Exported) -> None:
-        self.interpreter = Interpreter(
-            model_path=str(exported.path),
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
+        self.interpreter = interpreter_of(exported.path)
         self.weights = inputs(exported, self.interpreter)
         details = self.interpreter.get_signature_runner("decode").get_input_details()
         self.cache = {
@@ -111,7 +121,7 @@ class Decoder:
             if name.startswith("kv_cache")
         }
 
-    def run(self, signature, tokens, position, cache):
+    def run(self, signature, tokens, position, cache, **embedded):
         runner = self.interpreter.get_signature_runner(signature)
         mask = np.full((1, 1, len(tokens), CONTEXT), -2.4e38, np.float32)
         for row in range(len(tokens)):
@@ -121,6 +131,7 @@ class Decoder:
             "input_pos": np.arange(position, position + len(tokens), dtype=np.int32),
             "mask": mask,
             **cache,
+            **embedded,
             **self.weights,
         }
         wanted = runner.get_input_details()
@@ -151,6 +162,36 @@ def test_prefill_then_decode_computes_what_transformers_does(variant, exported):
     assert nothing is None  # LiteRT-LM does not read the logits of a prefill
     for position in range(PREFILL, LENGTH):
         logits, cache = decoder.run("decode", [tokens[position]], position, cache)
+        assert np.abs(logits[0, 0] - expected[position]).max() < 2e-4
+
+
+def test_externalised_embedders_feed_the_decoder(checkpoint_factory, tmp_path):
+    checkpoint = open_checkpoint(checkpoint_factory("e2b"))
+    paths = export_graphs(checkpoint, {}, [PREFILL], CONTEXT, tmp_path, externalize_embedder=True)
+    assert set(paths) == {DECODER, EMBEDDER, PER_LAYER_EMBEDDER}
+    tokens = tokens_of(checkpoint)
+    expected = reference(checkpoint, tokens)
+    decoder = Decoder(Exported(checkpoint, {}, paths[DECODER], ()))
+    tables = {
+        "embeddings": (EMBEDDER, "embedder"),
+        "per_layer_embeddings": (PER_LAYER_EMBEDDER, "per_layer_embedder"),
+    }
+    embedders = {name: (interpreter_of(paths[kind]), label) for name, (kind, label) in tables.items()}
+
+    def embedded(phase, suffix, ids):
+        made = {}
+        for name, (interpreter, label) in embedders.items():
+            runner = interpreter.get_signature_runner(f"{phase}_{label}{suffix}")
+            weights = inputs(Exported(checkpoint, {}, paths[DECODER], ()), interpreter)
+            made[name] = runner(token_ids=np.array([ids], np.int32), **weights)["embeddings"]
+        return made
+
+    start = tokens[:PREFILL]
+    given = embedded("prefill", f"_{PREFILL}", start)
+    _, cache = decoder.run(f"prefill_{PREFILL}", start, 0, decoder.cache, **given)
+    for position in range(PREFILL, LENGTH):
+        token = [tokens[position]]
+        logits, cache = decoder.run("decode", token, position, cache, **embedded("decode", "", token))
         assert np.abs(logits[0, 0] - expected[position]).max() < 2e-4
 
 
