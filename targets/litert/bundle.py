@@ -25,6 +25,8 @@ from targets.writing import destination_error
 
 #: Sections begin at multiples of this.
 ALIGNMENT: Final = 16 << 10
+#: The kind of a section with a model.
+MODEL: Final = "TFLiteModel"
 #: Model types under which LiteRT-LM finds the models of a bundle.
 PREFILL_DECODE: Final = "tf_lite_prefill_decode"
 EMBEDDER: Final = "tf_lite_embedder"
@@ -34,7 +36,7 @@ KINDS: Final = (
     "NONE",
     "GenericBinaryData",
     "Deprecated",
-    "TFLiteModel",
+    MODEL,
     "SP_Tokenizer",
     "LlmMetadataProto",
     "HF_Tokenizer_Zlib",
