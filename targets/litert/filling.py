@@ -1,0 +1,262 @@
+"""Weights put into a TFLite graph that was exported without them, streamed by row ranges.
+
+The graph has every weight as an argument of its functions, by canonical name. Here the argument becomes a
+constant, whose bytes lie behind the flatbuffer, where ``Buffer.offset`` and ``Buffer.size`` lead
+(TensorFlow Lite's ``schema.fbs``): a flatbuffer itself holds no more than 2 GB. All functions share the bytes
+of a weight.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import TargetError
+from converter.lattice import bf16_bits, bf16_floats
+from converter.weight import EXACT, LatticeRows, Weight
+from targets import float16
+from targets.litert.flatbuffer import Filling, Graph
+from targets.litert.storage import BLOCK, CODED, EMBEDDING, HEAD, LATTICE, row_bytes
+from targets.writing import (
+    NO_BLOCKS,
+    RANGE,
+    Bytes,
+    Encoded,
+    Output,
+    Piece,
+    destination_error,
+    write_pieces,
+)
+
+#: Places of buffers, and of the first one, are multiples of these.
+_ALIGNMENT: Final = 64
+_PAGE: Final = 4096
+#: Length of a weight's dimensions along which its rows do not run: experts, or none.
+_EXPERTS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """What the writer saw: bytes of the model, names of the graph's weights, blocks written as codes of a
+    lattice, how many of them lie on no lattice, by weight, how many have a scale that float16 does not hold
+    and that has been rounded, and how many have one that is right in the file but that XNNPACK rounds to
+    bfloat16, by weight."""
+
+    size: int
+    names: tuple[str, ...]
+    blocks: int
+    off_lattice: Mapping[str, int]
+    rounded: int
+    narrowed: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a weight's codes or numbers, scales and sums begin in the file; rows of each have ``bytes``."""
+
+    weight: Weight
+    format: str
+    offsets: tuple[int, int, int]
+    bytes: tuple[int, int, int]
+    positive: bool
+
+
+def fill(
+    graph: bytes,
+    weights: Mapping[str, Weight],
+    formats: Mapping[str, str],
+    output: BinaryIO,
+    progress: Callable[[int], None] = lambda count: None,
+    threads: int | None = None,
+) -> Filled:
+    """Write a TFLite model from where ``output``, a real file, stands; it stands behind the model then.
+
+    ``graph`` is a flatbuffer whose functions take weights as float32 arguments named as in ``weights``, which
+    is by canonical name, or ``lm_head.weight`` for a head tied to the embedding. ``formats`` says for each of
+    them how it is held (``targets.litert.storage``); ``INT4+sums`` takes an argument ``<name>|sums`` as
+    well, float32 ``[rows, columns / 32]``. A weight of several experts, ``[experts, rows, columns]``, may be
+    an argument ``[experts * rows, columns]`` or ``[rows, experts * columns]``. ``progress`` is called with
+    the bytes of checkpoint read, by one thread at a time.
+
+    Raises ``TargetError`` for a graph that does not fit the weights and for values that the format or the
+    runtime cannot hold, ``DestinationError`` if the file cannot be written, ``CheckpointError`` for a
+    weight that cannot be read. Needs the packages of the extra ``litert``.
+    """
+    filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
+    places: dict[str, tuple[Filling, _Place]] = {}
+    sizes: list[int] = []
+    for name in filling.names:
+        weight = _resolved(name, weights)
+        assert weight is not None
+        format = formats.get(name)
+        if format is None:
+            raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
+        use = filling.use(name, format)
+        weight = _shaped(weight, use.shape, name)
+        bytes_ = row_bytes(format, weight.columns)
+        places[name] = use, _Place(weight, format, (0, 0, 0), bytes_, use.multiplied)
+        sizes += [weight.rows * size for size in bytes_ if size]
+    head, offsets = filling.finished(sizes, _offsets)
+    end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
+    base = output.tell()
+    rest = iter(offsets)
+    finished = [_placed(place, rest, base) for _, place in places.values()]
+    path = Path(str(output.name))
+    try:
+        output.flush()
+        if os.fstat(output.fileno()).st_size < base + end:
+            os.ftruncate(output.fileno(), base + end)
+        sink = Output(path, output.fileno())
+        sink.put(np.frombuffer(head, np.uint8), base)
+        narrowing = _Narrowing()
+        pieces = _pieces(finished, narrowing)
+        written = write_pieces([sink], pieces, progress, threads)
+        output.seek(base + end)
+    except OSError as error:
+        raise destination_error(path, error, base + end) from error
+    return Filled(
+        end, tuple(places), written.blocks, written.off_lattice, written.rounded, narrowing.counts()
+    )
+
+
+def _resolved(name: str, weights: Mapping[str, Weight]) -> Weight | None:
+    """The weight that an argument of the graph stands for."""
+    return weights.get(EMBEDDING) if name == HEAD and name not in weights else weights.get(name)
+
+
+def _offsets(head: int, sizes: list[int]) -> list[int]:
+    """Where buffers of the given sizes begin behind a flatbuffer of ``head`` bytes."""
+    end, offsets = -(-head // _PAGE) * _PAGE, []
+    for size in sizes:
+        offsets.append(end)
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return offsets
+
+
+def _placed(place: _Place, offsets: Iterator[int], base: int) -> _Place:
+    codes, scales, sums = (base + next(offsets) if size else 0 for size in place.bytes)
+    return _Place(place.weight, place.format, (codes, scales, sums), place.bytes, place.positive)
+
+
+def _shaped(weight: Weight, shape: tuple[int, ...], name: str) -> Weight:
+    """A weight as rows of the graph's ``shape``: its own, or those of all experts side by side."""
+    if shape in (weight.shape, (weight.rows, weight.columns)) or (not weight.shape and shape == (1,)):
+        return weight
+    if len(weight.shape) == _EXPERTS and shape == (weight.shape[1], weight.shape[0] * weight.columns):
+        return _side_by_side(weight)
+    raise TargetError(
+        f"litert: {name}: the graph takes it as {list(shape)}, the checkpoint has {list(weight.shape)}"
+    )
+
+
+def _side_by_side(weight: Weight) -> Weight:
+    experts, rows, columns = weight.shape
+
+    def floats(start: int, stop: int) -> NDArray[np.float32]:
+        return np.concatenate(
+            [weight.floats(one * rows + start, one * rows + stop) for one in range(experts)], axis=1
+        )
+
+    def codes(start: int, stop: int) -> LatticeRows:
+        assert weight.codes is not None
+        parts = [weight.codes(one * rows + start, one * rows + stop) for one in range(experts)]
+        return LatticeRows(
+            np.concatenate([part.codes for part in parts], axis=1),
+            np.concatenate([part.scales for part in parts], axis=1),
+            np.concatenate([part.status for part in parts], axis=1),
+        )
+
+    shape = (rows, experts * columns)
+    return Weight(weight.name, weight.source, shape, weight.stored, floats, weight.lattice, codes)
+
+
+class _Narrowing:
+    """Counts, from several threads, blocks whose scale float16 holds and bfloat16 does not."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+
+    def add(self, name: str, count: int) -> None:
+        if count:
+            with self._lock:
+                self._counts[name] = self._counts.get(name, 0) + count
+
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(self._counts.items()))
+
+
+def _pieces(places: list[_Place], narrowing: _Narrowing) -> Iterator[Piece]:
+    for place in places:
+        for start, stop in place.weight.row_ranges(RANGE):
+            yield Piece(place.weight, start, stop, 0, partial(_encoded, place, narrowing, start, stop))
+
+
+def _encoded(place: _Place, narrowing: _Narrowing, start: int, stop: int) -> Encoded:
+    weight, format = place.weight, place.format
+    at = [offset + start * size for offset, size in zip(place.offsets, place.bytes, strict=True)]
+    if format not in CODED:
+        values = weight.floats(start, stop)
+        if format == "FLOAT16" and float16.out_of_range(values):
+            raise TargetError(f"litert: {weight.name}: a value is beyond FLOAT16; try --off-lattice f32")
+        dtype = "<f2" if format == "FLOAT16" else "<f4"
+        return Encoded(((at[0], _bytes(values.astype(dtype))),), NO_BLOCKS)
+    if weight.lattice != LATTICE or weight.codes is None:
+        raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {format}")
+    rows = weight.codes(start, stop)
+    codes, scales, sums, lost = _positive(place, rows)
+    if place.positive:
+        narrowing.add(weight.name, lost)
+    stretches = [(at[0], _packed(codes)), (at[1], _bytes(scales))]
+    if sums is not None:
+        stretches.append((at[2], _bytes(sums)))
+    return Encoded(tuple(stretches), rows.status.reshape(-1))
+
+
+def _positive(
+    place: _Place, rows: LatticeRows
+) -> tuple[NDArray[np.int8], NDArray[np.float16], NDArray[np.float32] | None, int]:
+    """Codes ``[rows, columns]``, float16 scales and float32 sums ``[rows, blocks]`` as the runtime takes
+    them, and the number of scales that are no bfloat16 numbers."""
+    if float16.out_of_range(rows.scales):
+        raise TargetError(f"litert: {place.weight.name}: a scale is beyond float16, which LiteRT needs")
+    exact, scales = rows.scales, rows.scales.astype(np.float16)
+    codes = rows.codes.reshape(*scales.shape, BLOCK)
+    sums = None
+    negative = exact < 0
+    if place.format == "INT4+sums":
+        # c = -8 becomes 7: unlike -c, -c - 1 always fits
+        codes = np.where(negative[:, :, None], ~codes, codes)
+        # of the rounded scale, with which the codes are multiplied
+        sums = np.where(negative, -scales, 0).astype(np.float32)
+        scales = np.abs(scales)
+    elif place.positive and negative.any():
+        raise TargetError(f"litert: {place.weight.name}: negative scales, which XNNPACK refuses in INT4")
+    # XNNPACK refuses a scale of 0; a block of zeros has any other
+    zero = scales == 0
+    if zero.any():
+        codes = np.where(zero[:, :, None], np.int8(0), codes)
+        sums = None if sums is None else np.where(zero, np.float32(0), sums)
+        scales = np.where(zero, np.float16(1), scales)
+    kept = scales.astype(np.float32)
+    lost = np.count_nonzero((bf16_floats(bf16_bits(kept)) != kept) & (rows.status == EXACT))
+    return codes.reshape(rows.codes.shape), scales, sums, int(lost)
+
+
+def _packed(codes: NDArray[np.int8]) -> Bytes:
+    """Two codes to a byte, the first in the low half, in two's complement."""
+    halves = codes.view(np.uint8).reshape(-1, 2)
+    packed: Bytes = (halves[:, 0] & np.uint8(15)) | (halves[:, 1] << np.uint8(4))
+    return packed
+
+
+def _bytes(values: NDArray[np.generic]) -> Bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

@@ -1,0 +1,198 @@
+"""A graph whose arguments become constants: TFLite's flatbuffer, taken apart and put together again.
+
+The graph is this program's own export; files of strangers are read in ``targets.litert.schema``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from converter.errors import TargetError
+from targets.litert.storage import BLOCK, CODED, sums_name
+
+#: Operators, and the place of the input, that take blocks of codes.
+_MULTIPLIED: Final = (schema.BuiltinOperator.FULLY_CONNECTED, 1)
+_LOOKED_UP: Final = (schema.BuiltinOperator.EMBEDDING_LOOKUP, 1)
+#: The version of ``DEQUANTIZE`` that takes float16.
+_DEQUANTIZE_VERSION: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A weight's argument: its shape, and whether a matrix product uses it."""
+
+    shape: tuple[int, ...]
+    multiplied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
+    """A tensor of one function that stands for a weight or its sums."""
+
+    subgraph: int
+    tensor: int
+
+
+class Graph:
+    """A parsed graph; ``names`` are the weights among its arguments, sorted, by what ``known`` knows."""
+
+    def __init__(self, graph: bytes, known: Callable[[str], bool]) -> None:
+        self._model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(graph, 0))
+        self._arguments: dict[str, list[_Argument]] = {}
+        self._buffers: list[int] = []
+        for signature in self._model.signatureDefs or []:
+            prefix = signature.signatureKey.decode() + "_"
+            tensors = self._model.subgraphs[signature.subgraphIndex].tensors
+            for index in self._model.subgraphs[signature.subgraphIndex].inputs:
+                # the exporter may put the function's name before that of an argument
+                name = tensors[index].name.decode().split(":")[0].removeprefix(prefix)
+                if known(name.partition("|")[0]):
+                    place = _Argument(signature.subgraphIndex, int(index))
+                    self._arguments.setdefault(name, []).append(place)
+        self.names = tuple(sorted(name for name in self._arguments if "|" not in name))
+
+    def use(self, name: str, format: str) -> Filling:
+        """Make the argument of a weight a constant of ``format``; raises ``TargetError`` if the graph uses it
+        as that format cannot be used."""
+        places = self._arguments[name]
+        shapes = {self._shape(place) for place in places}
+        if len(shapes) != 1:
+            raise TargetError(f"litert: {name}: the graph takes it in {len(shapes)} shapes")
+        shape = shapes.pop()
+        uses = {use for place in places for use in self._uses(place)}
+        if format in CODED:
+            self._set_codes(name, places, shape, uses)
+            if format == "INT4+sums":
+                self._set_sums(name, shape)
+        else:
+            buffer = self._new_buffer()
+            for place in places:
+                self._tensor(place).buffer = buffer
+                if format == "FLOAT16":
+                    self._dequantize(place)
+        if format != "INT4+sums" and sums_name(name) in self._arguments:
+            raise TargetError(f"litert: {name}: the graph takes sums of blocks, which {format} has not")
+        return Filling(shape, _MULTIPLIED in uses)
+
+    def finished(
+        self, sizes: Sequence[int], offsets: Callable[[int, list[int]], list[int]]
+    ) -> tuple[bytes, list[int]]:
+        """The flatbuffer, and the places of the data, which have ``sizes`` in bytes, in the order of ``use``;
+        ``offsets`` says for the flatbuffer's length where they are."""
+        self._drop_arguments()
+        # numbers above 1, so that the fields take the room that they will take
+        length = len(self._packed([2] * len(sizes), [2] * len(sizes)))
+        places = offsets(length, list(sizes))
+        packed = self._packed(places, sizes)
+        if len(packed) != length:
+            raise TargetError(f"litert: the graph takes {len(packed)} bytes, not {length}")
+        return packed, places
+
+    def _packed(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
+        for index, offset, size in zip(self._buffers, offsets, sizes, strict=True):
+            self._model.buffers[index].offset, self._model.buffers[index].size = offset, size
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(self._model.Pack(builder), b"TFL3")
+        return bytes(builder.Output())
+
+    def _tensor(self, place: _Argument) -> Any:
+        return self._model.subgraphs[place.subgraph].tensors[place.tensor]
+
+    def _shape(self, place: _Argument) -> tuple[int, ...]:
+        shape = self._tensor(place).shape
+        return tuple(int(size) for size in (() if shape is None else shape))
+
+    def _uses(self, place: _Argument) -> set[tuple[int, int]]:
+        """Operators that read a tensor, each with the place among its inputs."""
+        found = set()
+        for operator in self._model.subgraphs[place.subgraph].operators:
+            code = self._model.operatorCodes[operator.opcodeIndex]
+            builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+            inputs = () if operator.inputs is None else operator.inputs
+            found |= {(builtin, index) for index, tensor in enumerate(inputs) if tensor == place.tensor}
+        return found
+
+    def _new_buffer(self) -> int:
+        self._model.buffers.append(schema.BufferT())
+        self._buffers.append(len(self._model.buffers) - 1)
+        return self._buffers[-1]
+
+    def _set_codes(
+        self, name: str, places: list[_Argument], shape: tuple[int, ...], uses: set[tuple[int, int]]
+    ) -> None:
+        if not uses <= {_MULTIPLIED, _LOOKED_UP} or len(shape) != 2 or shape[1] % BLOCK:
+            raise TargetError(f"litert: {name}: the graph uses it in a way that codes cannot be used")
+        codes, scales = self._new_buffer(), self._new_buffer()
+        for place in places:
+            tensors = self._model.subgraphs[place.subgraph].tensors
+            scale = schema.TensorT()
+            scale.name = f"{name}|scales".encode()
+            scale.shape = np.array([shape[0], shape[1] // BLOCK], np.int32)
+            scale.type, scale.buffer, scale.hasRank = schema.TensorType.FLOAT16, scales, True
+            tensors.append(scale)
+            details = schema.BlockwiseQuantizationT()
+            details.scales, details.zeroPoints, details.blockSize = len(tensors) - 1, -1, BLOCK
+            quantization = schema.QuantizationParametersT()
+            quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
+            quantization.details, quantization.quantizedDimension = details, 0
+            tensor = self._tensor(place)
+            tensor.type, tensor.buffer = schema.TensorType.INT4, codes
+            tensor.quantization = quantization
+
+    def _set_sums(self, name: str, shape: tuple[int, ...]) -> None:
+        places = self._arguments.get(sums_name(name), [])
+        functions = {place.subgraph for place in places}
+        if functions != {place.subgraph for place in self._arguments[name]}:
+            raise TargetError(f"litert: {name}: the graph does not take the sums that it needs")
+        buffer = self._new_buffer()
+        for place in places:
+            # a single column becomes a vector, and the product an elementwise one
+            expected = [size for size in (shape[0], shape[1] // BLOCK) if size > 1]
+            if [size for size in self._shape(place) if size > 1] != expected:
+                raise TargetError(f"litert: {name}: the graph takes sums of another shape")
+            self._tensor(place).buffer = buffer
+
+    def _dequantize(self, place: _Argument) -> None:
+        """Read a tensor as float16 and hand it on as float32."""
+        subgraph = self._model.subgraphs[place.subgraph]
+        source = self._tensor(place)
+        source.type = schema.TensorType.FLOAT16
+        made = schema.TensorT()
+        made.name, made.shape = source.name + b"|float", source.shape
+        made.type, made.hasRank = schema.TensorType.FLOAT32, True
+        subgraph.tensors.append(made)
+        result = len(subgraph.tensors) - 1
+        for operator in subgraph.operators:
+            if operator.inputs is not None:
+                operator.inputs = np.where(np.equal(operator.inputs, place.tensor), result, operator.inputs)
+        code = schema.OperatorCodeT()
+        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
+        code.version = _DEQUANTIZE_VERSION
+        added = schema.OperatorT()
+        added.opcodeIndex = self._code(code)
+        added.inputs, added.outputs = np.array([place.tensor], np.int32), np.array([result], np.int32)
+        subgraph.operators.insert(0, added)
+
+    def _code(self, wanted: Any) -> int:
+        codes = self._model.operatorCodes
+        for index, code in enumerate(codes):
+            if (code.builtinCode, code.version) == (wanted.builtinCode, wanted.version):
+                return index
+        codes.append(wanted)
+        return len(codes) - 1
+
+    def _drop_arguments(self) -> None:
+        """Constants are no arguments."""
+        filled = {(place.subgraph, place.tensor) for places in self._arguments.values() for place in places}
+        for index, subgraph in enumerate(self._model.subgraphs):
+            kept = [tensor for tensor in subgraph.inputs if (index, int(tensor)) not in filled]
+            subgraph.inputs = np.array(kept, np.int32)
+        for signature in self._model.signatureDefs or []:
+            index = signature.subgraphIndex
+            signature.inputs = [one for one in signature.inputs if (index, one.tensorIndex) not in filled]

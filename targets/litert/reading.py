@@ -1,0 +1,341 @@
+"""LiteRT artifacts read back: every weight is found by its name in the graph, and read as the runtime does.
+
+Independent of how they were written: the flatbuffer alone says where the bytes are and what they mean. Norms
+and other vectors are constants without a name of their own; for them the graph must hold a constant with the
+checkpoint's numbers, which does not say that it is in its place: that only running the graph shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint import Checkpoint
+from converter.document import shown
+from converter.errors import CheckpointError
+from converter.shards import Shard
+from converter.weight import Weight
+from targets.litert.bundle import read_sections
+from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
+from targets.litert.storage import EMBEDDING, HEAD, sums_name
+from targets.plan import StoredTensor
+
+Floats = NDArray[np.float32]
+
+#: How operators read a weight: the operator and the place of its input.
+_CODED_USES: Final = frozenset((("FULLY_CONNECTED", 1), ("EMBEDDING_LOOKUP", 1)))
+_DEQUANTIZED: Final = frozenset((("DEQUANTIZE", 0),))
+_WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
+#: Most functions with one weight.
+_MOST_PLACES: Final = 64
+#: Largest constant among which nameless vectors are sought, in bytes.
+_VECTOR_BYTES: Final = 4 << 20
+
+
+def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """Every weight of ``checkpoint`` as stored in ``artifact`` (``.tflite`` or ``.litertlm``).
+
+    A head that is tied to the embedding but has a tensor of its own counts with the embedding's bytes. Raises
+    ``CheckpointError`` for a damaged file and for a weight that is missing, has another shape, is held in two
+    ways or is used in a way that is not read.
+    """
+    return describe_models(open_models(artifact), checkpoint.weights)
+
+
+def open_models(artifact: Path) -> list[Model]:
+    """The models in a file: one in a ``.tflite``, several in a ``.litertlm``; raises ``CheckpointError``."""
+    if artifact.suffix != ".litertlm":
+        return [read_model(Shard(artifact))]
+    sections = [one for one in read_sections(artifact) if one.kind == "TFLiteModel"]
+    if not sections:
+        raise CheckpointError(f"{artifact}: holds no TFLite model")
+    shard = Shard(artifact)
+    return [read_model(shard, one.offset, one.size) for one in sections]
+
+
+def describe_models(models: Sequence[Model], weights: Mapping[str, Weight]) -> dict[str, StoredTensor]:
+    """See ``describe``."""
+    found = _Tensors(models)
+    stored = {}
+    for key, weight in weights.items():
+        matrix = found.matrix(key, weight)
+        bytes_, format = matrix.bytes, matrix.format
+        if key == EMBEDDING and HEAD not in weights and HEAD in found.names:
+            head = found.matrix(HEAD, weight)
+            matrix = _agreeing(matrix, head, found.path)
+            bytes_, format = bytes_ + head.bytes, "+".join(dict.fromkeys((format, head.format)))
+        stored[key] = StoredTensor(key, key, format, weight.shape, bytes_, matrix.rows)
+    return stored
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A weight of the artifact; ``rows(start, stop)`` gives the checkpoint's rows as float32, ``places`` are
+    the buffers that it is read from."""
+
+    format: str
+    bytes: int
+    places: tuple[object, ...]
+    rows: Callable[[int, int], Floats]
+
+
+def _agreeing(embedding: _Matrix, head: _Matrix, path: Path) -> _Matrix:
+    """An embedding whose tied head has bytes of its own: both must give the same numbers."""
+
+    def rows(start: int, stop: int) -> Floats:
+        values = embedding.rows(start, stop)
+        if not np.array_equal(values, head.rows(start, stop)):
+            raise CheckpointError(f"{path}: {HEAD} differs from {EMBEDDING}, to which the checkpoint ties it")
+        return values
+
+    return _Matrix(embedding.format, embedding.bytes, embedding.places, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """The bytes of a tensor in the file."""
+
+    model: Model
+    buffer: Buffer
+    name: str
+
+    def read(self, start: int, count: int, dtype: str) -> NDArray[np.generic]:
+        """``count`` items of a NumPy ``dtype`` from item ``start`` on."""
+        values = np.empty(count, dtype)
+        offset = self.model.start + self.buffer.offset + start * values.itemsize
+        self.model.shard.read_into(values.view(np.uint8).data, offset, f"tensor {shown(self.name)}")
+        return values
+
+
+class _Tensors:
+    """The named tensors of all models, and their nameless constants."""
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = models
+        self.path = models[0].shard.path if models else Path()
+        self._found: dict[str, list[tuple[Model, Subgraph, int]]] = {}
+        self._vectors: dict[bytes, _Stretch] | None = None
+        self._uses = {id(subgraph): _uses(subgraph) for model in models for subgraph in model.subgraphs}
+        for model in models:
+            for subgraph in model.subgraphs:
+                for index, tensor in enumerate(subgraph.tensors):
+                    self._found.setdefault(tensor.name, []).append((model, subgraph, index))
+
+    @property
+    def names(self) -> Mapping[str, object]:
+        """Names of tensors."""
+        return self._found
+
+    def error(self, name: str, problem: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: tensor {shown(name)} {problem}")
+
+    def matrix(self, name: str, weight: Weight) -> _Matrix:
+        """A weight by the name of its tensor, a vector without one by its numbers."""
+        places = self._found.get(name)
+        if not places:
+            return self._vector(name, weight)
+        if len(places) > _MOST_PLACES:
+            raise self.error(name, f"is in {len(places)} places")
+        read = [self._one(place, name, weight) for place in places]
+        if any((one.places, one.format) != (read[0].places, read[0].format) for one in read):
+            raise self.error(name, "is held in two ways")
+        return read[0]
+
+    def _one(self, place: tuple[Model, Subgraph, int], name: str, weight: Weight) -> _Matrix:
+        model, subgraph, index = place
+        tensor = subgraph.tensors[index]
+        type = TYPES.get(tensor.type)
+        uses = self._uses[id(subgraph)].get(index, frozenset())
+        if not uses:
+            raise self.error(name, "is used by no operator")
+        if type == "INT4":
+            return self._coded(model, subgraph, tensor, uses, weight)
+        if type is None or tensor.scaled or (type == "FLOAT16" and uses != _DEQUANTIZED):
+            raise self.error(name, f"has type {tensor.type} or is used in a way that is not read")
+        shape = tensor.shape
+        size = math.prod(shape) * _WIDTHS[type]
+        stretch = self._stretch(model, tensor, size)
+        width = shape[-1] if shape else 1
+        values = _Values(stretch, "<f4" if type == "FLOAT" else "<f2", width)
+        return _Matrix(type, size, (stretch.buffer,), self._as_rows(name, shape, weight, values))
+
+    def _coded(
+        self,
+        model: Model,
+        subgraph: Subgraph,
+        tensor: Tensor,
+        uses: frozenset[tuple[str, int]],
+        weight: Weight,
+    ) -> _Matrix:
+        name, scheme = tensor.name, tensor.blockwise
+        if scheme is None or len(tensor.shape) != 2 or not uses <= _CODED_USES:
+            raise self.error(name, "has codes that are used in a way that is not read")
+        rows, columns = tensor.shape
+        block = scheme.block
+        if block < 2 or block % 2 or columns % block or scheme.dimension != 0 or scheme.zero_points != -1:
+            raise self.error(name, f"has blocks of {block} codes in {columns} columns, which are not read")
+        if not 0 <= scheme.scales < len(subgraph.tensors):
+            raise self.error(name, f"has scales in tensor {scheme.scales} of {len(subgraph.tensors)}")
+        scales = subgraph.tensors[scheme.scales]
+        blocks = columns // block
+        if TYPES.get(scales.type) != "FLOAT16" or scales.shape != (rows, blocks):
+            raise self.error(name, f"has scales of type {scales.type} and shape {shown(scales.shape)}")
+        codes = self._stretch(model, tensor, rows * columns // 2)
+        factors = self._stretch(model, scales, rows * blocks * 2)
+        sums = self._sums(model, subgraph, name, (rows, blocks))
+        parts = [codes, factors] if sums is None else [codes, factors, sums]
+        values = _Codes(codes, factors, sums, columns, block)
+        return _Matrix(
+            "INT4" if sums is None else "INT4+sums",
+            sum(part.buffer.size for part in parts),
+            tuple(part.buffer for part in parts),
+            self._as_rows(name, tensor.shape, weight, values),
+        )
+
+    def _sums(self, model: Model, subgraph: Subgraph, name: str, shape: tuple[int, int]) -> _Stretch | None:
+        """What corrects blocks with negative scales, if the function that has the codes has it."""
+        for other, owner, index in self._found.get(sums_name(name), [])[:_MOST_PLACES]:
+            if other is not model or owner is not subgraph:
+                continue
+            tensor = subgraph.tensors[index]
+            uses = self._uses[id(subgraph)].get(index, frozenset())
+            kept = [size for size in tensor.shape if size > 1] == [size for size in shape if size > 1]
+            if (
+                TYPES.get(tensor.type) != "FLOAT"
+                or not kept
+                or not uses & {("FULLY_CONNECTED", 1), ("MUL", 1)}
+            ):
+                raise self.error(
+                    tensor.name, "has another shape or type, or is used in a way that is not read"
+                )
+            return self._stretch(model, tensor, math.prod(shape) * 4)
+        return None
+
+    def _stretch(self, model: Model, tensor: Tensor, size: int) -> _Stretch:
+        if tensor.buffer is None:
+            raise self.error(tensor.name, "has no data")
+        if tensor.buffer.size != size:
+            raise self.error(
+                tensor.name, f"has {shown(tensor.buffer.size)} bytes, its shape takes {shown(size)}"
+            )
+        return _Stretch(model, tensor.buffer, tensor.name)
+
+    def _as_rows(
+        self, name: str, shape: tuple[int, ...], weight: Weight, values: _Values | _Codes
+    ) -> Callable[[int, int], Floats]:
+        """The checkpoint's rows of a tensor that has its shape or holds its experts side by side."""
+        flat = (weight.rows, weight.columns)
+        if shape in (weight.shape, flat) or (flat[0] == 1 and shape == flat[1:]):
+            return values
+        if len(weight.shape) == 3 and shape == (weight.shape[1], weight.shape[0] * weight.columns):
+            return _Expert(values, weight.shape[1], weight.columns)
+        raise self.error(name, f"has shape {shown(shape)}, the checkpoint {shown(weight.shape)}")
+
+    def _vector(self, name: str, weight: Weight) -> _Matrix:
+        if weight.size * 4 > _VECTOR_BYTES:
+            raise CheckpointError(f"{self.path}: tensor {name} is missing")
+        if self._vectors is None:
+            self._vectors = dict(self._constants())
+        content = np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes()
+        stretch = self._vectors.get(content)
+        if stretch is None:
+            raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
+        return _Matrix("FLOAT", len(content), (stretch.buffer,), _Values(stretch, "<f4", weight.columns))
+
+    def _constants(self) -> Iterator[tuple[bytes, _Stretch]]:
+        """Small float32 constants by their bytes; as many as a graph may have."""
+        room, seen = GRAPH_BYTES, set()
+        for model in self._models:
+            for tensor in (one for subgraph in model.subgraphs for one in subgraph.tensors):
+                buffer = tensor.buffer
+                if TYPES.get(tensor.type) != "FLOAT" or buffer is None or (model.start, buffer) in seen:
+                    continue
+                if buffer.size > _VECTOR_BYTES or tensor.scaled:
+                    continue
+                seen.add((model.start, buffer))
+                room -= buffer.size
+                if room < 0:
+                    raise CheckpointError(f"{self.path}: its constants are larger than a graph's may be")
+                stretch = _Stretch(model, buffer, tensor.name)
+                yield stretch.read(0, buffer.size, "u1").tobytes(), stretch
+
+
+def _uses(subgraph: Subgraph) -> Mapping[int, frozenset[tuple[str, int]]]:
+    """Operators that read each tensor, and the place among their inputs."""
+    found: dict[int, set[tuple[str, int]]] = {}
+    for operator in subgraph.operators:
+        for index, tensor in enumerate(operator.inputs):
+            found.setdefault(tensor, set()).add((OPERATORS.get(operator.code, str(operator.code)), index))
+    return {tensor: frozenset(uses) for tensor, uses in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Rows of numbers."""
+
+    stretch: _Stretch
+    dtype: str
+    columns: int
+
+    def __call__(self, start: int, stop: int) -> Floats:
+        count = (stop - start) * self.columns
+        values = self.stretch.read(start * self.columns, count, self.dtype)
+        return values.astype(np.float32).reshape(stop - start, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Codes:
+    """Rows of codes, two to a byte, the first in the low half, times their block's scale, plus its sum."""
+
+    codes: _Stretch
+    scales: _Stretch
+    sums: _Stretch | None
+    columns: int
+    block: int
+
+    def __call__(self, start: int, stop: int) -> Floats:
+        count, blocks = stop - start, self.columns // self.block
+        packed = self.codes.read(start * self.columns // 2, count * self.columns // 2, "u1")
+        values = _NIBBLES[packed.view(np.uint8)].view(np.float32).reshape(count, blocks, self.block)
+        scales = self.scales.read(start * blocks, count * blocks, "<f2").astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
+            values = values * scales.reshape(count, blocks, 1)
+            if self.sums is not None:
+                sums = self.sums.read(start * blocks, count * blocks, "<f4").view(np.float32)
+                values += sums.reshape(count, blocks, 1)
+        return values.reshape(count, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Expert:
+    """Rows of experts, ``columns`` of each, that stand side by side in rows of a matrix of ``height``."""
+
+    values: _Values | _Codes
+    height: int
+    columns: int
+
+    def __call__(self, start: int, stop: int) -> Floats:
+        parts = [np.empty((0, self.columns), np.float32)]
+        while start < stop:
+            expert, first = divmod(start, self.height)
+            last = min(first + stop - start, self.height)
+            wide = self.values(first, last)
+            parts.append(wide[:, expert * self.columns : (expert + 1) * self.columns])
+            start += last - first
+        return np.concatenate(parts)
+
+
+def _nibbles() -> NDArray[np.generic]:
+    """The two codes of every byte as float32 side by side in one item, so that a look-up is a copy."""
+    codes = ((np.arange(256)[:, None] >> np.array([0, 4])) & 15 ^ 8) - 8
+    table: NDArray[np.generic] = codes.astype(np.float32).view("f8")
+    return table.reshape(256)
+
+
+_NIBBLES: Final = _nibbles()

@@ -1,0 +1,151 @@
+"""How the LiteRT artifact holds a weight: which type, under which name, in how many bytes.
+
+``INT4``: codes of a 4-bit lattice in blocks of 32, two to a byte, and a float16 scale for each block
+(TFLite's ``BlockwiseQuantization``). XNNPACK, LiteRT's processor library, refuses others than positive ones in
+``FULLY_CONNECTED``. A matrix with negative ones is ``INT4+sums``: a block of codes ``c`` with scale ``s < 0``
+holds ``-c - 1`` with scale ``|s|``, and as ``s * c = |s| * (-c - 1) + |s|``, a small float32 matrix
+``[rows, columns / 32]`` has ``|s|`` for such blocks and 0 for others; the graph multiplies it with the sums
+of the input's blocks. That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP`` takes any scale.
+``FLOAT16`` goes through a ``DEQUANTIZE``, ``FLOAT`` is float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import numpy as np
+
+from converter.errors import UsageError
+from converter.stored.bf16_lattice import sampled_ranges
+from converter.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
+from targets import float16
+from targets.off_lattice import off_lattice_warnings
+from targets.plan import PlannedTensor
+
+#: Values that share a scale.
+BLOCK: Final = 32
+LATTICE: Final = LatticeFormat(4, BLOCK)
+CODED: Final = ("INT4", "INT4+sums")
+#: Bytes per value of the formats that are numbers.
+FLOAT_BYTES: Final[Mapping[str, int]] = {"FLOAT": 4, "FLOAT16": 2}
+#: Values of the option ``off_lattice``, as for the other targets. Of the types that LiteRT computes with
+#: exactly, each stands for the smallest that is no less exact.
+OFF_LATTICE: Final[Mapping[str, str]] = {
+    "q8_0": "FLOAT16",
+    "bf16": "FLOAT",
+    "f16": "FLOAT16",
+    "q4_0": "FLOAT16",
+    "f32": "FLOAT",
+}
+EMBEDDING: Final = "embed_tokens.weight"
+HEAD: Final = "lm_head.weight"
+#: Matrices that are looked up by row.
+EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
+
+_ROUTER: Final = ".router.proj.weight"
+
+
+def read_off_lattice(options: Mapping[str, object]) -> str:
+    """Format of matrices on no lattice, from the option ``off_lattice``; raises ``UsageError``."""
+    given = str(options.get("off_lattice") or "q8_0").lower()
+    if given not in OFF_LATTICE:
+        raise UsageError(f"litert: off-lattice type {given!r} is unknown; known: {', '.join(OFF_LATTICE)}")
+    return OFF_LATTICE[given]
+
+
+def sums_name(name: str) -> str:
+    """Name of the tensor that corrects the blocks with negative scales of the matrix ``name``."""
+    return f"{name}|sums"
+
+
+def is_matrix(weight: Weight) -> bool:
+    """Whether a weight is held by the rules for matrices; the rest is norms, scales and the router."""
+    return len(weight.shape) > 1 and not weight.name.endswith(_ROUTER)
+
+
+def has_negative_scales(weight: Weight) -> bool:
+    """Whether a block of a weight has a negative scale: reads the weight, up to the first one. Raises
+    ``CheckpointError`` if it cannot be read."""
+    if weight.lattice != LATTICE or weight.codes is None:
+        return False
+    return any(bool(np.any(weight.codes(*rows).scales < 0)) for rows in weight.row_ranges())
+
+
+def storage_format(weight: Weight, *, negative: bool, multiplied: bool, off_lattice: str = "FLOAT16") -> str:
+    """Format of a weight. ``negative`` says whether it has negative scales, ``multiplied`` whether a matrix
+    product uses it (an embedding is only looked up), ``off_lattice`` how matrices on no lattice are held.
+    Norms, scalars and the router are float32."""
+    if not is_matrix(weight):
+        return "FLOAT"
+    if weight.lattice == LATTICE and weight.codes is not None:
+        return "INT4+sums" if negative and multiplied else "INT4"
+    return off_lattice
+
+
+def row_bytes(format: str, columns: int) -> tuple[int, int, int]:
+    """Bytes of a row of ``columns`` values: of its codes or numbers, of its float16 scales and of its sums.
+    Raises ``ValueError`` for codes whose columns are not whole blocks."""
+    if format not in CODED:
+        return columns * FLOAT_BYTES[format], 0, 0
+    if columns % BLOCK:
+        raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
+    blocks = columns // BLOCK
+    return columns // 2, 2 * blocks, 4 * blocks if format == "INT4+sums" else 0
+
+
+def tensor_bytes(weight: Weight, format: str) -> int:
+    """Bytes of a weight in the artifact, scales and sums included."""
+    return weight.rows * sum(row_bytes(format, weight.columns))
+
+
+def is_exact(weight: Weight, format: str) -> bool:
+    """Whether ``format`` can hold every value of the checkpoint bit for bit, as judged from rows spread over
+    the matrix; raises ``CheckpointError`` if one is damaged."""
+    if format == "FLOAT":
+        return True
+    ranges = sampled_ranges(weight.rows, weight.columns)
+    if format == "FLOAT16":
+        return all(_fits_float16(weight, *rows) for rows in ranges)
+    if weight.lattice != LATTICE or weight.codes is None:
+        return False
+    return not any(bool(np.any(weight.codes(*rows).status == NEEDS_F32_SCALE)) for rows in ranges)
+
+
+def _fits_float16(weight: Weight, start: int, stop: int) -> bool:
+    values = weight.floats(start, stop)
+    if float16.out_of_range(values):
+        return False
+    return bool(np.all(values.astype(np.float16) == values))
+
+
+def planned_tensors(
+    weights: Mapping[str, Weight], negative: frozenset[str], tied_head: bool, off_lattice: str = "FLOAT16"
+) -> tuple[PlannedTensor, ...]:
+    """How every weight is stored; ``negative`` names those with negative scales.
+
+    An output head tied to the embedding shares its tensor, unless that has negative scales: the head is then
+    a tensor of its own, which comes last and from no weight of its own.
+    """
+    planned = []
+    for weight in weights.values():
+        multiplied = weight.name not in EMBEDDINGS
+        format = storage_format(
+            weight, negative=weight.name in negative, multiplied=multiplied, off_lattice=off_lattice
+        )
+        planned.append(_planned(weight, weight.name, format))
+    if tied_head and EMBEDDING in negative:
+        head = _planned(weights[EMBEDDING], None, "INT4+sums")
+        planned.append(head)
+    return tuple(planned)
+
+
+def _planned(weight: Weight, name: str | None, format: str) -> PlannedTensor:
+    size = tensor_bytes(weight, format)
+    return PlannedTensor(name, name or HEAD, weight.shape, format, size, is_exact(weight, format))
+
+
+def storage_warnings(weights: Iterable[Weight], off_lattice: str = "FLOAT16") -> list[str]:
+    """A line about matrices that the artifact cannot hold as 4-bit codes of a lattice; none without them."""
+    matrices = [weight for weight in weights if is_matrix(weight)]
+    return off_lattice_warnings("litert", matrices, LATTICE, off_lattice, in_blocks=False)
