@@ -1,7 +1,7 @@
 """How the LiteRT artifact holds a weight: which type, under which name, in how many bytes.
 
 ``INT4``: codes of a 4-bit lattice in blocks of 32, two to a byte, and a float16 scale for each block
-(TFLite's ``BlockwiseQuantization``). XNNPACK, LiteRT's processor library, refuses others than positive ones in
+(TFLite's ``BlockwiseQuantization``). LiteRT's processor library, XNNPACK, takes positive ones only in
 ``FULLY_CONNECTED``. A matrix with negative ones is ``INT4+sums``: a block of codes ``c`` with scale ``s < 0``
 holds ``-c - 1`` with scale ``|s|``, and as ``s * c = |s| * (-c - 1) + |s|``, a small float32 matrix
 ``[rows, columns / 32]`` has ``|s|`` for such blocks and 0 for others; the graph multiplies it with the sums

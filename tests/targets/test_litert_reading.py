@@ -155,7 +155,7 @@ def negative_shape(model):
 
 
 def unused(model):
-    model.subgraphs[0].operators[0].inputs[1] = -1
+    model.subgraphs[0].operators[0].inputs = [0, -1, -1]
 
 
 def other_norm(model):
@@ -212,6 +212,5 @@ def test_damage_anywhere_gives_weights_or_one_line(content, tmp_path):
             read_all(path)
             outcomes.add("read")
         except CheckpointError as error:
-            assert "\n" not in str(error)
-            outcomes.add("refused")
+            outcomes.add("refused" if "\n" not in str(error) else str(error))
     assert outcomes == {"read", "refused"}

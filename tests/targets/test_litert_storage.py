@@ -1,0 +1,68 @@
+"""How LiteRT holds weights, as planned."""
+
+from __future__ import annotations
+
+import pytest
+
+from converter.checkpoint import open_checkpoint
+from converter.errors import UsageError
+from targets.litert.storage import (
+    EMBEDDING,
+    HEAD,
+    has_negative_scales,
+    planned_tensors,
+    read_off_lattice,
+    row_bytes,
+    storage_warnings,
+)
+
+
+def planned(checkpoint):
+    weights = checkpoint.weights
+    negative = frozenset(name for name, weight in weights.items() if has_negative_scales(weight))
+    return planned_tensors(weights, negative, checkpoint.architecture.tied_head)
+
+
+def test_a_lattice_with_positive_scales_takes_four_and_a_half_bits(checkpoint_factory):
+    checkpoint = open_checkpoint(checkpoint_factory("text", "max7"))
+    tensors = planned(checkpoint)
+    assert [tensor.weight for tensor in tensors] == list(checkpoint.weights)
+    coded = [tensor for tensor in tensors if tensor.format == "INT4"]
+    assert coded
+    assert all(tensor.bytes * 8 == tensor.shape[0] * tensor.shape[1] * 4.5 for tensor in coded)
+    assert {tensor.format for tensor in tensors} == {"INT4", "FLOAT"}
+    assert all(tensor.exact for tensor in tensors)
+
+
+def test_negative_scales_ask_for_sums_where_matrices_are_multiplied(checkpoint_factory):
+    checkpoint = open_checkpoint(checkpoint_factory("text", "extremum8"))
+    tensors = planned(checkpoint)
+    formats = {tensor.stored_as: tensor.format for tensor in tensors}
+    assert formats[EMBEDDING] == "INT4"
+    assert formats[HEAD] == "INT4+sums"
+    assert formats["layers.0.mlp.down_proj.weight"] == "INT4+sums"
+    assert tensors[-1].weight is None
+
+
+def test_scales_that_need_float32_are_not_exact(checkpoint_factory):
+    tensors = planned(open_checkpoint(checkpoint_factory("text", "learned-f32")))
+    assert any(not tensor.exact for tensor in tensors if tensor.format == "INT4")
+
+
+def test_sizes_of_rows():
+    assert row_bytes("INT4", 64) == (32, 4, 0)
+    assert row_bytes("INT4+sums", 64) == (32, 4, 8)
+    assert row_bytes("FLOAT16", 64) == (128, 0, 0)
+    with pytest.raises(ValueError, match="multiple of 32"):
+        row_bytes("INT4", 48)
+
+
+def test_the_option_for_matrices_on_no_lattice():
+    assert read_off_lattice({}) == "FLOAT16"
+    assert read_off_lattice({"off_lattice": "f32"}) == "FLOAT"
+    with pytest.raises(UsageError, match="'int3' is unknown; known: q8_0"):
+        read_off_lattice({"off_lattice": "int3"})
+
+
+def test_no_warning_where_everything_is_on_the_lattice(checkpoint_factory):
+    assert storage_warnings(open_checkpoint(checkpoint_factory("text")).weights.values()) == []
