@@ -69,7 +69,7 @@ def describe_models(models: Sequence[Model], weights: Mapping[str, Weight]) -> d
         if key == EMBEDDING and HEAD not in weights and HEAD in found.names:
             head = found.matrix(HEAD, weight)
             matrix = _agreeing(matrix, head, found.path)
-            bytes_, format = bytes_ + head.bytes, "+".join(dict.fromkeys((format, head.format)))
+            bytes_, format = bytes_ + head.bytes, " and ".join(dict.fromkeys((format, head.format)))
         stored[key] = StoredTensor(key, key, format, weight.shape, bytes_, matrix.rows)
     return stored
 

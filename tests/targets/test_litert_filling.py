@@ -172,6 +172,7 @@ def test_a_tied_head_with_negative_scales_is_a_tensor_of_its_own(tmp_path):
     np.testing.assert_allclose(found[f"y:{HEAD}"].T, values(weight), rtol=2e-6, atol=1e-7)
     stored = describe_models(open_models(path), {EMBEDDING: weight})[EMBEDDING]
     assert stored.bytes * 8 == 64 * 64 * (4.5 + 5.5)
+    assert stored.format == "INT4 and INT4+sums"
     np.testing.assert_array_equal(stored.floats(0, 64), values(weight))
 
 
