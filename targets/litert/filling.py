@@ -23,7 +23,7 @@ from converter.errors import TargetError
 from converter.lattice import bf16_bits, bf16_floats
 from converter.weight import EXACT, LatticeRows, Weight
 from targets import float16
-from targets.litert.flatbuffer import Filling, Graph
+from targets.litert.flatbuffer import Graph
 from targets.litert.storage import BLOCK, CODED, EMBEDDING, HEAD, LATTICE, row_bytes
 from targets.writing import (
     NO_BLOCKS,
@@ -91,24 +91,13 @@ def fill(
     weight that cannot be read. Needs the packages of the extra ``litert``.
     """
     filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
-    places: dict[str, tuple[Filling, _Place]] = {}
-    sizes: list[int] = []
-    for name in filling.names:
-        weight = _resolved(name, weights)
-        assert weight is not None
-        format = formats.get(name)
-        if format is None:
-            raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
-        use = filling.use(name, format)
-        weight = _shaped(weight, use.shape, name)
-        bytes_ = row_bytes(format, weight.columns)
-        places[name] = use, _Place(weight, format, (0, 0, 0), bytes_, use.multiplied)
-        sizes += [weight.rows * size for size in bytes_ if size]
+    places = [_chosen(filling, name, weights, formats) for name in filling.names]
+    sizes = [place.weight.rows * size for place in places for size in place.bytes if size]
     head, offsets = filling.finished(sizes, _offsets)
     end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
     base = output.tell()
     rest = iter(offsets)
-    finished = [_placed(place, rest, base) for _, place in places.values()]
+    finished = [_placed(place, rest, base) for place in places]
     path = Path(str(output.name))
     try:
         output.flush()
@@ -123,8 +112,20 @@ def fill(
     except OSError as error:
         raise destination_error(path, error, base + end) from error
     return Filled(
-        end, tuple(places), written.blocks, written.off_lattice, written.rounded, narrowing.counts()
+        end, filling.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts()
     )
+
+
+def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> _Place:
+    """A weight of the graph made a constant; its offsets are not known yet."""
+    weight = _resolved(name, weights)
+    assert weight is not None
+    format = formats.get(name)
+    if format is None:
+        raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
+    use = filling.use(name, format)
+    weight = _shaped(weight, use.shape, name)
+    return _Place(weight, format, (0, 0, 0), row_bytes(format, weight.columns), use.multiplied)
 
 
 def _resolved(name: str, weights: Mapping[str, Weight]) -> Weight | None:
