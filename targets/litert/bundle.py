@@ -15,12 +15,14 @@ import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from converter.document import shown
 from converter.errors import CheckpointError
 from converter.shards import Shard
+from targets.litert.tables import Flatbuffer, Table
 from targets.writing import destination_error
 
 #: Sections begin at multiples of this.
@@ -52,8 +54,8 @@ _BEGIN: Final = 32
 _AUTHORS: Final = "qatconvert"
 #: A header of a few sections has less than 1 KB.
 _LARGEST_HEADER: Final = 1 << 20
-_MOST_SECTIONS: Final = 256
-_LONGEST_TEXT: Final = 1 << 12
+#: Sections, and values of all of them.
+_MOST_PARTS: Final = 4096
 #: ``VData``'s number of a text.
 _TEXT: Final = 9
 
@@ -162,8 +164,8 @@ def read_sections(path: Path) -> tuple[StoredSection, ...]:
         raise CheckpointError(f"{path}: version {major}.{minor}.{patch} of .litertlm is not read (only 1)")
     if not _BEGIN < end <= min(shard.size, _LARGEST_HEADER):
         raise _damaged(path, f"its header ends at byte {end} of {shard.size}")
-    header = _Header(path, shard.read(_BEGIN, end - _BEGIN, "the header"))
-    sections = tuple(header.sections())
+    data = shard.read(_BEGIN, end - _BEGIN, "the header")
+    sections = tuple(_listed(Flatbuffer(data, partial(_damaged_header, path), _MOST_PARTS)))
     free = end
     for section in sorted(sections, key=lambda section: section.offset):
         if section.size < 0 or section.offset + section.size > shard.size:
@@ -200,84 +202,24 @@ def _damaged(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(f"{path}: not a whole .litertlm file: {problem}")
 
 
-class _Header:
-    """The flatbuffer of a header, of which nothing is believed; places are bytes from its beginning.
+def _damaged_header(path: Path, problem: str) -> CheckpointError:
+    return _damaged(path, f"the header is damaged: {problem}")
 
-    A table begins with the distance back to a list of its fields' places (int32); a list has its own length
-    and the table's in bytes, then two bytes a field (https://flatbuffers.dev/internals/).
-    """
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        self._path = path
-        self._data = data
+def _listed(header: Flatbuffer) -> Iterator[StoredSection]:
+    """Every section that a header lists, with places as they are given."""
+    metadata = header.root().table(1)
+    if metadata is None:
+        raise header.damaged("it lists no sections")
+    for section in metadata.tables(0):
+        begin, end, number = section.number(1, "<Q"), section.number(2, "<Q"), section.number(3, "<B")
+        kind = KINDS[number] if number < len(KINDS) else f"kind {number}"
+        yield StoredSection(kind, _model_type(section), begin, end - begin)
 
-    def sections(self) -> Iterator[StoredSection]:
-        """Every section that the header lists, with places as they are given."""
-        root = self._follow(0)
-        metadata = self._field(root, 1)
-        if metadata is None:
-            raise self._error("it lists no sections")
-        for table in self._tables(self._follow(metadata), 0, "sections"):
-            begin, end = (self._scalar(table, field, "<Q") for field in (1, 2))
-            number = self._scalar(table, 3, "<B")
-            kind = KINDS[number] if number < len(KINDS) else f"kind {number}"
-            yield StoredSection(kind, self._model_type(table), begin, end - begin)
 
-    def _model_type(self, section: int) -> str | None:
-        for item in self._tables(section, 0, "values of a section"):
-            key, value = self._field(item, 0), self._field(item, 2)
-            if key is None or value is None or self._scalar(item, 1, "<B") != _TEXT:
-                continue
-            text = self._field(self._follow(value), 0)
-            if text is not None and self._text(key) == "model_type":
-                return self._text(text)
-        return None
-
-    def _tables(self, table: int, field: int, what: str) -> Iterator[int]:
-        """Places of the tables in a list."""
-        place = self._field(table, field)
-        if place is None:
-            return
-        first = self._follow(place)
-        count = self._number(first, "<I")
-        if count > _MOST_SECTIONS:
-            raise self._error(f"it lists {count} {what}")
-        for index in range(count):
-            yield self._follow(first + 4 + 4 * index)
-
-    def _text(self, place: int) -> str:
-        """The text to which ``place`` points."""
-        first = self._follow(place)
-        count = self._number(first, "<I")
-        data = self._data[first + 4 : first + 4 + count]
-        if count > _LONGEST_TEXT or len(data) < count:
-            raise self._error(f"a text has {count} bytes")
-        try:
-            return data.decode("utf-8")
-        except UnicodeDecodeError:
-            raise self._error("a text is not UTF-8") from None
-
-    def _field(self, table: int, field: int) -> int | None:
-        """Where a table's field lies, ``None`` if it is left out."""
-        fields = table - self._number(table, "<i")
-        entry = 4 + 2 * field
-        if entry + 2 > self._number(fields, "<H"):
-            return None
-        offset = self._number(fields + entry, "<H")
-        return table + offset if offset else None
-
-    def _scalar(self, table: int, field: int, format: str) -> int:
-        place = self._field(table, field)
-        return 0 if place is None else self._number(place, format)
-
-    def _follow(self, place: int) -> int:
-        return place + self._number(place, "<I")
-
-    def _number(self, place: int, format: str) -> int:
-        if not 0 <= place <= len(self._data) - struct.calcsize(format):
-            raise self._error(f"it points to byte {place} of {len(self._data)}")
-        value: int = struct.unpack_from(format, self._data, place)[0]
-        return value
-
-    def _error(self, problem: str) -> CheckpointError:
-        return _damaged(self._path, f"the header is damaged: {problem}")
+def _model_type(section: Table) -> str | None:
+    for item in section.tables(0):
+        value = item.table(2)
+        if value is not None and item.number(1, "<B") == _TEXT and item.text(0) == "model_type":
+            return value.text(0)
+    return None

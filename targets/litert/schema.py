@@ -1,28 +1,25 @@
 """What a TFLite flatbuffer says about its weights: tensors, buffers and operators, without their data.
 
-The file may come from a stranger. Nothing is read ahead of its use, every place is checked against the
-bytes at hand, and the number of parts is bounded: a flatbuffer may point to one part from many others.
-Numbers of fields are those of TensorFlow Lite's ``schema.fbs``; how tables lie in memory is told in
-https://flatbuffers.dev/internals/.
+The file may come from a stranger: ``targets.litert.tables`` checks every place in it. Numbers of fields are
+those of TensorFlow Lite's ``schema.fbs``.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from converter.document import shown
 from converter.errors import CheckpointError
 from converter.shards import Shard
+from targets.litert.tables import Flatbuffer, Table
 
 #: Most bytes of a file among which its graph may lie; one of 60 layers has 10 MB. Weights come behind.
 GRAPH_BYTES: Final = 64 << 20
 #: Most tensors, buffers, operators and numbers in their lists.
 _MOST_PARTS: Final = 1 << 20
 _MOST_DIMENSIONS: Final = 8
-_NAME_BYTES: Final = 1 << 12
 #: ``TensorType`` of the types in which weights are stored.
 TYPES: Final[Mapping[int, str]] = {0: "FLOAT", 1: "FLOAT16", 17: "INT4"}
 #: ``BuiltinOperator`` of the operators that read weights in ways of their own.
@@ -105,90 +102,18 @@ def read_model(shard: Shard, start: int = 0, size: int | None = None) -> Model:
     return _Reader(shard, start, size, data).model()
 
 
-class _Table:
-    """A table of a flatbuffer at byte ``place``."""
-
-    def __init__(self, reader: _Reader, place: int) -> None:
-        self._reader = reader
-        self._place = place
-        self._fields = place - reader.number(place, "<i")
-        self._size = reader.number(self._fields, "<H")
-
-    def place(self, field: int) -> int | None:
-        """Where a field's value lies, ``None`` if it is left out."""
-        entry = 4 + 2 * field
-        if entry + 2 > self._size:
-            return None
-        offset = self._reader.number(self._fields + entry, "<H")
-        return self._place + offset if offset else None
-
-    def number(self, field: int, format: str, default: int = 0) -> int:
-        place = self.place(field)
-        return default if place is None else self._reader.number(place, format)
-
-    def table(self, field: int) -> _Table | None:
-        place = self.place(field)
-        return None if place is None else _Table(self._reader, place + self._reader.number(place, "<I"))
-
-    def vector(self, field: int, width: int) -> tuple[int, int]:
-        """Place and length of a vector of items of ``width`` bytes."""
-        place = self.place(field)
-        if place is None:
-            return 0, 0
-        place += self._reader.number(place, "<I")
-        count = self._reader.number(place, "<I")
-        self._reader.check(place + 4, count * width)
-        return place + 4, count
-
-    def tables(self, field: int) -> Iterator[_Table]:
-        place, count = self.vector(field, 4)
-        self._reader.make_room(count)
-        for item in range(place, place + 4 * count, 4):
-            yield _Table(self._reader, item + self._reader.number(item, "<I"))
-
-    def integers(self, field: int) -> tuple[int, ...]:
-        place, count = self.vector(field, 4)
-        self._reader.make_room(count)
-        return struct.unpack_from(f"<{count}i", self._reader.data, place) if count else ()
-
-    def text(self, field: int) -> str:
-        place, count = self.vector(field, 1)
-        if count > _NAME_BYTES:
-            raise self._reader.damaged(f"a name of {count} bytes")
-        self._reader.make_room(count // 64)
-        try:
-            return self._reader.data[place : place + count].decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise self._reader.damaged("a name that is not UTF-8") from error
-
-
 class _Reader:
-    """The bytes of a graph; takes a bounded number of parts."""
+    """The graph of a model in ``size`` bytes from ``start`` on."""
 
     def __init__(self, shard: Shard, start: int, size: int, data: bytes) -> None:
         self._shard, self._start, self._size = shard, start, size
-        self.data = data
-        self._room = _MOST_PARTS
+        self._flatbuffer = Flatbuffer(data, self._damaged, _MOST_PARTS)
 
-    def damaged(self, problem: str) -> CheckpointError:
+    def _damaged(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._shard.path}: not a whole TFLite model: {problem}")
 
-    def check(self, place: int, size: int) -> None:
-        if place < 0 or size < 0 or place + size > len(self.data):
-            raise self.damaged("a field reaches beyond its end")
-
-    def number(self, place: int, format: str) -> int:
-        self.check(place, struct.calcsize(format))
-        value: int = struct.unpack_from(format, self.data, place)[0]
-        return value
-
-    def make_room(self, count: int) -> None:
-        self._room -= count
-        if self._room < 0:
-            raise self.damaged(f"its graph has more than {_MOST_PARTS} parts")
-
     def model(self) -> Model:
-        root = _Table(self, self.number(0, "<I"))
+        root = self._flatbuffer.root()
         codes = [self._code(one) for one in root.tables(1)]
         buffers = [self._buffer(one) for one in root.tables(4)]
         subgraphs = []
@@ -198,11 +123,11 @@ class _Reader:
             subgraphs.append(Subgraph(tensors, operators))
         return Model(self._shard, self._start, self._size, tuple(subgraphs))
 
-    def _code(self, table: _Table) -> int:
+    def _code(self, table: Table) -> int:
         # codes above 127 are in a field of their own, which older files lack
         return max(table.number(0, "<b"), table.number(3, "<i"))
 
-    def _buffer(self, table: _Table) -> Buffer | None:
+    def _buffer(self, table: Table) -> Buffer | None:
         offset, size = table.number(1, "<Q"), table.number(2, "<Q")
         if offset > 1:  # 0 and 1 stand for data within the flatbuffer
             if offset + size > self._size:
@@ -214,12 +139,12 @@ class _Reader:
         place, count = table.vector(0, 1)
         return Buffer(place, count) if count else None
 
-    def _tensor(self, table: _Table, buffers: list[Buffer | None]) -> Tensor:
+    def _tensor(self, table: Table, buffers: list[Buffer | None]) -> Tensor:
         name, index, shape = table.text(3), table.number(2, "<I"), table.integers(0)
         if index >= len(buffers):
-            raise self.damaged(f"tensor {shown(name)} has buffer {index} of {len(buffers)}")
+            raise self._damaged(f"tensor {shown(name)} has buffer {index} of {len(buffers)}")
         if len(shape) > _MOST_DIMENSIONS or min(shape, default=0) < 0:
-            raise self.damaged(f"tensor {shown(name)} has shape {shown(shape)}")
+            raise self._damaged(f"tensor {shown(name)} has shape {shown(shape)}")
         quantization = table.table(4)
         blockwise, scaled = None, False
         if quantization is not None:
@@ -230,8 +155,8 @@ class _Reader:
                 blockwise = Blockwise(scales, zeros, block, quantization.number(6, "<i"))
         return Tensor(name, table.number(1, "<b"), shape, buffers[index], blockwise, scaled)
 
-    def _operator(self, table: _Table, codes: list[int]) -> Operator:
+    def _operator(self, table: Table, codes: list[int]) -> Operator:
         index = table.number(0, "<I")
         if index >= len(codes):
-            raise self.damaged(f"an operator has code {index} of {len(codes)}")
+            raise self._damaged(f"an operator has code {index} of {len(codes)}")
         return Operator(codes[index], table.integers(1))

@@ -1,0 +1,117 @@
+"""Flatbuffers of strangers: tables, lists and texts, of which nothing is believed.
+
+A flatbuffer begins with the place of its root table (uint32). A table begins with the distance back to a
+list of its fields' places (int32); that list has its own length and the table's in bytes, then two bytes a
+field (https://flatbuffers.dev/internals/). Everything is little-endian. Every place is checked against the
+bytes at hand, and the number of parts that are read is bounded: a flatbuffer may point to one part from many
+others.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from converter.errors import CheckpointError
+
+_TEXT_BYTES: Final = 1 << 12
+#: Bytes of a text that count as one part.
+_PART: Final = 64
+
+
+class Flatbuffer:
+    """The bytes of a flatbuffer; ``damaged`` makes the error that says what is wrong with it.
+
+    Reading it raises that error for places outside the bytes, and as soon as more than ``most_parts`` items
+    of lists have been read.
+    """
+
+    def __init__(self, data: bytes, damaged: Callable[[str], CheckpointError], most_parts: int) -> None:
+        self.data, self.damaged = data, damaged
+        self._room = self._most = most_parts
+
+    def root(self) -> Table:
+        """The table in which all others are."""
+        return Table(self, self.follow(0))
+
+    def number(self, place: int, format: str) -> int:
+        """The integer at byte ``place``, of a format of ``struct``."""
+        self.check(place, struct.calcsize(format))
+        value: int = struct.unpack_from(format, self.data, place)[0]
+        return value
+
+    def follow(self, place: int) -> int:
+        """Where the distance at byte ``place`` leads."""
+        return place + self.number(place, "<I")
+
+    def check(self, place: int, size: int) -> None:
+        """Refuse ``size`` bytes at ``place`` that are not all there."""
+        if place < 0 or size < 0 or place + size > len(self.data):
+            raise self.damaged(f"it points to byte {place + size} of {len(self.data)}")
+
+    def make_room(self, count: int) -> None:
+        """Count ``count`` parts more."""
+        self._room -= count
+        if self._room < 0:
+            raise self.damaged(f"it has more than {self._most} parts")
+
+
+class Table:
+    """A table of a flatbuffer at byte ``place``; a field is named by its number, and may be left out."""
+
+    def __init__(self, buffer: Flatbuffer, place: int) -> None:
+        self._buffer, self._place = buffer, place
+        self._fields = place - buffer.number(place, "<i")
+        self._size = buffer.number(self._fields, "<H")
+
+    def number(self, field: int, format: str) -> int:
+        """An integer of a format of ``struct``, 0 if it is left out."""
+        place = self._where(field)
+        return 0 if place is None else self._buffer.number(place, format)
+
+    def table(self, field: int) -> Table | None:
+        """A table, ``None`` if it is left out."""
+        place = self._where(field)
+        return None if place is None else Table(self._buffer, self._buffer.follow(place))
+
+    def vector(self, field: int, width: int) -> tuple[int, int]:
+        """Place and length of a list of items of ``width`` bytes."""
+        place = self._where(field)
+        if place is None:
+            return 0, 0
+        place = self._buffer.follow(place)
+        count = self._buffer.number(place, "<I")
+        self._buffer.check(place + 4, count * width)
+        return place + 4, count
+
+    def tables(self, field: int) -> Iterator[Table]:
+        """The tables of a list."""
+        place, count = self.vector(field, 4)
+        self._buffer.make_room(count)
+        for item in range(place, place + 4 * count, 4):
+            yield Table(self._buffer, self._buffer.follow(item))
+
+    def integers(self, field: int) -> tuple[int, ...]:
+        """A list of int32 numbers."""
+        place, count = self.vector(field, 4)
+        self._buffer.make_room(count)
+        return struct.unpack_from(f"<{count}i", self._buffer.data, place) if count else ()
+
+    def text(self, field: int) -> str:
+        """A text, empty if it is left out."""
+        place, count = self.vector(field, 1)
+        if count > _TEXT_BYTES:
+            raise self._buffer.damaged(f"a text of {count} bytes")
+        self._buffer.make_room(count // _PART)
+        try:
+            return self._buffer.data[place : place + count].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._buffer.damaged("a text that is not UTF-8") from error
+
+    def _where(self, field: int) -> int | None:
+        entry = 4 + 2 * field
+        if entry + 2 > self._size:
+            return None
+        offset = self._buffer.number(self._fields + entry, "<H")
+        return self._place + offset if offset else None
