@@ -1,4 +1,4 @@
-"""How a checkpoint wants its answers sampled, from ``generation_config.json``."""
+"""How a checkpoint wants its answers sampled and ended, from ``generation_config.json`` and its tokens."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import math
 from pathlib import Path
 from typing import Final
 
+from converter.architecture import Architecture
 from converter.document import Settings, read_object
+from converter.tokenizer import Tokenizer
 
 #: Google's recommendation for both families, where a checkpoint has no ``generation_config.json``.
 RECOMMENDED: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+#: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
+_END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
 
 
 def read_generation(directory: Path) -> Settings:
@@ -49,3 +53,10 @@ def read_suppressed(directory: Path, vocabulary: int) -> list[int]:
         if type(index) is not int or not 0 <= index < vocabulary:
             raise settings.error("suppress_tokens", f"holds {index!r}, which is no token id")
     return listed
+
+
+def end_tokens(architecture: Architecture, tokenizer: Tokenizer) -> list[int]:
+    """Ids that end an answer: those that the checkpoint names, and the end of a turn even where it does not
+    (as in llama.cpp)."""
+    turns = [tokenizer.tokens.index(text) for text in _END_OF_TURN if text in tokenizer.tokens]
+    return list(dict.fromkeys([*tokenizer.end_ids, *architecture.eos, *turns]))

@@ -19,8 +19,7 @@ from converter.document import read_bytes
 from converter.errors import CheckpointError, TargetError
 from converter.tokenizer import Tokenizer
 from targets.litert.bundle import Section
-from targets.onnx.generation import end_tokens
-from targets.sampling import RECOMMENDED, read_generation, read_sampling, read_suppressed
+from targets.sampling import RECOMMENDED, end_tokens, read_generation, read_sampling, read_suppressed
 
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata

@@ -28,8 +28,7 @@ from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.document import Settings, read_object, read_text
 from converter.errors import CheckpointError
-from converter.tokenizer import Tokenizer
-from targets.sampling import RECOMMENDED, read_generation, read_sampling, read_suppressed
+from targets.sampling import RECOMMENDED, end_tokens, read_generation, read_sampling, read_suppressed
 
 CONFIG: Final = "genai_config.json"
 TEMPLATE: Final = "chat_template.jinja"
@@ -40,8 +39,6 @@ _LARGEST_COPY: Final = 64 << 20
 _MODEL_TYPES: Final = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 #: The class under which onnxruntime-extensions merges as Gemma's tokenizers do.
 _TOKENIZER_CLASS: Final = "GemmaTokenizer"
-#: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
-_END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
 #: The one that GroupQueryAttention computes with; Gemma's tokenizers say ``left``.
 _PADDING_SIDE: Final = "right"
 #: What ``tokenizer_config.json`` must not ask of whoever loads it: another file, or code.
@@ -107,13 +104,6 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
         },
         "search": _search(checkpoint),
     }
-
-
-def end_tokens(architecture: Architecture, tokenizer: Tokenizer) -> list[int]:
-    """Ids that end an answer: those that the checkpoint names, and the end of a turn even where it does not
-    (as in llama.cpp)."""
-    turns = [tokenizer.tokens.index(text) for text in _END_OF_TURN if text in tokenizer.tokens]
-    return list(dict.fromkeys([*tokenizer.end_ids, *architecture.eos, *turns]))
 
 
 def _decoder(architecture: Architecture) -> dict[str, object]:
