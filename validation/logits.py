@@ -9,6 +9,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -29,6 +30,39 @@ def create_logits(path: Path, positions: int, vocabulary: int) -> NDArray[np.flo
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return logits
+
+
+class LogitRows:
+    """A file of logits that is written and read back by rows, without a map: its pages would count as
+    memory of this process. A context manager, which closes it."""
+
+    def __init__(self, path: Path, positions: int, vocabulary: int) -> None:
+        logits: Any = create_logits(path, positions, vocabulary)
+        self._vocabulary = vocabulary
+        self._offset: int = logits.offset
+        del logits
+        self._file: IO[bytes] = path.open("r+b", buffering=0)
+        self._end = self._offset
+
+    def __enter__(self) -> LogitRows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, rows: NDArray[np.float32]) -> None:
+        """Add rows ``[positions, vocabulary]`` to those that were written."""
+        view = np.ascontiguousarray(rows).data.cast("B")
+        self._file.seek(self._end)
+        self._end += len(view)
+        while view:  # an unbuffered file may take a part
+            view = view[self._file.write(view) :]
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """One row ``[vocabulary]``."""
+        self._file.seek(self._offset + 4 * index * self._vocabulary)
+        row: NDArray[np.float32] = np.fromfile(self._file, np.float32, self._vocabulary)
+        return row
 
 
 def map_logits(path: Path, positions: int) -> NDArray[np.float32]:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx_decoder import LAYERS, VOCABULARY, write_decoder
 
 from converter.errors import UsageError, ValidationError
+from validation.decoding import DECODED
 from validation.logits import map_logits
 from validation.onnxruntime import find_provider, runner, short_name
-from validation.onnxruntime_model import DECODED
 from validation.onnxruntime_session import check_started
 
 # the first is longer than one run of the model and than its window
