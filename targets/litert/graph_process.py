@@ -1,26 +1,17 @@
-"""The child process that exports graphs: one request on standard input, JSON lines as answer.
-
-``{"done": n, "total": m}`` any number of times, then ``{"result": {model type: file name}}`` or
-``{"error": "one line"}``. Standard output is the log: litert-torch prints there.
-"""
+"""The child process that exports graphs; it answers with their file names by model type."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
-import json
-import os
-import signal
-import sys
-import traceback
+import itertools
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any
 
 from converter.checkpoint import open_checkpoint
-from converter.errors import QatconvertError, TargetError
+from converter.errors import TargetError
+from targets.litert.child import Progress, serve
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
 from targets.litert.workarounds import CappedHead, tensorflow_schema
 
@@ -36,7 +27,6 @@ from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module
 
 from targets.litert.model import ATTENTION, TextModel, build
 
-_PR_SET_PDEATHSIG: Final = 1
 #: A signature: its name, the module, and sample inputs.
 _Signature = tuple[str, Any, Any]
 
@@ -136,42 +126,12 @@ def _write(signatures: list[_Signature], text: TextModel, path: Path, step: Call
     return set().union(*opened.values())
 
 
-def main() -> None:
-    """Serve one request."""
-    if sys.platform == "linux":  # end with the parent, should it be killed
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    request = json.loads(sys.stdin.readline())
+def serve_export(request: dict[str, Any], progress: Progress) -> dict[str, str]:
+    """Answer one request."""
     total = 1 + STEPS * (3 if request["externalize_embedder"] else 1)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        _send(channel, {"done": done, "total": total})
-
-    try:
-        answer: dict[str, object] = {"result": export(request, step)}
-    except Exception as error:
-        traceback.print_exc()
-        answer = {"error": _one_line(error)}
-    _send(channel, answer)
-
-
-def _send(channel: IO[str], message: dict[str, Any]) -> None:
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    if isinstance(error, QatconvertError):
-        return text
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-    return f"{type(error).__name__}: {first}"
+    steps = itertools.count(1)
+    return export(request, lambda: progress(next(steps), total))
 
 
 if __name__ == "__main__":
-    main()
+    serve(serve_export)
