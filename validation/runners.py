@@ -17,7 +17,11 @@ from converter.errors import UsageError
 from validation.worker import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
-_RUNNERS = {"gguf": "validation.llamacpp:runner", "onnx": "validation.onnxruntime:runner"}
+_RUNNERS = {
+    "gguf": "validation.llamacpp:runner",
+    "litert": "validation.litert:runner",
+    "onnx": "validation.onnxruntime:runner",
+}
 #: What the reference needs, and the extra that installs it.
 _REFERENCE = ("torch", "transformers", "accelerate")
 #: The provider that every runtime has.
