@@ -45,7 +45,8 @@ class Function:
 
     def operator(self, name, inputs, outputs, options=None, kind=0, version=1):
         code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
+        code.builtinCode = getattr(schema.BuiltinOperator, name)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
         code.version = version
         self.model.operatorCodes.append(code)
         operator = schema.OperatorT()
@@ -93,14 +94,14 @@ class Function:
         self.operator("MUL", [x, vector], [out], options, schema.BuiltinOptions.MulOptions)
 
 
-def graph(*builders):
-    """A flatbuffer with a function for each ``builder(function)``."""
+def graph(*builders, names=()):
+    """A flatbuffer with a function for each ``builder(function)``, named ``function_0`` and so on."""
     model = schema.ModelT()
     model.version, model.description = 3, b""
     model.buffers, model.operatorCodes, model.subgraphs = [schema.BufferT()], [], []
     model.signatureDefs = []
     for number, build in enumerate(builders):
-        function = Function(model, f"function_{number}")
+        function = Function(model, names[number] if names else f"function_{number}")
         build(function)
         function.graph.inputs, function.graph.outputs = function.inputs, function.outputs
         signature = schema.SignatureDefT()
