@@ -121,17 +121,23 @@ def _runtime_facts(runtime: Mapping[str, Any]) -> list[tuple[str, str]]:
     if runtime.get("provider"):
         level = runtime.get("accuracy_level")
         accuracy = "" if level is None else f", accuracy level {level}"
+        if level is None and runtime.get("rounded_activations"):
+            accuracy = ", activations rounded to int8"
         threads = f", {runtime['threads']} threads" if runtime.get("threads") else ""
         peak = runtime.get("peak_bytes")
         memory = f", at most {peak / 1e6:,.0f} MB of memory" if peak else ""
         found.append(("run with", f"provider {runtime['provider']}{accuracy}{threads}{memory}"))
+    if signatures := runtime.get("signatures"):
+        context = runtime["context_length"]
+        found.append(("signatures", f"{', '.join(map(str, signatures))}; context of {context:,} tokens"))
     if decode := runtime.get("decode"):
+        other = "behind a prefill" if signatures else "computed at once"
         found.append(
             (
                 "decoding",
                 f"{number(decode['tokens_per_second'])} tokens per second; mean KLD"
                 f" {number(decode['mean_kld'])}, largest {number(decode['max_kld'])}, against the same"
-                f" {decode['positions']} positions computed at once",
+                f" {decode['positions']} positions {other}",
             )
         )
     return found

@@ -258,6 +258,26 @@ def test_how_an_artifact_was_run_and_decoded_is_told() -> None:
     assert "mean KLD not finite" in render_markdown(content)
 
 
+def test_how_a_bundle_was_run_is_told() -> None:
+    decode = {"positions": 128, "mean_kld": 0.0, "max_kld": 0.0, "max_abs": 0.0, "tokens_per_second": 52.0}
+    runtime = {
+        "name": "LiteRT",
+        "version": "2.3.0",
+        "provider": "cpu",
+        "signatures": ["decode", "prefill_128"],
+        "context_length": 4096,
+        "rounded_activations": True,
+        "threads": 2,
+        "peak_bytes": 153_000_000,
+        "decode": decode,
+        "mean_kld_same_weights": None,
+    }
+    text = Page(render_html(report(runtime=runtime))).text
+    assert "provider cpu, activations rounded to int8, 2 threads, at most 153 MB of memory" in text
+    assert "decode, prefill_128; context of 4,096 tokens" in text
+    assert "mean KLD 0, largest 0, against the same 128 positions behind a prefill" in text
+
+
 def test_what_was_not_validated_says_so() -> None:
     entry = {"artifact": "gguf/x.gguf", "bytes": 10, "bits_per_weight": 4.5, "passed": None}
     content = assemble("x", {"repo": "a/b", "revision": "0" * 40, "format": "f"}, None, {"gguf": entry})

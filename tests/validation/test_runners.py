@@ -26,7 +26,7 @@ def test_a_provider_must_be_there_for_the_targets_that_take_one() -> None:
 
 
 def test_a_target_without_a_runtime_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"target 'tape' \(known: gguf, onnx\); use --no-validate"):
+    with pytest.raises(UsageError, match=r"target 'tape' \(known: gguf, litert, onnx\); use --no-validate"):
         check_available(["gguf", "tape"])
 
 
@@ -38,6 +38,7 @@ def test_a_target_without_a_runtime_is_a_usage_error() -> None:
         (["torch", "llama_cpp"], "reference,llamacpp"),
         (["onnxruntime"], "onnx"),
         (["onnx", "onnxruntime", "llama_cpp"], "llamacpp,onnx"),
+        (["ai_edge_litert"], "litert"),
     ],
 )
 def test_a_missing_extra_is_named_before_any_work(
@@ -46,7 +47,7 @@ def test_a_missing_extra_is_named_before_any_work(
     for module in absent:
         monkeypatch.setitem(sys.modules, module, None)  # Python's own way to say: not installed
     with pytest.raises(UsageError) as caught:
-        check_available(["gguf", "onnx"])
+        check_available(["gguf", "onnx", "litert"])
     assert f"pip install 'qatconvert[{extras}]'" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -54,8 +55,8 @@ def test_a_missing_extra_is_named_before_any_work(
 def test_the_check_imports_no_library() -> None:
     script = (
         "import sys; from validation.runners import check_available, check_provider;"
-        "check_available(['gguf', 'onnx']); check_provider(['gguf', 'onnx'], 'cpu');"
-        "libraries = ('torch', 'transformers', 'llama_cpp', 'onnx', 'onnxruntime');"
+        "targets = ['gguf', 'litert', 'onnx']; check_available(targets); check_provider(targets, 'cpu');"
+        "libraries = ('torch', 'transformers', 'llama_cpp', 'onnx', 'onnxruntime', 'ai_edge_litert');"
         "print([name for name in libraries if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
