@@ -36,6 +36,8 @@ _WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
 _MOST_PLACES: Final = 64
 #: Largest constant among which nameless vectors are sought, in bytes.
 _VECTOR_BYTES: Final = 4 << 20
+#: What the names of norms end with.
+_NORM: Final = "norm.weight"
 
 
 def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -45,7 +47,9 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     ``CheckpointError`` for a damaged file and for a weight that is missing, has another shape, is held in two
     ways or is used in a way that is not read.
     """
-    return describe_models(open_models(artifact), checkpoint.weights)
+    return describe_models(
+        open_models(artifact), checkpoint.weights, norm_offset=checkpoint.architecture.norm_offset
+    )
 
 
 def open_models(artifact: Path) -> list[Model]:
@@ -59,9 +63,11 @@ def open_models(artifact: Path) -> list[Model]:
     return [read_model(shard, one.offset, one.size) for one in sections]
 
 
-def describe_models(models: Sequence[Model], weights: Mapping[str, Weight]) -> dict[str, StoredTensor]:
-    """See ``describe``."""
-    found = _Tensors(models)
+def describe_models(
+    models: Sequence[Model], weights: Mapping[str, Weight], *, norm_offset: float = 0.0
+) -> dict[str, StoredTensor]:
+    """See ``describe``; graphs have norms with ``norm_offset`` added."""
+    found = _Tensors(models, norm_offset)
     stored = {}
     for key, weight in weights.items():
         matrix = found.matrix(key, weight)
@@ -116,8 +122,8 @@ class _Stretch:
 class _Tensors:
     """The named tensors of all models, and their nameless constants."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
-        self._models = models
+    def __init__(self, models: Sequence[Model], norm_offset: float) -> None:
+        self._models, self._norm_offset = models, norm_offset
         self.path = models[0].shard.path if models else Path()
         self._found: dict[str, list[tuple[Model, Subgraph, int]]] = {}
         self._vectors: dict[bytes, _Stretch] | None = None
@@ -242,11 +248,14 @@ class _Tensors:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
         if self._vectors is None:
             self._vectors = dict(self._constants())
-        content = np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes()
+        offset = self._norm_offset if name.endswith(_NORM) else 0.0
+        floats = weight.floats(0, weight.rows)
+        content = np.ascontiguousarray(floats + offset if offset else floats, "<f4").tobytes()
         stretch = self._vectors.get(content)
         if stretch is None:
             raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
-        return _Matrix("FLOAT", len(content), (stretch.buffer,), _Values(stretch, "<f4", weight.columns))
+        values = _Values(stretch, "<f4", weight.columns, offset)
+        return _Matrix("FLOAT", len(content), (stretch.buffer,), values)
 
     def _constants(self) -> Iterator[tuple[bytes, _Stretch]]:
         """Small float32 constants by their bytes; as many as a graph may have."""
@@ -277,16 +286,17 @@ def _uses(subgraph: Subgraph) -> Mapping[int, frozenset[tuple[str, int]]]:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """Rows of numbers."""
+    """Rows of numbers, which are stored with ``offset`` added."""
 
     stretch: _Stretch
     dtype: str
     columns: int
+    offset: float = 0.0
 
     def __call__(self, start: int, stop: int) -> Floats:
         count = (stop - start) * self.columns
         values = self.stretch.read(start * self.columns, count, self.dtype)
-        return values.astype(np.float32).reshape(stop - start, self.columns)
+        return values.astype(np.float32).reshape(stop - start, self.columns) - self.offset
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,12 @@ def floats(start, stop):
     return codes(start, stop).codes * np.float32(0.5)
 
 
-NUMBERS = np.linspace(-1, 1, 24, dtype=np.float32)
+NUMBERS = (np.arange(24, dtype=np.float32) - 11) / 16
 MATRIX = Weight(NAME, NAME, SHAPE, "BF16", floats, LatticeFormat(4, 32), codes)
 VECTOR = Weight(NORM, NORM, (24,), "F32", lambda start, stop: NUMBERS[None])
-CHECKPOINT = SimpleNamespace(weights={NAME: MATRIX, NORM: VECTOR})
+CHECKPOINT = SimpleNamespace(
+    weights={NAME: MATRIX, NORM: VECTOR}, architecture=SimpleNamespace(norm_offset=0.0)
+)
 
 
 def build(function):
@@ -91,6 +93,16 @@ def test_all_weights_are_read_back(content, tmp_path):
     np.testing.assert_array_equal(found[NAME].floats(0, 32), floats(0, 32))
     np.testing.assert_array_equal(found[NAME].floats(7, 19), floats(7, 19))
     np.testing.assert_array_equal(found[NORM].floats(0, 1), NUMBERS[None])
+
+
+def test_a_norm_is_read_without_what_the_architecture_adds(content, tmp_path):
+    path = put(tmp_path, content)
+    less = Weight(NORM, NORM, (24,), "F32", lambda start, stop: NUMBERS[None] - np.float32(1))
+    weights, offset = {NAME: MATRIX, NORM: less}, SimpleNamespace(norm_offset=1.0)
+    found = describe(path, SimpleNamespace(weights=weights, architecture=offset))
+    np.testing.assert_array_equal(found[NORM].floats(0, 1), less.floats(0, 1))
+    with pytest.raises(CheckpointError, match=f"{NORM} is missing: no constant has its numbers"):
+        describe(path, SimpleNamespace(weights=weights, architecture=CHECKPOINT.architecture))
 
 
 def test_data_behind_4_gigabytes_are_read(content, tmp_path):
