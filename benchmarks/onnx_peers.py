@@ -25,7 +25,7 @@ def float32(checkpoint: Path, output: Path) -> None:
     }
     plain = dataclasses.replace(opened, weights=weights)
     plan = target.plan(plain, "float32", {"off_lattice": "f32"})
-    target.write(plain, plan, output, lambda count: None)
+    target.write(plain, plan, output)
 
 
 def rounded(checkpoint: Path, output: Path) -> None:

@@ -57,6 +57,11 @@ class Checkpoint:
         """Number of values over all weights."""
         return sum(weight.size for weight in self.weights.values())
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all weights as the files hold them."""
+        return sum(weight.stored_bytes for weight in self.weights.values())
+
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open the checkpoint in a directory: headers, configuration, tokenizer and samples of the weights.

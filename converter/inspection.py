@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from converter.architecture import Architecture
-from converter.pipeline import Model, Progress, no_progress
+from converter.pipeline import Model
 from converter.survey import Survey, survey
 from converter.weight import Weight
-from targets.plan import find_target, known_targets
+from targets.plan import Progress, find_target, known_targets, no_progress
 
 
 def inspect(

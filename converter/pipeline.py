@@ -10,21 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from converter import manifest, output
 from converter.errors import QatconvertError, UsageError
+from converter.memory import check_memory
 from converter.names import Source, one_line, printable, resolve
 from converter.shards import open_shards
-from targets.plan import Plan, Target, artifact_of, check_installed, check_known, find_target, target_of
+from targets.plan import (
+    Plan,
+    Progress,
+    Target,
+    artifact_of,
+    check_installed,
+    check_known,
+    find_target,
+    no_progress,
+    target_of,
+)
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
     from validation.preparation import Prepared
     from validation.validation import Proof
-
-#: Called with a stage's name, how much of it is done and how much there is (bytes, or steps).
-Progress = Callable[[str, int, int], None]
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ def convert(
             digests.add(open_shards(source.path).files)
         targets = [find_target(name) for name in names]
         check_installed(targets)
+        for target in targets:
+            target.check(conversion.options)
         if conversion.validation is not None:
             _check_validation(names, conversion.validation)
         source, path, revision = _locate(conversion.model, conversion.offline, progress)
@@ -160,16 +166,18 @@ def _convert(
     made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
     output.check_places(destination, [*made, Path(output.MANIFEST)])
     output.check_space(destination, sum(plan.bytes for plan in plans))
+    for plan in plans:
+        check_memory(plan.target, plan.memory)
     with ExitStack() as stack:
         prepared = None
         if conversion.validation is not None:
             # before anything is written: options that mean nothing must not cost a conversion
             prepared = stack.enter_context(_prepare(model, conversion.validation, progress))
         scratch = stack.enter_context(output.scratch_directory(destination))
-        _write(model, pairs, scratch, progress, warn)
+        told = _write(model, pairs, scratch, progress, warn)
         changing = {scratch / plan.artifacts[0] for target, plan in pairs if target.choices(plan)}
         digests.add(path for path in manifest.files_of(scratch) if path not in changing)
-        report, choices = _prove(prepared, model, pairs, digests, scratch, progress)
+        report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
         _record(_options(conversion), model, plans, choices, report, digests, scratch)
         output.publish(scratch, destination)
     return Outcome(destination, report, _passed(report), _errors(report))
@@ -194,18 +202,15 @@ def _write(
     scratch: Path,
     progress: Progress,
     warn: Callable[[str], None],
-) -> None:
-    total = sum(weight.stored_bytes for weight in model.checkpoint.weights.values())
+) -> dict[str, list[str]]:
+    """Write all artifacts; what each target warned of, before and after, which is told here."""
+    told: dict[str, list[str]] = {}
     for target, plan in pairs:
-        done = 0
-
-        def advance(count: int, stage: str = f"write {target.name}") -> None:
-            nonlocal done
-            done += count
-            progress(stage, done, total)
-
-        for warning in target.write(model.checkpoint, plan, scratch, advance):
+        warnings = target.write(model.checkpoint, plan, scratch, progress)
+        for warning in warnings:
             warn(warning)
+        told[target.name] = [*plan.warnings, *warnings]
+    return told
 
 
 def _prepare(
@@ -220,6 +225,7 @@ def _prove(
     prepared: Prepared | None,
     model: Model,
     pairs: Sequence[tuple[Target, Plan]],
+    told: Mapping[str, Sequence[str]],
     digests: manifest.Digests,
     scratch: Path,
     progress: Progress,
@@ -248,6 +254,7 @@ def _prove(
             "artifact": plan.artifacts[0],
             "bytes": sum((scratch / name).stat().st_size for name in plan.artifacts),
             "bits_per_weight": round(plan.bits_per_weight, 4),
+            **({"warnings": list(told[target.name])} if told[target.name] else {}),
             **measured,
         }
     return _assemble(model, prepared, entries), chosen

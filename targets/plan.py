@@ -17,6 +17,25 @@ from converter.errors import UsageError
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
+#: ``progress(stage, done, total)``: a stage's name, how much of it is done and how much there is.
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """A function that is called with what was done since its last call, and tells ``progress`` the sum."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    return advance
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
@@ -36,8 +55,10 @@ class PlannedTensor:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main
-    (or first) file first, ``companions`` small files that help to use them, ``bytes`` the sum over tensors,
-    ``warnings`` one line each for the user."""
+    (or first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
+    ``warnings`` one line each for the user. ``operators`` says which operators of the runtime read the
+    weights, and how many weights of each format, where that depends on the plan; ``memory`` is the most bytes
+    of memory that writing takes, if it is more than any machine has."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -45,6 +66,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     companions: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    memory: int | None = None
 
     @property
     def bytes(self) -> int:
@@ -60,10 +83,13 @@ class Plan:
 
     def as_dict(self) -> dict[str, object]:
         """The plan as the manifest records it."""
+        operators = {name: dict(formats) for name, formats in self.operators.items()}
         return {
             "options": dict(self.options),
             "bytes": self.bytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
+            **({"operators": operators} if operators else {}),
+            **({"memory": self.memory} if self.memory is not None else {}),
             "warnings": list(self.warnings),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
         }
@@ -93,16 +119,20 @@ class Target(Protocol):
     extra: str
     modules: tuple[str, ...]
 
+    def check(self, options: Mapping[str, object]) -> None:
+        """Raise ``UsageError`` for options that are wrong whatever the model is, or that need what is not
+        installed; called before a model is downloaded or opened."""
+
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
         cannot hold. Writes nothing. ``name`` is the model's name, used in file names."""
 
     def write(
-        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> Sequence[str]:
         """Write ``plan.artifacts`` and ``plan.companions`` below ``directory`` (a scratch directory that
         the caller renames when whole) and return warnings about what only the whole reading showed.
-        ``progress`` is called with the number of bytes read since the last call."""
+        The stage ``write NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """Ways to run the written artifact that only measuring can tell apart, by option and value: the

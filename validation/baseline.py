@@ -43,16 +43,9 @@ def write_naive_q4_0(
     if all(weight.lattice != _LATTICE for weight in weights.values()):
         raise ValidationError("no weight lies on a 4-bit lattice that a naive Q4_0 could be compared with")
     naive = replace(checkpoint, weights=weights)
-    total, done = sum(weight.stored_bytes for weight in weights.values()), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
     format = find_target(target)
     plan = format.plan(naive, "naive", {})
-    format.write(naive, plan, directory, advance)
+    format.write(naive, plan, directory, lambda stage, done, total: progress(done, total))
     return directory / plan.artifacts[0]
 
 

@@ -6,13 +6,13 @@ accelerate, and the modules on disk are read back from the checkpoint's own file
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from converter.errors import ValidationError
+from converter.memory import free_memory
 from targets.writing import processors
 from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.logits import create_logits
@@ -45,8 +45,8 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(processors())
-    model = _load(request)
-    offloaded = "disk" in getattr(model, "hf_device_map", {}).values()
+    model = load_model(request)
+    offloaded = is_offloaded(model)
     sequences = request["sequences"]
     vocabulary = model.config.get_text_config().vocab_size
     output = create_logits(Path(request["output"]), sum(map(len, sequences)), vocabulary)
@@ -55,7 +55,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
         most = (request.get("batch_bytes") or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
         start = 0
         for batch in batches(sequences, most):
-            for rows in _forward(model, batch):
+            for rows in forward(model, batch):
                 output[start : start + rows.shape[0]] = rows.float().numpy()
                 start += rows.shape[0]
             progress(start, output.shape[0])
@@ -77,7 +77,14 @@ def batches(sequences: Sequence[Sequence[int]], most: int) -> list[list[Sequence
     return found
 
 
-def _load(request: Mapping[str, Any]) -> Any:
+def is_offloaded(model: Any) -> bool:
+    """Whether some of a model is read from disk for each forward pass."""
+    return "disk" in getattr(model, "hf_device_map", {}).values()
+
+
+def load_model(request: Mapping[str, Any]) -> Any:
+    """The checkpoint as a model for text, with the request of ``write_logits``; ``ValidationError`` unless
+    all of its text weights are the checkpoint's."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -98,7 +105,7 @@ def _load(request: Mapping[str, Any]) -> Any:
         attn_implementation="eager",
         experts_implementation="eager",
         device_map="auto",
-        max_memory={"cpu": request["max_memory"] or int(_free_memory() * _SHARE)},
+        max_memory={"cpu": request["max_memory"] or int(free_memory() * _SHARE)},
         offload_folder=request["scratch"],
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # reported by name below, where the exception would not name it
@@ -139,7 +146,7 @@ def _text_name(name: str) -> str:
     return name
 
 
-def _forward(model: Any, batch: Sequence[Sequence[int]]) -> Iterable[Any]:
+def forward(model: Any, batch: Sequence[Sequence[int]]) -> Iterable[Any]:
     """Logits ``[length, vocabulary]`` of each sequence of one padded batch.
 
     Padding stands at the end, where causal attention keeps it from every real position.
@@ -151,17 +158,3 @@ def _forward(model: Any, batch: Sequence[Sequence[int]]) -> Iterable[Any]:
     logits = model(input_ids=ids, use_cache=False).logits
     for row, values in zip(batch, logits, strict=True):
         yield values[: len(row)]
-
-
-def _free_memory() -> int:
-    """Bytes this process may still take: what the machine has free, or what its control group leaves."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    group = Path("/sys/fs/cgroup")
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, StopIteration):
-        pass  # another system; or no control group, or one without a limit ("max")
-    return max(free, 0)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from converter.names import one_line
-from converter.pipeline import Progress, no_progress
+from targets.plan import Progress, no_progress
 
 
 def warn(line: str) -> None:

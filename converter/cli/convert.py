@@ -10,6 +10,7 @@ import click
 
 from converter.cli.options import (
     OutputPath,
+    litert_options,
     modelfile_options,
     off_lattice_option,
     onnx_options,
@@ -49,6 +50,8 @@ from converter.cli.options import (
     help="How onnxruntime multiplies by quantised weights: 0 in the activations' own type, 4 in int8. "
     "Default: both are measured, and the fastest that passes the gates is kept.",
 )
+@litert_options
+@click.option("--keep-tflite", is_flag=True, help="Keep a LiteRT bundle's models as .tflite files beside it.")
 @modelfile_options
 @click.option("--validate/--no-validate", default=True, help="Run the artifact against reference logits.")
 @validation_options
@@ -65,6 +68,10 @@ def command(
     onnx_scales: str | None,
     onnx_dtype: str | None,
     accuracy_level: int | None,
+    prefill_lengths: tuple[int, ...] | None,
+    context_length: int | None,
+    externalize_embedder: bool,
+    keep_tflite: bool,
     system: str | None,
     license_files: tuple[Path, ...],
     num_ctx: int | None,
@@ -79,7 +86,7 @@ def command(
     config.json and safetensors.
 
     \b
-    qatconvert gemma4-demo --target gguf --target onnx
+    qatconvert gemma4-demo --target gguf --target onnx --target litert
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
     from converter.cli.console import fail, progress_bars, warn
@@ -91,6 +98,10 @@ def command(
         "onnx_scales": onnx_scales,
         "onnx_dtype": onnx_dtype,
         "accuracy_level": accuracy_level,
+        "prefill_lengths": prefill_lengths,
+        "context_length": context_length,
+        "externalize_embedder": externalize_embedder or None,
+        "keep_tflite": keep_tflite or None,
         "system": system,
         "licenses": [read_license(file) for file in license_files] or None,
         "num_ctx": num_ctx,

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from converter.cli.options import off_lattice_option, onnx_options
+from converter.cli.options import litert_options, off_lattice_option, onnx_options
 
 
 @click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
@@ -21,6 +21,7 @@ from converter.cli.options import off_lattice_option, onnx_options
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @off_lattice_option
 @onnx_options
+@litert_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def command(
@@ -30,6 +31,9 @@ def command(
     off_lattice: str,
     onnx_scales: str | None,
     onnx_dtype: str | None,
+    prefill_lengths: tuple[int, ...] | None,
+    context_length: int | None,
+    externalize_embedder: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -47,7 +51,14 @@ def command(
 
     with progress_bars(quiet) as progress:
         opened = open_model(model, offline=offline, progress=progress)
-        options = {"off_lattice": off_lattice, "onnx_scales": onnx_scales, "onnx_dtype": onnx_dtype}
+        options = {
+            "off_lattice": off_lattice,
+            "onnx_scales": onnx_scales,
+            "onnx_dtype": onnx_dtype,
+            "prefill_lengths": prefill_lengths,
+            "context_length": context_length,
+            "externalize_embedder": externalize_embedder or None,
+        }
         given = {key: value for key, value in options.items() if value is not None}
         found = inspect(opened, targets, given, progress)
         if opened.source.note:

@@ -78,6 +78,51 @@ def onnx_options(command: Command) -> Command:
     return command
 
 
+class Lengths(click.ParamType[tuple[int, ...]]):
+    """Numbers of tokens with commas between them, as in ``128,1024``."""
+
+    name = "N,N..."
+
+    def convert(
+        self, value: object, parameter: click.Parameter | None, context: click.Context | None
+    ) -> tuple[int, ...]:
+        """The numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: give numbers of tokens, as in 128,1024")
+
+
+def litert_options(command: Command) -> Command:
+    """What a LiteRT bundle can do."""
+    for option in reversed(
+        (
+            click.option(
+                "--prefill-lengths",
+                type=Lengths(),
+                help="Numbers of tokens in which a LiteRT bundle reads prompts, as in 128,1024; each takes "
+                "memory and time to export.  [default: 128]",
+            ),
+            click.option(
+                "--context-length",
+                type=int,
+                metavar="N",
+                help="Tokens that a LiteRT bundle's caches hold, prompt and answer together.  "
+                "[default: 4096, or what the model was trained for]",
+            ),
+            click.option(
+                "--externalize-embedder",
+                is_flag=True,
+                help="Put the embeddings of a LiteRT bundle into models of their own.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 def modelfile_options(command: Command) -> Command:
     """What a Modelfile says beyond the model itself."""
     for option in (

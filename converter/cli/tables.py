@@ -162,6 +162,11 @@ def _summary(found: Mapping[str, Any]) -> Table:
         table.add_row(
             f"planned {name}", f"{size(target['bytes'])}, {target['bits_per_weight']:.2f} bits per weight"
         )
+        for operator, formats in target.get("operators", {}).items():
+            held = ", ".join(f"{count} {format}" for format, count in formats.items())
+            table.add_row("", f"{operator}: {held}")
+        if "memory" in target:
+            table.add_row("", f"up to {size(target['memory'])} of memory to write it")
         for warning in target["warnings"]:
             table.add_row("", escape(warning))
     return table

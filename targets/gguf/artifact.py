@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,7 +34,7 @@ from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
 from targets.off_lattice import off_lattice_warnings
 from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
-from targets.plan import Plan, PlannedTensor, StoredTensor
+from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -56,6 +56,11 @@ class GgufTarget:
     suffix = ".gguf"
     extra = ""
     modules: tuple[str, ...] = ()
+
+    def check(self, options: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``."""
+        off_lattice_option(options)
+        split_limit(options)
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """See ``targets.plan.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
@@ -82,7 +87,7 @@ class GgufTarget:
         return plan
 
     def write(
-        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
         """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         name = plan.options["name"]
@@ -97,7 +102,8 @@ class GgufTarget:
             raise destination_error(path, error) from error
         factors = rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
-        written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, progress)
+        advance = counted(progress, "write gguf", checkpoint.stored_bytes)
+        written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
         try:
             (directory / MODELFILE).parent.mkdir(exist_ok=True)
             (directory / MODELFILE).write_bytes(_modelfile(checkpoint, plan).encode("utf-8"))

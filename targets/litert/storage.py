@@ -11,7 +11,9 @@ of the input's blocks. That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -22,6 +24,7 @@ from converter.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
 from targets import float16
 from targets.off_lattice import off_lattice_warnings
 from targets.plan import PlannedTensor
+from targets.writing import processors
 
 #: Values that share a scale.
 BLOCK: Final = 32
@@ -72,6 +75,16 @@ def has_negative_scales(weight: Weight) -> bool:
     return any(bool(np.any(weight.codes(*rows).scales < 0)) for rows in weight.row_ranges())
 
 
+def negative_weights(weights: Iterable[Weight]) -> frozenset[str]:
+    """Names of the weights of which a block has a negative scale; see ``has_negative_scales``."""
+    largest_first = sorted(weights, key=lambda weight: -weight.size)
+    with ThreadPoolExecutor(processors()) as pool:
+        found = pool.map(has_negative_scales, largest_first)
+        return frozenset(
+            weight.name for weight, negative in zip(largest_first, found, strict=True) if negative
+        )
+
+
 def storage_format(weight: Weight, *, negative: bool, multiplied: bool, off_lattice: str = "FLOAT16") -> str:
     """Format of a weight. ``negative`` says whether it has negative scales, ``multiplied`` whether a matrix
     product uses it (an embedding is only looked up), ``off_lattice`` how matrices on no lattice are held.
@@ -120,12 +133,18 @@ def _fits_float16(weight: Weight, start: int, stop: int) -> bool:
 
 
 def planned_tensors(
-    weights: Mapping[str, Weight], negative: frozenset[str], tied_head: bool, off_lattice: str = "FLOAT16"
+    weights: Mapping[str, Weight],
+    negative: frozenset[str],
+    tied_head: bool,
+    off_lattice: str = "FLOAT16",
+    *,
+    own_head: bool = False,
 ) -> tuple[PlannedTensor, ...]:
     """How every weight is stored; ``negative`` names those with negative scales.
 
-    An output head tied to the embedding shares its tensor, unless that has negative scales: the head is then
-    a tensor of its own, which comes last and from no weight of its own.
+    An output head tied to the embedding shares its tensor, unless that has negative scales or ``own_head``
+    says that both are in different models: the head is then a tensor of its own, which comes last and from no
+    weight of its own.
     """
     planned = []
     for weight in weights.values():
@@ -134,10 +153,50 @@ def planned_tensors(
             weight, negative=weight.name in negative, multiplied=multiplied, off_lattice=off_lattice
         )
         planned.append(_planned(weight, weight.name, format))
-    if tied_head and EMBEDDING in negative:
-        head = _planned(weights[EMBEDDING], None, "INT4+sums")
-        planned.append(head)
+    if tied_head and (own_head or EMBEDDING in negative):
+        weight = weights[EMBEDDING]
+        format = storage_format(
+            weight, negative=EMBEDDING in negative, multiplied=True, off_lattice=off_lattice
+        )
+        planned.append(_planned(weight, None, format))
     return tuple(planned)
+
+
+def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, dict[str, int]]:
+    """Operators of the graph that read weights, and how many tensors of each type each of them reads; a
+    weight that several signatures read counts once. Vectors (norms, scalars) are left out."""
+    found: dict[str, Counter[str]] = {}
+
+    def add(operator: str, format: str) -> None:
+        found.setdefault(operator, Counter())[format] += 1
+
+    own_head = any(tensor.stored_as == HEAD for tensor in tensors)
+    for tensor in tensors:
+        if len(tensor.shape) < 2:
+            continue
+        uses = ["EMBEDDING_LOOKUP" if tensor.stored_as in EMBEDDINGS else "FULLY_CONNECTED"]
+        if tensor.stored_as == EMBEDDING and tied_head and not own_head:
+            uses.append("FULLY_CONNECTED")
+        if tensor.format == "FLOAT16":
+            add("DEQUANTIZE", "FLOAT16")
+        for use in uses:
+            add(use, {"FLOAT16": "FLOAT", "INT4+sums": "INT4"}.get(tensor.format, tensor.format))
+        if tensor.format == "INT4+sums":
+            add("FULLY_CONNECTED", "FLOAT")
+    return {operator: dict(sorted(formats.items())) for operator, formats in sorted(found.items())}
+
+
+def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
+    """A line about matrices that LiteRT's INT4 cannot hold alone; none without them."""
+    coded = [tensor for tensor in tensors if tensor.format in CODED]
+    sums = [tensor for tensor in coded if tensor.format == "INT4+sums"]
+    if not sums:
+        return []
+    return [
+        f"litert: {len(sums)} of {len(coded)} matrices have blocks of negative scale, which LiteRT's INT4 "
+        "cannot hold alone: they are stored as INT4 and a sum for each block, exact at 5.5 bits per weight "
+        f"(the first is {sums[0].stored_as})"
+    ]
 
 
 def _planned(weight: Weight, name: str | None, format: str) -> PlannedTensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from targets.onnx.storage import (
     tensor_bytes,
 )
 from targets.onnx.writing import write_data
-from targets.plan import Plan, PlannedTensor, StoredTensor
+from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.writing import destination_error
 
 MODEL: Final = "onnx/model.onnx"
@@ -42,6 +42,10 @@ class OnnxTarget:
     suffix = ".onnx"
     extra = "onnx"
     modules: tuple[str, ...] = ("mobius", "onnx", "onnx_ir")
+
+    def check(self, options: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``."""
+        read_options(options)
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """See ``targets.plan.Target``. Raises ``UsageError`` for a bad option."""
@@ -67,7 +71,7 @@ class OnnxTarget:
         )
 
     def write(
-        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Callable[[int], None]
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
         """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         from targets.onnx.graph import serialized_graph
@@ -79,7 +83,8 @@ class OnnxTarget:
         (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
         for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():
             _write(directory / path, content)
-        written = write_data(directory / DATA, layout, checkpoint.weights, storage, progress)
+        advance = counted(progress, "write onnx", checkpoint.stored_bytes)
+        written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
         warnings = [
             f"onnx: {weight}: {count} blocks ({BLOCK * count / checkpoint.weights[weight].size:.2%} of its "
             "weights) lie on no lattice and are rounded to the nearest"

@@ -84,7 +84,7 @@ def test_a_pipe_for_an_artifact_is_not_waited_for(qatconvert, error_of, referenc
 def test_a_file_of_no_target_is_wrong_usage(qatconvert, error_of, reference, tmp_path):
     (tmp_path / f"model.{BEL}").touch()
     done = qatconvert("validate", tmp_path / f"model.{BEL}", "--reference", reference)
-    assert "no target writes such files (known: gguf, onnx)" in error_of(done, 2)
+    assert "no target writes such files (known: gguf, litert, onnx)" in error_of(done, 2)
 
 
 def test_a_crash_of_llama_cpp_is_one_line_and_leaves_no_report(

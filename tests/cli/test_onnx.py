@@ -144,7 +144,7 @@ def test_a_directory_without_an_artifact_or_with_several_is_refused(
     qatconvert, error_of, reference, artifact, tmp_path
 ):
     done = qatconvert("validate", artifact.parent, "--reference", reference)
-    assert "holds 0 artifacts (.gguf, .onnx): give the file itself" in error_of(done, 2)
+    assert "holds 0 artifacts (.gguf, .litertlm, .onnx): give the file itself" in error_of(done, 2)
     for name in ("one.onnx", "two.onnx"):
         (tmp_path / name).touch()
     done = qatconvert("validate", tmp_path, "--reference", reference)

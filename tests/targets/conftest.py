@@ -41,7 +41,7 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
             format = find_target(target)
             plan = format.plan(checkpoint, "model", options)
             output = tmp_path_factory.mktemp(target)
-            format.write(checkpoint, plan, output, lambda count: None)
+            format.write(checkpoint, plan, output)
             made[key] = Converted(checkpoint, plan, output / plan.artifacts[0])
         return made[key]
 

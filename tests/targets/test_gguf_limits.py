@@ -40,7 +40,7 @@ def test_llama_cpp_indeed_aborts_on_swapped_layers(checkpoint_factory, llama, mo
     checkpoint = opened(checkpoint_factory, "text", SWAPPED)
     monkeypatch.setattr("targets.gguf.artifact.check", lambda checkpoint: None)
     plan = target.plan(checkpoint, "m", {})
-    target.write(checkpoint, plan, tmp_path, lambda count: None)
+    target.write(checkpoint, plan, tmp_path)
     with pytest.raises(Exception, match=r"GGML_ASSERT\(map_layer_ids"):
         llama(tmp_path / plan.artifacts[0])
 

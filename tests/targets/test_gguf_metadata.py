@@ -97,7 +97,7 @@ def test_generation_settings_are_llama_cpp_s_defaults(checkpoint_factory, tmp_pa
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     checkpoint = open_checkpoint(tmp_path)
     plan = target.plan(checkpoint, "m", {})
-    target.write(checkpoint, plan, tmp_path / "out", lambda count: None)
+    target.write(checkpoint, plan, tmp_path / "out")
     fields = gguf.GGUFReader(tmp_path / "out" / plan.artifacts[0]).fields
     assert fields["general.sampling.temp"].contents() == 0.5
     assert fields["general.sampling.top_p"].contents() == pytest.approx(0.9)
@@ -111,7 +111,7 @@ def test_a_token_to_suppress_that_is_none_is_one_line(checkpoint_factory, tmp_pa
     (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": [10**6]}))
     checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="suppress_tokens holds 1000000"):
-        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out", lambda count: None)
+        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out")
 
 
 def test_metadata_is_read_without_the_vocabulary(checkpoint_factory, convert):

@@ -12,7 +12,7 @@ from targets.ollama import parse_modelfile
 
 def written(checkpoint, directory, **options):
     plan = target.plan(checkpoint, "m", options)
-    target.write(checkpoint, plan, directory, lambda count: None)
+    target.write(checkpoint, plan, directory)
     path = directory / "ollama" / "Modelfile"
     return path, parse_modelfile(path.read_text(encoding="utf-8"))
 

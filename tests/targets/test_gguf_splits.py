@@ -71,7 +71,7 @@ def test_a_limit_above_the_model_gives_one_plain_file(checkpoint_factory, conver
 def test_a_missing_file_is_named(checkpoint_factory, tmp_path):
     checkpoint = open_checkpoint(checkpoint_factory("text"))
     plan = target.plan(checkpoint, "m", {"split_max_size": "200K"})
-    target.write(checkpoint, plan, tmp_path, lambda count: None)
+    target.write(checkpoint, plan, tmp_path)
     (tmp_path / plan.artifacts[1]).unlink()
     with pytest.raises(CheckpointError, match=r"m-q4_0-00002-of-.*missing"):
         target.describe(tmp_path / plan.artifacts[0], checkpoint)

@@ -116,9 +116,7 @@ def test_blocks_that_turn_out_to_be_off_the_lattice_are_counted(checkpoint_facto
     noise = np.random.default_rng(0).normal(size=32).astype(np.float32)
     data[place : place + 64] = bf16_bits(noise).tobytes()
     (directory / "model.safetensors").write_bytes(data)
-    warnings = target.write(
-        checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out", lambda count: None
-    )
+    warnings = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out")
     assert warnings == [
         f"gguf: embed_tokens.weight: 1 blocks ({32 / weight.size:.2%} of its weights) lie on no lattice and "
         "are rounded to the nearest"
@@ -142,7 +140,7 @@ def scaled(checkpoint, name, factor):
 
 def test_scales_below_float16_are_told(checkpoint_factory, tmp_path):
     checkpoint = scaled(open_checkpoint(checkpoint_factory("text")), "embed_tokens.weight", 2.0**-20)
-    (warning,) = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda count: None)
+    (warning,) = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path)
     assert re.fullmatch(
         r"gguf: \d+ of \d+ blocks have a scale that float16 does not hold and that is rounded", warning
     )
@@ -151,7 +149,7 @@ def test_scales_below_float16_are_told(checkpoint_factory, tmp_path):
 def test_scales_beyond_float16_are_refused(checkpoint_factory, tmp_path):
     checkpoint = scaled(open_checkpoint(checkpoint_factory("text")), "embed_tokens.weight", 2.0**30)
     with pytest.raises(TargetError, match=r"embed_tokens\.weight: .* beyond the range of Q4_0's float16"):
-        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda count: None)
+        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path)
 
 
 @pytest.mark.parametrize("option", ["q8_0", "f16", "q4_0"])
@@ -160,13 +158,13 @@ def test_values_beyond_float16_on_no_lattice_are_refused(option, checkpoint_fact
     checkpoint = scaled(checkpoint, "embed_tokens.weight", 2.0**60)
     plan = target.plan(checkpoint, "m", {"off_lattice": option})
     with pytest.raises(TargetError, match=r"embed_tokens\.weight: .*try --off-lattice bf16"):
-        target.write(checkpoint, plan, tmp_path, lambda count: None)
+        target.write(checkpoint, plan, tmp_path)
 
 
 def test_the_same_input_gives_the_same_bytes(checkpoint_factory, convert, tmp_path):
     made = convert(checkpoint_factory("e2b"))
     again = open_checkpoint(checkpoint_factory("e2b"))
-    target.write(again, target.plan(again, "model", {}), tmp_path, lambda count: None)
+    target.write(again, target.plan(again, "model", {}), tmp_path)
     assert (tmp_path / made.plan.artifacts[0]).read_bytes() == made.artifact.read_bytes()
 
 
@@ -177,9 +175,11 @@ def test_shards_do_not_change_the_bytes(checkpoint_factory, convert):
 
 def test_progress_adds_up_to_the_bytes_of_the_checkpoint(checkpoint_factory, tmp_path):
     checkpoint = open_checkpoint(checkpoint_factory("31b"))
-    counts: list[int] = []
-    target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, counts.append)
-    assert sum(counts) == sum(2 * weight.size for weight in checkpoint.weights.values())
+    told: list[tuple[str, int, int]] = []
+    target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda *step: told.append(step))
+    total = sum(2 * weight.size for weight in checkpoint.weights.values())
+    assert told[-1] == ("write gguf", total, total)
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
 
 
 def test_the_plan_s_bytes_are_the_file_s(checkpoint_factory, convert):
@@ -194,7 +194,7 @@ def test_the_conversion_imports_neither_torch_nor_transformers(checkpoint_factor
     script = (
         "import sys; from pathlib import Path; from converter.checkpoint import open_checkpoint\n"
         "from targets.gguf import target; c = open_checkpoint(Path(sys.argv[1]))\n"
-        "target.write(c, target.plan(c, 'm', {}), Path(sys.argv[2]), lambda count: None)\n"
+        "target.write(c, target.plan(c, 'm', {}), Path(sys.argv[2]))\n"
         "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules), sorted(sys.modules)"
     )
     arguments = [sys.executable, "-c", script, str(checkpoint_factory("e2b")), str(tmp_path)]

@@ -38,7 +38,7 @@ def test_a_destination_that_cannot_be_written_is_one_line(checkpoint_factory, tm
     checkpoint = open_checkpoint(checkpoint_factory("text"))
     (tmp_path / "gguf").write_text("in the way")
     with pytest.raises(DestinationError, match="cannot be written") as error:
-        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda count: None)
+        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -53,14 +53,14 @@ def test_a_failure_while_reading_stops_every_thread_and_is_the_one_raised(checkp
     weights["norm.weight"] = replace(weights["norm.weight"], floats=broken)
     before = threading.active_count()
     with pytest.raises(CheckpointError, match="tensor x is cut off"):
-        target.write(replace(checkpoint, weights=weights), plan, tmp_path, lambda count: None)
+        target.write(replace(checkpoint, weights=weights), plan, tmp_path)
     assert threading.active_count() == before
 
 
 def test_an_interrupt_ends_the_write(checkpoint_factory, tmp_path):
     checkpoint = open_checkpoint(checkpoint_factory("text"))
 
-    def interrupt(count: int) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -72,7 +72,7 @@ def test_memory_does_not_grow_with_the_model(checkpoint_factory, tmp_path):
         "import resource, sys; from pathlib import Path; from converter.checkpoint import open_checkpoint\n"
         "from targets.gguf import target; c = open_checkpoint(Path(sys.argv[1]))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "target.write(c, target.plan(c, 'm', {}), Path(sys.argv[2]), lambda count: None)\n"
+        "target.write(c, target.plan(c, 'm', {}), Path(sys.argv[2]))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
     directory = checkpoint_factory("e2b", scale=0.15)

@@ -91,7 +91,7 @@ def test_equal_conversions_give_equal_bytes(checkpoint_factory, tmp_path):
 
     def digests(name):
         plan = target.plan(checkpoint, "model", {})
-        target.write(checkpoint, plan, tmp_path / name, lambda count: None)
+        target.write(checkpoint, plan, tmp_path / name)
         files = [*plan.artifacts, *plan.companions]
         return {file: hashlib.sha256((tmp_path / name / file).read_bytes()).hexdigest() for file in files}
 

@@ -32,7 +32,7 @@ def _write(name: str, directory: Path, destination: Path, **options: object) -> 
     checkpoint = open_checkpoint(directory)
     target = find_target(name)
     plan = target.plan(checkpoint, "model", options)
-    target.write(checkpoint, plan, destination, lambda count: None)
+    target.write(checkpoint, plan, destination)
     return Artifact(checkpoint, destination / plan.artifacts[0], name)
 
 

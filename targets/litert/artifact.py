@@ -1,0 +1,218 @@
+"""The ``litert`` target: plan, write and describe bundles for LiteRT-LM."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from converter.checkpoint import Checkpoint
+from converter.weight import Weight
+from targets.litert.bundle import MODEL, Section, StoredSection, write_bundle
+from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, export_graphs, needed_memory
+from targets.litert.metadata import metadata_sections, template_warnings, tokenizer_file
+from targets.litert.options import Options, fitted, read_options
+from targets.litert.storage import (
+    BLOCK,
+    EMBEDDING,
+    HEAD,
+    negative_warnings,
+    negative_weights,
+    operators,
+    planned_tensors,
+    storage_warnings,
+)
+from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.writing import destination_error
+
+#: What the name of a model's own file ends with, by its type.
+_TFLITE: Final = {DECODER: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER: "-per-layer-embedder"}
+#: Bytes that are copied at a time.
+_CHUNK: Final = 16 << 20
+
+
+class LitertTarget:
+    """LiteRT-LM's format. Options: ``prefill_lengths`` (tokens, a list), ``context_length`` (tokens),
+    ``externalize_embedder``, ``keep_tflite`` (booleans), ``off_lattice`` (``q8_0``, ``bf16``, ``f16``,
+    ``q4_0``, ``f32``)."""
+
+    name = "litert"
+    suffix = ".litertlm"
+    extra = "litert"
+    modules: tuple[str, ...] = ("litert_torch", "litert_lm_builder", "transformers")
+
+    def check(self, options: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``."""
+        read_options(options)
+
+    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+        """See ``targets.plan.Target``. Reads the matrices once, as a negative scale anywhere decides how one
+        is stored. Raises ``TargetError`` for a tokenizer that LiteRT-LM cannot hold and ``UsageError`` for a
+        bad option."""
+        architecture, weights = checkpoint.architecture, checkpoint.weights
+        chosen = fitted(read_options(options), architecture)
+        tokenizer_file(checkpoint.path)
+        tensors = planned_tensors(
+            weights,
+            negative_weights(weights.values()),
+            tied_head=architecture.tied_head,
+            own_head=chosen.externalize_embedder,
+            off_lattice=chosen.off_lattice,
+        )
+        bundle = f"litert/{name}.litertlm"
+        models = _model_types(checkpoint, chosen)
+        return Plan(
+            target=self.name,
+            artifacts=(bundle,),
+            tensors=tensors,
+            warnings=(
+                *storage_warnings(weights.values(), chosen.off_lattice),
+                *negative_warnings(tensors),
+                *template_warnings(checkpoint),
+            ),
+            companions=tuple(_tflite(bundle, kind) for kind in models) if chosen.keep_tflite else (),
+            options={
+                "name": name,
+                "prefill_lengths": list(chosen.prefill_lengths),
+                "context_length": chosen.context,
+                "externalize_embedder": chosen.externalize_embedder,
+                "keep_tflite": chosen.keep_tflite,
+                "off_lattice": options.get("off_lattice") or "q8_0",
+            },
+            operators=operators(tensors, tied_head=architecture.tied_head),
+            memory=needed_memory(architecture, chosen.prefill_lengths),
+        )
+
+    def write(
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
+    ) -> list[str]:
+        """See ``targets.plan.Target``; the stage ``export litert`` counts steps. Raises ``DestinationError``
+        for a file that cannot be written and ``TargetError`` if litert-torch cannot export the graph."""
+        chosen = read_options(plan.options)
+        path = directory / plan.artifacts[0]
+        formats = {tensor.stored_as: tensor.format for tensor in plan.tensors}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".graphs-", dir=directory) as name:
+                files = export_graphs(
+                    checkpoint,
+                    formats,
+                    chosen.prefill_lengths,
+                    chosen.context,
+                    Path(name),
+                    partial(progress, "export litert"),
+                    externalize_embedder=chosen.externalize_embedder,
+                )
+                graphs = {kind: file.read_bytes() for kind, file in files.items()}
+        except OSError as error:
+            raise destination_error(path, error) from error
+        advance = counted(progress, "write litert", _read_bytes(plan.tensors, checkpoint.weights))
+        models = _Models(checkpoint.weights, formats, advance)
+        sections = [
+            *metadata_sections(checkpoint, chosen.context),
+            *(Section(MODEL, partial(models.write, graph), kind) for kind, graph in graphs.items()),
+        ]
+        stored = write_bundle(path, sections)
+        if chosen.keep_tflite:
+            for section in stored:
+                if section.kind == MODEL and section.model_type is not None:
+                    _copy(path, section, directory / _tflite(plan.artifacts[0], section.model_type))
+        return models.warnings()
+
+    def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
+        """See ``targets.plan.Target``: none, LiteRT knows one way to run a graph."""
+        return ()
+
+    def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``: nothing is to be done."""
+
+    def files(self, artifact: Path) -> Sequence[Path]:
+        """See ``targets.plan.Target``."""
+        return (artifact,)
+
+    def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+        """See ``targets.plan.Target``. Raises ``CheckpointError`` for a damaged file."""
+        from targets.litert.reading import describe
+
+        return describe(artifact, checkpoint)
+
+
+class _Models:
+    """Fills graphs with weights, and remembers what that lost."""
+
+    def __init__(
+        self, weights: Mapping[str, Weight], formats: Mapping[str, str], advance: Callable[[int], None]
+    ) -> None:
+        self._weights, self._formats, self._advance = weights, formats, advance
+        self._blocks = self._rounded = 0
+        self._off_lattice: Counter[str] = Counter()
+        self._narrowed: Counter[str] = Counter()
+
+    def write(self, graph: bytes, output: BinaryIO) -> None:
+        """Write the model of a graph where ``output`` stands."""
+        from targets.litert.filling import fill
+
+        filled = fill(graph, self._weights, self._formats, output, self._advance)
+        self._blocks += filled.blocks
+        self._rounded += filled.rounded
+        self._off_lattice.update(filled.off_lattice)
+        self._narrowed.update(filled.narrowed)
+
+    def warnings(self) -> list[str]:
+        """A line for each loss."""
+        told = [
+            f"litert: {name}: {count} blocks ({BLOCK * count / self._weights[name].size:.2%} of its weights) "
+            "lie on no lattice and are rounded to the nearest"
+            for name, count in self._off_lattice.items()
+        ]
+        if self._rounded:
+            told.append(
+                f"litert: {self._rounded} of {self._blocks} blocks have a scale that float16, LiteRT's "
+                "type for scales, does not hold and that is rounded"
+            )
+        if lost := self._narrowed.total():
+            told.append(
+                f"litert: {lost} of {self._blocks} blocks have a scale that is exact in the file and that "
+                "XNNPACK, LiteRT's library for processors, rounds to bfloat16 when it loads it"
+            )
+        return told
+
+
+def _model_types(checkpoint: Checkpoint, options: Options) -> Iterable[str]:
+    """LiteRT-LM's types of the models in the bundle."""
+    if not options.externalize_embedder:
+        return (DECODER,)
+    if checkpoint.architecture.per_layer_input:
+        return (DECODER, EMBEDDER, PER_LAYER_EMBEDDER)
+    return (DECODER, EMBEDDER)
+
+
+def _tflite(bundle: str, kind: str) -> str:
+    """Name of the file that holds one model of a bundle alone."""
+    return f"{bundle.removesuffix('.litertlm')}{_TFLITE[kind]}.tflite"
+
+
+def _read_bytes(tensors: Iterable[PlannedTensor], weights: Mapping[str, Weight]) -> int:
+    """Bytes of checkpoint that are read while a bundle is written: of matrices, as the graph has vectors."""
+    names = [tensor.weight or EMBEDDING for tensor in tensors if len(tensor.shape) > 1]
+    assert all(tensor.weight or tensor.stored_as == HEAD for tensor in tensors)
+    return sum(weights[name].stored_bytes for name in names)
+
+
+def _copy(path: Path, section: StoredSection, output: Path) -> None:
+    """Write a section of a file as a file of its own; raises ``DestinationError``."""
+    try:
+        with path.open("rb") as source, output.open("wb") as target:
+            source.seek(section.offset)
+            left = section.size
+            while left:
+                data = source.read(min(left, _CHUNK))
+                if not data:
+                    raise OSError("the bundle is cut off")
+                target.write(data)
+                left -= len(data)
+    except OSError as error:
+        raise destination_error(output, error, section.size) from error
