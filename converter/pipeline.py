@@ -180,6 +180,10 @@ def _convert(
         report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
         _record(_options(conversion), model, plans, choices, report, digests, scratch)
         output.publish(scratch, destination)
+    for target, plan in pairs:
+        passed = report["targets"][target.name]["passed"] is not False
+        for warning in target.deliver(plan, destination, options, passed, progress):
+            warn(warning)
     return Outcome(destination, report, _passed(report), _errors(report))
 
 

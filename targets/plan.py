@@ -134,6 +134,17 @@ class Target(Protocol):
         the caller renames when whole) and return warnings about what only the whole reading showed.
         The stage ``write NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
 
+    def deliver(
+        self,
+        plan: Plan,
+        output: Path,
+        options: Mapping[str, object],
+        passed: bool,
+        progress: Progress = no_progress,
+    ) -> Sequence[str]:
+        """Lay the artifacts, which are in their place below ``output``, out elsewhere if ``options`` ask for
+        it and no gate failed, and return warnings."""
+
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """Ways to run the written artifact that only measuring can tell apart, by option and value: the
         preferred one first, the most accurate one last. Empty where there is nothing to choose."""

@@ -52,6 +52,19 @@ from converter.cli.options import (
 )
 @litert_options
 @click.option("--keep-tflite", is_flag=True, help="Keep a LiteRT bundle's models as .tflite files beside it.")
+@click.option(
+    "--npu",
+    "npus",
+    multiple=True,
+    metavar="VENDOR:SOC",
+    help="Also compile a LiteRT bundle for a neural processor, such as qualcomm:SM8750 or mediatek:MT6991; "
+    "needs the vendor's SDK. Repeatable.",
+)
+@click.option(
+    "--android-assets",
+    type=OutputPath(path_type=Path),
+    help="Also lay a LiteRT bundle out as assets of an Android app in this directory.",
+)
 @modelfile_options
 @click.option("--validate/--no-validate", default=True, help="Run the artifact against reference logits.")
 @validation_options
@@ -72,6 +85,8 @@ def command(
     context_length: int | None,
     externalize_embedder: bool,
     keep_tflite: bool,
+    npus: tuple[str, ...],
+    android_assets: Path | None,
     system: str | None,
     license_files: tuple[Path, ...],
     num_ctx: int | None,
@@ -102,6 +117,8 @@ def command(
         "context_length": context_length,
         "externalize_embedder": externalize_embedder or None,
         "keep_tflite": keep_tflite or None,
+        "npu": npus or None,
+        "android_assets": android_assets,
         "system": system,
         "licenses": [read_license(file) for file in license_files] or None,
         "num_ctx": num_ctx,

@@ -121,6 +121,17 @@ class GgufTarget:
             )
         return warnings
 
+    def deliver(
+        self,
+        plan: Plan,
+        output: Path,
+        options: Mapping[str, object],
+        passed: bool,
+        progress: Progress = no_progress,
+    ) -> Sequence[str]:
+        """See ``targets.plan.Target``: nothing is to be done."""
+        return ()
+
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.plan.Target``: none, llama.cpp itself knows one way to run a file."""
         return ()

@@ -11,9 +11,11 @@ from typing import BinaryIO, Final
 
 from converter.checkpoint import Checkpoint
 from converter.weight import Weight
-from targets.litert.bundle import MODEL, Section, StoredSection, write_bundle
+from targets.litert.android import check_assets, check_directory, write_assets
+from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, export_graphs, needed_memory
 from targets.litert.metadata import metadata_sections, template_warnings, tokenizer_file
+from targets.litert.npu import check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
     BLOCK,
@@ -30,14 +32,12 @@ from targets.writing import destination_error
 
 #: What the name of a model's own file ends with, by its type.
 _TFLITE: Final = {DECODER: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER: "-per-layer-embedder"}
-#: Bytes that are copied at a time.
-_CHUNK: Final = 16 << 20
 
 
 class LitertTarget:
     """LiteRT-LM's format. Options: ``prefill_lengths`` (tokens, a list), ``context_length`` (tokens),
     ``externalize_embedder``, ``keep_tflite`` (booleans), ``off_lattice`` (``q8_0``, ``bf16``, ``f16``,
-    ``q4_0``, ``f32``)."""
+    ``q4_0``, ``f32``), ``npu`` (``qualcomm:SM8750``, a list), ``android_assets`` (a directory)."""
 
     name = "litert"
     suffix = ".litertlm"
@@ -46,7 +46,7 @@ class LitertTarget:
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``."""
-        read_options(options)
+        check_installed(read_options(options).npus)
 
     def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
         """See ``targets.plan.Target``. Reads the matrices once, as a negative scale anywhere decides how one
@@ -63,7 +63,8 @@ class LitertTarget:
             off_lattice=chosen.off_lattice,
         )
         bundle = f"litert/{name}.litertlm"
-        models = _model_types(checkpoint, chosen)
+        models = _model_types(checkpoint, chosen) if chosen.keep_tflite else ()
+        size = sum(tensor.bytes for tensor in tensors)
         return Plan(
             target=self.name,
             artifacts=(bundle,),
@@ -72,8 +73,12 @@ class LitertTarget:
                 *storage_warnings(weights.values(), chosen.off_lattice),
                 *negative_warnings(tensors),
                 *template_warnings(checkpoint),
+                *_assets_warnings(name, size, options),
             ),
-            companions=tuple(_tflite(bundle, kind) for kind in models) if chosen.keep_tflite else (),
+            companions=(
+                *(_tflite(bundle, kind) for kind in models),
+                *(f"litert/{npu.file_name(name)}" for npu in chosen.npus),
+            ),
             options={
                 "name": name,
                 "prefill_lengths": list(chosen.prefill_lengths),
@@ -81,6 +86,7 @@ class LitertTarget:
                 "externalize_embedder": chosen.externalize_embedder,
                 "keep_tflite": chosen.keep_tflite,
                 "off_lattice": options.get("off_lattice") or "q8_0",
+                "npu": [str(npu) for npu in chosen.npus],
             },
             operators=operators(tensors, tied_head=architecture.tied_head),
             memory=needed_memory(architecture, chosen.prefill_lengths),
@@ -119,8 +125,34 @@ class LitertTarget:
         if chosen.keep_tflite:
             for section in stored:
                 if section.kind == MODEL and section.model_type is not None:
-                    _copy(path, section, directory / _tflite(plan.artifacts[0], section.model_type))
+                    _extract(path, section, directory / _tflite(plan.artifacts[0], section.model_type))
+        for npu in chosen.npus:
+            compiled = path.with_name(npu.file_name(str(plan.options["name"])))
+            compile_bundle(path, npu, compiled, partial(progress, f"compile for {npu}"))
         return models.warnings()
+
+    def deliver(
+        self,
+        plan: Plan,
+        output: Path,
+        options: Mapping[str, object],
+        passed: bool,
+        progress: Progress = no_progress,
+    ) -> Sequence[str]:
+        """See ``targets.plan.Target``: the assets of an Android app. Raises ``DestinationError``."""
+        if options.get("android_assets") is None:
+            return ()
+        directory = Path(str(options["android_assets"]))
+        if not passed:
+            return (f"litert: a gate failed, so nothing was written to {directory}",)
+        write_assets(
+            output / plan.artifacts[0],
+            directory,
+            model=str(plan.options["name"]),
+            context_length=read_options(plan.options).context,
+            progress=partial(progress, "android assets"),
+        )
+        return ()
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.plan.Target``: none, LiteRT knows one way to run a graph."""
@@ -181,6 +213,15 @@ class _Models:
         return told
 
 
+def _assets_warnings(model: str, size: int, options: Mapping[str, object]) -> Sequence[str]:
+    """What is to be said of assets of about ``size`` bytes, if any are wanted; raises ``DestinationError``
+    if they cannot be written."""
+    if options.get("android_assets") is None:
+        return ()
+    check_directory(Path(str(options["android_assets"])), model)
+    return check_assets(model, size)
+
+
 def _model_types(checkpoint: Checkpoint, options: Options) -> Iterable[str]:
     """LiteRT-LM's types of the models in the bundle."""
     if not options.externalize_embedder:
@@ -202,17 +243,10 @@ def _read_bytes(tensors: Iterable[PlannedTensor], weights: Mapping[str, Weight])
     return sum(weights[name].stored_bytes for name in names)
 
 
-def _copy(path: Path, section: StoredSection, output: Path) -> None:
-    """Write a section of a file as a file of its own; raises ``DestinationError``."""
+def _extract(path: Path, section: StoredSection, output: Path) -> None:
+    """Write a section of a bundle as a file of its own; raises ``DestinationError``."""
     try:
-        with path.open("rb") as source, output.open("wb") as target:
-            source.seek(section.offset)
-            left = section.size
-            while left:
-                data = source.read(min(left, _CHUNK))
-                if not data:
-                    raise OSError("the bundle is cut off")
-                target.write(data)
-                left -= len(data)
+        with output.open("wb") as stream:
+            copy_section(path, section, stream)
     except OSError as error:
         raise destination_error(output, error, section.size) from error

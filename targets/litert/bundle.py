@@ -56,6 +56,8 @@ _AUTHORS: Final = "qatconvert"
 _LARGEST_HEADER: Final = 1 << 20
 #: Sections, and values of all of them.
 _MOST_PARTS: Final = 4096
+#: Bytes that are copied at a time.
+_CHUNK: Final = 16 << 20
 #: ``VData``'s number of a text.
 _TEXT: Final = 9
 
@@ -196,6 +198,20 @@ def read_section(path: Path, section: StoredSection, limit: int) -> bytes:
     if section.size > limit:
         raise _damaged(path, f"section {section.kind} has {section.size} bytes, more than {limit}")
     return Shard(path).read(section.offset, section.size, f"section {section.kind}")
+
+
+def copy_section(path: Path, section: StoredSection, stream: BinaryIO) -> None:
+    """Copy a section of the file ``path`` to where ``stream`` stands; raises ``CheckpointError`` if the file
+    ends before and ``OSError`` if it cannot be read or ``stream`` cannot be written."""
+    with path.open("rb") as source:
+        source.seek(section.offset)
+        left = section.size
+        while left:
+            data = source.read(min(left, _CHUNK))
+            if not data:
+                raise _damaged(path, f"section {section.kind} lacks {left} bytes")
+            stream.write(data)
+            left -= len(data)
 
 
 def _damaged(path: Path, problem: str) -> CheckpointError:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
-from converter.amounts import amount
 from converter.errors import TargetError, UsageError
 from converter.output import check_space, scratch_directory
-from targets.litert.bundle import MODEL, Section, StoredSection, read_sections, write_bundle
+from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, read_sections, write_bundle
 from targets.litert.child import Progress, ask
 from targets.writing import destination_error
 
@@ -29,7 +28,6 @@ SDKS: Final[Mapping[str, str]] = {
 }
 #: Copies of a bundle that lie on the disk at once: its parts, the compiler's bundle and ours.
 _COPIES: Final = 4
-_CHUNK: Final = 16 << 20
 _MODULE: Final = "targets.litert.npu_process"
 
 
@@ -136,17 +134,4 @@ def _with_models(
         (compiled, new) if new.kind == MODEL else (bundle, old)
         for old, new in zip(sections, made, strict=True)
     ]
-    return [Section(one.kind, partial(_copy, path, one), one.model_type) for path, one in taken]
-
-
-def _copy(path: Path, section: StoredSection, stream: BinaryIO) -> None:
-    """Copy a section of the file ``path`` to where ``stream`` stands."""
-    with open(path, "rb") as source:
-        source.seek(section.offset)
-        left = section.size
-        while left:
-            data = source.read(min(left, _CHUNK))
-            if not data:
-                raise TargetError(f"litert: {path} was cut off by {amount(left)} while it was read")
-            stream.write(data)
-            left -= len(data)
+    return [Section(one.kind, partial(copy_section, path, one), one.model_type) for path, one in taken]

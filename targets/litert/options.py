@@ -8,6 +8,7 @@ from typing import Final
 
 from converter.architecture import Architecture
 from converter.errors import UsageError
+from targets.litert.npu import Npu, parse_all
 from targets.litert.storage import read_off_lattice
 
 #: Tokens that a prompt is read in, unless the option says otherwise: enough to keep a phone's cores busy.
@@ -21,13 +22,15 @@ _MOST_LENGTHS: Final = 16
 @dataclass(frozen=True, slots=True)
 class Options:
     """What was asked for. ``prefill_lengths`` (ascending) and ``context_length`` are in tokens, empty and
-    ``None`` for what suits the model; ``off_lattice`` is the format of matrices on no lattice."""
+    ``None`` for what suits the model; ``off_lattice`` is the format of matrices on no lattice, ``npus`` the
+    neural processors to compile for as well."""
 
     prefill_lengths: tuple[int, ...]
     context_length: int | None
     externalize_embedder: bool
     keep_tflite: bool
     off_lattice: str
+    npus: tuple[Npu, ...]
 
     @property
     def context(self) -> int:
@@ -45,6 +48,7 @@ def read_options(options: Mapping[str, object]) -> Options:
         bool(options.get("externalize_embedder")),
         bool(options.get("keep_tflite")),
         read_off_lattice(options),
+        _npus(options.get("npu")),
     )
     if read.context_length is not None:
         _check_prefill(read.prefill_lengths, read.context_length)
@@ -73,6 +77,11 @@ def fitted(options: Options, architecture: Architecture) -> Options:
     lengths = options.prefill_lengths or (min(PREFILL, context),)
     _check_prefill(lengths, context)
     return replace(options, prefill_lengths=lengths, context_length=context)
+
+
+def _npus(given: object) -> tuple[Npu, ...]:
+    texts = given if isinstance(given, list | tuple) else [] if given is None else [given]
+    return parse_all(str(text) for text in texts)
 
 
 def _lengths(given: object) -> tuple[int, ...]:

@@ -110,6 +110,17 @@ class OnnxTarget:
 
         return describe(artifact, checkpoint)
 
+    def deliver(
+        self,
+        plan: Plan,
+        output: Path,
+        options: Mapping[str, object],
+        passed: bool,
+        progress: Progress = no_progress,
+    ) -> Sequence[str]:
+        """See ``targets.plan.Target``: nothing is to be done."""
+        return ()
+
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.plan.Target``: int8 activations, which are fast, and float32 ones, which are
         accurate, unless the option says which."""
