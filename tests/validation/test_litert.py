@@ -90,6 +90,17 @@ def test_a_model_in_a_bundle_is_run_from_a_copy_that_goes(tmp_path: Path) -> Non
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["logits.npy"]
 
 
+def test_a_model_behind_4_gigabytes_of_a_bundle_is_run(tmp_path: Path) -> None:
+    model = write_decoder(tmp_path / "model.tflite")
+    path = tmp_path / "model.litertlm"
+    far = Section("GenericBinaryData", lambda stream: stream.truncate((1 << 32) + 4096))  # a hole on the disk
+    near = Section(MODEL, lambda stream: stream.write(model.read_bytes()), bundle.PREFILL_DECODE)
+    write_bundle(path, [far, near])
+    assert read_sections(path)[1].offset > 1 << 32
+    _, logits = run(path, tmp_path, SEQUENCES[1:])
+    np.testing.assert_allclose(logits, expected(SEQUENCES[1:]), atol=1e-4)
+
+
 def test_embedders_feed_the_decoder(tmp_path: Path) -> None:
     decoder = write_decoder(tmp_path / "decoder.tflite", lengths=(4, 16), embedded=True)
     embedder = write_embedder(tmp_path / "embedder.tflite", lengths=(4, 16))
