@@ -7,7 +7,8 @@ READY := .venv/ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --baseline naive-q4_0 --output out/gemma4-demo --force
+	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
+		--output out/gemma4-demo --force
 
 test: lint
 	$(BIN)/pytest

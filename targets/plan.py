@@ -76,9 +76,11 @@ class Plan:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per value over all tensors that come from the checkpoint."""
+        """Bits per value of the checkpoint, over all tensors that come from it; one that is stored twice
+        counts with both."""
         kept = [tensor for tensor in self.tensors if tensor.weight is not None]
-        values = sum(int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept)
+        sizes = {tensor.weight: int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept}
+        values = sum(sizes.values())
         return 8 * sum(tensor.bytes for tensor in kept) / values if values else 0.0
 
     def as_dict(self) -> dict[str, object]:

@@ -19,8 +19,6 @@ from targets.litert.npu import check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
     BLOCK,
-    EMBEDDING,
-    HEAD,
     negative_warnings,
     negative_weights,
     operators,
@@ -238,9 +236,9 @@ def _tflite(bundle: str, kind: str) -> str:
 
 def _read_bytes(tensors: Iterable[PlannedTensor], weights: Mapping[str, Weight]) -> int:
     """Bytes of checkpoint that are read while a bundle is written: of matrices, as the graph has vectors."""
-    names = [tensor.weight or EMBEDDING for tensor in tensors if len(tensor.shape) > 1]
-    assert all(tensor.weight or tensor.stored_as == HEAD for tensor in tensors)
-    return sum(weights[name].stored_bytes for name in names)
+    return sum(
+        weights[tensor.weight].stored_bytes for tensor in tensors if tensor.weight and len(tensor.shape) > 1
+    )
 
 
 def _extract(path: Path, section: StoredSection, output: Path) -> None:

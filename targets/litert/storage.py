@@ -143,8 +143,7 @@ def planned_tensors(
     """How every weight is stored; ``negative`` names those with negative scales.
 
     An output head tied to the embedding shares its tensor, unless that has negative scales or ``own_head``
-    says that both are in different models: the head is then a tensor of its own, which comes last and from no
-    weight of its own.
+    says that both are in different models: the head is then a tensor of its own, which comes last.
     """
     planned = []
     for weight in weights.values():
@@ -158,7 +157,7 @@ def planned_tensors(
         format = storage_format(
             weight, negative=EMBEDDING in negative, multiplied=True, off_lattice=off_lattice
         )
-        planned.append(_planned(weight, None, format))
+        planned.append(_planned(weight, HEAD, format))
     return tuple(planned)
 
 
@@ -199,9 +198,9 @@ def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
     ]
 
 
-def _planned(weight: Weight, name: str | None, format: str) -> PlannedTensor:
+def _planned(weight: Weight, stored_as: str, format: str) -> PlannedTensor:
     size = tensor_bytes(weight, format)
-    return PlannedTensor(name, name or HEAD, weight.shape, format, size, is_exact(weight, format))
+    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, is_exact(weight, format))
 
 
 def storage_warnings(weights: Iterable[Weight], off_lattice: str = "FLOAT16") -> list[str]:

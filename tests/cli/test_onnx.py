@@ -61,7 +61,7 @@ def test_a_runtime_that_is_missing_is_named_unless_nothing_is_validated(error_of
 def test_what_is_planned_for_onnx_shows_without_its_packages(reference):
     done = without(PACKAGES, "inspect", reference, "--json")
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)["targets"]) == {"gguf", "onnx"}
+    assert set(json.loads(done.stdout)["targets"]) == {"gguf", "litert", "onnx"}
 
 
 def test_the_types_of_scales_and_activations_change_the_plan(qatconvert, reference):
