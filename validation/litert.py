@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import UsageError
-from validation.runners import AS_IT_IS, CPU, Runtime
+from validation.litert_lm import engine
+from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 from validation.worker import Progress, run_worker
 
 
@@ -26,7 +27,8 @@ class LiteRt:
     """The runner for LiteRT bundles; see ``validation.runners.Runner``."""
 
     extra: str = "litert"
-    modules: tuple[str, ...] = ("ai_edge_litert",)
+    modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
+    engine: Engine | None = engine
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` for anything but the CPU."""

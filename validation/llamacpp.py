@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import ValidationError
-from validation.runners import AS_IT_IS, CPU, Runtime
+from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 from validation.worker import Progress, run_worker
 
 
@@ -22,6 +22,7 @@ class LlamaCpp:
 
     extra: str = "llamacpp"
     modules: tuple[str, ...] = ("llama_cpp",)
+    engine: Engine | None = None
 
     def check_provider(self, provider: str) -> None:
         """Take any: this runs on the CPU, and providers are onnxruntime's."""

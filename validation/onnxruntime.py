@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import UsageError
-from validation.runners import AS_IT_IS, CPU, Runtime
+from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 from validation.worker import Progress, run_worker
 
 _SUFFIX: Final = "executionprovider"
@@ -29,6 +29,7 @@ class OnnxRuntime:
 
     extra: str = "onnx"
     modules: tuple[str, ...] = ("onnx", "onnxruntime")
+    engine: Engine | None = None
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none

@@ -1,6 +1,6 @@
-"""The child process that holds ``transformers``: token ids and reference logits.
+"""The child process that holds ``transformers``: token ids, reference logits and reference text.
 
-It serves both tasks, and both models of a validation, because importing torch and transformers takes longer
+It serves all tasks, and both models of a validation, because importing torch and transformers takes longer
 than most of what they are asked to do here.
 """
 
@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from validation.causal_model import write_logits
-from validation.tokens import tokenize
+from validation.greedy import continue_prompts
+from validation.tokens import spell, tokenize
 from validation.worker import Progress, Worker, serve
 
-_TASKS = {"tokenize": tokenize, "logits": write_logits}
+_TASKS = {"tokenize": tokenize, "spell": spell, "logits": write_logits, "continue": continue_prompts}
 
 
 def reference_worker() -> Worker:

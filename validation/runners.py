@@ -39,11 +39,71 @@ class Runtime:
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An engine's text after a prompt: ``pieces`` as they came, most of them of one token each, ``tokens``,
+    the ids that its own tokenizer makes of the text, and whether it is ``whole``: an engine may break off
+    where bytes are no characters."""
+
+    pieces: tuple[str, ...]
+    tokens: tuple[int, ...]
+    whole: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Natural logarithms of the probabilities of a sequence's tokens from the index ``first`` on, each behind
+    all tokens before it."""
+
+    first: int
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What an engine made of texts: ``tokens`` of every text, an answer to every prompt and scores of every
+    sequence (``None`` where it can give none)."""
+
+    version: str
+    tokens: tuple[tuple[int, ...], ...]
+    answers: tuple[Answer, ...]
+    scores: tuple[Scores | None, ...]
+
+
+class Engine(Protocol):
+    """The program of a runtime that takes and gives text, with the artifact's own tokenizer."""
+
+    @property
+    def name(self) -> str:
+        """What the program is called."""
+
+    def takes(self, artifact: Path) -> bool:
+        """Whether ``artifact`` is of the kind that the engine opens."""
+
+    def run(
+        self,
+        artifact: Path,
+        texts: Sequence[str],
+        prompts: Sequence[str],
+        sequences: Sequence[Sequence[int]],
+        begin: str,
+        count: int,
+        progress: Progress,
+    ) -> Account:
+        """Tokenise ``texts``, continue each of ``prompts`` by at least ``count`` of the likeliest tokens or
+        to its end, and score ``sequences`` of token ids, which begin with BOS. Prompts are plain text: no
+        template is applied, and the engine puts BOS before them, with the text ``begin`` if it would not of
+        itself. Raises ``ValidationError`` when the engine cannot load or run the artifact, however it ends.
+        """
+
+
 class Runner(Protocol):
-    """One runtime. ``extra`` installs it, ``modules`` is what must then be importable."""
+    """One runtime. ``extra`` installs it, ``modules`` is what must then be importable; ``engine`` is the
+    runtime's program for text, ``None`` if artifacts are not run in one."""
 
     extra: str
     modules: tuple[str, ...]
+    engine: Engine | None
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);

@@ -18,12 +18,13 @@ from converter.errors import ValidationError
 from targets.plan import StoredTensor, find_target
 from validation import baseline as baselines
 from validation import trials
-from validation.gates import judge
+from validation.engine import measure_engine
+from validation.gates import judge, judge_engine
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
 from validation.reference import Model, default_cache, reference_logits
-from validation.runners import AS_IT_IS, Runner, Runtime, find_runner
+from validation.runners import AS_IT_IS, Engine, Runner, Runtime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens
 from validation.trials import Refusal, Trial
@@ -143,12 +144,16 @@ class _Bench:
             described |= self._same_weights(stored, map_logits(chosen.output, self.tokens.positions))
         else:
             described["mean_kld_same_weights"] = None
+        judged = chosen.gates
+        if self.runner.engine is not None and self.runner.engine.takes(artifact):
+            described["engine"] = self._engine(self.runner.engine, artifact)
+            judged = (*judged, *judge_engine(self.prepared.limits, described["engine"]))
         entry = {
-            "passed": chosen.passed,
+            "passed": all(gate.passed for gate in judged),
             "weights": weights_entry(weights),
             "logits": logits_entry(chosen.metrics),
             "runtime": described,
-            "gates": [gate.entry() for gate in chosen.gates],
+            "gates": [gate.entry() for gate in judged],
         }
         if len(tried) > 1:
             entry["alternatives"] = trials.alternatives(tried, chosen)
@@ -237,6 +242,10 @@ class _Bench:
         self, reference: NDArray[np.float32], logits: NDArray[np.float32], stage: str
     ) -> LogitMetrics:
         return compare(reference, logits, next_tokens(self.tokens.sequences), stage_of(self.progress, stage))
+
+    def _engine(self, engine: Engine, artifact: Path) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+            return measure_engine(self.prepared, engine, artifact, self.reference, Path(name), self.progress)
 
     def _same_weights(
         self, stored: Mapping[str, StoredTensor], logits: NDArray[np.float32]

@@ -1,0 +1,248 @@
+"""An artifact in its runtime's engine: the program that users run, with the artifact's own tokenizer.
+
+Three things are measured: whether its tokenizer makes the same tokens as the checkpoint's, whether it says
+what the reference says where both take the likeliest token, and how likely it holds the tokens of the text
+that the artifact is judged on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from targets.sampling import end_tokens, read_suppressed
+from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
+from validation.logits import map_logits
+from validation.preparation import Prepared, Progress, stage_of
+from validation.runners import Account, Engine, Scores
+from validation.text import read_passages
+
+#: Tokens of a prompt behind BOS, and of its continuation.
+PROMPT: Final = 24
+COUNT: Final = 32
+#: Prompts, each of another kind of text as far as there are kinds.
+_PROMPTS: Final = 4
+#: Characters of a passage that are tokenised: a user's own text may have millions.
+_PASSAGE: Final = 20_000
+#: Added tokens that have a text each; Gemma has thousands without use.
+_SPECIAL: Final = 64
+#: Characters that are shown of a text whose tokens differ.
+_SHOWN: Final = 80
+#: Texts in which tokenizers differ first; the special tokens of the checkpoint come beside them. The
+#: character 0, at which texts end in C, is not among them.
+TEXTS: Final = (
+    "",
+    " ",
+    "   two  and   three spaces, before and behind   ",
+    "\n",
+    "\n\n\nlines\r\nand\n \n\tmore\n",
+    "\t\ttabs\tbetween\twords\t",
+    "def f(x):\n    if x:\n\treturn {'a': [1, 2.5e-10]}\n",
+    "x" * 300,
+    "aB3_" * 100,
+    "=" * 120 + "\n" + "-" * 77,
+    "1234567890 007 3.14159 1,000,000",
+    "naïve café — “quotes”, soft\u00adhyphen, e\u0301 and é",
+    "敏捷的棕色狐狸跳过懒狗。今天天气很好。",
+    "いろはにほへと ちりぬるを 한국어 텍스트",
+    "مرحبا بالعالم שלום עולם नमस्ते दुनिया",
+    "😀 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ☃️ 𐍈",
+    "\u200b\u200d\ufeff\u00a0\u3000",
+    "a\u0001b\u0007c\u007f",
+    "<unused> <0x41> ▁ ▁▁ </s>",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    kind: str
+    text: str
+    ids: tuple[int, ...]
+
+
+def measure_engine(
+    prepared: Prepared,
+    engine: Engine,
+    artifact: Path,
+    reference: NDArray[np.float32],
+    scratch: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The ``engine`` of the report's ``runtime`` block: ``name``, ``version``, ``tokenizer``, ``greedy`` and
+    ``scores`` (``None`` without any).
+
+    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. Raises
+    ``ValidationError`` when the engine or the reference fails.
+    """
+    texts = _texts(prepared)
+    spelled = _spell(prepared, texts, progress)
+    prompts = [
+        _Prompt(kind, one["text"], tuple(one["ids"]))
+        for (kind, _), one in zip(_beginnings(prepared), spelled["prompts"], strict=True)
+        if one is not None
+    ]
+    account = engine.run(
+        artifact,
+        texts,
+        [prompt.text for prompt in prompts],
+        prepared.tokens.sequences,
+        prepared.checkpoint.tokenizer.tokens[_bos(prepared)],
+        COUNT,
+        stage_of(progress, "engine"),
+    )
+    greedy = _greedy(prepared, prompts, account, scratch, progress)
+    return {
+        "name": engine.name,
+        "version": account.version,
+        "tokenizer": _compare_tokens(texts, spelled["ids"], account.tokens),
+        "greedy": greedy,
+        "scores": _compare_scores(prepared.tokens.sequences, reference, account.scores),
+    }
+
+
+def _texts(prepared: Prepared) -> list[str]:
+    """What the tokenizers are compared on: hard texts, special tokens, and the passages."""
+    added = [token.content for token in prepared.checkpoint.tokenizer.added.values()]
+    special = ["".join(added), *(f"a {token} b{token}" for token in added[:_SPECIAL])]
+    passages = read_passages(prepared.settings.text)
+    plain = [passage.text for passage in passages if passage.text]
+    chats = ["\n".join(content for _, content in passage.turns) for passage in passages if passage.turns]
+    return [*TEXTS, *special, *(text[:_PASSAGE] for text in (*plain, *chats))]
+
+
+def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:
+    """Kind and first token ids, without BOS, of the sequences that prompts are made of."""
+    tokens = prepared.tokens
+    sequences = list(zip(tokens.kinds, tokens.sequences, strict=True))
+    firsts = {kind: ids for kind, ids in reversed(sequences)}
+    chosen = [(kind, firsts[kind]) for kind in dict.fromkeys(tokens.kinds)]
+    chosen += [one for one in sequences if one not in chosen]
+    return [(kind, list(ids[1 : PROMPT + 1])) for kind, ids in chosen[:_PROMPTS] if len(ids) > 1]
+
+
+def _spell(prepared: Prepared, texts: Sequence[str], progress: Progress) -> dict[str, Any]:
+    request: Mapping[str, object] = {
+        "task": "spell",
+        "model": str(prepared.checkpoint.path.resolve()),
+        "texts": list(texts),
+        "prompts": [ids for _, ids in _beginnings(prepared)],
+    }
+    return prepared.worker.call(request, stage_of(progress, "engine texts"), what="tokenizer")
+
+
+def _compare_tokens(
+    texts: Sequence[str], ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """How many texts have the same tokens, and the first that has not, from the first other token on."""
+    different = [index for index in range(len(texts)) if list(ours[index]) != list(theirs[index])]
+    entry: dict[str, Any] = {
+        "texts": len(texts),
+        "equal": len(texts) - len(different),
+        "equal_fraction": 1 - len(different) / len(texts),
+        "difference": None,
+    }
+    if different:
+        first = min(different, key=lambda index: len(texts[index]))
+        known, made = list(ours[first]), list(theirs[first])
+        pairs = zip(known, made, strict=False)
+        at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(known), len(made)))
+        entry["difference"] = {
+            "text": texts[first][:_SHOWN],
+            "token": at,
+            "checkpoint": known[at : at + 5],
+            "engine": made[at : at + 5],
+        }
+    return entry
+
+
+def _greedy(
+    prepared: Prepared, prompts: Sequence[_Prompt], account: Account, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """The reference's continuations of the prompts, and the engine's beside them."""
+    checkpoint = prepared.checkpoint
+    ends = end_tokens(checkpoint.architecture, checkpoint.tokenizer)
+    compared = []
+    if prompts:
+        continued = _continue(prepared, prompts, account, ends, scratch, progress)
+        vocabulary = Vocabulary(checkpoint.tokenizer, ends)
+        compared = [
+            comparison(prompt.text, prompt.kind, one, answer, vocabulary)
+            for prompt, one, answer in zip(prompts, continued, account.answers, strict=True)
+        ]
+    return {
+        "prompts": len(prompts),
+        "tokens": sum(one["tokens"] for one in compared),
+        "characters": sum(len(one["reference"]) for one in compared),
+        "equal_characters": sum(one["equal_characters"] for one in compared),
+        "diverging": sum(one["divergence"] is not None for one in compared),
+        "largest_gap": largest_gap(compared),
+        "texts": compared,
+    }
+
+
+def _continue(
+    prepared: Prepared,
+    prompts: Sequence[_Prompt],
+    account: Account,
+    ends: Sequence[int],
+    scratch: Path,
+    progress: Progress,
+) -> list[Continuation]:
+    checkpoint, output = prepared.checkpoint, scratch / "continuations.npy"
+    offload = scratch / "offload"
+    offload.mkdir()
+    result = prepared.worker.call(
+        {
+            "task": "continue",
+            "model": str(checkpoint.path.resolve()),
+            "left_out": [left.name for left in checkpoint.left_out],
+            "prompts": [[_bos(prepared), *prompt.ids] for prompt in prompts],
+            "drafts": [list(answer.tokens) for answer in account.answers],
+            "count": COUNT,
+            "ends": list(ends),
+            "banned": read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary),
+            "output": str(output),
+            "dtype": prepared.settings.reference_dtype,
+            "max_memory": prepared.settings.max_memory,
+            "scratch": str(offload),
+        },
+        stage_of(progress, "reference text"),
+        what="reference",
+    )
+    logits = map_logits(output, len(prompts) * COUNT)
+    return [
+        Continuation(tuple(one["tokens"]), tuple(one["texts"]), logits[index * COUNT :])
+        for index, one in enumerate(result["continuations"])
+    ]
+
+
+def _bos(prepared: Prepared) -> int:
+    return prepared.tokens.sequences[0][0]
+
+
+def _compare_scores(
+    sequences: Sequence[Sequence[int]], reference: NDArray[np.float32], scores: Sequence[Scores | None]
+) -> dict[str, Any] | None:
+    """The engine's log-probabilities of the sequences' tokens beside the reference's, in nats."""
+    differences: list[float] = []
+    start = 0
+    for ids, found in zip(sequences, scores, strict=True):
+        for index, value in enumerate(found.values, found.first) if found else ():
+            row = reference[start + index - 1].astype(np.float64)
+            row -= row.max()
+            differences.append(abs(value - float(row[ids[index]] - math.log(np.exp(row).sum()))))
+        start += len(ids)
+    if not differences:
+        return None
+    sound = all(map(math.isfinite, differences))
+    return {
+        "tokens": len(differences),
+        "mean_abs": sum(differences) / len(differences) if sound else None,
+        "max_abs": max(differences) if sound else None,
+    }
