@@ -17,7 +17,9 @@ METRICS = (
     ("ppl", "perplexity", False),
     ("ppl_reference", "perplexity of the reference", False),
 )
-_SHARES = ("exact_fraction", "same_top_p", "rms_delta_p")
+_SHARES = ("exact_fraction", "same_top_p", "rms_delta_p", "engine_same_tokens")
+#: Characters of a continuation that a table shows on either side of the first difference.
+_SHOWN = 48
 
 
 def number(value: Any) -> str:
@@ -102,6 +104,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         if runtime.get("note"):
             found.append(("runtime alone", str(runtime["note"])))
         found += _runtime_facts(runtime)
+        found += _engine_facts(runtime.get("engine"))
     if weights := entry.get("weights"):
         others = weights["off_lattice"]
         found.append(
@@ -141,6 +144,97 @@ def _runtime_facts(runtime: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _engine_facts(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the runtime's program for text made of the artifact."""
+    if engine is None:
+        return []
+    tokens, scores = engine["tokenizer"], engine["scores"]
+    told = f"{tokens['equal']} of {tokens['texts']} texts have the checkpoint's tokens"
+    if other := tokens["difference"]:
+        told += (
+            f"; {visible(other['text'])} has not: from token {other['token']} on {_ids(other['engine'])}"
+            f" for {_ids(other['checkpoint'])}"
+        )
+    found = [("engine", f"{engine['name']} {engine['version']}"), ("its tokens", told)]
+    found.append(("its text", engine_text(engine)))
+    if scores:
+        found.append(
+            (
+                "its scores",
+                f"log-probabilities of {scores['tokens']} tokens are off by {number(scores['mean_abs'])} nats"
+                f" on average, {number(scores['max_abs'])} at most",
+            )
+        )
+    return found
+
+
+def engine_text(engine: Mapping[str, Any]) -> str:
+    """How far the engine says what the reference says, and what the first difference costs."""
+    greedy = engine["greedy"]
+    same = greedy["prompts"] - greedy["diverging"]
+    told = (
+        f"{same} of {greedy['prompts']} likeliest continuations are the reference's,"
+        f" {greedy['equal_characters']} of {greedy['characters']} characters"
+    )
+    if not greedy["diverging"]:
+        return told
+    gap = number(greedy["largest_gap"])
+    return f"{told}; where one is not, the reference holds the two tokens at most {gap} nats apart"
+
+
+def _ids(ids: Any) -> str:
+    return " ".join(map(str, ids)) or "none"
+
+
+def continuations(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Heading and rows of the table of the engine's text beside the reference's, a row for each prompt; empty
+    where no engine ran."""
+    engine = (entry.get("runtime") or {}).get("engine")
+    if engine is None or not engine["greedy"]["texts"]:
+        return []
+    rows: list[tuple[str, ...]] = [
+        ("after", "both say", "then the reference", f"then {engine['name']}", "first other token")
+    ]
+    for one in engine["greedy"]["texts"]:
+        at, other = one["equal_characters"], one["divergence"]
+        common = one["reference"][:at]
+        rest, theirs = (
+            (one["reference"][at : at + _SHOWN], one["engine"][at : at + _SHOWN]) if other else ("", "")
+        )
+        rows.append(
+            (
+                f"{one['kind']}: {visible(one['prompt'], last=True)}",
+                visible(common, last=True),
+                visible(rest) if rest else "-",
+                visible(theirs) if theirs else "-",
+                _first_other(other) if other else "none",
+            )
+        )
+    return rows
+
+
+def _first_other(divergence: Mapping[str, Any]) -> str:
+    gap = divergence["gap"]
+    apart = "the texts do not tell how far apart" if gap is None else f"{number(gap)} nats apart"
+    return (
+        f"token {divergence['token'] + 1}, character {divergence['character'] + 1}:"
+        f" {visible(divergence['reference'])} and {visible(divergence['engine'])}, {apart}"
+    )
+
+
+def visible(text: str, *, last: bool = False) -> str:
+    """A stretch of text as one line: its beginning, or with ``last`` its end, in quotation marks."""
+    cut = len(text) > _SHOWN
+    shown = "".join(map(_visible, text[-_SHOWN:] if last else text[:_SHOWN]))
+    return f"“{'…' if cut and last else ''}{shown}{'…' if cut and not last else ''}”"
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    return {"\n": "↵", "\t": "⇥"}.get(character) or f"\\u{ord(character):04x}"
 
 
 #: Figures of an alternative in the order of the table: key, label, form.

@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from validation.figures import alternatives, comparison, facts, gate_row, share, target_facts, verdict
+from validation.figures import (
+    alternatives,
+    comparison,
+    continuations,
+    facts,
+    gate_row,
+    share,
+    target_facts,
+    verdict,
+)
 from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution
 
 _STYLE = """
@@ -69,6 +78,8 @@ def _section(target: str, entry: Mapping[str, Any], spans: Sequence[tuple[str, i
         heading = ("figure", "artifact", *([str(baseline["name"])] if baseline else []))
         cells = [tuple(cell for cell in row if cell is not None) for row in rows]
         parts.append(_table("Figures", heading, cells, numbers=range(1, 3)))
+    if texts := continuations(entry):
+        parts.append(_table("Likeliest text", texts[0], texts[1:], numbers=range(0)))
     parts += [_plots(entry, spans), _tensors(entry), "</section>\n"]
     return "".join(parts)
 

@@ -12,7 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from validation.figures import alternatives, comparison, facts, gate_row, least_exact, target_facts, verdict
+from validation.figures import (
+    alternatives,
+    comparison,
+    continuations,
+    facts,
+    gate_row,
+    least_exact,
+    target_facts,
+    verdict,
+)
 from validation.page import render_html
 
 #: Version of report.json; keys may be added without a new one.
@@ -65,6 +74,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             baseline = entry.get("baseline")
             heading = ("figure", "artifact", *([str(baseline["name"])] if baseline else []))
             lines += ["", *_table(heading, [tuple(cell for cell in row if cell is not None) for row in rows])]
+        if texts := continuations(entry):
+            lines += ["", "Likeliest text:", "", *_table(texts[0], texts[1:])]
         if worst := least_exact(entry):
             lines += ["", "Tensors that are not exact, worst first:", ""]
             lines += _table(("tensor", "format", "exact blocks", "largest error, ulp"), worst)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from converter.names import one_line
-from validation.figures import share
+from validation.figures import engine_text, share
 
 
 def size(count: float) -> str:
@@ -88,11 +88,20 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     for target, entry in report["targets"].items():
         if "alternatives" in entry:
             console.print(f"{target}: {_tried(entry['alternatives'])}")
+        if engine := (entry.get("runtime") or {}).get("engine"):
+            console.print(f"{target}: {_engine(engine)}")
         if "error" in entry:
             console.print(f"{target}: could not be validated: {escape(entry['error'])}")
     if output is not None:
         details = ": report.html has the details" if references else ""
         console.print(f"written to {escape(one_line(str(output)))}{details}")
+
+
+def _engine(engine: Mapping[str, Any]) -> str:
+    """What the runtime's program for text made of the artifact, in one line."""
+    tokens = engine["tokenizer"]
+    told = f"{tokens['equal']} of {tokens['texts']} texts with the checkpoint's tokens"
+    return escape(f"{engine['name']} {engine['version']}: {told}; {engine_text(engine)}")
 
 
 def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:
