@@ -1,18 +1,21 @@
 """Gates: the limits that an artifact must keep to be called proven.
 
 The defaults leave room for what runtimes lose by themselves over 512 positions. llama.cpp, onnxruntime and
-LiteRT round activations to 8 bits, which costs a mean KLD of 1e-4 to 1.2e-2 on models of a few million
-parameters, most on random ones: their distributions are flat, and the top token agrees in as little as 84 %
-of positions. Larger models lose less. A naive Q4_0 of a QAT checkpoint costs 0.02 (the shipped model), 0.05
-(E2B, reported) and up to 1 (small random models). In a mixture of experts the same rounding flips near-ties
-of the router, which costs more: 0.07 on a small random model, where naive Q4_0 costs 0.95; the top token of
-26B-A4B agrees in 86 % and 70 % of positions (reported).
+LiteRT round activations to 8 bits, which costs a mean KLD of 1e-4 to 1.6e-2 on models of a few million
+parameters, most on random ones: their distributions are flat, and the top token agrees in as little as 83 %
+of positions. Larger models lose less. LiteRT rounds a whole row of activations by one scale and so loses the
+most: 1.5e-4 on the shipped model, 1e-3 to 9e-3 on random models like Gemma 3, E2B, 12B and 31B, 1.2e-2 to
+1.6e-2 on those like E4B. A naive Q4_0 of a QAT checkpoint costs 0.02 (the shipped model), 0.05 (E2B,
+reported) and up to 1 (small random models). In a mixture of experts the same rounding flips near-ties of the
+router, which costs more: 0.05 to 0.07 on small random models, where naive Q4_0 costs 0.95, and the top token
+agrees in 78 % of positions; that of 26B-A4B agrees in 86 % and 70 % (reported).
 
 A runtime that decodes token by token is compared with itself, all positions at once. In float32 both agree to
 a mean KLD of 1e-11; where activations are rounded to 8 bits, a small difference moves some to the next step,
-which costs 6e-5 (the shipped model) to 2.5e-3 on small random dense models, up to 1.5e-2 with experts. Keys
-and values that are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first token alone,
-0.5 to 3 if it is all.
+which costs onnxruntime 6e-5 (the shipped model) to 2.5e-3 on small random dense models, up to 1.5e-2 with
+experts, and LiteRT nothing: its prefill leaves the same keys and values to the last bit. Keys and values that
+are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first token alone, 0.5 to 3 if it is
+all.
 
 An engine, which takes and gives text, must make the checkpoint's own tokens of every text. Where its
 likeliest text leaves the reference's, the reference holds the two tokens nearly equal: up to 0.25 nats apart
@@ -36,7 +39,7 @@ from validation.weights import NAN_ULP, WeightExactness
 #: Limits that apply unless the user sets others, for dense models and for mixtures of experts.
 DENSE: Mapping[str, float] = {
     "exact_fraction": 0.9999,
-    "mean_kld": 0.015,
+    "mean_kld": 0.018,
     "same_top_p": 0.8,
     "decode_mean_kld": 0.01,
     "engine_same_tokens": 1.0,
