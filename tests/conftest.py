@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,12 @@ import pytest
 # Set before huggingface_hub is imported anywhere: no test reaches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from litert_exports import Exports
+
+from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.demo.generate import write_checkpoint
+from targets.plan import find_target
 
 CheckpointFactory = Callable[..., Path]
 BundleFactory = Callable[..., Path]
@@ -42,26 +46,39 @@ def demo_checkpoint() -> Path:
     return DEMO
 
 
+@pytest.fixture(scope="session", autouse=True)
+def litert_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    """Every conversion to LiteRT in this process takes its graph from here: an export takes a minute, and so
+    each is made once a session (``litert_exports.Exports``)."""
+    exports = Exports(tmp_path_factory.mktemp("graphs"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("targets.litert.artifact.export_graphs", exports)
+        yield exports
+
+
 @pytest.fixture(scope="session")
 def litert_bundle(
-    checkpoint_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFactory
+    checkpoint_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFactory, litert_exports: Exports
 ) -> BundleFactory:
-    """``litert_bundle(variant, scheme="max7", **options)`` gives a ``.litertlm`` file that nobody may change.
+    """``litert_bundle(variant, scheme="max7", layout="hub", **options)`` gives a ``.litertlm`` file that
+    nobody may change.
 
-    Its checkpoint is ``checkpoint_factory(variant, scheme)``, or the shipped one for ``"demo"``; the options
-    are the target's (``prefill_lengths``, ``context_length``, ``externalize_embedder``). Equal calls share
-    the file: each other call takes a minute.
+    Its checkpoint is ``checkpoint_factory(variant, scheme, layout=layout)``, or the shipped one for
+    ``"demo"``; the options are the target's (``prefill_lengths``, ``context_length``,
+    ``externalize_embedder``). Equal calls share the file: each other call takes a minute.
     """
     made: dict[str, Path] = {}
 
-    def make(variant: str, scheme: str = "max7", **options: object) -> Path:
-        import litert_bundles
-
-        key = repr((variant, scheme, sorted(options.items())))
+    def make(variant: str, scheme: str = "max7", layout: str = "hub", **options: object) -> Path:
+        key = repr((variant, scheme, layout, sorted(options.items())))
         if key not in made:
-            model = DEMO if variant == "demo" else checkpoint_factory(variant, scheme)
+            other = {} if layout == "hub" else {"layout": layout}
+            model = DEMO if variant == "demo" else checkpoint_factory(variant, scheme, **other)
+            checkpoint, target = open_checkpoint(model), find_target("litert")
+            plan = target.plan(checkpoint, "model", options)
             directory = tmp_path_factory.mktemp(f"{variant}-{scheme}-litert")
-            made[key] = litert_bundles.write(model, directory, **options)  # type: ignore[arg-type]
+            target.write(checkpoint, plan, directory)
+            made[key] = directory / plan.artifacts[0]
         return made[key]
 
     return make

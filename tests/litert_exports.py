@@ -1,0 +1,76 @@
+"""Graphs without weights that tests share: each is exported once a session, which takes a minute."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from targets.litert.graph import export_graphs
+
+#: Most bytes of a checkpoint that is known by its contents; a larger one is known by its path.
+_READ = 64 << 20
+
+
+class Exports:
+    """``targets.litert.graph.export_graphs`` that keeps what it has made in ``directory``.
+
+    The child process runs once for equal contents of a checkpoint, formats, lengths and options; ``count``
+    says how often it did.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._made: dict[str, tuple[Mapping[str, Path], list[tuple[int, int]]]] = {}
+
+    @property
+    def count(self) -> int:
+        """Exports so far."""
+        return len(self._made)
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        formats: Mapping[str, str],
+        prefill_lengths: Sequence[int],
+        context_length: int,
+        directory: Path,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        externalize_embedder: bool = False,
+    ) -> Mapping[str, Path]:
+        """See ``export_graphs``; the files in ``directory`` are copies, and progress is told again."""
+        lengths = list(prefill_lengths)
+        asked = (sorted(formats.items()), lengths, context_length, externalize_embedder)
+        key = hashlib.sha256(f"{_identity(checkpoint)} {asked}".encode()).hexdigest()
+        if key not in self._made:
+            steps: list[tuple[int, int]] = []
+            kept = self._directory / key[:16]
+            kept.mkdir(exist_ok=True)
+            files = export_graphs(
+                checkpoint,
+                formats,
+                lengths,
+                context_length,
+                kept,
+                lambda *step: steps.append(step),
+                externalize_embedder=externalize_embedder,
+            )
+            self._made[key] = files, steps
+        files, steps = self._made[key]
+        for step in steps:
+            progress(*step)
+        return {kind: Path(shutil.copy(file, directory)) for kind, file in files.items()}
+
+
+def _identity(checkpoint: Checkpoint) -> str:
+    files = sorted(checkpoint.files)
+    if sum(file.stat().st_size for file in files) > _READ:
+        return str(checkpoint.path)
+    digest = hashlib.sha256()
+    for file in files:
+        if file.name.endswith((".json", ".safetensors")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
