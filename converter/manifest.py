@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 _PIECE = 16 << 20
 #: Packages that can change the bytes of an artifact or the figures of a report.
 _LIBRARIES = (
+    "ai-edge-litert",
+    "flatbuffers",
     "gguf",
     "huggingface-hub",
-    "numba",
-    "numpy",
+    "litert-converter",
+    "litert-lm",
+    "litert-torch",
     "llama-cpp-python",
     "mobius-onnx",
+    "numba",
+    "numpy",
     "onnx",
     "onnx-ir",
     "onnxruntime",

@@ -83,6 +83,7 @@ def test_the_manifest_has_the_plan_and_every_file(nine):
     assert plan["options"]["context_length"] >= 128
     assert "INT4" in plan["operators"]["FULLY_CONNECTED"]
     assert "android_assets" not in plan["options"]
+    assert {"ai-edge-litert", "litert-converter", "litert-lm", "litert-torch"} <= set(manifest["libraries"])
     assert {entry["path"] for entry in manifest["artifacts"]} >= {
         "litert/gemma4-9b.litertlm",
         "litert/gemma4-9b.tflite",
