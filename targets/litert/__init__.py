@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from targets.litert.artifact import LitertTarget
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from targets.litert.artifact import LitertTarget
+
+    #: The object of the entry point ``litert``.
+    target: LitertTarget
 
 __all__ = ["LitertTarget", "target"]
 
-#: The object of the entry point ``litert``.
-target = LitertTarget()
+
+def __getattr__(name: str) -> object:
+    """Load the target when it is asked for: its child processes, which import modules beside it, do not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from targets.litert.artifact import LitertTarget
+
+    globals().update(LitertTarget=LitertTarget, target=LitertTarget())
+    return globals()[name]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from converter.architecture import Architecture
-from converter.checkpoint import Checkpoint
 from targets.litert.child import Progress, ask
+from targets.litert.skeleton import write_skeleton
+
+if TYPE_CHECKING:
+    from converter.architecture import Architecture
+    from converter.checkpoint import Checkpoint
 
 #: LiteRT-LM's names of the kinds of graph.
 DECODER: Final = "tf_lite_prefill_decode"
@@ -22,6 +25,7 @@ PER_LAYER_EMBEDDER: Final = "tf_lite_per_layer_embedder"
 STEPS: Final = 3
 
 _MODULE: Final = "targets.litert.graph_process"
+_VECTORS: Final = ".vectors"
 _MIB: Final = 1 << 20
 
 
@@ -60,15 +64,19 @@ def export_graphs(
 
     Equal arguments give equal bytes. Raises ``TargetError`` of one line, with the child's log as a note.
     """
-    request = {
-        "checkpoint": str(checkpoint.path.absolute()),
-        "formats": dict(formats),
-        "prefill_lengths": list(prefill_lengths),
-        "context_length": context_length,
-        "directory": str(directory.absolute()),
-        "externalize_embedder": externalize_embedder,
-    }
-    files = ask(_MODULE, request, progress, work="the graph's export")
+    vectors = directory / _VECTORS
+    try:
+        request = {
+            **write_skeleton(checkpoint, vectors),
+            "formats": dict(formats),
+            "prefill_lengths": list(prefill_lengths),
+            "context_length": context_length,
+            "directory": str(directory.absolute()),
+            "externalize_embedder": externalize_embedder,
+        }
+        files = ask(_MODULE, request, progress, work="the graph's export")
+    finally:
+        vectors.unlink(missing_ok=True)
     return {kind: directory / name for kind, name in files.items()}
 
 

@@ -9,23 +9,26 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from converter.checkpoint import open_checkpoint
 from converter.errors import TargetError
 from targets.litert.child import Progress, serve
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
+from targets.litert.skeleton import read_skeleton
 from targets.litert.workarounds import CappedHead, tensorflow_schema
 
 with tensorflow_schema():
     from litert_torch.generative.export_hf.core import export_lib
 import torch
-from litert_torch._convert import interface
+from litert_torch._convert import litert_converter
+from litert_torch._convert.signature import Signature
 from litert_torch.generative.export_hf.core import exportable_module
 from litert_torch.generative.export_hf.core.external_emb import exportable_module as external
 from litert_torch.generative.export_hf.core.mu import mu_pass_lib
 from litert_torch.generative.export_hf.model_ext import patches
 from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module as gemma4
+from litert_torch.model import LiteRTModel
 
 from targets.litert.model import ATTENTION, TextModel, build
+from targets.litert.programs import Programs
 
 #: A signature: its name, the module, and sample inputs.
 _Signature = tuple[str, Any, Any]
@@ -33,7 +36,7 @@ _Signature = tuple[str, Any, Any]
 
 def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
     """Write the graphs that a request asks for; names of files by model type."""
-    checkpoint = open_checkpoint(Path(request["checkpoint"]))
+    checkpoint = read_skeleton(request)
     directory = Path(request["directory"])
     text = build(checkpoint, request["formats"])
     text.stand_ins.lower()
@@ -110,15 +113,11 @@ def _multimodal(text: TextModel) -> Any:
 
 def _write(signatures: list[_Signature], text: TextModel, path: Path, step: Callable[[], None]) -> set[str]:
     """Convert and write one graph; the names of the weights that it has as inputs."""
-    converter = interface.Converter()
-    for name, module, sample in signatures:
-        converter.add_signature(name, module.eval(), sample_kwargs=sample)
+    wanted = [Signature(name, module.eval(), None, sample) for name, module, sample in signatures]
     with export_lib.patch_builtin_tuple_for_export():
-        converted = converter.convert(strict_export=False)
+        exporter = litert_converter.exported_programs_to_flatbuffer(Programs(wanted), wanted)
     step()
-    converted = mu_pass_lib.update_model(converted)
-    del converter
-    gc.collect()  # graphs of torch refer to each other
+    converted = mu_pass_lib.update_model(LiteRTModel(exporter))
     opened = text.stand_ins.open(converted)
     step()
     converted.export(str(path))
@@ -130,6 +129,9 @@ def serve_export(request: dict[str, Any], progress: Progress) -> dict[str, str]:
     """Answer one request."""
     total = 1 + STEPS * (3 if request["externalize_embedder"] else 1)
     steps = itertools.count(1)
+    # what was imported stays: garbage is sought, and sooner, among the rest
+    gc.collect()
+    gc.freeze()
     return export(request, lambda: progress(next(steps), total))
 
 

@@ -14,11 +14,11 @@ from litert_torch.generative.export_hf.core import weights_loader
 from litert_torch.generative.export_hf.model_ext import patches
 
 from converter.architecture import Architecture
-from converter.checkpoint import Checkpoint
 from converter.errors import TargetError
 from converter.weight import Weight
 from targets.litert.experts import FusedExperts, fused_shape
 from targets.litert.projections import BLOCK, Projection
+from targets.litert.skeleton import Skeleton
 from targets.litert.standins import StandIns
 from targets.litert.workarounds import allow_experts, text_configuration
 
@@ -40,7 +40,7 @@ class TextModel:
     stand_ins: StandIns
 
 
-def build(checkpoint: Checkpoint, formats: Mapping[str, str]) -> TextModel:
+def build(checkpoint: Skeleton, formats: Mapping[str, str]) -> TextModel:
     """The text model of a checkpoint of any layout, all of whose matrices are stand-ins, named canonically.
 
     ``formats`` is by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of

@@ -1,0 +1,45 @@
+"""Torch's graphs of a model's signatures, of which one is in memory at a time; in the child alone."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from litert_torch._convert import core
+from litert_torch._convert.signature import Signature
+
+
+class Programs(Sequence[Any]):
+    """The exported programs of ``signatures``, each made when it is asked for and emptied behind that.
+
+    litert-torch 0.10.0 takes them from a sequence, one after the other, and lowers each to MLIR before the
+    next; its own driver makes all of them first and keeps them until the end, which takes 5 MB for every
+    layer and signature.
+    """
+
+    def __init__(self, signatures: Sequence[Signature]) -> None:
+        self._signatures = signatures
+
+    def __len__(self) -> int:
+        return len(self._signatures)
+
+    def __getitem__(self, index: Any) -> Any:
+        raise TypeError("programs are made in order")
+
+    def __iter__(self) -> Iterator[Any]:
+        for signature in self._signatures:
+            program = core.export_torch_signature(signature, strict_export=False)
+            program = core._run_convert_passes(program)
+            yield program
+            vars(program).clear()  # whoever iterates holds it still
+            release()
+
+
+def release() -> None:
+    """Give memory back to the system: graphs of torch refer to each other, and malloc keeps what is freed."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
