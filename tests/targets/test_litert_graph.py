@@ -6,6 +6,7 @@ The interpreter is given the checkpoint's float values as inputs, so that nothin
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +26,19 @@ from targets.litert.graph import (
     EMBEDDER,
     PER_LAYER_EMBEDDER,
     export_graph,
-    export_graphs,
     needed_memory,
 )
+from targets.plan import find_target
 
-PREFILL, CONTEXT = 8, 128
-LENGTH = 24
-#: Of every variant one layer's matrices that have sums, and the layout of its configuration.
+#: The target's defaults, so that its bundles have the same graphs.
+PREFILL, CONTEXT = 128, 4096
+LENGTH = PREFILL + 12
+#: Lattices, some with negative scales, whose matrices have sums, and layouts of the configuration.
 VARIANTS = {
-    "e2b": ("transformers", ("layers.0.mlp.down_proj.weight", "lm_head.weight")),
-    "26b-a4b": ("hub", ("layers.1.experts.gate_up_proj", "layers.1.experts.down_proj")),
-    "12b": ("hub", ()),
-    "gemma3": ("hub", ()),
+    "e2b": ("extremum8", "transformers"),
+    "26b-a4b": ("extremum8", "hub"),
+    "12b": ("max7", "hub"),
+    "gemma3": ("max7", "hub"),
 }
 #: What is added to the sums and taken off the weights: the products stay what they were.
 MOVED = np.float32(0.25)
@@ -46,32 +48,35 @@ MOVED = np.float32(0.25)
 class Exported:
     checkpoint: Checkpoint
     formats: dict[str, str]
-    path: Path
+    paths: Mapping[str, Path]
     steps: tuple[tuple[int, int], ...]
+
+    @property
+    def path(self) -> Path:
+        return self.paths[DECODER]
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint_factory, tmp_path_factory):
-    """``exported(variant)`` is the graph of a variant, exported once a session."""
-    made: dict[str, Exported] = {}
+def exported(checkpoint_factory, litert_exports, tmp_path_factory):
+    """``exported(variant)`` is the graph that the target's plan asks for, exported once a session."""
 
-    def export(variant: str) -> Exported:
-        if variant not in made:
-            layout, with_sums = VARIANTS[variant]
-            checkpoint = open_checkpoint(checkpoint_factory(variant, layout=layout))
-            formats = {name: "INT4" for name, weight in checkpoint.weights.items() if weight.lattice}
-            formats |= dict.fromkeys(with_sums, "INT4+sums")
-            steps: list[tuple[int, int]] = []
-            path = export_graph(
-                checkpoint,
-                formats,
-                [PREFILL],
-                CONTEXT,
-                tmp_path_factory.mktemp(f"graph-{variant}"),
-                lambda done, total: steps.append((done, total)),
-            )
-            made[variant] = Exported(checkpoint, formats, path, tuple(steps))
-        return made[variant]
+    def export(variant: str, **options: object) -> Exported:
+        scheme, layout = VARIANTS[variant]
+        other = {} if layout == "hub" else {"layout": layout}
+        checkpoint = open_checkpoint(checkpoint_factory(variant, scheme, **other))
+        plan = find_target("litert").plan(checkpoint, "model", options)
+        formats = {tensor.stored_as: tensor.format for tensor in plan.tensors}
+        steps: list[tuple[int, int]] = []
+        paths = litert_exports(
+            checkpoint,
+            formats,
+            [PREFILL],
+            CONTEXT,
+            tmp_path_factory.mktemp(f"graph-{variant}"),
+            lambda done, total: steps.append((done, total)),
+            **options,
+        )
+        return Exported(checkpoint, formats, paths, tuple(steps))
 
     return export
 
@@ -165,26 +170,25 @@ def test_prefill_then_decode_computes_what_transformers_does(variant, exported):
         assert np.abs(logits[0, 0] - expected[position]).max() < 2e-4
 
 
-def test_externalised_embedders_feed_the_decoder(checkpoint_factory, tmp_path):
-    checkpoint = open_checkpoint(checkpoint_factory("e2b"))
-    paths = export_graphs(checkpoint, {}, [PREFILL], CONTEXT, tmp_path, externalize_embedder=True)
-    assert set(paths) == {DECODER, EMBEDDER, PER_LAYER_EMBEDDER}
-    tokens = tokens_of(checkpoint)
-    expected = reference(checkpoint, tokens)
-    decoder = Decoder(Exported(checkpoint, {}, paths[DECODER], ()))
+def test_externalised_embedders_feed_the_decoder(exported):
+    made = exported("e2b", externalize_embedder=True)
+    assert set(made.paths) == {DECODER, EMBEDDER, PER_LAYER_EMBEDDER}
+    tokens = tokens_of(made.checkpoint)
+    expected = reference(made.checkpoint, tokens)
+    decoder = Decoder(made)
     tables = {
         "embeddings": (EMBEDDER, "embedder"),
         "per_layer_embeddings": (PER_LAYER_EMBEDDER, "per_layer_embedder"),
     }
-    embedders = {name: (interpreter_of(paths[kind]), label) for name, (kind, label) in tables.items()}
+    embedders = {name: (interpreter_of(made.paths[kind]), label) for name, (kind, label) in tables.items()}
 
     def embedded(phase, suffix, ids):
-        made = {}
+        found = {}
         for name, (interpreter, label) in embedders.items():
             runner = interpreter.get_signature_runner(f"{phase}_{label}{suffix}")
-            weights = inputs(Exported(checkpoint, {}, paths[DECODER], ()), interpreter)
-            made[name] = runner(token_ids=np.array([ids], np.int32), **weights)["embeddings"]
-        return made
+            weights = inputs(made, interpreter)
+            found[name] = runner(token_ids=np.array([ids], np.int32), **weights)["embeddings"]
+        return found
 
     start = tokens[:PREFILL]
     given = embedded("prefill", f"_{PREFILL}", start)
@@ -202,6 +206,7 @@ def test_every_matrix_is_an_input_of_its_name(variant, exported):
     details = interpreter.get_signature_runner("decode").get_input_details()
     weights = {name for name in details if "." in name}
     with_sums = {name for name, format in made.formats.items() if format == "INT4+sums"}
+    assert bool(with_sums) == (VARIANTS[variant][0] == "extremum8")
     expected = set(matrices(made.checkpoint)) | {f"{name}|sums" for name in with_sums} | with_sums
     assert weights == expected
     for name, weight in matrices(made.checkpoint).items():
@@ -212,17 +217,19 @@ def test_every_matrix_is_an_input_of_its_name(variant, exported):
             assert shape == (weight.rows, weight.columns)
     for name in with_sums:
         rows, columns = details[name]["shape"]
-        assert tuple(details[f"{name}|sums"]["shape"]) == (rows, columns // 32)
+        kept = (rows, columns // 32) if columns > 32 else (rows,)
+        assert tuple(details[f"{name}|sums"]["shape"]) == kept
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_the_file_holds_no_matrix(variant, exported):
-    made = exported(variant)
-    smallest = min(4 * weight.size for weight in matrices(made.checkpoint).values())
     from ai_edge_litert import schema_py_generated as schema
 
+    made = exported(variant)
     model = schema.Model.GetRootAs(made.path.read_bytes(), 0)
-    assert max(model.Buffers(index).DataLength() for index in range(model.BuffersLength())) <= smallest
+    sizes = [model.Buffers(index).DataLength() for index in range(model.BuffersLength())]
+    assert max(sizes) <= 4 * CONTEXT  # the positions of the caches
+    assert sum(sizes) < sum(4 * weight.size for weight in matrices(made.checkpoint).values()) / 10
 
 
 def test_progress_counts_to_its_total(exported):
