@@ -111,11 +111,19 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "weights",
                 f"{weights['tensors']} on the lattice, {weights['exact_blocks']:,} of {weights['blocks']:,}"
-                f" blocks exact; {others['tensors']} others,"
+                f" blocks exact{_formats(weights)}; {others['tensors']} others,"
                 f" largest relative RMS error {number(others['rms_error'])}",
             )
         )
+    found += [("warning", str(warning)) for warning in entry.get("warnings", ())]
     return found
+
+
+def _formats(weights: Mapping[str, Any]) -> str:
+    """How many tensors are stored in which way, where there are several ways."""
+    formats = weights.get("formats") or {}
+    told = ", ".join(f"{count} as {format}" for format, count in formats.items())
+    return f" ({told})" if len(formats) > 1 else ""
 
 
 def _runtime_facts(runtime: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -287,6 +288,7 @@ def weights_entry(weights: WeightExactness) -> dict[str, Any]:
         "exact_blocks": sum(tensor.exact_blocks for tensor in lattice),
         "exact_fraction": weights.exact_fraction,
         "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
+        "formats": dict(sorted(Counter(tensor.format for tensor in lattice).items())),
         "off_lattice": {
             "tensors": len(others),
             "values": sum(tensor.values for tensor in others),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,25 @@ def test_the_plan_says_which_tensors_have_negative_scales(qatconvert, checkpoint
     count = list(formats.values()).count("INT4+sums")
     assert plan["operators"]["FULLY_CONNECTED"] == {"FLOAT": count, "INT4": count}
     assert any(line.startswith(f"litert: {count} of ") for line in plan["warnings"])
+
+
+def test_what_scales_lose_is_counted_in_the_report(checkpoint_factory, tmp_path):
+    from converter.pipeline import Conversion, convert
+
+    model = str(checkpoint_factory("text", "max7-f32"))
+    told: list[str] = []
+    outcome = convert(Conversion(model, ["litert"], tmp_path / "out", validation=None), warn=told.append)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert outcome.report == report
+    warnings = report["targets"]["litert"]["warnings"]
+    assert warnings == told
+    rounded, narrowed = (
+        re.search(rf"(\d+) of (\d+) blocks have a scale that {why}", "\n".join(warnings))
+        for why in ("float16, LiteRT's type", "is exact in the file and that XNNPACK")
+    )
+    assert rounded is not None
+    assert narrowed is not None
+    assert 0 < int(rounded[1]) < int(rounded[2])
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,15 @@ def test_how_a_bundle_was_run_is_told() -> None:
     assert "mean KLD 0, largest 0, against the same 128 positions behind a prefill" in text
 
 
+def test_warnings_and_formats_are_told() -> None:
+    formats = {"INT4": 2, "INT4+sums": 81}
+    content = report(weights=weights(100) | {"formats": formats}, warnings=["litert: 7 blocks are rounded"])
+    for text in (Page(render_html(content)).text, render_markdown(content)):
+        assert "100 of 100 blocks exact (2 as INT4, 81 as INT4+sums)" in text
+        assert "litert: 7 blocks are rounded" in text
+    assert "as INT4" not in render_markdown(report(weights=weights(100) | {"formats": {"INT4": 83}}))
+
+
 def test_what_was_not_validated_says_so() -> None:
     entry = {"artifact": "gguf/x.gguf", "bytes": 10, "bits_per_weight": 4.5, "passed": None}
     content = assemble("x", {"repo": "a/b", "revision": "0" * 40, "format": "f"}, None, {"gguf": entry})
