@@ -9,7 +9,7 @@ engine's, in nats.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ _MORE: Final = 20
 _BROKEN: Final = "\ufffd"
 _BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
 _ASCII: Final = 0x80
+#: The first two bits of bytes that are not the first of a character.
+_FOLLOWS: Final = 0b10
 #: What the vocabulary writes for a space.
 _SPACE: Final = "▁"
 
@@ -90,6 +92,16 @@ def _text(token: str) -> str:
         value = int(found[1], 16)
         return chr(value) if value < _ASCII else _BROKEN
     return token.replace(_SPACE, " ")
+
+
+def characters(tokens: Iterable[str]) -> int:
+    """How many characters the text of tokens has, each as the vocabulary writes it."""
+    count = 0
+    for token in tokens:
+        found = _BYTE.fullmatch(token)
+        follows = found is not None and int(found[1], 16) >> 6 == _FOLLOWS
+        count += 0 if follows else len(_text(token))
+    return count
 
 
 def first_divergence(reference: Continuation, answer: Answer, vocabulary: Vocabulary) -> Divergence | None:

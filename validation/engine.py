@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.sampling import end_tokens, read_suppressed
-from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
+from validation.continuation import Continuation, Vocabulary, characters, comparison, largest_gap
 from validation.logits import map_logits
 from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Account, Engine, Scores
@@ -33,7 +33,7 @@ _PASSAGE: Final = 20_000
 #: Added tokens that have a text each; Gemma has thousands without use.
 _SPECIAL: Final = 64
 #: Characters that are shown of a text whose tokens differ.
-_SHOWN: Final = 80
+_SHOWN: Final = 40
 #: Texts in which tokenizers differ first; the special tokens of the checkpoint come beside them. The
 #: character 0, at which texts end in C, is not among them.
 TEXTS: Final = (
@@ -100,7 +100,9 @@ def measure_engine(
     return {
         "name": engine.name,
         "version": account.version,
-        "tokenizer": _compare_tokens(texts, spelled["ids"], account.tokens),
+        "tokenizer": _compare_tokens(
+            texts, spelled["ids"], account.tokens, prepared.checkpoint.tokenizer.tokens
+        ),
         "greedy": greedy,
         "scores": _compare_scores(prepared.tokens.sequences, reference, account.scores),
     }
@@ -137,9 +139,12 @@ def _spell(prepared: Prepared, texts: Sequence[str], progress: Progress) -> dict
 
 
 def _compare_tokens(
-    texts: Sequence[str], ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]
+    texts: Sequence[str],
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Sequence[int]],
+    vocabulary: Sequence[str],
 ) -> dict[str, Any]:
-    """How many texts have the same tokens, and the first that has not, from the first other token on."""
+    """How many texts have the same tokens, and the shortest that has not, around its first other token."""
     different = [index for index in range(len(texts)) if list(ours[index]) != list(theirs[index])]
     entry: dict[str, Any] = {
         "texts": len(texts),
@@ -152,8 +157,9 @@ def _compare_tokens(
         known, made = list(ours[first]), list(theirs[first])
         pairs = zip(known, made, strict=False)
         at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(known), len(made)))
+        begin = max(characters(vocabulary[id] for id in known[:at]) - _SHOWN // 4, 0)
         entry["difference"] = {
-            "text": texts[first][:_SHOWN],
+            "text": texts[first][begin : begin + _SHOWN],
             "token": at,
             "checkpoint": known[at : at + 5],
             "engine": made[at : at + 5],

@@ -162,8 +162,8 @@ def _engine_facts(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     told = f"{tokens['equal']} of {tokens['texts']} texts have the checkpoint's tokens"
     if other := tokens["difference"]:
         told += (
-            f"; {visible(other['text'])} has not: from token {other['token']} on {_ids(other['engine'])}"
-            f" for {_ids(other['checkpoint'])}"
+            f"; one with {visible(other['text'])} has from token {other['token'] + 1} on"
+            f" {_ids(other['engine'])} for {_ids(other['checkpoint'])}"
         )
     found = [("engine", f"{engine['name']} {engine['version']}"), ("its tokens", told)]
     found.append(("its text", engine_text(engine)))

@@ -69,10 +69,9 @@ class LiteRtLm:
 def _explained(error: ValidationError, what: str) -> ValidationError:
     """The error with the reason that the engine's log tells: its exceptions say only which call failed."""
     log = "\n".join(getattr(error, "__notes__", ()))
-    told = _ERROR.findall(log)
-    if not told or "RuntimeError" not in str(error):
-        return error
-    explained = ValidationError(f"{what}: {without_directories(told[-1].strip())}")
+    told = _ERROR.findall(log) if "RuntimeError" in str(error) else []
+    cause = told[-1].strip() if told else str(error).removeprefix(f"{what}: ")
+    explained = ValidationError(f"{what}: {without_directories(cause)}")
     explained.add_note(log)
     return explained
 

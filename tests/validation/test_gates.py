@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from converter.errors import UsageError
-from validation.gates import DENSE, EXPERTS, KNOWN, judge, limits
+from validation.gates import DENSE, EXPERTS, KNOWN, judge, judge_engine, limits
 from validation.metrics import LogitMetrics, compare
 from validation.weights import NAN_ULP, TensorExactness, WeightExactness
 
@@ -122,3 +122,27 @@ def test_a_checkpoint_without_a_lattice_passes_the_exactness_gate_and_says_why(e
     assert gate.passed
     assert gate.value is None
     assert gate.entry()["note"] == "no weight of this checkpoint lies on a lattice"
+
+
+ENGINE = {
+    "tokenizer": {"texts": 4, "equal": 4, "equal_fraction": 1.0},
+    "greedy": {"largest_gap": 0.5},
+    "scores": {"mean_abs": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "failed"),
+    [
+        ("tokenizer", {"texts": 4, "equal": 4, "equal_fraction": 1.0}, []),
+        ("tokenizer", {"texts": 4, "equal": 3, "equal_fraction": 0.75}, ["engine_same_tokens"]),
+        ("greedy", {"largest_gap": 1.1}, ["engine_gap"]),
+        ("scores", {"mean_abs": 0.3}, ["engine_mean_abs"]),
+        ("scores", {"mean_abs": None}, ["engine_mean_abs"]),
+        ("scores", None, ["engine_mean_abs"]),
+    ],
+)
+def test_the_gates_of_an_engine(part: str, value: object, failed: list[str]) -> None:
+    gates = judge_engine(limits({}), {**ENGINE, part: value})
+    assert [gate.name for gate in gates] == ["engine_same_tokens", "engine_gap", "engine_mean_abs"]
+    assert [gate.name for gate in gates if not gate.passed] == failed
