@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -58,6 +59,7 @@ def ask(
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     if directory is not None:
         environment["TMPDIR"] = str(directory.absolute())
+    release()  # what the caller has read before counts with what the child takes
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -84,6 +86,14 @@ def ask(
     error = TargetError(cause if cause.startswith("litert: ") else f"litert: {work} failed: {cause}")
     error.add_note(printed[-_NOTE:])
     raise error
+
+
+def release() -> None:
+    """Give memory back to the system: graphs of torch refer to each other, and malloc keeps what is freed."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _converse(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from litert_torch._convert import core
 from litert_torch._convert.signature import Signature
+
+from targets.litert.child import release
 
 
 class Programs(Sequence[Any]):
@@ -36,10 +35,3 @@ class Programs(Sequence[Any]):
             yield program
             vars(program).clear()  # whoever iterates holds it still
             release()
-
-
-def release() -> None:
-    """Give memory back to the system: graphs of torch refer to each other, and malloc keeps what is freed."""
-    gc.collect()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
