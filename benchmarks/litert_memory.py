@@ -82,9 +82,7 @@ def mapped(pid: int) -> dict[str, int]:
     file = ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
-        if not words[0].endswith(
-            ":"
-        ):  # the head of a mapping: addresses, rights, offset, device, inode, path
+        if not words[0].endswith(":"):  # a mapping: addresses, rights, offset, device, inode, path
             file = words[5] if len(words) > 5 and words[5].startswith("/") else ""
         elif words[0] == "Rss:" and file:
             found[file] = found.get(file, 0) + (int(words[1]) << 10)
