@@ -1,0 +1,113 @@
+"""LiteRT bundles of every kind of model, proven with the gates that apply when nobody sets any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("litert_torch")
+from converter.checkpoint import open_checkpoint
+from converter.demo import DEMO
+from validation.gates import DENSE, EXPERTS
+from validation.litert import runner
+from validation.litert_session import open_decoder
+from validation.logits import map_logits
+from validation.metrics import compare
+from validation.validation import validate
+
+#: Schemes and layouts, so that their graphs are those of ``tests/targets/test_litert_graph.py``.
+BUNDLES = {
+    "demo": ("max7", "hub"),
+    "e2b": ("extremum8", "transformers"),
+    "26b-a4b": ("extremum8", "hub"),
+    "12b": ("max7", "hub"),
+    "gemma3": ("max7", "hub"),
+}
+TOKENS = [2, *(7 + 11 * i % 1200 for i in range(150))]
+
+
+@pytest.fixture(scope="session")
+def bundle(checkpoint_factory: Callable[..., Path], litert_bundle: Callable[..., Path]) -> Callable[..., Any]:
+    """``bundle(variant, **options)`` is a checkpoint's directory and its bundle."""
+
+    def make(variant: str, **options: object) -> tuple[Path, Path]:
+        scheme, layout = BUNDLES[variant]
+        other = {} if layout == "hub" else {"layout": layout}
+        model = DEMO if variant == "demo" else checkpoint_factory(variant, scheme, **other)
+        return model, litert_bundle(variant, scheme, layout, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Reference logits that these tests share."""
+    return tmp_path_factory.mktemp("litert-reference")
+
+
+@pytest.mark.parametrize("variant", sorted(BUNDLES))
+def test_every_kind_of_model_is_exact_and_what_remains_is_the_runtimes(
+    variant: str, bundle: Callable[..., tuple[Path, Path]], cache: Path, tmp_path: Path
+) -> None:
+    model, artifact = bundle(variant)
+    entry = validate(open_checkpoint(model), "litert", artifact, scratch=tmp_path, cache=cache)["entry"]
+    limits = EXPERTS if variant == "26b-a4b" else DENSE
+    assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == limits
+    assert entry["passed"]
+    assert entry["weights"]["exact_fraction"] == 1.0
+    runtime, logits = entry["runtime"], entry["logits"]
+    assert runtime["rounded_activations"] is True
+    assert logits["mean_kld"] > 1e-5
+    assert runtime["mean_kld_same_weights"] == pytest.approx(logits["mean_kld"], rel=0.3)
+    assert runtime["decode"]["max_kld"] < 1e-9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_another_lattice_fail(
+    bundle: Callable[..., tuple[Path, Path]],
+    checkpoint_factory: Callable[..., Path],
+    cache: Path,
+    tmp_path: Path,
+) -> None:
+    _, artifact = bundle("e2b")
+    checkpoint = open_checkpoint(checkpoint_factory("e2b"))
+    settings = {"scratch": tmp_path, "cache": cache, "same_weights": False}
+    entry = validate(checkpoint, "litert", artifact, **settings)["entry"]  # type: ignore[arg-type]
+    failed = {gate["name"] for gate in entry["gates"] if not gate["passed"]}
+    assert {"exact_fraction", "mean_kld", "same_top_p"} <= failed
+    assert "decode_mean_kld" not in failed
+
+
+def test_a_prefill_leaves_the_caches_that_decoding_does(
+    bundle: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    decoder = open_decoder(bundle("demo")[1], tmp_path)
+    whole, single = decoder.prefill(TOKENS), decoder.empty_cache()
+    for position, token in enumerate(TOKENS):
+        _, single = decoder.step(token, position, single)
+    assert whole.keys() == single.keys()
+    for name, cache in single.items():
+        axis = 2 if name.startswith("kv_cache_k") else 3
+        kept = [np.take(one, range(len(TOKENS)), axis) for one in (whole[name], cache)]
+        assert np.abs(kept[1]).max(axis=(1, 5 - axis)).min() > 0
+        np.testing.assert_allclose(*kept, atol=1e-4)
+
+
+def test_externalised_embedders_give_the_same_logits(
+    bundle: Callable[..., tuple[Path, Path]], tmp_path: Path
+) -> None:
+    vocabulary = open_checkpoint(bundle("e2b")[0]).architecture.vocabulary
+    made = []
+    for options in ({}, {"externalize_embedder": True}):
+        output = tmp_path / f"{len(made)}.npy"
+        runtime = runner.logits(
+            bundle("e2b", **options)[1], [TOKENS], vocabulary, output, lambda done, total: None
+        )
+        made.append(map_logits(output, len(TOKENS)))
+    signatures = set(runtime.settings["signatures"])  # type: ignore[call-overload]
+    assert {"decode", "decode_embedder", "decode_per_layer_embedder"} < signatures
+    assert compare(*made, np.full(len(TOKENS), -1)).mean_kld < 1e-9
