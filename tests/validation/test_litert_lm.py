@@ -25,6 +25,7 @@ from validation.litert_lm_engine import run_engine
 from validation.logits import map_logits
 from validation.preparation import Settings, prepare
 from validation.reference import Model, reference_logits
+from validation.validation import validate
 
 REQUEST = {"texts": [], "prompts": [], "sequences": [], "begin": "", "count": 4}
 
@@ -109,18 +110,25 @@ def test_the_engine_leaves_no_cache_beside_the_bundle(found: dict[str, Any], dem
     assert [path.name for path in demo.parent.iterdir()] == [demo.name]
 
 
-def test_another_tokenizer_fails_its_gate(
-    measured: Callable[..., dict[str, Any]], demo: Path, tmp_path: Path
-) -> None:
-    def swap(text: bytes) -> bytes:
-        document = json.loads(text)
-        vocabulary = document["model"]["vocab"]
-        vocabulary["▁the"], vocabulary["▁of"] = vocabulary["▁of"], vocabulary["▁the"]
-        return json.dumps(document).encode()
+def swap(text: bytes) -> bytes:
+    """Another tokenizer: two words have changed places."""
+    document = json.loads(text)
+    vocabulary = document["model"]["vocab"]
+    vocabulary["▁the"], vocabulary["▁of"] = vocabulary["▁of"], vocabulary["▁the"]
+    return json.dumps(document).encode()
 
+
+def test_another_tokenizer_fails_its_gate_and_the_validation(demo: Path, tmp_path: Path) -> None:
     wrong = repack(demo, tmp_path / "wrong.litertlm", TOKENIZER, edit_tokenizer(swap))
-    found = measured(DEMO, wrong)
-    assert "engine_same_tokens" in failed(found)
+    checkpoint = open_checkpoint(DEMO)
+    settings = {"positions": 128, "same_weights": False, "cache": tmp_path / "cache"}
+    entry = validate(checkpoint, "litert", wrong, scratch=tmp_path, **settings)["entry"]
+    assert not entry["passed"]
+    gates = {gate["name"]: gate["passed"] for gate in entry["gates"]}
+    assert gates["exact_fraction"]
+    assert gates["mean_kld"]
+    found = entry["runtime"]["engine"]
+    assert not gates["engine_same_tokens"]
     tokens = found["tokenizer"]
     assert 0 < tokens["equal"] < tokens["texts"]
     first = tokens["difference"]

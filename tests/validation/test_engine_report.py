@@ -1,0 +1,143 @@
+"""How reports and the terminal tell what an engine made of an artifact."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from converter.cli.tables import print_report
+from validation.figures import continuations, gate_row, target_facts, visible
+from validation.page import render_html
+from validation.report import assemble, render_markdown
+
+ENGINE: dict[str, Any] = {
+    "name": "LiteRT-LM",
+    "version": "0.18.1",
+    "tokenizer": {"texts": 50, "equal": 50, "equal_fraction": 1.0, "difference": None},
+    "greedy": {
+        "prompts": 2,
+        "tokens": 64,
+        "characters": 30,
+        "equal_characters": 20,
+        "diverging": 1,
+        "largest_gap": 0.25,
+        "texts": [
+            {
+                "kind": "prose",
+                "prompt": "It was a dark",
+                "reference": " and <b>stormy</b> night",
+                "engine": " and <b>stormy</b> night; the",
+                "tokens": 32,
+                "equal_characters": 24,
+                "divergence": None,
+            },
+            {
+                "kind": "chat",
+                "prompt": "<|turn>user\nWhere",
+                "reference": " is |it?",
+                "engine": " is\tthat?",
+                "tokens": 32,
+                "equal_characters": 3,
+                "divergence": {"token": 1, "character": 3, "reference": "▁|", "engine": "\t", "gap": 0.25},
+            },
+        ],
+    },
+    "scores": {"tokens": 452, "mean_abs": 0.0138, "max_abs": 0.1},
+}
+
+
+def report(engine: dict[str, Any] = ENGINE) -> dict[str, Any]:
+    entry = {
+        "artifact": "litert/m.litertlm",
+        "passed": True,
+        "runtime": {"name": "LiteRT", "version": "2.3.0", "engine": engine},
+    }
+    return assemble("m", {"path": "m", "format": "bf16-lattice"}, None, {"litert": entry})
+
+
+def facts(engine: dict[str, Any]) -> dict[str, str]:
+    return dict(target_facts(report(engine)["targets"]["litert"]))
+
+
+def test_the_facts_say_how_far_the_engine_says_the_same() -> None:
+    told = facts(ENGINE)
+    assert told["engine"] == "LiteRT-LM 0.18.1"
+    assert told["its tokens"] == "50 of 50 texts have the checkpoint's tokens"
+    assert told["its text"] == (
+        "1 of 2 likeliest continuations are the reference's, 20 of 30 characters; where one is not,"
+        " the reference holds the two tokens at most 0.25 nats apart"
+    )
+    assert "452 tokens are off by 0.0138 nats on average, 0.1 at most" in told["its scores"]
+
+
+def test_the_first_other_token_of_a_text_is_shown() -> None:
+    other = copy.deepcopy(ENGINE)
+    other["tokenizer"] |= {
+        "equal": 49,
+        "difference": {"text": "a\nb", "token": 1, "checkpoint": [24, 346], "engine": []},
+    }
+    assert facts(other)["its tokens"] == (
+        "49 of 50 texts have the checkpoint's tokens; one with “a↵b” has from token 2 on none for 24 346"
+    )
+
+
+def test_texts_stand_beside_each_other_from_where_they_part() -> None:
+    heading, same, parted = continuations(report()["targets"]["litert"])
+    assert heading[2:4] == ("then the reference", "then LiteRT-LM")
+    assert same[1:] == ("“ and <b>stormy</b> night”", "-", "-", "none")
+    assert parted == (
+        "chat: “<|turn>user↵Where”",
+        "“ is”",
+        "“ |it?”",
+        "“⇥that?”",
+        "token 2, character 4: “▁|” and “⇥”, 0.25 nats apart",
+    )
+
+
+def test_a_gap_that_the_texts_do_not_tell_is_said_so() -> None:
+    unknown = copy.deepcopy(ENGINE)
+    unknown["greedy"]["texts"][1]["divergence"]["gap"] = None
+    row = continuations(report(unknown)["targets"]["litert"])[2]
+    assert row[4].endswith("the texts do not tell how far apart")
+
+
+def test_without_an_engine_there_is_no_table() -> None:
+    assert continuations({"runtime": {"name": "llama.cpp", "version": "1"}}) == []
+    assert continuations({}) == []
+
+
+def test_the_pages_show_text_as_it_is() -> None:
+    html, markdown = render_html(report()), render_markdown(report())
+    assert "&lt;b&gt;stormy&lt;/b&gt;" in html
+    assert "<b>stormy" not in html
+    assert "Likeliest text" in html
+    line = next(line for line in markdown.splitlines() if line.startswith("| chat"))
+    assert line.count("|") - line.count("\\|") == 6  # what the texts hold does not end a cell
+
+
+def test_the_terminal_tells_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(report(), None)
+    told = " ".join(capsys.readouterr().out.split())
+    assert "litert: LiteRT-LM 0.18.1: 50 of 50 texts with the checkpoint's tokens; 1 of 2 likeliest" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("short", "“short”", "“short”"),
+        ("a" * 30 + "b" * 30, "“" + "a" * 30 + "b" * 18 + "…”", "“…" + "a" * 18 + "b" * 30 + "”"),
+        ("\x07\u200b", "“\\u0007\\u200b”", "“\\u0007\\u200b”"),
+    ],
+)
+def test_texts_are_shown_on_one_line_and_what_has_no_shape_as_an_escape(
+    text: str, first: str, last: str
+) -> None:
+    assert visible(text) == first
+    assert visible(text, last=True) == last
+
+
+def test_the_share_of_equal_tokens_is_a_share() -> None:
+    gate = {"name": "engine_same_tokens", "limit": 1.0, "value": 0.98, "passed": False, "note": "1 text"}
+    assert gate_row(gate) == ("engine_same_tokens", "100.0000 %", "98.0000 %", "FAILED: 1 text")
