@@ -18,11 +18,11 @@ are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first t
 all.
 
 An engine, which takes and gives text, must make the checkpoint's own tokens of every text. Where its
-likeliest text leaves the reference's, the reference holds the two tokens nearly equal: up to 0.25 nats apart
+likeliest text leaves the reference's, the reference holds the two tokens nearly equal: up to 0.31 nats apart
 in small random dense models and 0.45 with experts (0.02 in the shipped model); with weights of another scheme
-the largest gap of four prompts is 2.4 to 7. Its log-probabilities of the evaluated tokens are off by 0.1 nats
-on average in small random dense models, by 0.2 with experts (0.014 in the shipped model); with weights of
-another scheme by 0.7 to 1.4, with those that the shipped model had before its last training by 0.33.
+the largest gap of four prompts is 2.4 to 7. Its log-probabilities of the evaluated tokens are off by 0.04
+to 0.13 nats on average in small random dense models, by 0.2 with experts (0.014 in the shipped model); with
+weights of another scheme by 0.7 to 1.4, with those that the shipped model had before its last training by 0.33.
 """
 
 from __future__ import annotations
