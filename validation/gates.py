@@ -22,7 +22,8 @@ likeliest text leaves the reference's, the reference holds the two tokens nearly
 in small random dense models and 0.45 with experts (0.02 in the shipped model); with weights of another scheme
 the largest gap of four prompts is 2.4 to 7. Its log-probabilities of the evaluated tokens are off by 0.04
 to 0.13 nats on average in small random dense models, by 0.2 with experts (0.014 in the shipped model); with
-weights of another scheme by 0.7 to 1.4, with those that the shipped model had before its last training by 0.33.
+weights of another scheme by 0.7 to 1.4, with those that the shipped model had before its last training by
+0.33.
 """
 
 from __future__ import annotations
