@@ -25,8 +25,8 @@ from gguf_conversion import HERE, make_checkpoint, measure
 from converter.checkpoint import open_checkpoint
 from validation.logits import next_tokens
 from validation.metrics import compare
-from validation.onnxruntime import runner
 from validation.reference import Model, reference_logits
+from validation.runtimes.onnxruntime import runner
 from validation.worker import Worker
 
 

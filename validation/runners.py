@@ -18,9 +18,9 @@ from validation.worker import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
 _RUNNERS = {
-    "gguf": "validation.llamacpp:runner",
-    "litert": "validation.litert:runner",
-    "onnx": "validation.onnxruntime:runner",
+    "gguf": "validation.runtimes.llamacpp:runner",
+    "litert": "validation.runtimes.litert:runner",
+    "onnx": "validation.runtimes.onnxruntime:runner",
 }
 #: What the reference needs, and the extra that installs it.
 _REFERENCE = ("torch", "transformers", "accelerate")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from divergence import OTHER_SETTINGS, divergence_from_transformers
 
-from validation.llamacpp import runner
+from validation.runtimes.llamacpp import runner
 
 #: Mean KL divergence allowed; llama.cpp's GELU comes from a float16 table.
 LIMIT = 1e-4

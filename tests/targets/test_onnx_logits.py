@@ -10,7 +10,7 @@ import pytest
 from divergence import OTHER_SETTINGS, divergence_from_transformers
 
 from converter.demo.variants import VARIANTS
-from validation.onnxruntime import runner
+from validation.runtimes.onnxruntime import runner
 
 #: Mean KL divergence allowed between two float32 implementations.
 LIMIT = 1e-6

@@ -20,11 +20,11 @@ from litert_decoder import CONTEXT, POISON, VOCABULARY, at_once, write_decoder, 
 from converter.errors import UsageError, ValidationError
 from targets.litert import bundle
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
-from validation import litert_session
 from validation.decoding import DECODED
-from validation.litert import runner
-from validation.litert_session import open_decoder, prefill_runs
 from validation.logits import map_logits
+from validation.runtimes import litert_session
+from validation.runtimes.litert import runner
+from validation.runtimes.litert_session import open_decoder, prefill_runs
 
 #: One that fills the caches, one that is shorter than a prefill, one of a single token.
 SEQUENCES = [[2, *(7 + 11 * i % 190 for i in range(CONTEXT - 1))], [2, 90, 5, 7, 11], [2]]

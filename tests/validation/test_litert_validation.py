@@ -13,10 +13,10 @@ pytest.importorskip("litert_torch")
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from validation.gates import DENSE, EXPERTS
-from validation.litert import runner
-from validation.litert_session import open_decoder
 from validation.logits import map_logits
 from validation.metrics import compare
+from validation.runtimes.litert import runner
+from validation.runtimes.litert_session import open_decoder
 from validation.validation import validate
 
 #: Schemes and layouts, so that their graphs are those of ``tests/targets/test_litert_graph.py``.

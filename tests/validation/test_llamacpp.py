@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from validation.llamacpp import runner
 from validation.logits import map_logits
+from validation.runtimes.llamacpp import runner
 
 # the first is longer than a batch and than the sliding window
 SEQUENCES = [[2, *(7 + 11 * i % 1000 for i in range(300))], [2, 900, 5, 7, 11], [2, *range(300, 320)]]

@@ -17,8 +17,8 @@ from onnx_decoder import LAYERS, VOCABULARY, write_decoder
 from converter.errors import UsageError, ValidationError
 from validation.decoding import DECODED
 from validation.logits import map_logits
-from validation.onnxruntime import find_provider, runner, short_name
-from validation.onnxruntime_session import check_started
+from validation.runtimes.onnxruntime import find_provider, runner, short_name
+from validation.runtimes.onnxruntime_session import check_started
 
 # the first is longer than one run of the model and than its window
 SEQUENCES = [[2, 90, 5, 7, 11], [2, *(7 + 11 * i % 190 for i in range(300))], [2, *range(30, 50)]]

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from converter.errors import UsageError
-from validation import llamacpp, onnxruntime
 from validation.runners import check_available, check_provider, find_runner
+from validation.runtimes import llamacpp, onnxruntime
 
 
 def test_every_target_has_its_runtime() -> None:

@@ -1,4 +1,4 @@
-"""Child process of ``validation.onnxruntime``: an ONNX model's logits, by sequences and token by token."""
+"""Child process of ``onnxruntime``: an ONNX model's logits, by sequences and token by token."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from converter.errors import ValidationError
 from targets.onnx.accuracy import accuracy_levels
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
-from validation.onnxruntime import short_name
-from validation.onnxruntime_session import Decoder, open_decoder, read_model
+from validation.runtimes.onnxruntime import short_name
+from validation.runtimes.onnxruntime_session import Decoder, open_decoder, read_model
 from validation.worker import Progress, peak_bytes, serve
 
 #: Most tokens of one run: their logits lie in memory together (128 x 262144 x 4 bytes = 0.13 GB), and once

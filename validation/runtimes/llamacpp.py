@@ -1,6 +1,6 @@
 """GGUF files in llama.cpp, through llama-cpp-python.
 
-llama.cpp ends its process on a failed assertion, so it runs in a child (``validation.llamacpp_model``).
+llama.cpp ends its process on a failed assertion, so it runs in a child (``llamacpp_model``).
 Nothing but the weights is quantised: the KV cache is float32, and flash attention, which works in float16,
 is off. What remains is the arithmetic of its matrix kernels, which round activations to 8 bits.
 """
@@ -46,7 +46,7 @@ class LlamaCpp:
             "output": str(output),
         }
         result = run_worker(
-            "validation.llamacpp_model", request, progress, what=f"llama.cpp on {artifact.name}"
+            "validation.runtimes.llamacpp_model", request, progress, what=f"llama.cpp on {artifact.name}"
         )
         if result["vocabulary"] != vocabulary:
             raise ValidationError(

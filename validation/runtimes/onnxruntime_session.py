@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from converter.errors import ValidationError
 from targets.onnx.accuracy import graphs, parse, with_accuracy_level
 from targets.writing import processors
-from validation.onnxruntime import find_provider, short_name
+from validation.runtimes.onnxruntime import find_provider, short_name
 from validation.worker import without_directories
 
 _PAST: Final = "past_key_values."

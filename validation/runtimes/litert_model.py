@@ -1,4 +1,4 @@
-"""Child process of ``validation.litert``: a bundle's logits, behind a prefill and token by token."""
+"""Child process of ``litert``: a bundle's logits, behind a prefill and token by token."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from converter.errors import ValidationError
 from validation.decoding import DECODED, compare_decoding
-from validation.litert_session import Decoder, open_decoder
 from validation.logits import LogitRows
 from validation.runners import CPU
+from validation.runtimes.litert_session import Decoder, open_decoder
 from validation.worker import Progress, peak_bytes, serve
 
 

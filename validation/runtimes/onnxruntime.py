@@ -1,6 +1,6 @@
 """ONNX models in onnxruntime.
 
-It runs in a child (``validation.onnxruntime_model``), where its memory can be told from the tool's own and a
+It runs in a child (``onnxruntime_model``), where its memory can be told from the tool's own and a
 crash of native code is one line. The checker of the onnx package goes first. Beside the logits of whole
 sequences, the child decodes one sequence token by token through the cache and compares both.
 """
@@ -65,7 +65,7 @@ class OnnxRuntime:
             "accuracy_level": choice.get("accuracy_level"),
         }
         result = run_worker(
-            "validation.onnxruntime_model", request, progress, what=f"onnxruntime on {artifact.name}"
+            "validation.runtimes.onnxruntime_model", request, progress, what=f"onnxruntime on {artifact.name}"
         )
         return Runtime("onnxruntime", result["version"], result["settings"])
 

@@ -1,4 +1,4 @@
-"""Child process of ``validation.litert_lm``: what LiteRT-LM's engine makes of texts."""
+"""Child process of ``litert_lm``: what LiteRT-LM's engine makes of texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_HEAD: Final = 16
 
 
 def run_engine(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
-    """Tokenise, answer and score; request and answer are those of ``validation.litert_lm``."""
+    """Tokenise, answer and score; request and answer are those of ``validation.runtimes.litert_lm``."""
     import litert_lm
 
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)

@@ -1,6 +1,6 @@
 """LiteRT bundles in LiteRT's interpreter, whose products XNNPACK computes.
 
-It runs in a child (``validation.litert_model``), where its memory can be told from the tool's own and a crash
+It runs in a child (``litert_model``), where its memory can be told from the tool's own and a crash
 of native code is one line. The interpreter takes files, so the models of a bundle are copied to a directory
 beside the logits, which is gone at the end.
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import UsageError
-from validation.litert_lm import engine
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
+from validation.runtimes.litert_lm import engine
 from validation.worker import Progress, run_worker
 
 
@@ -63,7 +63,7 @@ class LiteRt:
                 "scratch": scratch,
             }
             result = run_worker(
-                "validation.litert_model", request, progress, what=f"LiteRT on {artifact.name}"
+                "validation.runtimes.litert_model", request, progress, what=f"LiteRT on {artifact.name}"
             )
         return Runtime("LiteRT", result["version"], result["settings"])
 

@@ -1,4 +1,4 @@
-"""Child process of ``validation.llamacpp``: all logits of a GGUF file, by llama.cpp's C interface."""
+"""Child process of ``llamacpp``: all logits of a GGUF file, by llama.cpp's C interface."""
 
 from __future__ import annotations
 

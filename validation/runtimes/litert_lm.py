@@ -1,6 +1,6 @@
 """LiteRT bundles in LiteRT-LM's engine, the program that runs them on phones, here on the processor.
 
-It runs in a child (``validation.litert_lm_engine``), where its memory can be told from the tool's own and a
+It runs in a child (``litert_lm_engine``), where its memory can be told from the tool's own and a
 crash of native code is one line.
 """
 
@@ -53,7 +53,7 @@ class LiteRtLm:
         }
         what = f"{self.name} on {artifact.name}"
         try:
-            result = run_worker("validation.litert_lm_engine", request, progress, what=what)
+            result = run_worker("validation.runtimes.litert_lm_engine", request, progress, what=what)
         except ValidationError as error:
             raise _explained(error, what) from error
         return Account(
