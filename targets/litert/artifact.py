@@ -15,7 +15,7 @@ from targets.litert.android import check_assets, check_directory, write_assets
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, export_graphs, needed_memory
 from targets.litert.metadata import metadata_sections, template_warnings, tokenizer_file
-from targets.litert.npu import check_installed, compile_bundle
+from targets.litert.npu import Npu, check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
     BLOCK,
@@ -60,7 +60,7 @@ class LitertTarget:
             own_head=chosen.externalize_embedder,
             off_lattice=chosen.off_lattice,
         )
-        bundle = f"litert/{name}.litertlm"
+        bundle = f"litert/{_bundle_name(name, None)}"
         models = _model_types(checkpoint, chosen) if chosen.keep_tflite else ()
         size = sum(tensor.bytes for tensor in tensors)
         return Plan(
@@ -71,11 +71,11 @@ class LitertTarget:
                 *storage_warnings(weights.values(), chosen.off_lattice),
                 *negative_warnings(tensors),
                 *template_warnings(checkpoint),
-                *_assets_warnings(name, size, options),
+                *_assets_warnings(name, chosen.npus, size, options),
             ),
             companions=(
                 *(_tflite(bundle, kind) for kind in models),
-                *(f"litert/{npu.file_name(name)}" for npu in chosen.npus),
+                *(f"litert/{_bundle_name(name, npu)}" for npu in chosen.npus),
             ),
             options={
                 "name": name,
@@ -125,7 +125,7 @@ class LitertTarget:
                 if section.kind == MODEL and section.model_type is not None:
                     _extract(path, section, directory / _tflite(plan.artifacts[0], section.model_type))
         for npu in chosen.npus:
-            compiled = path.with_name(npu.file_name(str(plan.options["name"])))
+            compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
             compile_bundle(path, npu, compiled, partial(progress, f"compile for {npu}"))
         return models.warnings()
 
@@ -143,13 +143,18 @@ class LitertTarget:
         directory = Path(str(options["android_assets"]))
         if not passed:
             return (f"litert: a gate failed, so nothing was written to {directory}",)
-        write_assets(
-            output / plan.artifacts[0],
-            directory,
-            model=str(plan.options["name"]),
-            context_length=read_options(plan.options).context,
-            progress=partial(progress, "android assets"),
-        )
+        chosen = read_options(plan.options)
+        bundle = output / plan.artifacts[0]
+        for processor in (None, *chosen.npus):
+            name = _bundle_name(str(plan.options["name"]), processor)
+            write_assets(
+                bundle.with_name(name),
+                directory,
+                model=name.removesuffix(self.suffix),
+                context_length=chosen.context,
+                processor=str(processor) if processor else None,
+                progress=partial(progress, "android assets"),
+            )
         return ()
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
@@ -211,12 +216,21 @@ class _Models:
         return told
 
 
-def _assets_warnings(model: str, size: int, options: Mapping[str, object]) -> Sequence[str]:
+def _bundle_name(model: str, processor: Npu | None) -> str:
+    """Name of the file of a model's bundle, of that for a neural processor if one is given."""
+    return processor.file_name(model) if processor else f"{model}.litertlm"
+
+
+def _assets_warnings(
+    model: str, npus: Iterable[Npu], size: int, options: Mapping[str, object]
+) -> Sequence[str]:
     """What is to be said of assets of about ``size`` bytes, if any are wanted; raises ``DestinationError``
     if they cannot be written."""
     if options.get("android_assets") is None:
         return ()
-    check_directory(Path(str(options["android_assets"])), model)
+    for processor in (None, *npus):
+        name = _bundle_name(model, processor).removesuffix(".litertlm")
+        check_directory(Path(str(options["android_assets"])), name)
     return check_assets(model, size)
 
 

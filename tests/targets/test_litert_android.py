@@ -197,3 +197,30 @@ def test_a_bundle_that_is_none_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="does not begin with LITERTLM"):
         write(path, tmp_path / "assets")
     assert names(tmp_path) == ["model.litertlm"]
+
+
+def test_bundles_for_processors_are_assets_of_their_own(bundle, tmp_path, checkpoint_factory):
+    from converter.checkpoint import open_checkpoint
+    from targets.litert import target
+
+    assets, output = tmp_path / "assets", tmp_path / "out"
+    options = {"npu": ["qualcomm:SM8750"], "android_assets": assets}
+    plan = target.plan(open_checkpoint(checkpoint_factory("text")), MODEL, options)
+    compiled = f"{MODEL}_qualcomm_sm8750"
+    assert set(plan.companions) == {f"litert/{compiled}.litertlm"}
+    for file in (*plan.artifacts, *plan.companions):
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        (output / file).write_bytes(bundle.read_bytes())
+    (told,) = target.deliver(plan, output, options, passed=False)
+    assert "a gate failed" in told
+    assert not assets.exists()
+    assert target.deliver(plan, output, options, passed=True) == ()
+    assert names(assets) == sorted(
+        f"{name}.litertlm{end}" for name in (MODEL, compiled) for end in ("", ".json")
+    )
+    for name, processor in ((MODEL, None), (compiled, "qualcomm:SM8750")):
+        manifest = json.loads((assets / f"{name}.litertlm.json").read_text())
+        assert (manifest["processor"], manifest["context_length"]) == (
+            processor,
+            plan.options["context_length"],
+        )
