@@ -173,6 +173,7 @@ def _convert(
         if conversion.validation is not None:
             # before anything is written: options that mean nothing must not cost a conversion
             prepared = stack.enter_context(_prepare(model, conversion.validation, progress))
+            _check_context(plans, prepared)
         scratch = stack.enter_context(output.scratch_directory(destination))
         told = _write(model, pairs, scratch, progress, warn)
         changing = {scratch / plan.artifacts[0] for target, plan in pairs if target.choices(plan)}
@@ -185,6 +186,17 @@ def _convert(
         for warning in target.deliver(plan, destination, options, passed, progress):
             warn(warning)
     return Outcome(destination, report, _passed(report), _errors(report))
+
+
+def _check_context(plans: Sequence[Plan], prepared: Prepared) -> None:
+    """Raise ``UsageError`` for an artifact that could not be given the text that it is to be judged on."""
+    longest = max(map(len, prepared.tokens.sequences))
+    for plan in plans:
+        if plan.context is not None and plan.context < longest:
+            raise UsageError(
+                f"{plan.target}: the validation has passages of up to {longest} tokens, more than "
+                f"the context of {plan.context}: give a longer context, fewer --positions, or --no-validate"
+            )
 
 
 def _passed(report: Mapping[str, Any]) -> bool:

@@ -58,7 +58,8 @@ class Plan:
     (or first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
     ``warnings`` one line each for the user. ``operators`` says which operators of the runtime read the
     weights, and how many weights of each format, where that depends on the plan; ``memory`` is the most bytes
-    of memory that writing takes, if it is more than any machine has."""
+    of memory that writing takes, if it is more than any machine has; ``context`` the most tokens that the
+    artifact can be given, if it is bound to fewer than the model."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -68,6 +69,7 @@ class Plan:
     options: Mapping[str, object] = field(default_factory=dict)
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: int | None = None
+    context: int | None = None
 
     @property
     def bytes(self) -> int:

@@ -87,6 +87,7 @@ class LitertTarget:
                 "npu": [str(npu) for npu in chosen.npus],
             },
             operators=operators(tensors, tied_head=architecture.tied_head),
+            context=chosen.context,
             memory=needed_memory(architecture, chosen.prefill_lengths),
         )
 

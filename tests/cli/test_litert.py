@@ -183,6 +183,16 @@ def test_options_that_mean_nothing_are_refused(options, message, refused, refere
     assert message in refused(reference, "--target", "litert", *options, status=2)
 
 
+def test_a_context_too_short_for_the_validation_is_told_before_the_export(
+    qatconvert, error_of, reference, tmp_path
+):
+    options = ["--context-length", "64", "--prefill-lengths", "16", "-o", tmp_path / "out"]
+    done = qatconvert(reference, "--target", "litert", *options, seconds=60)
+    assert "more than the context of 64: give a longer context, fewer --positions" in error_of(done, 2)
+    assert list(tmp_path.glob(".*")) == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_sdk_is_told_before_a_model_is_downloaded(qatconvert, error_of):
     done = qatconvert("owner/name", "--target", "litert", "--npu", "qualcomm:SM8750", seconds=60)
     assert "pip install ai-edge-litert-sdk-qualcomm" in error_of(done, 2)
