@@ -23,11 +23,11 @@ import numpy as np
 from gguf_conversion import HERE, make_checkpoint, measure
 
 from converter.checkpoint import open_checkpoint
+from converter.worker import Worker
 from validation.logits import next_tokens
 from validation.metrics import compare
 from validation.reference import Model, reference_logits
 from validation.runtimes.onnxruntime import runner
-from validation.worker import Worker
 
 
 @dataclass(frozen=True)

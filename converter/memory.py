@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
+import sys
 from pathlib import Path
 
 from converter.amounts import amount
@@ -21,6 +25,15 @@ def free_memory() -> int:
     except (OSError, ValueError, StopIteration):
         pass  # another system; or no control group, or one without a limit ("max")
     return max(free, 0)
+
+
+def release_memory() -> None:
+    """Give memory that is not used back to the system: models and graphs refer to themselves in circles, and
+    malloc keeps what is freed."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def check_memory(target: str, needed: int | None) -> None:

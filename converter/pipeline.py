@@ -278,7 +278,7 @@ def _prove(
 
 def _reason(error: Exception) -> str:
     """One line for the report, which names no directory of this machine."""
-    from validation.worker import without_directories
+    from converter.worker import without_directories
 
     text = "out of memory" if isinstance(error, MemoryError) else str(error)
     if isinstance(error, OSError) and error.strerror:

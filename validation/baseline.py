@@ -15,9 +15,9 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, ValidationError
 from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.worker import Progress
 from targets.onnx.packing import round_rows
 from targets.plan import find_target
-from validation.worker import Progress
 
 NAMES = ("naive-q4_0",)
 _LATTICE = LatticeFormat(4, 32)

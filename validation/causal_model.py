@@ -13,10 +13,10 @@ from typing import Any
 
 from converter.errors import ValidationError
 from converter.memory import free_memory
+from converter.worker import Progress
 from targets.writing import processors
 from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.logits import create_logits
-from validation.worker import Progress
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
 _SHARE = 0.75

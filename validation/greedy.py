@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.worker import Progress
 from targets.writing import processors
 from validation.causal_model import forward, is_offloaded, load_model
 from validation.logits import LogitRows
 from validation.tokens import decode, load_tokenizer
-from validation.worker import Progress
 
 #: A row of logits to the likeliest token that may be said.
 _Choose = Callable[[NDArray[np.float32]], int]

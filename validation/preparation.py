@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint import Checkpoint
+from converter.worker import Worker
 from validation import gates
 from validation.baseline import check_baseline
 from validation.reference import check_dtype
 from validation.reference_process import reference_worker
 from validation.runners import CPU
 from validation.text import Tokens, cut, digest, encode, read_passages
-from validation.worker import Worker
 
 #: ``progress(stage, done, total)``; the unit depends on the stage.
 Progress = Callable[[str, int, int], None]

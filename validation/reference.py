@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import UsageError, ValidationError
+from converter.worker import Progress, Worker
 from validation.logits import checksum, map_logits
-from validation.worker import Progress, Worker
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.

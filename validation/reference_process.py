@@ -6,17 +6,14 @@ than most of what they are asked to do here.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from converter.memory import release_memory
+from converter.worker import Progress, Worker, serve
 from validation.causal_model import write_logits
 from validation.greedy import continue_prompts
 from validation.tokens import spell, tokenize
-from validation.worker import Progress, Worker, serve
 
 _TASKS = {"tokenize": tokenize, "spell": spell, "logits": write_logits, "continue": continue_prompts}
 
@@ -30,15 +27,7 @@ def _handle(request: dict[str, Any], progress: Progress) -> Mapping[str, object]
     try:
         return _TASKS[request.pop("task")](request, progress)
     finally:
-        _release_memory()
-
-
-def _release_memory() -> None:
-    """Give a model's memory back before other processes need it."""
-    gc.collect()  # modules and their hooks refer to each other
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        release_memory()  # before other processes need it
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 from converter.errors import UsageError
-from validation.worker import Progress
+from converter.worker import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
 _RUNNERS = {

@@ -16,8 +16,8 @@ import numpy as np
 from converter.checkpoint import Checkpoint
 from converter.errors import ValidationError
 from converter.weight import Weight
+from converter.worker import Progress
 from targets.plan import StoredTensor
-from validation.worker import Progress
 
 #: Bytes of a shard, unless a single tensor is larger.
 SHARD = 2 << 30

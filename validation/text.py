@@ -18,7 +18,7 @@ from pathlib import Path
 
 from converter.document import read_text
 from converter.errors import CheckpointError, UsageError, ValidationError
-from validation.worker import Progress, Worker
+from converter.worker import Progress, Worker
 
 SHIPPED = Path(__file__).with_name("passages.toml")
 #: Most bytes of a user's own text: the tokenizer takes 10 s and 0.3 GB for a megabyte.

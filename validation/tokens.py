@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from converter.errors import ValidationError
+from converter.worker import Progress
 from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
-from validation.worker import Progress
 
 #: What a chat template may take: seconds, bytes, and characters of text that it makes. The sandbox keeps it
 #: from other objects, but not from running on and on.

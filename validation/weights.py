@@ -24,8 +24,8 @@ from converter.checkpoint import Checkpoint
 from converter.compiled import compiled
 from converter.errors import ValidationError
 from converter.weight import Weight
+from converter.worker import Progress
 from targets.plan import StoredTensor
-from validation.worker import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from targets.litert.child import Progress, ask
+from converter.worker import Progress
+from targets.litert.child import ask
 from targets.litert.skeleton import write_skeleton
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import TargetError
-from targets.litert.child import Progress, serve
+from converter.worker import Progress, serve
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
 from targets.litert.skeleton import read_skeleton
 from targets.litert.workarounds import CappedHead, tensorflow_schema
@@ -61,7 +61,7 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
             opened |= _write(signatures, text, directory / files[kind], step)
         lost = text.stand_ins.shapes.keys() - opened
     if lost:
-        raise TargetError(f"litert: the converter lost {min(lost)} ({len(lost)} of its kind)")
+        raise TargetError(f"the converter lost {min(lost)} ({len(lost)} of its kind)")
     return files
 
 

@@ -66,9 +66,9 @@ def build(checkpoint: Skeleton, formats: Mapping[str, str]) -> TextModel:
     missing = architecture.tensors.keys() - places.used
     if left or missing:
         raise TargetError(
-            f"litert: transformers' model has no place for {min(missing)}"
+            f"transformers' model has no place for {min(missing)}"
             if missing
-            else f"litert: transformers' model has a tensor that the checkpoint lacks: {left[0]}"
+            else f"transformers' model has a tensor that the checkpoint lacks: {left[0]}"
         )
     return TextModel(model.eval(), config, stand_ins)
 
@@ -105,7 +105,7 @@ class _Places:
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._shapes.get(name)
         if shape is None:
-            raise TargetError(f"litert: transformers' model has a matrix that the checkpoint lacks: {name}")
+            raise TargetError(f"transformers' model has a matrix that the checkpoint lacks: {name}")
         return fused_shape(shape, name) if len(shape) == 3 else shape
 
 
@@ -157,14 +157,14 @@ def _put_values(model: Any, weights: Mapping[str, Weight], places: _Places) -> N
 
 def _shape_of(weights: Mapping[str, Weight], name: str) -> tuple[int, ...]:
     if name not in weights:
-        raise TargetError(f"litert: transformers' model has a tensor that the checkpoint lacks: {name}")
+        raise TargetError(f"transformers' model has a tensor that the checkpoint lacks: {name}")
     return weights[name].shape
 
 
 def _check_shape(name: str, model: tuple[int, ...], checkpoint: tuple[int, ...]) -> None:
     if model != checkpoint:
         raise TargetError(
-            f"litert: {name} is {list(model)} in transformers' model, {list(checkpoint)} in the checkpoint"
+            f"{name} is {list(model)} in transformers' model, {list(checkpoint)} in the checkpoint"
         )
 
 

@@ -17,8 +17,9 @@ from typing import Final
 
 from converter.errors import TargetError, UsageError
 from converter.output import check_space, scratch_directory
+from converter.worker import Progress
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, read_sections, write_bundle
-from targets.litert.child import Progress, ask
+from targets.litert.child import ask
 from targets.writing import destination_error
 
 #: Vendors that ``compile_litertlm`` compiles for, and the package of each one's SDK.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.errors import TargetError
-from targets.litert.child import Progress, serve
+from converter.worker import Progress, serve
 from targets.litert.workarounds import tensorflow_schema
 
 with tensorflow_schema():
@@ -35,9 +35,7 @@ def compile_for_npu(request: dict[str, Any], progress: Progress) -> dict[str, st
         told = _told(str(error))
         if told is None:
             raise
-        raise TargetError(
-            f"litert: compiling for {request['backend']}:{request['soc']} failed: {told}"
-        ) from error
+        raise TargetError(told) from error
     return {}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from litert_torch._convert import core
 from litert_torch._convert.signature import Signature
 
-from targets.litert.child import release
+from converter.memory import release_memory
 
 
 class Programs(Sequence[Any]):
@@ -34,4 +34,4 @@ class Programs(Sequence[Any]):
             program = core._run_convert_passes(program)
             yield program
             vars(program).clear()  # whoever iterates holds it still
-            release()
+            release_memory()

@@ -95,12 +95,12 @@ class StandIns:
                 continue
             if _long(shape) != _long(self.shapes[name]):
                 raise TargetError(
-                    f"litert: the converter made {list(shape)} of {name}, which is {list(self.shapes[name])}"
+                    f"the converter made {list(shape)} of {name}, which is {list(self.shapes[name])}"
                 )
             if name not in arguments:
                 arguments[name] = block.add_argument(kind, operation.location)
             elif tuple(ir.RankedTensorType(arguments[name].type).shape) != shape:
-                raise TargetError(f"litert: the converter uses {name} in two shapes")
+                raise TargetError(f"the converter uses {name} in two shapes")
             operation.results[0].replace_all_uses_with(arguments[name])
             operation.erase()
         _check_weights(block)
@@ -132,7 +132,7 @@ def _check_weights(block: Any) -> None:
             owner = operation.operands[1].owner  # the block for an argument
             if getattr(getattr(owner, "operation", owner), "name", None) in _CONSTANTS:
                 kind = operation.operands[1].type
-                raise TargetError(f"litert: the converter changed a weight of type {kind}")
+                raise TargetError(f"the converter changed a weight of type {kind}")
 
 
 def _long(shape: tuple[int, ...]) -> list[int]:

@@ -59,7 +59,7 @@ def test_no_factor_is_folded_into_the_weight_of_a_projection():
 
 
 def test_a_folded_factor_is_noticed():
-    assert convert("plain") == "litert: the converter changed a weight of type tensor<96x64xf32>"
+    assert convert("plain") == "the converter changed a weight of type tensor<96x64xf32>"
 
 
 def test_a_stand_in_takes_no_memory():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.worker import Worker
 from targets.plan import StoredTensor, find_target
 from validation.reference_process import reference_worker
-from validation.worker import Worker
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError, ValidationError
 from converter.shards import open_shards
+from converter.worker import Worker
 from validation.causal_model import batches
 from validation.reference import Model, _ingredients, _lookup, _prune, default_cache, reference_logits
-from validation.worker import Worker
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM
 from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import ValidationError
 from converter.shards import open_shards
+from converter.worker import Worker
 from targets.plan import StoredTensor
 from validation.reference import Model, reference_logits
 from validation.same_weights import disk_shortage, write_checkpoint
-from validation.worker import Worker
 
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from converter.errors import UsageError, ValidationError
+from converter.worker import Worker
 from validation.text import Encoding, _shares, cut, digest, encode, read_passages
-from validation.worker import Worker
 
 #: Two loops as long as the sandbox permits.
 ENDLESS = "{% for a in range(99999) %}" * 2 + "{% set x = a %}" + "{% endfor %}" * 2

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import UsageError
+from converter.worker import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 from validation.runtimes.litert_lm import engine
-from validation.worker import Progress, run_worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import ValidationError
+from converter.worker import Progress, run_worker, without_directories
 from validation.runners import Account, Answer, Scores
-from validation.worker import Progress, run_worker, without_directories
 
 #: The kind of file that the engine opens.
 SUFFIX: Final = ".litertlm"

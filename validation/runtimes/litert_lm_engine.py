@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 from converter.errors import ValidationError
-from validation.worker import Progress, serve
+from converter.worker import Progress, serve
 
 #: Tells the engine to keep no cache: it would write one beside the bundle, as large as its weights.
 _NO_CACHE: Final = ":nocache"

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
+from converter.worker import Progress, peak_bytes, serve
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
 from validation.runners import CPU
 from validation.runtimes.litert_session import Decoder, open_decoder
-from validation.worker import Progress, peak_bytes, serve
 
 
 def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:

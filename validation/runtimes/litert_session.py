@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from converter.amounts import amount
 from converter.errors import CheckpointError, ValidationError
 from converter.shards import Shard
+from converter.worker import without_directories
 from targets.litert.bundle import (
     EMBEDDER,
     MODEL,
@@ -30,7 +31,6 @@ from targets.litert.bundle import (
 )
 from targets.litert.schema import OPERATORS, TYPES, read_model
 from targets.writing import processors
-from validation.worker import without_directories
 
 #: Contents of the caches by name, float32.
 Cache = Mapping[str, NDArray[np.float32]]

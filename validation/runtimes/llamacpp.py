@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import ValidationError
+from converter.worker import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
-from validation.worker import Progress, run_worker
 
 
 @dataclass(frozen=True, slots=True)

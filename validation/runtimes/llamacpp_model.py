@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
+from converter.worker import Progress, serve
 from targets.writing import processors
 from validation.logits import create_logits
-from validation.worker import Progress, serve
 
 #: Most tokens of one batch: their logits lie in memory together (256 x 262144 x 4 bytes = 0.27 GB).
 _BATCH = 256

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import UsageError
+from converter.worker import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
-from validation.worker import Progress, run_worker
 
 _SUFFIX: Final = "executionprovider"
 #: Not offered: it sends a model's inputs to a server, and runs what the server does not know on the CPU.

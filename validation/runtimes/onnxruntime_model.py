@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
+from converter.worker import Progress, peak_bytes, serve
 from targets.onnx.accuracy import accuracy_levels
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
 from validation.runtimes.onnxruntime import short_name
 from validation.runtimes.onnxruntime_session import Decoder, open_decoder, read_model
-from validation.worker import Progress, peak_bytes, serve
 
 #: Most tokens of one run: their logits lie in memory together (128 x 262144 x 4 bytes = 0.13 GB), and once
 #: more where onnxruntime computes them.

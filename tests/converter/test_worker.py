@@ -7,13 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from converter.errors import ValidationError
-from validation.worker import Worker, _ending, run_worker
+from converter.worker import Worker, _ending, run_worker
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    """A process that serves requests one after the other."""
+    with Worker("validation.reference_process") as one:
+        yield one
 
 
 def silent(done: int, total: int) -> None:
@@ -96,11 +103,11 @@ def test_an_interrupted_request_leaves_no_process(
 
 def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(
-        "import os, time\nfrom validation.worker import serve\n\n"
+        "import os, time\nfrom converter.worker import serve\n\n"
         "def handle(request, progress):\n    progress(os.getpid(), 0)\n    time.sleep(600)\n\nserve(handle)\n"
     )
     script = (
-        "from validation.worker import run_worker\n"
+        "from converter.worker import run_worker\n"
         "run_worker('sleeper', {}, lambda done, total: print(done, flush=True), what='here')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -143,7 +150,7 @@ def test_secrets_of_the_environment_stay_with_the_parent(monkeypatch: pytest.Mon
 def test_a_foreign_working_directory_is_not_imported_from(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('hijacked')")
     script = (
-        "from validation.worker import run_worker\n"
+        "from converter.worker import run_worker\n"
         "try: run_worker('validation.reference_process', {'task': 'logits'}, lambda d, t: None, what='x')\n"
         "except Exception as error: print(error)"
     )

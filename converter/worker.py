@@ -21,16 +21,16 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any
 
-from converter.errors import ValidationError
+from converter.errors import QatconvertError, ValidationError
 
 #: ``progress(done, total)``, both in the same unit.
 Progress = Callable[[int, int], None]
 _PR_SET_PDEATHSIG = 1
 #: Lines of a native library's log that explain its end better than the lines after them.
-_TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "error:", "failed to", "Error")
+_TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "Check failed", "error:", "failed to", "Error")
 
 
 class Worker:
@@ -38,10 +38,22 @@ class Worker:
 
     The process starts with the first request and serves any number of them, so that what is slow to import
     is imported once. After a crash, or if it was ended while it waited, the next request starts another.
+    ``environment`` is added to the parent's, what the process leaves lying about goes to ``directory``, and
+    ``error`` is what ``call`` raises.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(
+        self,
+        module: str,
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        directory: Path | None = None,
+        error: type[QatconvertError] = ValidationError,
+    ) -> None:
         self._module = module
+        self._environment = environment
+        self._directory = directory
+        self._error = error
         self._child: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -69,8 +81,8 @@ class Worker:
     def call(self, request: Mapping[str, object], progress: Progress, *, what: str) -> dict[str, Any]:
         """The result of one request (anything that JSON can hold).
 
-        ``what`` opens the message of the ``ValidationError`` that is raised when the child reports an
-        error, crashes or is killed; what it printed meanwhile is added to the exception as a note.
+        ``what`` opens the message of the error that is raised when the child reports one, crashes or is
+        killed; what it printed meanwhile is added to the exception as a note.
         """
         child, log = self._started()
         printed = log.seek(0, os.SEEK_END)
@@ -88,7 +100,7 @@ class Worker:
         if answer is None:
             self.close()
         cause = answer["error"] if answer is not None else _ending(status or 0, text)
-        error = ValidationError(f"{what}: {cause}")
+        error = self._error(f"{what}: {cause}")
         error.add_note(text[-20_000:])
         raise error
 
@@ -101,6 +113,9 @@ class Worker:
             # OpenMP threads that spin while they wait starve each other on a busy machine
             environment.setdefault("OMP_WAIT_POLICY", "passive")
             environment["GGML_NO_BACKTRACE"] = "1"  # llama.cpp would start a debugger and print pages
+            environment |= self._environment
+            if self._directory is not None:
+                environment["TMPDIR"] = str(self._directory.absolute())
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-m", self._module],
@@ -108,6 +123,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 env=environment,
+                cwd=self._directory,
             )
         return self._child, self._log
 
@@ -149,7 +165,7 @@ def _ending(status: int, log: str) -> str:
     last = (telling or lines or ["it printed nothing"])[-1]
     last = without_directories(last)  # of the machine that built a library
     if status == -signal.SIGKILL:
-        return "the process was killed, most likely for want of memory; try a lower max-memory"
+        return "the process was killed, most likely for want of memory; free some, or try a lower max-memory"
     if status < 0:
         return f"the process ended with {signal.Signals(-status).name}: {last}"
     return f"the process ended with status {status}: {last}"
@@ -207,7 +223,7 @@ def _private_channel() -> IO[str]:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
+    if isinstance(error, QatconvertError):
         return " ".join(str(error).split())
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     told = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
