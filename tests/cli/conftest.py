@@ -81,3 +81,19 @@ def refused(qatconvert: Run, error_of: ErrorOf, tmp_path: Path) -> Refused:
         return error_of(done, status)
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def without() -> Run:
+    """``without(packages, *words)``: the command where ``packages`` are not installed."""
+
+    def run(packages: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
+        script = (
+            f"import sys; sys.modules.update(dict.fromkeys({packages!r}));"
+            "from converter.cli import main; main(sys.argv[1:])"
+        )
+        return subprocess.run(
+            [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, timeout=300
+        )
+
+    return run

@@ -33,17 +33,6 @@ def reference(checkpoint_factory) -> Path:
     return checkpoint_factory("text")
 
 
-def without(packages: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
-    """The command in an interpreter in which ``packages`` are not installed."""
-    script = (
-        f"import sys; sys.modules.update(dict.fromkeys({packages!r}));"
-        "from converter.cli import main; main(sys.argv[1:])"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def nine(checkpoint_factory, tmp_path_factory) -> Path:
     """What ``qatconvert gemma4-9b --target litert`` leaves the day the Hub has such a repository; the
@@ -112,7 +101,9 @@ def test_the_assets_of_the_app_are_the_bundle(nine):
 
 
 @pytest.mark.parametrize("validate", [True, False])
-def test_packages_that_writing_needs_are_named_before_any_work(validate, error_of, reference, tmp_path):
+def test_packages_that_writing_needs_are_named_before_any_work(
+    without, validate, error_of, reference, tmp_path
+):
     options = [] if validate else ["--no-validate"]
     done = without(PACKAGES, reference, "--target", "litert", "-o", tmp_path / "out", *options)
     assert error_of(done, 2) == (
@@ -121,7 +112,7 @@ def test_packages_that_writing_needs_are_named_before_any_work(validate, error_o
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_planned_shows_without_the_packages(reference):
+def test_what_is_planned_shows_without_the_packages(without, reference):
     done = without(PACKAGES, "inspect", reference, "--target", "litert")
     assert done.returncode == 0, done.stderr
     assert "FULLY_CONNECTED: " in done.stdout

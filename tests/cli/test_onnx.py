@@ -32,19 +32,10 @@ def artifact(reference, tmp_path_factory) -> Path:
     return out / "onnx"
 
 
-def without(packages: tuple[str, ...], *words: object) -> subprocess.CompletedProcess[str]:
-    """The command in an interpreter in which ``packages`` are not installed."""
-    script = (
-        f"import sys; sys.modules.update(dict.fromkeys({packages!r}));"
-        "from converter.cli import main; main(sys.argv[1:])"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.mark.parametrize("validate", [True, False])
-def test_packages_that_writing_needs_are_named_before_any_work(validate, error_of, reference, tmp_path):
+def test_packages_that_writing_needs_are_named_before_any_work(
+    without, validate, error_of, reference, tmp_path
+):
     options = [] if validate else ["--no-validate"]
     done = without(PACKAGES, reference, "--target", "onnx", "-o", tmp_path / "out", *options)
     assert error_of(done, 2) == (
@@ -53,12 +44,14 @@ def test_packages_that_writing_needs_are_named_before_any_work(validate, error_o
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_runtime_that_is_missing_is_named_unless_nothing_is_validated(error_of, reference, tmp_path):
+def test_a_runtime_that_is_missing_is_named_unless_nothing_is_validated(
+    without, error_of, reference, tmp_path
+):
     done = without(("onnxruntime",), reference, "--target", "onnx", "-o", tmp_path / "out")
     assert "pip install 'qatconvert[onnx]' (or convert with --no-validate)" in error_of(done, 2)
 
 
-def test_what_is_planned_for_onnx_shows_without_its_packages(reference):
+def test_what_is_planned_for_onnx_shows_without_its_packages(without, reference):
     done = without(PACKAGES, "inspect", reference, "--json")
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)["targets"]) == {"gguf", "litert", "onnx"}
