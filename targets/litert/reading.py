@@ -83,7 +83,7 @@ def describe_models(
 @dataclass(frozen=True, slots=True)
 class _Matrix:
     """A weight of the artifact; ``rows(start, stop)`` gives the checkpoint's rows as float32, ``places`` are
-    the buffers that it is read from."""
+    where it is read from."""
 
     format: str
     bytes: int
@@ -110,6 +110,11 @@ class _Stretch:
     model: Model
     buffer: Buffer
     name: str
+
+    @property
+    def place(self) -> tuple[int, Buffer]:
+        """Where it lies; a buffer's own offset counts from the beginning of its model."""
+        return self.model.start, self.buffer
 
     def read(self, start: int, count: int, dtype: str) -> NDArray[np.generic]:
         """``count`` items of a NumPy ``dtype`` from item ``start`` on."""
@@ -169,7 +174,7 @@ class _Tensors:
         stretch = self._stretch(model, tensor, size)
         width = shape[-1] if shape else 1
         values = _Values(stretch, "<f4" if type == "FLOAT" else "<f2", width)
-        return _Matrix(type, size, (stretch.buffer,), self._as_rows(name, shape, weight, values))
+        return _Matrix(type, size, (stretch.place,), self._as_rows(name, shape, weight, values))
 
     def _coded(
         self,
@@ -200,7 +205,7 @@ class _Tensors:
         return _Matrix(
             "INT4" if sums is None else "INT4+sums",
             sum(part.buffer.size for part in parts),
-            tuple(part.buffer for part in parts),
+            tuple(part.place for part in parts),
             self._as_rows(name, tensor.shape, weight, values),
         )
 
@@ -255,7 +260,7 @@ class _Tensors:
         if stretch is None:
             raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
         values = _Values(stretch, "<f4", weight.columns, offset)
-        return _Matrix("FLOAT", len(content), (stretch.buffer,), values)
+        return _Matrix("FLOAT", len(content), (stretch.place,), values)
 
     def _constants(self) -> Iterator[tuple[bytes, _Stretch]]:
         """Small float32 constants by their bytes; as many as a graph may have."""

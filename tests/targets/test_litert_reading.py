@@ -15,6 +15,7 @@ from litert_graph import graph
 
 from converter.errors import CheckpointError
 from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from targets.litert.bundle import MODEL, Section, write_bundle
 from targets.litert.filling import fill
 from targets.litert.reading import describe
 
@@ -118,6 +119,17 @@ def test_data_behind_4_gigabytes_are_read(content, tmp_path):
         stream.seek(far + 4096)
         stream.write(content[4096:])
     np.testing.assert_array_equal(read_all(path)[NAME], floats(0, 32))
+
+
+def test_a_weight_that_two_models_hold_must_be_the_same_in_both(content, tmp_path):
+    other = bytearray(content)
+    other[-64:] = bytes(64)
+    path = tmp_path / "m.litertlm"
+    sections = [Section(MODEL, data, kind) for data, kind in ((content, "first"), (bytes(other), "second"))]
+    write_bundle(path, sections[:1])
+    np.testing.assert_array_equal(read_all(path)[NAME], floats(0, 32))
+    write_bundle(path, sections)
+    refused(path, "is held in two ways")
 
 
 def tensor(model, name):
