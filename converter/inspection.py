@@ -26,7 +26,7 @@ def inspect(
     """
     checkpoint = model.checkpoint
     plans = [
-        find_target(name).plan(checkpoint, model.source.name, options or {})
+        find_target(name).plan(checkpoint, model.source.name, options or {}, progress)
         for name in targets or known_targets()
     ]
     surveys = _survey_all(list(checkpoint.weights.values()), progress)

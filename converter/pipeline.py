@@ -157,7 +157,7 @@ def _convert(
     warn: Callable[[str], None],
 ) -> Outcome:
     options = {**model.record(), **conversion.options}
-    plans = [target.plan(model.checkpoint, model.source.name, options) for target in targets]
+    plans = [target.plan(model.checkpoint, model.source.name, options, progress) for target in targets]
     pairs = list(zip(targets, plans, strict=True))
     notes = [model.source.note] if model.source.note else []
     for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):

@@ -127,9 +127,16 @@ class Target(Protocol):
         """Raise ``UsageError`` for options that are wrong whatever the model is, or that need what is not
         installed; called before a model is downloaded or opened."""
 
-    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        options: Mapping[str, object],
+        progress: Progress = no_progress,
+    ) -> Plan:
         """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
-        cannot hold. Writes nothing. ``name`` is the model's name, used in file names."""
+        cannot hold. Writes nothing. ``name`` is the model's name, used in file names. A target that has
+        to read the weights for it has a stage ``plan NAME`` in ``progress``."""
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress

@@ -62,7 +62,13 @@ class GgufTarget:
         off_lattice_option(options)
         split_limit(options)
 
-    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        options: Mapping[str, object],
+        progress: Progress = no_progress,
+    ) -> Plan:
         """See ``targets.plan.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
         ``UsageError`` for a bad option."""
         off_lattice = off_lattice_option(options)

@@ -46,7 +46,13 @@ class LitertTarget:
         """See ``targets.plan.Target``."""
         check_installed(read_options(options).npus)
 
-    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        options: Mapping[str, object],
+        progress: Progress = no_progress,
+    ) -> Plan:
         """See ``targets.plan.Target``. Reads the matrices once, as a negative scale anywhere decides how one
         is stored. Raises ``TargetError`` for a tokenizer that LiteRT-LM cannot hold and ``UsageError`` for a
         bad option."""
@@ -55,7 +61,7 @@ class LitertTarget:
         tokenizer_file(checkpoint.path)
         tensors = planned_tensors(
             weights,
-            negative_weights(weights.values()),
+            negative_weights(weights.values(), partial(progress, "plan litert")),
             tied_head=architecture.tied_head,
             own_head=chosen.externalize_embedder,
             off_lattice=chosen.off_lattice,

@@ -11,8 +11,9 @@ of the input's blocks. That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP``
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -67,19 +68,37 @@ def is_matrix(weight: Weight) -> bool:
     return len(weight.shape) > 1 and not weight.name.endswith(_ROUTER)
 
 
-def has_negative_scales(weight: Weight) -> bool:
-    """Whether a block of a weight has a negative scale: reads the weight, up to the first one. Raises
-    ``CheckpointError`` if it cannot be read."""
-    if weight.lattice != LATTICE or weight.codes is None:
-        return False
-    return any(bool(np.any(weight.codes(*rows).scales < 0)) for rows in weight.row_ranges())
+def has_negative_scales(weight: Weight, advance: Callable[[int], None] = lambda values: None) -> bool:
+    """Whether a block of a weight has a negative scale: reads the weight, up to the first one. ``advance`` is
+    called with the number of values that need no more reading. Raises ``CheckpointError`` if it cannot be
+    read."""
+    left, negative = weight.size, False
+    if weight.lattice == LATTICE and weight.codes is not None:
+        for start, stop in weight.row_ranges():
+            if negative := bool(np.any(weight.codes(start, stop).scales < 0)):
+                break
+            advance((stop - start) * weight.columns)
+            left -= (stop - start) * weight.columns
+    advance(left)
+    return negative
 
 
-def negative_weights(weights: Iterable[Weight]) -> frozenset[str]:
-    """Names of the weights of which a block has a negative scale; see ``has_negative_scales``."""
+def negative_weights(
+    weights: Iterable[Weight], progress: Callable[[int, int], None] = lambda done, total: None
+) -> frozenset[str]:
+    """Names of the weights of which a block has a negative scale; see ``has_negative_scales``. ``progress``
+    counts values."""
     largest_first = sorted(weights, key=lambda weight: -weight.size)
+    total, done, lock = sum(weight.size for weight in largest_first), 0, threading.Lock()
+
+    def advance(values: int) -> None:
+        nonlocal done
+        with lock:
+            done += values
+            progress(done, total)
+
     with ThreadPoolExecutor(processors()) as pool:
-        found = pool.map(has_negative_scales, largest_first)
+        found = pool.map(lambda weight: has_negative_scales(weight, advance), largest_first)
         return frozenset(
             weight.name for weight, negative in zip(largest_first, found, strict=True) if negative
         )
@@ -181,7 +200,8 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
         for use in uses:
             add(use, {"FLOAT16": "FLOAT", "INT4+sums": "INT4"}.get(tensor.format, tensor.format))
         if tensor.format == "INT4+sums":
-            add("FULLY_CONNECTED", "FLOAT")
+            # litert-torch makes of a product with one column one by element
+            add("MUL" if tensor.shape[-1] == BLOCK and len(tensor.shape) == 2 else "FULLY_CONNECTED", "FLOAT")
     return {operator: dict(sorted(formats.items())) for operator, formats in sorted(found.items())}
 
 

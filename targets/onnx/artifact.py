@@ -47,7 +47,13 @@ class OnnxTarget:
         """See ``targets.plan.Target``."""
         read_options(options)
 
-    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object]) -> Plan:
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        options: Mapping[str, object],
+        progress: Progress = no_progress,
+    ) -> Plan:
         """See ``targets.plan.Target``. Raises ``UsageError`` for a bad option."""
         storage = read_options(options)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError
+from targets.litert.reading import open_models
+from targets.litert.schema import OPERATORS, TYPES
 from targets.litert.storage import (
     EMBEDDING,
     HEAD,
-    has_negative_scales,
+    negative_weights,
+    operators,
     planned_tensors,
     read_off_lattice,
     row_bytes,
@@ -19,8 +24,7 @@ from targets.litert.storage import (
 
 def planned(checkpoint):
     weights = checkpoint.weights
-    negative = frozenset(name for name, weight in weights.items() if has_negative_scales(weight))
-    return planned_tensors(weights, negative, checkpoint.architecture.tied_head)
+    return planned_tensors(weights, negative_weights(weights.values()), checkpoint.architecture.tied_head)
 
 
 def test_a_lattice_with_positive_scales_takes_four_and_a_half_bits(checkpoint_factory):
@@ -42,6 +46,38 @@ def test_negative_scales_ask_for_sums_where_matrices_are_multiplied(checkpoint_f
     assert formats[HEAD] == "INT4+sums"
     assert formats["layers.0.mlp.down_proj.weight"] == "INT4+sums"
     assert (tensors[-1].weight, tensors[-1].stored_as) == (EMBEDDING, HEAD)
+
+
+def test_looking_for_negative_scales_is_told_as_it_goes(checkpoint_factory):
+    checkpoint = open_checkpoint(checkpoint_factory("text", "extremum8"))
+    told: list[tuple[int, int]] = []
+    found = negative_weights(checkpoint.weights.values(), lambda *step: told.append(step))
+    assert "layers.0.mlp.down_proj.weight" in found
+    assert "layers.0.input_layernorm.weight" not in found
+    assert told[-1] == (checkpoint.parameters, checkpoint.parameters)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+@pytest.mark.parametrize(
+    ("variant", "scheme", "layout"), [("demo", "max7", "hub"), ("e2b", "extremum8", "transformers")]
+)
+def test_the_operators_of_the_plan_are_those_of_the_graph(
+    variant, scheme, layout, checkpoint_factory, demo_checkpoint, litert_bundle
+):
+    other = {} if layout == "hub" else {"layout": layout}
+    directory = demo_checkpoint if variant == "demo" else checkpoint_factory(variant, scheme, **other)
+    checkpoint = open_checkpoint(directory)
+    (model,) = open_models(litert_bundle(variant, scheme, layout))
+    read: dict[str, Counter[str]] = {}
+    decode = max(model.subgraphs, key=lambda graph: len(graph.tensors))  # a prefill reads fewer weights
+    for operator in decode.operators:
+        kind = OPERATORS.get(operator.code)
+        if kind in ("EMBEDDING_LOOKUP", "FULLY_CONNECTED") and decode.tensors[operator.inputs[1]].buffer:
+            type = TYPES[decode.tensors[operator.inputs[1]].type]
+            read.setdefault(kind, Counter())[type] += 1
+    planned_operators = operators(planned(checkpoint), checkpoint.architecture.tied_head)
+    planned_operators.pop("MUL", None)  # reads activations by the score as well
+    assert {kind: dict(types) for kind, types in read.items()} == planned_operators
 
 
 def test_scales_that_need_float32_are_not_exact(checkpoint_factory):
