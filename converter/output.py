@@ -54,6 +54,16 @@ def check_source(output: Path, files: Iterable[Path]) -> None:
             raise DestinationError(f"{output} holds the checkpoint itself: choose another --output")
 
 
+def check_elsewhere(directory: Path, output: Path) -> None:
+    """Raise ``DestinationError`` if ``directory``, to which something else is written, is ``output`` or in
+    it: what is there belongs to the conversion."""
+    place = Path(os.path.realpath(directory))
+    if Path(os.path.realpath(output)) in (place, *place.parents):
+        raise DestinationError(
+            f"{directory} is in the output directory {output}: choose a place outside of it"
+        )
+
+
 def check_places(output: Path, files: Iterable[Path]) -> None:
     """Raise ``DestinationError`` if one of ``files`` (relative) cannot replace what is in ``output``."""
     for file in files:

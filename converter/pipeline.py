@@ -167,6 +167,8 @@ def _convert(
     output.check_places(destination, [*made, Path(output.MANIFEST)])
     output.check_space(destination, sum(plan.bytes for plan in plans))
     for plan in plans:
+        if plan.elsewhere is not None:
+            output.check_elsewhere(plan.elsewhere, destination)
         check_memory(plan.target, plan.memory)
     with ExitStack() as stack:
         prepared = None

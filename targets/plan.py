@@ -59,7 +59,8 @@ class Plan:
     ``warnings`` one line each for the user. ``operators`` says which operators of the runtime read the
     weights, and how many weights of each format, where that depends on the plan; ``memory`` is the most bytes
     of memory that writing takes, if it is more than any machine has; ``context`` the most tokens that the
-    artifact can be given, if it is bound to fewer than the model."""
+    artifact can be given, if it is bound to fewer than the model; ``elsewhere`` a directory to which
+    ``Target.deliver`` writes, and which must not be in the output directory."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -70,6 +71,7 @@ class Plan:
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: int | None = None
     context: int | None = None
+    elsewhere: Path | None = None
 
     @property
     def bytes(self) -> int:

@@ -94,6 +94,7 @@ class LitertTarget:
             },
             operators=operators(tensors, tied_head=architecture.tied_head),
             context=chosen.context,
+            elsewhere=_assets(options),
             memory=needed_memory(architecture, chosen.prefill_lengths),
         )
 
@@ -145,9 +146,9 @@ class LitertTarget:
         progress: Progress = no_progress,
     ) -> Sequence[str]:
         """See ``targets.plan.Target``: the assets of an Android app. Raises ``DestinationError``."""
-        if options.get("android_assets") is None:
+        directory = _assets(options)
+        if directory is None:
             return ()
-        directory = Path(str(options["android_assets"]))
         if not passed:
             return (f"litert: a gate failed, so nothing was written to {directory}",)
         chosen = read_options(plan.options)
@@ -228,16 +229,23 @@ def _bundle_name(model: str, processor: Npu | None) -> str:
     return processor.file_name(model) if processor else f"{model}.litertlm"
 
 
+def _assets(options: Mapping[str, object]) -> Path | None:
+    """The directory for the assets of an Android app, if any are wanted."""
+    given = options.get("android_assets")
+    return None if given is None else Path(str(given))
+
+
 def _assets_warnings(
     model: str, npus: Iterable[Npu], size: int, options: Mapping[str, object]
 ) -> Sequence[str]:
     """What is to be said of assets of about ``size`` bytes, if any are wanted; raises ``DestinationError``
     if they cannot be written."""
-    if options.get("android_assets") is None:
+    directory = _assets(options)
+    if directory is None:
         return ()
     for processor in (None, *npus):
         name = _bundle_name(model, processor).removesuffix(".litertlm")
-        check_directory(Path(str(options["android_assets"])), name)
+        check_directory(directory, name)
     return check_assets(model, size)
 
 

@@ -218,6 +218,12 @@ def test_a_file_in_the_way_of_the_assets_is_told_before_the_export_starts(refuse
     assert (assets / f"{reference.name}.litertlm").read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["out", "out/litert", "work/../out"])
+def test_assets_within_the_output_are_told_before_the_export_starts(place, refused, reference, tmp_path):
+    line = refused(reference, "--target", "litert", "--android-assets", tmp_path / place)
+    assert f"is in the output directory {tmp_path / 'out'}: choose a place outside of it" in line
+
+
 def test_a_bundle_is_validated_by_its_directory(qatconvert, nine, reference):
     options = ["--positions", "64", "--no-same-weights", "--json"]
     done = qatconvert("validate", nine / "litert", "--reference", reference, *options)
