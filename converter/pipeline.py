@@ -165,7 +165,7 @@ def _convert(
     output.check_source(destination, model.checkpoint.files)
     made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
     output.check_places(destination, [*made, Path(output.MANIFEST)])
-    output.check_space(destination, sum(plan.bytes for plan in plans))
+    output.check_space(destination, sum(plan.bytes + plan.companion_bytes for plan in plans))
     for plan in plans:
         if plan.elsewhere is not None:
             output.check_elsewhere(plan.elsewhere, destination)

@@ -56,11 +56,12 @@ class PlannedTensor:
 class Plan:
     """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main
     (or first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
-    ``warnings`` one line each for the user. ``operators`` says which operators of the runtime read the
-    weights, and how many weights of each format, where that depends on the plan; ``memory`` is the most bytes
-    of memory that writing takes, if it is more than any machine has; ``context`` the most tokens that the
-    artifact can be given, if it is bound to fewer than the model; ``elsewhere`` a directory to which
-    ``Target.deliver`` writes, and which must not be in the output directory."""
+    ``companion_bytes`` about those of large companions, ``warnings`` one line each for the user.
+    ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
+    where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
+    than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
+    than the model; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which must not be in the
+    output directory."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -72,6 +73,7 @@ class Plan:
     memory: int | None = None
     context: int | None = None
     elsewhere: Path | None = None
+    companion_bytes: int = 0
 
     @property
     def bytes(self) -> int:

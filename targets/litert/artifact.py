@@ -95,6 +95,7 @@ class LitertTarget:
             operators=operators(tensors, tied_head=architecture.tied_head),
             context=chosen.context,
             elsewhere=_assets(options),
+            companion_bytes=size * (chosen.keep_tflite + len(chosen.npus)),
             memory=needed_memory(architecture, chosen.prefill_lengths),
         )
 

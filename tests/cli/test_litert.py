@@ -209,6 +209,27 @@ def test_too_little_memory_is_told_before_the_export_starts(monkeypatch, checkpo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_room_for_the_models_that_are_kept_is_looked_for_before_the_export_starts(
+    monkeypatch, checkpoint_factory, tmp_path
+):
+    from converter.errors import DestinationError
+    from converter.pipeline import Conversion, convert
+
+    size = (checkpoint_factory("text") / "model.safetensors").stat().st_size
+    usage = shutil.disk_usage(tmp_path)._replace(free=size // 2)  # room for the bundle, not for two
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    conversion = Conversion(
+        str(checkpoint_factory("text")),
+        ["litert"],
+        tmp_path / "out",
+        options={"keep_tflite": True},
+        validation=None,
+    )
+    with pytest.raises(DestinationError, match=r"needed, .* free"):
+        convert(conversion)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_in_the_way_of_the_assets_is_told_before_the_export_starts(refused, reference, tmp_path):
     assets = tmp_path / "assets"
     assets.mkdir()
