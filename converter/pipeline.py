@@ -63,7 +63,8 @@ class Conversion:
 class Outcome:
     """Where the result lies, its report, and whether every gate passed.
 
-    ``errors`` has one line for each artifact that was written but could not be validated.
+    ``errors`` has one line for each artifact that was written but could not be validated, or not laid out
+    elsewhere.
     """
 
     output: Path | None
@@ -183,11 +184,15 @@ def _convert(
         report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
         _record(_options(conversion), model, plans, choices, report, digests, scratch)
         output.publish(scratch, destination)
+    errors = _errors(report)
     for target, plan in pairs:
         passed = report["targets"][target.name]["passed"] is not False
-        for warning in target.deliver(plan, destination, options, passed, progress):
-            warn(warning)
-    return Outcome(destination, report, _passed(report), _errors(report))
+        try:
+            for warning in target.deliver(plan, destination, options, passed, progress):
+                warn(warning)
+        except QatconvertError as error:  # what is written and proven stays
+            errors.append(str(error))
+    return Outcome(destination, report, _passed(report), errors)
 
 
 def _check_context(plans: Sequence[Plan], prepared: Prepared) -> None:

@@ -230,6 +230,22 @@ def test_room_for_the_models_that_are_kept_is_looked_for_before_the_export_start
     assert list(tmp_path.iterdir()) == []
 
 
+def test_assets_that_cannot_be_written_leave_what_is_proven(monkeypatch, checkpoint_factory, tmp_path):
+    from converter.errors import DestinationError
+    from converter.pipeline import Conversion, convert
+    from targets.plan import find_target
+
+    def fail(*arguments: object) -> None:
+        raise DestinationError("the disk is full")
+
+    target = find_target("gguf")  # whose export takes no time
+    monkeypatch.setattr(type(target), "deliver", fail)
+    model = str(checkpoint_factory("text"))
+    outcome = convert(Conversion(model, ["gguf"], tmp_path / "out", validation=None))
+    assert (outcome.errors, outcome.exit_status) == (["the disk is full"], 1)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == outcome.report
+
+
 def test_a_file_in_the_way_of_the_assets_is_told_before_the_export_starts(refused, reference, tmp_path):
     assets = tmp_path / "assets"
     assets.mkdir()
