@@ -13,14 +13,13 @@ from converter.errors import TargetError
 from converter.worker import Progress, serve
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
 from targets.litert.skeleton import read_skeleton
-from targets.litert.workarounds import CappedHead, tensorflow_schema
+from targets.litert.workarounds import CappedHead, left_out
 
-with tensorflow_schema():
-    from litert_torch.generative.export_hf.core import export_lib
+with left_out():
+    from litert_torch.generative.export_hf.core import exportable_module
 import torch
 from litert_torch._convert import litert_converter
 from litert_torch._convert.signature import Signature
-from litert_torch.generative.export_hf.core import exportable_module
 from litert_torch.generative.export_hf.core.external_emb import exportable_module as external
 from litert_torch.generative.export_hf.core.mu import mu_pass_lib
 from litert_torch.generative.export_hf.model_ext import patches
@@ -67,18 +66,18 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
 
 def _graphs(text: TextModel, options: Any) -> dict[str, list[_Signature]]:
     if not options.externalize_embedder:
-        source = export_lib.SourceModelArtifacts(
-            model=text.model, model_config=text.config, text_model_config=text.config, tokenizer=None
+        classes = (
+            exportable_module.LiteRTExportableModuleForDecoderOnlyLMPrefill,
+            exportable_module.LiteRTExportableModuleForDecoderOnlyLMGenerate,
         )
-        classes = export_lib.get_prefill_decode_exportable_cls(text.config, options)
-        return {DECODER: _decoder(classes, text.model, text.config, options, source)}
+        return {DECODER: _decoder(classes, text.model, text.config, options)}
     per_layer = bool(getattr(text.config, "hidden_size_per_layer_input", 0))
     library, model = (gemma4, _multimodal(text)) if per_layer else (external, text.model)
     classes = (
         library.LiteRTExportableModuleForDecoderOnlyLMPrefillExternalEmbedder,
         library.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder,
     )
-    graphs = {DECODER: _decoder(classes, model, text.config, options, None)}
+    graphs = {DECODER: _decoder(classes, model, text.config, options)}
     embedder = external.LiteRTExportableModuleForEmbedder(text.model.get_input_embeddings())
     graphs[EMBEDDER] = _embedder(embedder, text.config, options)
     if per_layer:
@@ -87,10 +86,10 @@ def _graphs(text: TextModel, options: Any) -> dict[str, list[_Signature]]:
     return graphs
 
 
-def _decoder(classes: Iterable[Any], model: Any, config: Any, options: Any, source: Any) -> list[_Signature]:
+def _decoder(classes: Iterable[Any], model: Any, config: Any, options: Any) -> list[_Signature]:
     signatures = []
     for kind in classes:
-        module = kind(model, options, source)
+        module = kind(model, options, None)
         inputs = module.get_sample_inputs(config)
         signatures += [(name, module, sample) for name, (sample, _) in inputs.items()]
     return signatures
@@ -114,8 +113,7 @@ def _multimodal(text: TextModel) -> Any:
 def _write(signatures: list[_Signature], text: TextModel, path: Path, step: Callable[[], None]) -> set[str]:
     """Convert and write one graph; the names of the weights that it has as inputs."""
     wanted = [Signature(name, module.eval(), None, sample) for name, module, sample in signatures]
-    with export_lib.patch_builtin_tuple_for_export():
-        exporter = litert_converter.exported_programs_to_flatbuffer(Programs(wanted), wanted)
+    exporter = litert_converter.exported_programs_to_flatbuffer(Programs(wanted), wanted)
     step()
     converted = mu_pass_lib.update_model(LiteRTModel(exporter))
     opened = text.stand_ins.open(converted)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 import transformers
+from litert_torch.generative.export_hf.core import patches as _patches  # noqa: F401  for its effect
 from litert_torch.generative.export_hf.core import weights_loader
 from litert_torch.generative.export_hf.model_ext import patches
 

@@ -7,12 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from litert_torch.generative.export_hf.experimental.litert_lm_npu_compiler import litert_lm_npu_compiler
+
 from converter.errors import TargetError
 from converter.worker import Progress, serve
-from targets.litert.workarounds import tensorflow_schema
-
-with tensorflow_schema():
-    from litert_torch.generative.export_hf.experimental.litert_lm_npu_compiler import litert_lm_npu_compiler
 
 #: How ``apply_plugin`` names the file with what the vendor's compiler printed (ai-edge-litert 2.3.0).
 _ERROR_FILE: Final = re.compile(r"See (\S+\.error) for details")

@@ -9,42 +9,40 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 
-_SCHEMA: Final = "tensorflow.lite.python.schema_py_generated"
-_PARENTS: Final = ("tensorflow", "tensorflow.lite", "tensorflow.lite.python")
+_EXTENSIONS: Final = "litert_torch.generative.export_hf.model_ext"
+#: Modules that are imported for one name, or for none that an export comes to use.
+_UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
+    "litert_torch.quantize.translate_recipe": {},
+    "transformers.loss.loss_utils": {"LOSS_MAPPING": {"ForCausalLM": None}},
+}
 
 
 @contextmanager
-def tensorflow_schema() -> Iterator[None]:
-    """Stand in for tensorflow while litert-torch's exporter is imported.
+def left_out() -> Iterator[None]:
+    """Have the first import of litert-torch and of transformers' models load 50 MiB less.
 
-    litert-torch 0.10.0: a module for another model imports TensorFlow's schema, which no requirement brings
-    and which ai-edge-litert ships under another name. The stand-in is there during the import only: a lasting
-    one without tensorflow behind it breaks ``torch._dynamo``, which asks for its specification.
+    litert-torch 0.10.0: whatever is exported, its converter imports ai-edge-quantizer, and its extensions are
+    a package that imports those for other models; that package, which imports nothing here, lasts.
+    transformers 5.23.0: every model imports the losses of object detection, and scipy for them.
     """
-    importlib.import_module("torch._dynamo")  # asks for tensorflow, so before the stand-in is in place
-    from ai_edge_litert import schema_py_generated as schema
-
-    if importlib.util.find_spec("tensorflow") is not None:
-        yield
-        return
-    for name in _PARENTS:
+    for name, values in _UNUSED.items():
         module = types.ModuleType(name)
-        module.__spec__ = importlib.util.spec_from_loader(name, None)
-        module.__path__ = []
+        vars(module).update(values)
         sys.modules[name] = module
-    sys.modules[_SCHEMA] = schema
-    sys.modules[_PARENTS[-1]].schema_py_generated = schema  # type: ignore[attr-defined]
+    specification = importlib.util.find_spec(_EXTENSIONS)
+    assert specification is not None
+    sys.modules[_EXTENSIONS] = importlib.util.module_from_spec(specification)
     try:
         yield
     finally:
-        for name in (*_PARENTS, _SCHEMA):
-            sys.modules.pop(name, None)
+        for name in _UNUSED:
+            del sys.modules[name]
 
 
 def allow_experts() -> None:

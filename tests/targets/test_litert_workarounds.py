@@ -18,20 +18,18 @@ from targets.litert.workarounds import text_configuration
 
 #: Prints, as its last line, what litert-torch does before and after each workaround.
 OBSERVER = """
-import importlib.util, inspect, json, sys
+import inspect, json, sys
 import torch, transformers
-from targets.litert.workarounds import allow_experts, barrier, tensorflow_schema, text_configuration
-with tensorflow_schema():
-    from litert_torch.generative.export_hf.core import export_lib
-left = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]
-seen = {"tensorflow after": [str(importlib.util.find_spec("tensorflow")), left]}
-
-import litert_torch
+from targets.litert.workarounds import allow_experts, barrier, left_out, text_configuration
+with left_out():
+    import litert_torch
 from litert_torch.backend.optimization_barrier import optimization_barrier
 from litert_torch.generative.export_hf.core import weights_loader
 from litert_torch.generative.export_hf.model_ext import patches
 from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module
 from litert_torch.generative.export_hf.model_ext.gemma4_unified import patch
+
+seen = {}
 
 def attempt(label, action):
     try:
@@ -70,27 +68,46 @@ seen["head, cap"] = ["lm_head(" in source, "softcap" in source]
 print()
 print(json.dumps(seen))
 """
+#: Prints, as its last line, the modules that an export's imports bring.
+IMPORTER = """
+import contextlib, json, sys
+from targets.litert.workarounds import left_out
+with left_out() if sys.argv[1:] == ["left out"] else contextlib.nullcontext():
+    from litert_torch.generative.export_hf.core import exportable_module
+from litert_torch.generative.export_hf.model_ext.gemma4 import patch
+from transformers.models.gemma4 import modeling_gemma4
+print()
+print(json.dumps(list(sys.modules)))
+"""
+#: The quantiser, another model's extension, and what only losses of object detection want.
+UNUSED = (
+    "ai_edge_quantizer",
+    "litert_torch.generative.export_hf.model_ext.whisper",
+    "scipy.optimize",
+)
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=False)
-
-
-@pytest.fixture(scope="module")
-def seen(checkpoint_factory):
-    done = run(OBSERVER, str(checkpoint_factory("26b-a4b")))
+def last_line(*arguments):
+    done = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_exporter_imports_tensorflow():
-    done = run("from litert_torch.generative.export_hf.core import export_lib")
-    assert done.returncode
-    assert "No module named 'tensorflow'" in done.stderr
+@pytest.fixture(scope="module")
+def imported():
+    return last_line(IMPORTER), last_line(IMPORTER, "left out")
 
 
-def test_the_stand_in_for_tensorflow_does_not_last(seen):
-    assert seen["tensorflow after"] == ["None", []]
+@pytest.fixture(scope="module")
+def seen(checkpoint_factory):
+    return last_line(OBSERVER, str(checkpoint_factory("26b-a4b")))
+
+
+@pytest.mark.parametrize("unused", UNUSED)
+def test_what_no_export_uses_is_imported_unless_it_is_left_out(unused, imported):
+    before, after = imported
+    assert unused in before
+    assert unused not in after
 
 
 def test_experts_are_refused(seen):
