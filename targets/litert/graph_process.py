@@ -13,7 +13,7 @@ from converter.errors import TargetError
 from converter.worker import Progress, serve
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
 from targets.litert.skeleton import read_skeleton
-from targets.litert.workarounds import CappedHead, left_out
+from targets.litert.workarounds import CappedHead, left_out, small_caches
 
 with left_out():
     from litert_torch.generative.export_hf.core import exportable_module
@@ -28,6 +28,7 @@ from litert_torch.model import LiteRTModel
 
 from targets.litert.model import ATTENTION, TextModel, build
 from targets.litert.programs import Programs
+from targets.litert.standins import UntouchedZeros
 
 #: A signature: its name, the module, and sample inputs.
 _Signature = tuple[str, Any, Any]
@@ -90,7 +91,9 @@ def _decoder(classes: Iterable[Any], model: Any, config: Any, options: Any) -> l
     signatures = []
     for kind in classes:
         module = kind(model, options, None)
-        inputs = module.get_sample_inputs(config)
+        with small_caches():
+            with UntouchedZeros():
+            inputs = module.get_sample_inputs(config)
         signatures += [(name, module, sample) for name, (sample, _) in inputs.items()]
     return signatures
 

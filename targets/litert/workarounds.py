@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import torch
 
+#: Dimensions of a cache.
+_CACHE: Final = 4
 _EXTENSIONS: Final = "litert_torch.generative.export_hf.model_ext"
 #: Modules that are imported for one name, or for none that an export comes to use.
 _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
@@ -54,6 +56,26 @@ def allow_experts() -> None:
     from litert_torch.generative.export_hf.model_ext.gemma4 import patch
 
     patch.LiteRTGemma4TextModel._can_set_experts_implementation_cached_value = True
+
+
+@contextmanager
+def small_caches() -> Iterator[None]:
+    """Make caches, tensors of four dimensions full of zeros, of a single number each.
+
+    litert-torch 0.10.0 exports a signature with caches of full size for sample inputs, for prefills and for
+    decoding apart, which takes 14 GB for a model like 31B; all that the export needs is their shape.
+    """
+    zeros = torch.zeros
+
+    def of_one_number(*size: Any, **options: Any) -> Any:
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        return zeros((), **options).expand(shape) if len(shape) == _CACHE else zeros(*size, **options)
+
+    torch.zeros = of_one_number
+    try:
+        yield
+    finally:
+        torch.zeros = zeros
 
 
 def barrier(tensor: Any) -> Any:

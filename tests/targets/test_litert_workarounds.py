@@ -5,16 +5,19 @@ What they change lasts for a process, so what happens with and without them is s
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("litert_torch")
+import torch
 import transformers
 
-from targets.litert.workarounds import text_configuration
+from targets.litert.workarounds import small_caches, text_configuration
 
 #: Prints, as its last line, what litert-torch does before and after each workaround.
 OBSERVER = """
@@ -143,3 +146,15 @@ def test_heads_that_differ_may_not_be_read_as_one(layout, checkpoint_factory):
 
 def test_the_decoder_of_per_layer_embeddings_forgets_the_cap(seen):
     assert seen["head, cap"] == [True, False]
+
+
+def test_caches_of_sample_inputs_would_have_their_whole_size():
+    package = Path(importlib.util.find_spec("litert_torch").origin).parent
+    source = package / "generative" / "export_hf" / "core" / "cache.py"
+    assert "torch.zeros(k_cache_shape" in source.read_text()
+    shape = (1, 2, 4096, 8)
+    with small_caches():
+        cache, other = torch.zeros(shape, dtype=torch.float32), torch.zeros(3)
+    assert (tuple(cache.shape), cache.untyped_storage().nbytes()) == (shape, 4)
+    assert other.untyped_storage().nbytes() == 12
+    assert torch.zeros(shape).untyped_storage().nbytes() == 4 * 2 * 4096 * 8
