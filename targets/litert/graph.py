@@ -30,21 +30,6 @@ _VECTORS: Final = ".vectors"
 _MIB: Final = 1 << 20
 
 
-def export_graph(
-    checkpoint: Checkpoint,
-    formats: Mapping[str, str],
-    prefill_lengths: Sequence[int],
-    context_length: int,
-    directory: Path,
-    progress: Progress = lambda done, total: None,
-) -> Path:
-    """Write the graph of a text model below ``directory``, with the embedding in it; its path.
-
-    See ``export_graphs``.
-    """
-    return export_graphs(checkpoint, formats, prefill_lengths, context_length, directory, progress)[DECODER]
-
-
 def export_graphs(
     checkpoint: Checkpoint,
     formats: Mapping[str, str],

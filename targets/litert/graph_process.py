@@ -28,7 +28,6 @@ from litert_torch.model import LiteRTModel
 
 from targets.litert.model import ATTENTION, TextModel, build
 from targets.litert.programs import Programs
-from targets.litert.standins import UntouchedZeros
 
 #: A signature: its name, the module, and sample inputs.
 _Signature = tuple[str, Any, Any]
@@ -92,7 +91,6 @@ def _decoder(classes: Iterable[Any], model: Any, config: Any, options: Any) -> l
     for kind in classes:
         module = kind(model, options, None)
         with small_caches():
-            with UntouchedZeros():
             inputs = module.get_sample_inputs(config)
         signatures += [(name, module, sample) for name, (sample, _) in inputs.items()]
     return signatures

@@ -25,7 +25,7 @@ from targets.litert.graph import (
     DECODER,
     EMBEDDER,
     PER_LAYER_EMBEDDER,
-    export_graph,
+    export_graphs,
     needed_memory,
 )
 from targets.plan import find_target
@@ -255,7 +255,7 @@ def test_a_failure_of_the_child_is_one_line(checkpoint_factory, tmp_path):
         **{name: getattr(checkpoint, name) for name in Checkpoint.__slots__} | {"path": broken}
     )
     with pytest.raises(TargetError, match="embed_tokens") as caught:
-        export_graph(moved, {}, [PREFILL], CONTEXT, tmp_path)
+        export_graphs(moved, {}, [PREFILL], CONTEXT, tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -264,7 +264,7 @@ def test_a_killed_child_is_told_from_a_failed_one(checkpoint_factory, tmp_path, 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(graph, "_MODULE", "killed")
     with pytest.raises(TargetError, match="killed, most likely for want of memory"):
-        export_graph(open_checkpoint(checkpoint_factory("text")), {}, [PREFILL], CONTEXT, tmp_path)
+        export_graphs(open_checkpoint(checkpoint_factory("text")), {}, [PREFILL], CONTEXT, tmp_path)
 
 
 def test_needed_memory_does_not_grow_with_the_width(checkpoint_factory):
