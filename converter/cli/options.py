@@ -11,6 +11,8 @@ import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MOST_GB = 1e9
+#: Digits of a number of tokens: more than any model has.
+_MOST_DIGITS = 12
 
 
 class Gate(click.ParamType[tuple[str, float]]):
@@ -89,10 +91,10 @@ class Lengths(click.ParamType[tuple[int, ...]]):
         """The numbers."""
         if isinstance(value, tuple):
             return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdecimal() and len(part) < _MOST_DIGITS for part in parts):
             self.fail(f"{value!r}: give numbers of tokens, as in 128,1024")
+        return tuple(map(int, parts))
 
 
 def litert_options(command: Command) -> Command:

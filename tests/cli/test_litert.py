@@ -164,6 +164,7 @@ def test_what_scales_lose_is_counted_in_the_report(checkpoint_factory, tmp_path)
         ),
         (["--prefill-lengths", "128,0"], "--prefill-lengths 0: no number of tokens"),
         (["--prefill-lengths", "many"], "give numbers of tokens, as in 128,1024"),
+        (["--prefill-lengths", "1_0"], "give numbers of tokens, as in 128,1024"),
         (["--npu", "qualcomm:SM1"], "unknown SoC; known of qualcomm: SA8255, "),
         (["--npu", "tensor:G5"], "expected VENDOR:SOC with VENDOR one of mediatek, qualcomm"),
         (["--npu", "qualcomm:SM8750"], "pip install ai-edge-litert-sdk-qualcomm"),
