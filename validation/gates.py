@@ -140,13 +140,19 @@ def judge_engine(limits: Mapping[str, float], engine: Mapping[str, Any]) -> tupl
             note = "" if share == 1 else f"the tokens of {tokens['texts'] - tokens['equal']} texts differ"
             gates.append(Gate(name, limit, share, share >= limit, note))
         elif name == "engine_gap":
-            gap = engine["greedy"]["largest_gap"]
-            gates.append(Gate(name, limit, gap, gap <= limit))
+            gates.append(_gap(name, limit, engine["greedy"]))
         elif scores is None:
             gates.append(Gate(name, limit, None, False, "the engine could not be given the evaluated tokens"))
         else:
             gates.append(_scores(name, limit, scores["mean_abs"]))
     return tuple(gates)
+
+
+def _gap(name: str, limit: float, greedy: Mapping[str, Any]) -> Gate:
+    known = any(one["divergence"] and one["divergence"]["gap"] is not None for one in greedy["texts"])
+    if greedy["characters"] and not greedy["equal_characters"] and not known:
+        return Gate(name, limit, None, False, "the engine gave no text that could be compared")
+    return Gate(name, limit, greedy["largest_gap"], greedy["largest_gap"] <= limit)
 
 
 def _scores(name: str, limit: float, value: float | None) -> Gate:

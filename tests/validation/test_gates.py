@@ -124,9 +124,15 @@ def test_a_checkpoint_without_a_lattice_passes_the_exactness_gate_and_says_why(e
     assert gate.entry()["note"] == "no weight of this checkpoint lies on a lattice"
 
 
+def greedy(largest: float, gap: float | None, equal: int = 3) -> dict[str, object]:
+    """What an engine's texts were, of which one leaves the reference's."""
+    texts = [{"divergence": None}, {"divergence": {"gap": gap}}]
+    return {"largest_gap": largest, "characters": 90, "equal_characters": equal, "texts": texts}
+
+
 ENGINE = {
     "tokenizer": {"texts": 4, "equal": 4, "equal_fraction": 1.0},
-    "greedy": {"largest_gap": 0.5},
+    "greedy": greedy(0.5, 0.5),
     "scores": {"mean_abs": 0.1},
 }
 
@@ -136,7 +142,10 @@ ENGINE = {
     [
         ("tokenizer", {"texts": 4, "equal": 4, "equal_fraction": 1.0}, []),
         ("tokenizer", {"texts": 4, "equal": 3, "equal_fraction": 0.75}, ["engine_same_tokens"]),
-        ("greedy", {"largest_gap": 1.1}, ["engine_gap"]),
+        ("greedy", greedy(1.1, 1.1), ["engine_gap"]),
+        ("greedy", greedy(0.0, None), []),
+        ("greedy", greedy(0.0, None, equal=0), ["engine_gap"]),
+        ("greedy", greedy(0.5, 0.5, equal=0), []),
         ("scores", {"mean_abs": 0.3}, ["engine_mean_abs"]),
         ("scores", {"mean_abs": None}, ["engine_mean_abs"]),
         ("scores", None, ["engine_mean_abs"]),
