@@ -13,7 +13,7 @@ from converter.errors import TargetError
 from converter.worker import Progress, serve
 from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
 from targets.litert.skeleton import read_skeleton
-from targets.litert.workarounds import CappedHead, left_out, small_caches
+from targets.litert.workarounds import CappedHead, left_out, small_samples
 
 with left_out():
     from litert_torch.generative.export_hf.core import exportable_module
@@ -90,7 +90,7 @@ def _decoder(classes: Iterable[Any], model: Any, config: Any, options: Any) -> l
     signatures = []
     for kind in classes:
         module = kind(model, options, None)
-        with small_caches():
+        with small_samples():
             inputs = module.get_sample_inputs(config)
         signatures += [(name, module, sample) for name, (sample, _) in inputs.items()]
     return signatures

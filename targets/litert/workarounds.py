@@ -11,12 +11,13 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
 
-#: Dimensions of a cache.
-_CACHE: Final = 4
+#: Dimensions of a cache and of a mask.
+_SAMPLE: Final = 4
 _EXTENSIONS: Final = "litert_torch.generative.export_hf.model_ext"
 #: Modules that are imported for one name, or for none that an export comes to use.
 _UNUSED: Final[Mapping[str, Mapping[str, object]]] = {
@@ -59,23 +60,25 @@ def allow_experts() -> None:
 
 
 @contextmanager
-def small_caches() -> Iterator[None]:
-    """Make caches, tensors of four dimensions full of zeros, of a single number each.
+def small_samples() -> Iterator[None]:
+    """Make caches and masks, tensors of four dimensions full of zeros or ones, of a single number each.
 
-    litert-torch 0.10.0 exports a signature with caches of full size for sample inputs, for prefills and for
-    decoding apart, which takes 14 GB for a model like 31B; all that the export needs is their shape.
+    litert-torch 0.10.0 exports a signature with caches and masks of full size for sample inputs, for prefills
+    and for decoding apart, which takes 14 GB for a model like 31B; all that the export needs is their shape.
     """
-    zeros = torch.zeros
+    originals = {name: getattr(torch, name) for name in ("zeros", "ones")}
 
-    def of_one_number(*size: Any, **options: Any) -> Any:
+    def of_one_number(make: Any, *size: Any, **options: Any) -> Any:
         shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        return zeros((), **options).expand(shape) if len(shape) == _CACHE else zeros(*size, **options)
+        return make((), **options).expand(shape) if len(shape) == _SAMPLE else make(*size, **options)
 
-    torch.zeros = of_one_number
+    for name, make in originals.items():
+        setattr(torch, name, partial(of_one_number, make))
     try:
         yield
     finally:
-        torch.zeros = zeros
+        for name, make in originals.items():
+            setattr(torch, name, make)
 
 
 def barrier(tensor: Any) -> Any:

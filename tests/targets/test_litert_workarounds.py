@@ -17,7 +17,7 @@ pytest.importorskip("litert_torch")
 import torch
 import transformers
 
-from targets.litert.workarounds import small_caches, text_configuration
+from targets.litert.workarounds import small_samples, text_configuration
 
 #: Prints, as its last line, what litert-torch does before and after each workaround.
 OBSERVER = """
@@ -148,13 +148,17 @@ def test_the_decoder_of_per_layer_embeddings_forgets_the_cap(seen):
     assert seen["head, cap"] == [True, False]
 
 
-def test_caches_of_sample_inputs_would_have_their_whole_size():
+def test_caches_and_masks_of_sample_inputs_would_have_their_whole_size():
     package = Path(importlib.util.find_spec("litert_torch").origin).parent
     source = package / "generative" / "export_hf" / "core" / "cache.py"
     assert "torch.zeros(k_cache_shape" in source.read_text()
+    assert "(1, 1, prefill_length, cache_length)" in source.with_name("exportable_module.py").read_text()
     shape = (1, 2, 4096, 8)
-    with small_caches():
+    with small_samples():
         cache, other = torch.zeros(shape, dtype=torch.float32), torch.zeros(3)
+        mask = torch.ones(shape)
     assert (tuple(cache.shape), cache.untyped_storage().nbytes()) == (shape, 4)
+    assert (tuple(mask.shape), mask.untyped_storage().nbytes()) == (shape, 4)
+    assert bool((mask == 1).all())
     assert other.untyped_storage().nbytes() == 12
     assert torch.zeros(shape).untyped_storage().nbytes() == 4 * 2 * 4096 * 8
