@@ -52,13 +52,12 @@ class Settings:
 class Prepared:
     """All of a validation that needs no artifact, the same for every target.
 
-    ``limits`` are those of the gates, ``text`` is the digest of the text that ``tokens`` are of, ``worker`` a
+    ``text`` is the digest of the text that ``tokens`` are of, ``worker`` a
     ``reference_worker`` that is running already.
     """
 
     checkpoint: Checkpoint
     settings: Settings
-    limits: Mapping[str, float]
     tokens: Tokens
     text: str
     worker: Worker
@@ -74,7 +73,7 @@ def prepare(
     ``ValidationError`` when the checkpoint's tokenizer or chat template fails.
     """
     architecture = checkpoint.architecture
-    limits = gates.limits(settings.gates, experts=architecture.experts is not None)
+    gates.limits(settings.gates)  # an unknown gate costs no work
     check_baseline(settings.baseline)
     check_dtype(settings.reference_dtype)
     passages = read_passages(settings.text)
@@ -83,7 +82,7 @@ def prepare(
             checkpoint.path, passages, architecture.vocabulary, worker, stage_of(progress, "tokens")
         )
         tokens = cut(encoding, settings.positions)
-        yield Prepared(checkpoint, settings, limits, tokens, digest(passages), worker)
+        yield Prepared(checkpoint, settings, tokens, digest(passages), worker)
 
 
 def reference_entry(prepared: Prepared) -> dict[str, Any]:

@@ -99,11 +99,13 @@ class Engine(Protocol):
 
 class Runner(Protocol):
     """One runtime. ``extra`` installs it, ``modules`` is what must then be importable; ``engine`` is the
-    runtime's program for text, ``None`` if artifacts are not run in one."""
+    runtime's program for text, ``None`` if artifacts are not run in one; ``allowances`` are limits of gates
+    for dense models where its arithmetic costs more than the general ones allow."""
 
     extra: str
     modules: tuple[str, ...]
     engine: Engine | None
+    allowances: Mapping[str, float]
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);

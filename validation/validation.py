@@ -18,7 +18,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import ValidationError
 from targets.plan import StoredTensor, find_target
 from validation import baseline as baselines
-from validation import trials
+from validation import gates, trials
 from validation.engine import measure_engine
 from validation.gates import judge, judge_engine
 from validation.logits import map_logits, next_tokens
@@ -130,6 +130,15 @@ class _Bench:
     def tokens(self) -> Tokens:
         return self.prepared.tokens
 
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Of the gates, for this model in this runtime."""
+        return gates.limits(
+            self.prepared.settings.gates,
+            experts=self.checkpoint.architecture.experts is not None,
+            allowances=self.runner.allowances,
+        )
+
     def measure(self, artifact: Path, choices: Sequence[Mapping[str, object]]) -> Proof:
         """The artifact's entry of the report, in the best of at least one way to run it."""
         stored = find_target(self.target).describe(artifact, self.checkpoint)
@@ -148,7 +157,7 @@ class _Bench:
         judged = chosen.gates
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
-            judged = (*judged, *judge_engine(self.prepared.limits, described["engine"]))
+            judged = (*judged, *judge_engine(self.limits, described["engine"]))
         entry = {
             "passed": all(gate.passed for gate in judged),
             "weights": weights_entry(weights),
@@ -203,7 +212,7 @@ class _Bench:
         metrics = self._compare(self.reference, logits, f"metrics{suffix}")
         decode = runtime.settings.get("decode")
         judged = judge(
-            self.prepared.limits,
+            self.limits,
             weights,
             metrics,
             decode if isinstance(decode, Mapping) else None,

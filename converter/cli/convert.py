@@ -14,7 +14,7 @@ from converter.cli.options import (
     modelfile_options,
     off_lattice_option,
     onnx_options,
-    read_license,
+    target_options,
     validation_options,
     validation_settings,
 )
@@ -54,7 +54,7 @@ from converter.cli.options import (
 @click.option("--keep-tflite", is_flag=True, help="Keep a LiteRT bundle's models as .tflite files beside it.")
 @click.option(
     "--npu",
-    "npus",
+    "npu",
     multiple=True,
     metavar="VENDOR:SOC",
     help="Also compile a LiteRT bundle for a neural processor, such as qualcomm:SM8750 or mediatek:MT6991; "
@@ -76,20 +76,6 @@ def command(
     output: Path | None,
     force: bool,
     offline: bool,
-    off_lattice: str,
-    split_max_size: str | None,
-    onnx_scales: str | None,
-    onnx_dtype: str | None,
-    accuracy_level: int | None,
-    prefill_lengths: tuple[int, ...] | None,
-    context_length: int | None,
-    externalize_embedder: bool,
-    keep_tflite: bool,
-    npus: tuple[str, ...],
-    android_assets: Path | None,
-    system: str | None,
-    license_files: tuple[Path, ...],
-    num_ctx: int | None,
     validate: bool,
     as_json: bool,
     quiet: bool,
@@ -107,29 +93,14 @@ def command(
     from converter.cli.console import fail, progress_bars, warn
     from converter.pipeline import Conversion, convert
 
-    options = {
-        "off_lattice": off_lattice,
-        "split_max_size": split_max_size,
-        "onnx_scales": onnx_scales,
-        "onnx_dtype": onnx_dtype,
-        "accuracy_level": accuracy_level,
-        "prefill_lengths": prefill_lengths,
-        "context_length": context_length,
-        "externalize_embedder": externalize_embedder or None,
-        "keep_tflite": keep_tflite or None,
-        "npu": npus or None,
-        "android_assets": android_assets,
-        "system": system,
-        "licenses": [read_license(file) for file in license_files] or None,
-        "num_ctx": num_ctx,
-    }
+    options = target_options(settings)
     conversion = Conversion(
         model,
         targets,
         output,
         force,
         offline,
-        {key: value for key, value in options.items() if value is not None},
+        options,
         validation_settings(**settings) if validate else None,
     )
     with progress_bars(quiet) as progress:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
-from converter.cli.options import litert_options, off_lattice_option, onnx_options
+from converter.cli.options import litert_options, off_lattice_option, onnx_options, target_options
 
 
 @click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
@@ -28,14 +29,9 @@ def command(
     model: str,
     targets: tuple[str, ...],
     offline: bool,
-    off_lattice: str,
-    onnx_scales: str | None,
-    onnx_dtype: str | None,
-    prefill_lengths: tuple[int, ...] | None,
-    context_length: int | None,
-    externalize_embedder: bool,
     as_json: bool,
     quiet: bool,
+    **settings: Any,
 ) -> None:
     """Show MODEL's architecture, the lattice of every tensor, and the planned size per target.
 
@@ -51,16 +47,7 @@ def command(
 
     with progress_bars(quiet) as progress:
         opened = open_model(model, offline=offline, progress=progress)
-        options = {
-            "off_lattice": off_lattice,
-            "onnx_scales": onnx_scales,
-            "onnx_dtype": onnx_dtype,
-            "prefill_lengths": prefill_lengths,
-            "context_length": context_length,
-            "externalize_embedder": externalize_embedder or None,
-        }
-        given = {key: value for key, value in options.items() if value is not None}
-        found = inspect(opened, targets, given, progress)
+        found = inspect(opened, targets, target_options(settings), progress)
         if opened.source.note:
             warn(opened.source.note)
     if as_json:

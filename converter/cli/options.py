@@ -125,6 +125,32 @@ def litert_options(command: Command) -> Command:
     return command
 
 
+#: Options that go to the targets, by the name that these know them by.
+_OF_TARGETS = (
+    "off_lattice",
+    "split_max_size",
+    "onnx_scales",
+    "onnx_dtype",
+    "accuracy_level",
+    "prefill_lengths",
+    "context_length",
+    "externalize_embedder",
+    "keep_tflite",
+    "npu",
+    "android_assets",
+    "system",
+    "num_ctx",
+)
+
+
+def target_options(settings: dict[str, Any]) -> dict[str, object]:
+    """Take the targets' options out of a command's ``settings``, without those that were not given."""
+    options = {name: settings.pop(name, None) for name in _OF_TARGETS}
+    licenses = [read_license(file) for file in settings.pop("license_files", ())]
+    given = {**options, "npu": options["npu"] or None, "licenses": licenses or None}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
 def modelfile_options(command: Command) -> Command:
     """What a Modelfile says beyond the model itself."""
     for option in (

@@ -81,12 +81,15 @@ def test_options_that_mean_nothing_are_refused(options, message, refused, refere
     assert message in refused(reference, "--target", "onnx", *options, status=2)
 
 
-def test_an_accuracy_level_that_is_given_is_written(qatconvert, reference, tmp_path):
+@pytest.mark.parametrize("level", [0, 1])
+def test_an_accuracy_level_that_is_given_is_written(level, qatconvert, reference, tmp_path):
     from targets.onnx.accuracy import accuracy_levels
 
-    options = ["--no-validate", "--accuracy-level", "1", "-o", tmp_path / "out"]
+    options = ["--no-validate", "--accuracy-level", level, "-o", tmp_path / "out"]
     assert qatconvert(reference, "--target", "onnx", *options).returncode == 0
-    assert accuracy_levels((tmp_path / "out" / "onnx" / "model.onnx").read_bytes()) == (1,)
+    assert accuracy_levels((tmp_path / "out" / "onnx" / "model.onnx").read_bytes()) == (level,)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["targets"]["onnx"]["options"]["accuracy_level"] == level
 
 
 def test_the_level_that_was_kept_is_told_with_its_speed_and_that_of_the_other(

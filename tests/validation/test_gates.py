@@ -124,6 +124,13 @@ def test_a_checkpoint_without_a_lattice_passes_the_exactness_gate_and_says_why(e
     assert gate.entry()["note"] == "no weight of this checkpoint lies on a lattice"
 
 
+def test_a_runtimes_allowance_is_for_dense_models_and_yields_to_the_user() -> None:
+    allowances = {"mean_kld": 0.5}
+    assert limits({}, allowances=allowances) == {**DENSE, "mean_kld": 0.5}
+    assert limits({}, experts=True, allowances=allowances) == EXPERTS
+    assert limits({"mean_kld": 0.1}, allowances=allowances)["mean_kld"] == 0.1
+
+
 def greedy(largest: float, gap: float | None, equal: int = 3) -> dict[str, object]:
     """What an engine's texts were, of which one leaves the reference's."""
     texts = [{"divergence": None}, {"divergence": {"gap": gap}}]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import UsageError
@@ -29,6 +29,8 @@ class LiteRt:
     extra: str = "litert"
     modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
     engine: Engine | None = engine
+    #: One scale for a whole row of activations costs small random models like E4B up to 0.016.
+    allowances: Mapping[str, float] = field(default_factory=lambda: {"mean_kld": 0.018})
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` for anything but the CPU."""

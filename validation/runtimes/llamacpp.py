@@ -8,7 +8,7 @@ is off. What remains is the arithmetic of its matrix kernels, which round activa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import ValidationError
@@ -23,6 +23,7 @@ class LlamaCpp:
     extra: str = "llamacpp"
     modules: tuple[str, ...] = ("llama_cpp",)
     engine: Engine | None = None
+    allowances: Mapping[str, float] = field(default_factory=dict)
 
     def check_provider(self, provider: str) -> None:
         """Take any: this runs on the CPU, and providers are onnxruntime's."""

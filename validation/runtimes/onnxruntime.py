@@ -8,7 +8,7 @@ sequences, the child decodes one sequence token by token through the cache and c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ class OnnxRuntime:
     extra: str = "onnx"
     modules: tuple[str, ...] = ("onnx", "onnxruntime")
     engine: Engine | None = None
+    allowances: Mapping[str, float] = field(default_factory=dict)
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none
