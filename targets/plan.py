@@ -107,7 +107,9 @@ class Plan:
 class StoredTensor:
     """A weight read back from an artifact: ``floats(start, stop)`` gives its dequantised rows as
     float32 in the checkpoint's own row order and scale, ``format`` the artifact's type, ``bytes`` what
-    it takes there."""
+    it takes there. ``rule(start, stop)`` gives what the target's stated rule makes of the checkpoint's rows
+    in this ``format``, read back in the same way: a right artifact has the same numbers, bit for bit.
+    ``rule`` is ``None`` for a format that the target never writes (another tool's)."""
 
     weight: str
     stored_as: str
@@ -115,6 +117,22 @@ class StoredTensor:
     shape: tuple[int, ...]
     bytes: int
     floats: Callable[[int, int], NDArray[np.float32]]
+    rule: Callable[[int, int], NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in an artifact that is not what the converter makes of its checkpoint.
+
+    ``where`` names it as a user would look for it (a GGUF key, a node and its attribute, a file); ``expected``
+    and ``found`` are short printable texts. ``deciding`` differences bear on what the model computes, reads or
+    says; the others describe it (names, tags, versions, licences) and change nothing.
+    """
+
+    where: str
+    expected: str
+    found: str
+    deciding: bool = True
 
 
 class Target(Protocol):
@@ -174,6 +192,18 @@ class Target(Protocol):
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
         """Read the artifact back: canonical weight name to tensor, independently of the writer."""
+
+    def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
+        """The options with which an artifact was converted, as far as it shows them: those that ``plan``
+        takes and that decide what is in it. Raises ``CheckpointError`` for a damaged file."""
+
+    def differences(
+        self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
+    ) -> Sequence[Difference]:
+        """Everything in an artifact that is not what ``write`` makes of ``checkpoint`` by ``plan``: metadata,
+        graph, side files beside it, the bytes of every tensor, and bytes that belong to nothing. Compared by
+        content: where a part lies in a file decides nothing. The stage ``compare NAME`` of ``progress`` counts
+        bytes of the checkpoint. Raises ``CheckpointError`` for a damaged file."""
 
 
 def known_targets() -> tuple[str, ...]:
