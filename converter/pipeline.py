@@ -175,7 +175,8 @@ def _convert(
         prepared = None
         if conversion.validation is not None:
             # before anything is written: options that mean nothing must not cost a conversion
-            prepared = stack.enter_context(_prepare(model, conversion.validation, progress))
+            settings = {**conversion.validation, "off_lattice": "off_lattice" in conversion.options}
+            prepared = stack.enter_context(_prepare(model, settings, plans, progress))
             _check_context(plans, prepared)
         scratch = stack.enter_context(output.scratch_directory(destination))
         told = _write(model, pairs, scratch, progress, warn)
@@ -207,8 +208,13 @@ def _check_context(plans: Sequence[Plan], prepared: Prepared) -> None:
 
 
 def _passed(report: Mapping[str, Any]) -> bool:
-    """Whether no gate failed; where nothing was validated, none did."""
-    return all(entry["passed"] is not False for entry in report["targets"].values())
+    """Whether no gate failed and all have run but those that the user does without; where nothing was
+    validated, none failed."""
+    entries = report["targets"].values()
+    gates = [gate for entry in entries for gate in entry.get("gates", ())]
+    return all(entry["passed"] is not False for entry in entries) and all(
+        gate["passed"] is not None or gate.get("allowed") for gate in gates
+    )
 
 
 def _errors(report: Mapping[str, Any]) -> list[str]:
@@ -237,11 +243,12 @@ def _write(
 
 
 def _prepare(
-    model: Model, settings: Mapping[str, Any], progress: Progress
+    model: Model, settings: Mapping[str, Any], plans: Sequence[Plan], progress: Progress
 ) -> AbstractContextManager[Prepared]:
     from validation.preparation import Settings, prepare
 
-    return prepare(model.checkpoint, Settings(**settings), progress)
+    context = min((plan.context for plan in plans if plan.context is not None), default=None)
+    return prepare(model.checkpoint, Settings(**settings), progress, context)
 
 
 def _prove(
@@ -266,7 +273,7 @@ def _prove(
         measured: dict[str, object] = {"passed": None}
         if prepared is not None:
             try:
-                proof = _measure(prepared, model, target.name, artifact, scratch, progress, digests, choices)
+                proof = _measure(prepared, model, plan, artifact, scratch, progress, digests, choices)
                 measured, choice = proof.entry, proof.choice if choices else None
             except (QatconvertError, OSError, MemoryError) as error:
                 measured = {"passed": False, "error": _reason(error)}
@@ -296,7 +303,7 @@ def _reason(error: Exception) -> str:
 def _measure(
     prepared: Prepared,
     model: Model,
-    target: str,
+    plan: Plan,
     artifact: Path,
     scratch: Path | None,
     progress: Progress,
@@ -312,8 +319,9 @@ def _measure(
         identity["files"] = [entry["sha256"] for entry in digests.entries(model.checkpoint.path)]
     return prove(
         prepared,
-        target,
+        plan.target,
         artifact,
+        plan,
         choices=choices,
         source=identity,
         scratch=scratch,
@@ -363,8 +371,11 @@ def validate(
     if model.source.note:
         warn(model.source.note)
     values = sum(weight.size for weight in model.checkpoint.weights.values())
+    plan, options = _converted(target, artifact, model, progress)
     with ExitStack() as stack:
-        prepared = stack.enter_context(_prepare(model, settings or {}, progress))
+        accepted = {"off_lattice": options.off_lattice, **(settings or {})}
+        prepared = stack.enter_context(_prepare(model, accepted, [plan], progress))
+        _check_context([plan], prepared)
         scratch = None
         if output_directory is not None:
             scratch = stack.enter_context(output.scratch_directory(output_directory))
@@ -372,12 +383,49 @@ def validate(
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),
             "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
-            **_measure(prepared, model, target.name, artifact, scratch, progress).entry,
+            "options": {"from": options.origin, **plan.options},
+            **_measure(prepared, model, plan, artifact, scratch, progress).entry,
         }
         report = _assemble(model, prepared, {target.name: entry})
         if output_directory is not None and scratch is not None:
             _publish_reports(report, scratch, output_directory)
     return Outcome(output_directory, report, _passed(report))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """How an artifact was converted: ``values`` are the target's options, ``None`` if nothing tells them;
+    ``off_lattice`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
+
+    values: Mapping[str, object] | None
+    off_lattice: bool
+    origin: str
+
+
+def _converted(target: Target, artifact: Path, model: Model, progress: Progress) -> tuple[Plan, _Recorded]:
+    """How an artifact is to be: by the options in the manifest beside it, else by those that it shows."""
+    from validation.validation import inferred_plan
+
+    recorded = _recorded(target, artifact)
+    return inferred_plan(target.name, artifact, model.checkpoint, progress, recorded.values), recorded
+
+
+def _recorded(target: Target, artifact: Path) -> _Recorded:
+    """What the manifest of the conversion says, if ``artifact`` lies where one put it. A manifest proves
+    nothing: by other options another artifact would have come out, which shows."""
+    output_directory = artifact.absolute().parent.parent
+    content = output.earlier_manifest(output_directory)
+    entry = _section(_section(content, "targets"), target.name)
+    options = {**_section(entry, "options"), **_section(entry, "chosen")}
+    if not options:
+        return _Recorded(None, False, "artifact")
+    accepted = _section(_section(content, "options"), "validation").get("off_lattice")
+    return _Recorded(options, accepted is True, output.MANIFEST)
+
+
+def _section(content: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _publish_reports(report: Mapping[str, Any], scratch: Path, directory: Path) -> None:
@@ -400,7 +448,9 @@ def _options(conversion: Conversion) -> dict[str, object]:
         return {"validation": None}
     settings = {key: value for key, value in conversion.validation.items() if key != "cache"}
     text = settings.get("text")
-    return {"validation": {**settings, "text": manifest.sha256(text) if text else None}}
+    accepted = "off_lattice" in conversion.options
+    recorded = {**settings, "text": manifest.sha256(text) if text else None, "off_lattice": accepted}
+    return {"validation": recorded}
 
 
 def _record(

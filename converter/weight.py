@@ -60,7 +60,8 @@ class Weight:
     ``name`` is the canonical name (``layers.0.mlp.down_proj.weight``), ``source`` the name in the
     checkpoint, ``stored`` the checkpoint's dtype (``BF16``). ``floats(start, stop)`` gives float32
     ``[stop - start, columns]``, exactly the checkpoint's values. ``lattice`` is ``None`` for a
-    weight that lies on no lattice; otherwise ``codes(start, stop)`` gives its rows.
+    weight that lies on no lattice; otherwise ``codes(start, stop)`` gives its rows. ``coded`` says whether
+    training coded the weight, by the scheme that the checkpoint was trained with: then it should lie on one.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Weight:
     floats: Callable[[int, int], NDArray[np.float32]]
     lattice: LatticeFormat | None = None
     codes: Callable[[int, int], LatticeRows] | None = None
+    coded: bool = False
 
     @property
     def columns(self) -> int:

@@ -124,9 +124,9 @@ class StoredTensor:
 class Difference:
     """Something in an artifact that is not what the converter makes of its checkpoint.
 
-    ``where`` names it as a user would look for it (a GGUF key, a node and its attribute, a file); ``expected``
-    and ``found`` are short printable texts. ``deciding`` differences bear on what the model computes, reads or
-    says; the others describe it (names, tags, versions, licences) and change nothing.
+    ``where`` names it as a user would look for it (a GGUF key, a node and its attribute, a file);
+    ``expected`` and ``found`` are short printable texts. ``deciding`` differences bear on what the model
+    computes, reads or says; the others describe it (names, tags, versions, licences) and change nothing.
     """
 
     where: str
@@ -202,8 +202,8 @@ class Target(Protocol):
     ) -> Sequence[Difference]:
         """Everything in an artifact that is not what ``write`` makes of ``checkpoint`` by ``plan``: metadata,
         graph, side files beside it, the bytes of every tensor, and bytes that belong to nothing. Compared by
-        content: where a part lies in a file decides nothing. The stage ``compare NAME`` of ``progress`` counts
-        bytes of the checkpoint. Raises ``CheckpointError`` for a damaged file."""
+        content: where a part lies in a file decides nothing. The stage ``compare NAME`` of ``progress``
+        counts bytes of the checkpoint. Raises ``CheckpointError`` for a damaged file."""
 
 
 def known_targets() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ _TEXT_NAMES = {
 def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
     """Write float32 logits of every position to ``output`` (.npy, ``[positions, vocabulary]``).
 
-    Request: ``model`` (directory), ``sequences`` (token ids), ``output``, ``dtype`` (a torch name),
+    Request: ``model`` (directory), ``sequences`` (token ids), ``firsts`` (for each the index of the first
+    position whose logits are wanted), ``output``, ``dtype`` (a torch name),
     ``max_memory`` (bytes or null), ``scratch`` (directory for what must be rewritten to be offloaded),
     ``left_out`` (names of tensors that are known not to be text weights), ``batch_bytes`` (most bytes of
     float32 logits of one pass of a model that is read from disk; null: 1 GiB).
@@ -47,15 +49,16 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     torch.set_num_threads(processors())
     model = load_model(request)
     offloaded = is_offloaded(model)
-    sequences = request["sequences"]
+    sequences, firsts = request["sequences"], request["firsts"]
     vocabulary = model.config.get_text_config().vocab_size
-    output = create_logits(Path(request["output"]), sum(map(len, sequences)), vocabulary)
+    positions = sum(map(len, sequences)) - sum(firsts)
+    output = create_logits(Path(request["output"]), positions, vocabulary)
     with torch.inference_mode():
         # reading a model from disk costs more than padding: as few passes as memory for their logits allows
         most = (request.get("batch_bytes") or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
-        start = 0
+        start, wanted = 0, iter(firsts)
         for batch in batches(sequences, most):
-            for rows in forward(model, batch):
+            for rows in forward(model, batch, list(islice(wanted, len(batch)))):
                 output[start : start + rows.shape[0]] = rows.float().numpy()
                 start += rows.shape[0]
             progress(start, output.shape[0])
@@ -146,15 +149,17 @@ def _text_name(name: str) -> str:
     return name
 
 
-def forward(model: Any, batch: Sequence[Sequence[int]]) -> Iterable[Any]:
-    """Logits ``[length, vocabulary]`` of each sequence of one padded batch.
+def forward(model: Any, batch: Sequence[Sequence[int]], firsts: Sequence[int] | None = None) -> Iterable[Any]:
+    """Logits ``[length - first, vocabulary]`` of each sequence of one padded batch, from its position in
+    ``firsts`` on (default: all).
 
     Padding stands at the end, where causal attention keeps it from every real position.
     """
     import torch
 
-    longest = max(map(len, batch))
+    starts = firsts or [0] * len(batch)
+    longest, skipped = max(map(len, batch)), min(starts)
     ids = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in batch])
-    logits = model(input_ids=ids, use_cache=False).logits
-    for row, values in zip(batch, logits, strict=True):
-        yield values[: len(row)]
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=longest - skipped).logits
+    for row, values, first in zip(batch, logits, starts, strict=True):
+        yield values[first - skipped : len(row) - skipped]

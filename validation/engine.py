@@ -87,11 +87,13 @@ def measure_engine(
         for (kind, _), one in zip(_beginnings(prepared), spelled["prompts"], strict=True)
         if one is not None
     ]
+    # the sequence beyond the window is left out: all of its context would have to be scored
+    sequences = prepared.tokens.whole.sequences
     account = engine.run(
         artifact,
         texts,
         [prompt.text for prompt in prompts],
-        prepared.tokens.sequences,
+        sequences,
         prepared.checkpoint.tokenizer.tokens[_bos(prepared)],
         COUNT,
         stage_of(progress, "engine"),
@@ -104,7 +106,7 @@ def measure_engine(
             texts, spelled["ids"], account.tokens, prepared.checkpoint.tokenizer.tokens
         ),
         "greedy": greedy,
-        "scores": _compare_scores(prepared.tokens.sequences, reference, account.scores),
+        "scores": _compare_scores(sequences, reference, account.scores),
     }
 
 
@@ -120,7 +122,7 @@ def _texts(prepared: Prepared) -> list[str]:
 
 def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:
     """Kind and first token ids, without BOS, of the sequences that prompts are made of."""
-    tokens = prepared.tokens
+    tokens = prepared.tokens.whole
     sequences = list(zip(tokens.kinds, tokens.sequences, strict=True))
     firsts = {kind: ids for kind, ids in reversed(sequences)}
     chosen = [(kind, firsts[kind]) for kind in dict.fromkeys(tokens.kinds)]

@@ -17,7 +17,14 @@ METRICS = (
     ("ppl", "perplexity", False),
     ("ppl_reference", "perplexity of the reference", False),
 )
-_SHARES = ("exact_fraction", "same_top_p", "rms_delta_p", "engine_same_tokens")
+_SHARES = (
+    "exact_fraction",
+    "exact_values",
+    "on_lattice_fraction",
+    "same_top_p",
+    "rms_delta_p",
+    "engine_same_tokens",
+)
 #: Characters of a continuation that a table shows on either side of the first difference.
 _SHOWN = 48
 
@@ -45,8 +52,16 @@ def gate_value(name: str, value: Any) -> str:
 
 
 def verdict(passed: bool | None) -> str:
-    """One word for a target or a gate."""
-    return {True: "passed", False: "FAILED", None: "not validated"}[passed]
+    """One word for a gate."""
+    return {True: "passed", False: "FAILED", None: "did not run"}[passed]
+
+
+def target_verdict(entry: Mapping[str, Any]) -> str:
+    """A word or two for a target: what is not wholly proven is not called proven."""
+    passed = entry.get("passed")
+    if passed is None:
+        return "not fully proven" if entry.get("gates") else "not validated"
+    return verdict(passed)
 
 
 def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:

@@ -29,18 +29,22 @@ weights of another scheme by 0.7 to 1.4, with those that the shipped model had b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from converter.errors import UsageError
+from targets.plan import Difference
 from validation.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, LogitMetrics
 from validation.weights import NAN_ULP, WeightExactness
 
 #: Limits that apply unless the user sets others, for dense models and for mixtures of experts.
 DENSE: Mapping[str, float] = {
-    "exact_fraction": 0.9999,
+    "exact_fraction": 1.0,
+    "exact_values": 1.0,
+    "on_lattice_fraction": 0.999,
+    "graph_kld": 1e-4,
     "mean_kld": 0.015,
     "same_top_p": 0.8,
     "decode_mean_kld": 0.01,
@@ -49,7 +53,10 @@ DENSE: Mapping[str, float] = {
     "engine_mean_abs": 0.25,
 }
 EXPERTS: Mapping[str, float] = {
-    "exact_fraction": 0.9999,
+    "exact_fraction": 1.0,
+    "exact_values": 1.0,
+    "on_lattice_fraction": 0.999,
+    "graph_kld": 1e-2,
     "mean_kld": 0.15,
     "same_top_p": 0.72,
     "decode_mean_kld": 0.06,
@@ -64,20 +71,34 @@ UNROUNDED_DECODE = 1e-3
 DECODE: Mapping[str, str] = {"decode_mean_kld": "mean_kld"}
 #: Gates that apply only where an engine ran the artifact.
 ENGINE = ("engine_same_tokens", "engine_gap", "engine_mean_abs")
-_AT_LEAST = ("exact_fraction", *HIGHER_IS_BETTER)
+#: Gates of the weights, read back from the file.
+WEIGHTS = ("exact_fraction", "exact_values", "on_lattice_fraction")
+#: The runtime without rounding against the reference on the same weights; ``judge_graph`` judges it.
+GRAPH = "graph_kld"
+#: Everything beside the weights' values against what the converter makes of the checkpoint. It has no limit
+#: that a user could set: what differs either decides nothing or makes another model.
+SAME_AS_BUILT = "same_as_built"
+_AT_LEAST = (*WEIGHTS, *HIGHER_IS_BETTER)
 #: Everything that may be given a limit.
-KNOWN = (*_AT_LEAST, *LOWER_IS_BETTER, *DECODE, *ENGINE)
+KNOWN = (*_AT_LEAST, GRAPH, *LOWER_IS_BETTER, *DECODE, *ENGINE)
+#: Gates that may not have run, which a user may allow.
+MAY_NOT_RUN = (GRAPH, SAME_AS_BUILT)
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A limit and the value measured against it; ``note`` says why where the numbers do not."""
+    """A limit and the value measured against it; ``note`` says why where the numbers do not.
+
+    ``passed`` is ``None`` for a gate that did not run, which ``note`` explains; ``allowed`` says that the
+    user wants to go on without it.
+    """
 
     name: str
     limit: float
     value: float | None
-    passed: bool
+    passed: bool | None
     note: str = ""
+    allowed: bool = False
 
     def entry(self) -> dict[str, object]:
         """The gate as it stands in report.json."""
@@ -87,7 +108,27 @@ class Gate:
             "value": self.value,
             "passed": self.passed,
         }
-        return entry | {"note": self.note} if self.note else entry
+        if self.note:
+            entry["note"] = self.note
+        return entry | {"allowed": True} if self.allowed else entry
+
+
+def not_run(name: str, limit: float, why: str, allowed: Collection[str]) -> Gate:
+    """A gate that did not run, ``allowed`` if the user named it."""
+    return Gate(name, limit, None, None, f"did not run: {why}", name in allowed)
+
+
+def check_unrun(names: Collection[str]) -> None:
+    """Raise ``UsageError`` for a gate that always runs."""
+    for name in names:
+        if name not in MAY_NOT_RUN:
+            raise UsageError(f"gate {name!r} always runs; those that may not: {', '.join(MAY_NOT_RUN)}")
+
+
+def verdict(gates: Iterable[Gate]) -> bool | None:
+    """Whether all gates passed: ``False`` if one failed, else ``None`` if one did not run."""
+    results = [gate.passed for gate in gates]
+    return False if False in results else None if None in results else True
 
 
 def limits(
@@ -95,18 +136,21 @@ def limits(
     *,
     experts: bool = False,
     allowances: Mapping[str, float] = MappingProxyType({}),
+    off_lattice: bool = False,
 ) -> dict[str, float]:
     """The limits that apply to a dense model, or to one with ``experts``.
 
-    ``allowances`` are the runtime's own for dense models, ``overrides`` what the user set. Raises
-    ``UsageError`` for an unknown gate or a limit that is no number.
+    ``allowances`` are the runtime's own for dense models, ``overrides`` what the user set; ``off_lattice``
+    says that the user accepts matrices on no lattice. Raises ``UsageError`` for an unknown gate or a limit
+    that is no number.
     """
     for name, limit in overrides.items():
         if name not in KNOWN:
             raise UsageError(f"unknown gate {name!r}; known: {', '.join(KNOWN)}")
         if not math.isfinite(limit):
             raise UsageError(f"gate {name}: {limit} is no limit")
-    return {**(EXPERTS if experts else {**DENSE, **allowances}), **overrides}
+    accepted = {"on_lattice_fraction": 0.0} if off_lattice else {}
+    return {**(EXPERTS if experts else {**DENSE, **allowances}), **accepted, **overrides}
 
 
 def judge(
@@ -117,16 +161,17 @@ def judge(
     *,
     rounded: bool = True,
 ) -> tuple[Gate, ...]:
-    """Every gate of ``limits`` but those of ``ENGINE``, in order. A value that is not finite fails its gate.
+    """Every gate of ``limits`` but ``GRAPH`` and those of ``ENGINE``, in order. A value that is not finite
+    fails its gate.
 
     ``decode`` is what the runtime measured while it decoded (see ``runners.Runner``), ``None`` where it did
     not: the gates of ``DECODE`` are left out then. ``rounded`` says that activations are rounded to integers.
     """
     gates = []
     for name, limit in limits.items():
-        if name == "exact_fraction":
-            gates.append(_exactness(limit, weights))
-        elif name in ENGINE:
+        if name in WEIGHTS:
+            gates.append(_WEIGHT_GATES[name](limit, weights))
+        elif name == GRAPH or name in ENGINE:
             continue
         elif name not in DECODE:
             gates.append(_logits(name, limit, logits))
@@ -174,21 +219,86 @@ def _decode(name: str, limit: float, value: float | None) -> Gate:
     return Gate(name, limit, value, value <= limit)
 
 
+def judge_graph(limit: float, value: float) -> Gate:
+    """The gate ``graph_kld``."""
+    if not math.isfinite(value):
+        return Gate(GRAPH, limit, None, False, "NaN or infinite logits without rounding")
+    note = (
+        ""
+        if value <= limit
+        else "metadata or graph are not those of the checkpoint, whatever the weights are"
+    )
+    return Gate(GRAPH, limit, value, value <= limit, note)
+
+
+def judge_built(differences: Sequence[Difference]) -> Gate:
+    """The gate ``same_as_built``: the number of deciding differences, of which there must be none."""
+    deciding = [one for one in differences if one.deciding]
+    note = ""
+    if deciding:
+        first = deciding[0]
+        note = f"{first.where}: expected {first.expected}, found {first.found}"
+        note += f" (and {len(deciding) - 1} more)" if len(deciding) > 1 else ""
+    return Gate(SAME_AS_BUILT, 0, len(deciding), not deciding, note)
+
+
 def _exactness(limit: float, weights: WeightExactness) -> Gate:
-    value = weights.exact_fraction
+    name, value = "exact_fraction", weights.holdable_fraction
     if value is None:
-        return Gate("exact_fraction", limit, None, True, "no weight of this checkpoint lies on a lattice")
-    if value >= limit:
-        return Gate("exact_fraction", limit, value, True)
-    return Gate("exact_fraction", limit, value, False, _inexactness(weights))
+        return Gate(name, limit, None, True, "no block of this checkpoint can be exact in this artifact")
+    return Gate(name, limit, value, value >= limit, _inexactness(weights))
 
 
 def _inexactness(weights: WeightExactness) -> str:
-    count = sum(tensor.blocks - tensor.exact_blocks for tensor in weights.lattice)
-    ulp = max(tensor.max_ulp for tensor in weights.lattice)
-    are = "1 block is" if count == 1 else f"{count} blocks are"
-    error = "values that are no numbers" if ulp >= NAN_ULP else f"largest error {ulp} bf16 ulp"
-    return f"{are} not exact; {error}"
+    """What is to be said of the blocks that are not exact, nothing if all are."""
+    told = []
+    if wrong := weights.count("wrong"):
+        ulp = max(tensor.max_ulp for tensor in weights.lattice if tensor.wrong)
+        error = "values that are no numbers" if ulp >= NAN_ULP else f"largest error {ulp} bf16 ulp"
+        told.append(f"{_blocks(wrong)} not exact; {error}")
+    if narrow := weights.count("not_representable"):
+        told.append(f"{_blocks(narrow)} not counted, whose scale the artifact's type cannot hold")
+    if off := weights.count("off_lattice"):
+        told.append(f"{_blocks(off)} not counted, which lie on no lattice in the checkpoint")
+    return "; ".join(told)
+
+
+def _blocks(count: int) -> str:
+    return "1 block is" if count == 1 else f"{count:,} blocks are"
+
+
+def _values(limit: float, weights: WeightExactness) -> Gate:
+    name, value = "exact_values", weights.right_values
+    if value is None:
+        return Gate(name, limit, None, True, "every weight is stored in blocks")
+    wrong = [tensor for tensor in weights.off_lattice if tensor.wrong]
+    count = sum(tensor.wrong for tensor in wrong)
+    are = "1 value is" if count == 1 else f"{count:,} values are"
+    note = f"{are} not what the checkpoint's become; the first in {wrong[0].weight}" if wrong else ""
+    return Gate(name, limit, value, value >= limit, note)
+
+
+def _on_lattice(limit: float, weights: WeightExactness) -> Gate:
+    name, value = "on_lattice_fraction", weights.on_lattice_fraction
+    if value is None:
+        return Gate(name, limit, None, True, "the checkpoint's scheme codes no weight")
+    note = ""
+    if value < limit:
+        off = [
+            tensor for tensor in weights.tensors if tensor.coded and tensor.values_on_lattice < tensor.values
+        ]
+        note = (
+            f"{len(off)} of the matrices that QAT trains lie on no lattice or not all of their blocks do; "
+            f"the first is {off[0].weight}; is this a QAT checkpoint? --off-lattice TYPE accepts it"
+        )
+    return Gate(name, limit, value, value >= limit, note)
+
+
+_WEIGHT_GATES: Mapping[str, Callable[[float, WeightExactness], Gate]] = {
+    "exact_fraction": _exactness,
+    "exact_values": _values,
+    "on_lattice_fraction": _on_lattice,
+}
 
 
 def _logits(name: str, limit: float, logits: LogitMetrics) -> Gate:

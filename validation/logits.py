@@ -87,6 +87,11 @@ def checksum(path: Path) -> int:
     return value
 
 
-def next_tokens(sequences: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """For every position of all sequences in turn the token that follows it, -1 where none does."""
-    return np.array([token for ids in sequences for token in (*ids[1:], -1)], np.int64)
+def next_tokens(sequences: Sequence[Sequence[int]], firsts: Sequence[int] | None = None) -> NDArray[np.int64]:
+    """For every position of all sequences in turn the token that follows it, -1 where none does; of each
+    sequence from the position in ``firsts`` on."""
+    starts = firsts or [0] * len(sequences)
+    return np.array(
+        [token for ids, first in zip(sequences, starts, strict=True) for token in (*ids[first + 1 :], -1)],
+        np.int64,
+    )

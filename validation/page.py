@@ -14,7 +14,7 @@ from validation.figures import (
     gate_row,
     share,
     target_facts,
-    verdict,
+    target_verdict,
 )
 from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution
 
@@ -64,7 +64,7 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 
 def _section(target: str, entry: Mapping[str, Any], spans: Sequence[tuple[str, int]]) -> str:
-    word = verdict(entry.get("passed"))
+    word = target_verdict(entry)
     parts = [
         f'<section>\n<h2>{escape(target)}: <span class="{word.split()[0]}">{word}</span></h2>\n',
         _list(target_facts(entry)),

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from converter.architecture import SLIDING
 from converter.checkpoint import Checkpoint
 from converter.worker import Worker
 from validation import gates
@@ -34,7 +35,9 @@ class Settings:
     what is measured beside an artifact. ``same_weights`` has logits of the artifact's own weights computed,
     which needs 4 bytes per parameter of temporary files. ``provider`` is what runs the artifact, for runtimes
     that have several. ``cache`` is the directory of the cache of reference logits (default:
-    ``reference.default_cache()``).
+    ``reference.default_cache()``). ``foreign`` is for another tool's artifact: what is not as this one builds
+    it is listed and not judged. ``allow_unrun`` names gates without which the user goes on if they cannot
+    run; ``off_lattice`` says that the user accepts matrices that lie on no lattice.
     """
 
     positions: int = 512
@@ -46,6 +49,9 @@ class Settings:
     same_weights: bool = True
     provider: str = CPU
     cache: Path | None = None
+    foreign: bool = False
+    allow_unrun: tuple[str, ...] = ()
+    off_lattice: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +71,34 @@ class Prepared:
 
 @contextmanager
 def prepare(
-    checkpoint: Checkpoint, settings: Settings, progress: Progress = lambda stage, done, total: None
+    checkpoint: Checkpoint,
+    settings: Settings,
+    progress: Progress = lambda stage, done, total: None,
+    context: int | None = None,
 ) -> Iterator[Prepared]:
     """Check ``settings`` and make the token ids; the worker ends with the context.
 
-    Raises ``UsageError`` for an option that means nothing and for a text that is too short, and
-    ``ValidationError`` when the checkpoint's tokenizer or chat template fails.
+    ``context`` is the most tokens that every artifact takes, if that is less than the model. Raises
+    ``UsageError`` for an option that means nothing and for a text that is too short, and ``ValidationError``
+    when the checkpoint's tokenizer or chat template fails.
     """
     architecture = checkpoint.architecture
     gates.limits(settings.gates)  # an unknown gate costs no work
     check_baseline(settings.baseline)
     check_dtype(settings.reference_dtype)
+    gates.check_unrun(settings.allow_unrun)
     passages = read_passages(settings.text)
     with reference_worker() as worker:
         encoding = encode(
             checkpoint.path, passages, architecture.vocabulary, worker, stage_of(progress, "tokens")
         )
-        tokens = cut(encoding, settings.positions)
+        sliding = any(layer.attention == SLIDING for layer in architecture.layers)
+        tokens = cut(
+            encoding,
+            settings.positions,
+            architecture.sliding_window if sliding else None,
+            min(architecture.context, context or architecture.context),
+        )
         yield Prepared(checkpoint, settings, tokens, digest(passages), worker)
 
 
@@ -96,8 +113,8 @@ def reference_entry(prepared: Prepared) -> dict[str, Any]:
         "torch": version("torch"),
         "text": prepared.text,
         "sequences": [
-            {"kind": kind, "positions": len(ids)}
-            for kind, ids in zip(tokens.kinds, tokens.sequences, strict=True)
+            {"kind": kind, "positions": len(ids) - first, **({"context": first} if first else {})}
+            for kind, ids, first in zip(tokens.kinds, tokens.sequences, tokens.firsts, strict=True)
         ],
     }
 

@@ -60,13 +60,15 @@ def reference_logits(
     source: Mapping[str, object],
     scratch: Path,
     worker: Worker,
+    firsts: Sequence[int] | None = None,
     dtype: str = "float32",
     cache: Path | None = None,
     max_memory: int | None = None,
     batch_bytes: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float32]:
-    """Logits of ``model`` for every position of ``sequences``: a float32 map ``[positions, vocabulary]``.
+    """Logits of ``model`` for every position of ``sequences``, of each from its index in ``firsts`` on
+    (default: all): a float32 map ``[positions, vocabulary]``.
 
     ``source`` identifies the checkpoint (commit, or file hashes); ``cache`` is the directory of the cache,
     ``None`` for none; ``scratch`` holds what is not cached and must outlive the result; ``worker`` is a
@@ -76,8 +78,9 @@ def reference_logits(
     ``dtype`` and ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
     """
     check_dtype(dtype)
-    made_from = _ingredients(sequences, source, dtype)
-    positions = sum(map(len, sequences))
+    starts = list(firsts or [0] * len(sequences))
+    made_from = _ingredients(sequences, starts, source, dtype)
+    positions = sum(map(len, sequences)) - sum(starts)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
     if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
         progress(positions, positions)
@@ -85,18 +88,20 @@ def reference_logits(
     kept = _writable(cache)
     fresh = (kept or scratch) / f"{key}.{os.getpid()}.npy"
     options = {"dtype": dtype, "max_memory": max_memory, "batch_bytes": batch_bytes}
-    _compute(model, sequences, fresh, worker, options, progress)
+    _compute(model, sequences, starts, fresh, worker, options, progress)
     return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
 
 
 def _ingredients(
-    sequences: Sequence[Sequence[int]], source: Mapping[str, object], dtype: str
+    sequences: Sequence[Sequence[int]], firsts: Sequence[int], source: Mapping[str, object], dtype: str
 ) -> dict[str, object]:
     """All that the logits depend on; what is equal has one entry in the cache."""
     return {
-        "schema": 1,
+        "schema": 2,
         "source": dict(source),
-        "sequences": hashlib.sha256(json.dumps([list(ids) for ids in sequences]).encode()).hexdigest(),
+        "sequences": hashlib.sha256(
+            json.dumps([list(firsts), [list(ids) for ids in sequences]]).encode()
+        ).hexdigest(),
         "dtype": dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
@@ -105,6 +110,7 @@ def _ingredients(
 def _compute(
     model: Model,
     sequences: Sequence[Sequence[int]],
+    firsts: Sequence[int],
     output: Path,
     worker: Worker,
     options: Mapping[str, object],
@@ -117,6 +123,7 @@ def _compute(
             "model": str(model.directory.resolve()),
             "left_out": list(model.left_out),
             "sequences": [list(ids) for ids in sequences],
+            "firsts": list(firsts),
             "output": str(output),
             "scratch": offload,
             **options,

@@ -20,7 +20,7 @@ from validation.figures import (
     gate_row,
     least_exact,
     target_facts,
-    verdict,
+    target_verdict,
 )
 from validation.page import render_html
 
@@ -64,7 +64,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     lines = [f"# {_markdown(report['model'])}", ""]
     lines += [f"- {label}: {_markdown(value)}" for label, value in facts(report)]
     for target, entry in report["targets"].items():
-        lines += ["", f"## {_markdown(target)}: {verdict(entry.get('passed'))}", ""]
+        lines += ["", f"## {_markdown(target)}: {target_verdict(entry)}", ""]
         lines += [f"- {label}: {_markdown(value)}" for label, value in target_facts(entry)]
         if entry.get("gates"):
             lines += ["", *_table(("gate", "limit", "value", "verdict"), map(gate_row, entry["gates"]))]

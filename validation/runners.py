@@ -121,15 +121,28 @@ class Runner(Protocol):
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
+        firsts: Sequence[int] | None = None,
     ) -> Runtime:
         """Write float32 logits ``[positions, vocabulary]`` of every position of ``sequences`` to ``output``
-        (.npy), each sequence on its own and with exactly these token ids. ``choice`` is one of the target's
-        ``choices``, which the runtime applies without changing the artifact.
+        (.npy), each sequence on its own and with exactly these token ids, and of each from its index in
+        ``firsts`` on (default: all). ``choice`` is one of the target's ``choices``, which the runtime applies
+        without changing the artifact.
 
         A runtime that also decodes token by token says so in the settings of the result: ``decode`` with
         ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` (against its own logits of the same positions)
         and ``tokens_per_second``. Raises ``ValidationError`` when the runtime cannot load or run the
         artifact, however it ends."""
+
+    def unrounded_bytes(self, artifact: Path) -> int:
+        """Bytes of temporary files that ``unrounded`` writes."""
+
+    def unrounded(
+        self, artifact: Path, directory: Path, progress: Progress
+    ) -> tuple[Path, Mapping[str, object]]:
+        """The artifact in a form that the runtime runs without rounding to integers, and the choice by which
+        ``logits`` does: a file in ``directory`` with the artifact's own metadata, graph and weights, the
+        weights widened to floats, or the artifact itself. Raises ``ValidationError`` if there is no such
+        form."""
 
 
 def find_runner(target: str) -> Runner:

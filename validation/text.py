@@ -13,7 +13,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 
 from converter.document import read_text
@@ -25,6 +25,11 @@ SHIPPED = Path(__file__).with_name("passages.toml")
 _LARGEST_TEXT = 4 << 20
 #: A user's own text is cut into sequences of about this many tokens.
 SEQUENCE = 256
+#: Compared positions of the long sequence, all beyond the sliding window, and its largest share of all.
+BEYOND = 64
+_SHARE_BEYOND = 8
+#: The kind of the long sequence.
+LONG = "beyond the window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +43,32 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token sequences, each with BOS first, and the kind of each."""
+    """Token sequences, each with BOS first, the kind of each, and the index of each one's first position with
+    logits that are compared: those before it are context."""
 
     sequences: tuple[tuple[int, ...], ...]
     kinds: tuple[str, ...]
+    firsts: tuple[int, ...]
 
     @property
     def positions(self) -> int:
-        """Tokens of all sequences together; each is a position with logits."""
-        return sum(map(len, self.sequences))
+        """Positions of all sequences whose logits are compared."""
+        return sum(len(ids) - first for ids, first in zip(self.sequences, self.firsts, strict=True))
+
+    @property
+    def whole(self) -> Tokens:
+        """The sequences all of whose positions are compared."""
+        kept = [index for index, first in enumerate(self.firsts) if not first]
+        return Tokens(
+            tuple(self.sequences[index] for index in kept),
+            tuple(self.kinds[index] for index in kept),
+            (0,) * len(kept),
+        )
+
+    @property
+    def beyond(self) -> slice:
+        """The rows of logits of the sequences that have context, which come last."""
+        return slice(self.whole.positions, self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +135,38 @@ def encode(
     return Encoding(result["bos"], tuple(found))
 
 
-def cut(encoding: Encoding, positions: int) -> Tokens:
-    """Sequences of ``positions`` tokens in all.
+def cut(encoding: Encoding, positions: int, window: int | None = None, context: int | None = None) -> Tokens:
+    """Sequences with ``positions`` compared positions in all.
 
-    A text of a single kind is cut into consecutive sequences of nearly equal length, none much longer than
-    ``SEQUENCE``. Otherwise every passage is cut at its share, and what a short one leaves goes to the others.
-    Raises ``UsageError`` when there are too few tokens.
+    With a sliding ``window``, a long sequence has its last ``BEYOND`` positions (an eighth of ``positions``
+    if that is less) behind so many tokens that none of them sees the first: a window that is wrong in either
+    direction changes them. Its text is that of all passages one behind the other, as often as it takes; it is
+    left out if it is longer than ``context``, the most tokens that model and artifact take.
+
+    The rest are the passages. A text of a single kind is cut into consecutive sequences of nearly equal
+    length, none much longer than ``SEQUENCE``. Otherwise every passage is cut at its share, and what a short
+    one leaves goes to the others. Raises ``UsageError`` when there are too few tokens.
     """
+    beyond = min(BEYOND, positions // _SHARE_BEYOND) if window is not None else 0
+    if window is not None and context is not None:
+        beyond = max(0, min(beyond, context - window))
+    passages = _cut_passages(encoding, positions - beyond)
+    if window is None or not beyond:
+        return passages
+    return Tokens(
+        (*passages.sequences, _long(encoding, window + beyond)),
+        (*passages.kinds, LONG),
+        (*passages.firsts, window),
+    )
+
+
+def _long(encoding: Encoding, length: int) -> tuple[int, ...]:
+    """``length`` tokens of all passages one behind the other, as often as it takes; BOS first."""
+    every = [id for _, ids in encoding.passages for id in ids]
+    return (encoding.bos, *islice(cycle(every), length - 1))
+
+
+def _cut_passages(encoding: Encoding, positions: int) -> Tokens:
     bos, passages = encoding.bos, encoding.passages
     if len(passages) == 1:
         kind, ids = passages[0]
@@ -128,14 +175,14 @@ def cut(encoding: Encoding, positions: int) -> Tokens:
         lengths = [positions // count + (index < positions % count) for index in range(count)]
         starts = accumulate((length - 1 for length in lengths), initial=0)
         cuts = [ids[start : start + length - 1] for start, length in zip(starts, lengths, strict=False)]
-        return Tokens(tuple((bos, *piece) for piece in cuts), (kind,) * count)
+        return Tokens(tuple((bos, *piece) for piece in cuts), (kind,) * count, (0,) * count)
     available = [len(ids) + 1 for _, ids in passages]
     _check_length(sum(available), positions)
     lengths = _lengths([kind for kind, _ in passages], available, positions)
     kept = [
         (kind, (bos, *ids)[:length]) for (kind, ids), length in zip(passages, lengths, strict=True) if length
     ]
-    return Tokens(tuple(ids for _, ids in kept), tuple(kind for kind, _ in kept))
+    return Tokens(tuple(ids for _, ids in kept), tuple(kind for kind, _ in kept), (0,) * len(kept))
 
 
 def _check_length(available: int, positions: int) -> None:

@@ -7,7 +7,7 @@ import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
-from converter.errors import ValidationError
-from targets.plan import StoredTensor, find_target
+from converter.errors import UsageError, ValidationError
+from targets.plan import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
-from validation import gates, trials
+from validation import gates, graph, trials
+from validation.as_built import Built, built
 from validation.engine import measure_engine
-from validation.gates import judge, judge_engine
+from validation.gates import Gate, judge, judge_engine, not_run
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
@@ -49,6 +50,7 @@ def validate(
     target: str,
     artifact: Path,
     *,
+    plan: Plan | None = None,
     source: Mapping[str, object] | None = None,
     scratch: Path | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -60,14 +62,41 @@ def validate(
     """
     find_runner(target).check_provider(Settings(**settings).provider)
     with prepare(checkpoint, Settings(**settings), progress) as prepared:
-        proof = prove(prepared, target, artifact, source=source, scratch=scratch, progress=progress)
+        proof = prove(
+            prepared,
+            target,
+            artifact,
+            plan or inferred_plan(target, artifact, checkpoint, progress),
+            source=source,
+            scratch=scratch,
+            progress=progress,
+        )
         return {"entry": proof.entry, "reference": reference_entry(prepared)}
+
+
+def inferred_plan(
+    target: str,
+    artifact: Path,
+    checkpoint: Checkpoint,
+    progress: Progress = lambda stage, done, total: None,
+    options: Mapping[str, object] | None = None,
+) -> Plan:
+    """How an artifact is to be if it was converted by ``options``, by default those that it shows itself.
+
+    Raises ``CheckpointError`` for a damaged artifact, ``TargetError`` and ``UsageError`` where the target
+    could not have written it.
+    """
+    format = find_target(target)
+    chosen = dict(format.infer_options(artifact, checkpoint) if options is None else options)
+    name = str(chosen.pop("name", None) or artifact.name.removesuffix(format.suffix))
+    return format.plan(checkpoint, name, chosen, progress)
 
 
 def prove(
     prepared: Prepared,
     target: str,
     artifact: Path,
+    plan: Plan,
     *,
     choices: Sequence[Mapping[str, object]] = (),
     source: Mapping[str, object] | None = None,
@@ -78,14 +107,15 @@ def prove(
     """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates; a gate that
     fails is a result.
 
-    With ``choices`` (the target's), each is measured and judged, and ``trials.best`` says which one the proof
+    ``plan`` is how it is to be. With ``choices`` (the target's), each is measured and judged, and
+    ``trials.best`` says which one the proof
     is about; without, the artifact is run as it was written. ``settle`` is called before the runtime is:
     whoever has other work going on waits for its end there, since speed is measured.
 
-    ``source`` identifies the checkpoint for the cache of reference logits: a mapping with ``revision`` (a
-    commit) or ``files`` (digests); otherwise its files are hashed. Temporary files go to a directory in
-    ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises ``ValidationError`` for what
-    cannot be run or measured.
+    ``source`` identifies the checkpoint for the cache of reference logits: a mapping with ``files``
+    (digests); otherwise its files are hashed. Temporary files go to a directory in ``scratch`` that is gone
+    at the end (default: where ``TMPDIR`` says). Raises ``ValidationError`` for what cannot be run or
+    measured.
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
     runner = find_runner(target)
@@ -94,6 +124,7 @@ def prove(
         reference = reference_logits(
             Model(checkpoint.path, left_out, checkpoint.architecture.vocabulary),
             tokens.sequences,
+            firsts=tokens.firsts,
             source=_identity(checkpoint, source, stage_of(progress, "checksums")),
             scratch=Path(name),
             worker=prepared.worker,
@@ -102,7 +133,7 @@ def prove(
             max_memory=settings.max_memory,
             progress=stage_of(progress, "reference"),
         )
-        bench = _Bench(prepared, target, runner, reference, Path(name), progress)
+        bench = _Bench(prepared, target, runner, plan, reference, Path(name), progress)
         settle()
         proof = bench.measure(artifact, choices or (AS_IT_IS,))
         if settings.baseline is not None:
@@ -118,6 +149,7 @@ class _Bench:
     prepared: Prepared
     target: str
     runner: Runner
+    plan: Plan
     reference: NDArray[np.float32]
     scratch: Path
     progress: Progress
@@ -137,6 +169,7 @@ class _Bench:
             self.prepared.settings.gates,
             experts=self.checkpoint.architecture.experts is not None,
             allowances=self.runner.allowances,
+            off_lattice=self.prepared.settings.off_lattice,
         )
 
     def measure(self, artifact: Path, choices: Sequence[Mapping[str, object]]) -> Proof:
@@ -144,30 +177,41 @@ class _Bench:
         stored = find_target(self.target).describe(artifact, self.checkpoint)
         weights = measure(self.checkpoint, stored, stage_of(self.progress, "weights"))
         tried = self._timed_again(artifact, self._try_all(artifact, choices, weights))
-        chosen = trials.best([trial for trial in tried if isinstance(trial, Trial)])
-        for trial in tried:
-            if isinstance(trial, Trial) and trial is not chosen:
-                trial.output.unlink()  # room for what comes
+        trials_ = [trial for trial in tried if isinstance(trial, Trial)]
+        chosen = trials.best(trials_)
         runtime = chosen.runtime
         described: dict[str, Any] = {"name": runtime.name, "version": runtime.version, **runtime.settings}
-        if self.prepared.settings.same_weights:
-            described |= self._same_weights(stored, map_logits(chosen.output, self.tokens.positions))
-        else:
-            described["mean_kld_same_weights"] = None
-        judged = chosen.gates
+        built = self._as_built(artifact)
+        own = self._own_logits(stored)
+        described |= self._same_weights(own, chosen)
+        graph = self._graph(artifact, own, trials_, described)
+        judged = (*chosen.gates, graph, *built.gates)
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
             judged = (*judged, *judge_engine(self.limits, described["engine"]))
         entry = {
-            "passed": all(gate.passed for gate in judged),
+            "passed": gates.verdict(judged),
             "weights": weights_entry(weights),
             "logits": logits_entry(chosen.metrics),
             "runtime": described,
             "gates": [gate.entry() for gate in judged],
+            **built.entry,
         }
         if len(tried) > 1:
             entry["alternatives"] = trials.alternatives(tried, chosen)
         return Proof(entry, chosen.choice)
+
+    def _as_built(self, artifact: Path) -> Built:
+        """What differs from what the converter makes; a gate unless the artifact is another tool's."""
+        settings, target = self.prepared.settings, find_target(self.target)
+        try:
+            check_installed([target])
+        except UsageError as error:  # it takes the target's own libraries to build anything
+            missing = not_run(gates.SAME_AS_BUILT, 0, str(error), settings.allow_unrun)
+            return Built(() if settings.foreign else (missing,), {"foreign": settings.foreign})
+        return built(
+            target.differences(artifact, self.checkpoint, self.plan, self.progress), foreign=settings.foreign
+        )
 
     def _try_all(
         self, artifact: Path, choices: Sequence[Mapping[str, object]], weights: WeightExactness
@@ -221,7 +265,7 @@ class _Bench:
         return Trial(choice, runtime, output, metrics, judged)
 
     def measure_baseline(self, choice: Mapping[str, object]) -> dict[str, Any]:
-        """Weights and logits of the naive requantisation, run in the same way."""
+        """Weights and logits of the naive requantisation, written and run in the same way."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             naive = baselines.write_naive_q4_0(
                 self.target, self.checkpoint, Path(directory), stage_of(self.progress, "baseline")
@@ -245,41 +289,79 @@ class _Bench:
             stage_of(self.progress, stage),
             provider=self.prepared.settings.provider,
             choice=choice,
+            firsts=self.tokens.firsts,
         )
         return output, runtime
 
     def _compare(
         self, reference: NDArray[np.float32], logits: NDArray[np.float32], stage: str
     ) -> LogitMetrics:
-        return compare(reference, logits, next_tokens(self.tokens.sequences), stage_of(self.progress, stage))
+        following = next_tokens(self.tokens.sequences, self.tokens.firsts)
+        return compare(reference, logits, following, stage_of(self.progress, stage))
 
     def _engine(self, engine: Engine, artifact: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             return measure_engine(self.prepared, engine, artifact, self.reference, Path(name), self.progress)
 
-    def _same_weights(
-        self, stored: Mapping[str, StoredTensor], logits: NDArray[np.float32]
-    ) -> dict[str, object]:
-        """How far the runtime is from float32 arithmetic on the artifact's own weights."""
+    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> NDArray[np.float32] | str:
+        """Float32 logits of transformers on the artifact's own weights, or why there are none."""
+        if not self.prepared.settings.same_weights:
+            return "--no-same-weights leaves out the logits that it is compared with"
         if shortage := disk_shortage(self.checkpoint, self.scratch):
-            return {"mean_kld_same_weights": None, "note": shortage}
+            return shortage
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             directory = Path(name)
             write_checkpoint(self.checkpoint, stored, directory, stage_of(self.progress, "same weights"))
-            own = reference_logits(
+            return reference_logits(
                 Model(directory, (), self.reference.shape[1]),
                 self.tokens.sequences,
+                firsts=self.tokens.firsts,
                 source={},
                 scratch=self.scratch,
                 worker=self.prepared.worker,
                 max_memory=self.prepared.settings.max_memory,
                 progress=stage_of(self.progress, "same weights reference"),
             )
+
+    def _same_weights(self, own: NDArray[np.float32] | str, chosen: Trial) -> dict[str, object]:
+        """How far the runtime is from float32 arithmetic on the artifact's own weights."""
+        if isinstance(own, str):
+            note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
+            return {"mean_kld_same_weights": None, **note}
+        logits = map_logits(chosen.output, self.tokens.positions)
         metrics = self._compare(own, logits, "same weights metrics")
         return {
             "mean_kld_same_weights": _number(metrics.mean_kld),
             "max_abs_same_weights": _number(metrics.max_abs),
         }
+
+    def _graph(
+        self,
+        artifact: Path,
+        own: NDArray[np.float32] | str,
+        tried: Sequence[Trial],
+        described: dict[str, Any],
+    ) -> Gate:
+        """The runtime without rounding, on the artifact's own weights; what was measured goes to
+        ``described``."""
+        allowed = self.prepared.settings.allow_unrun
+        if isinstance(own, str):
+            return graph.without(self.limits, own, allowed)
+        if lack := graph.shortage(self.runner, artifact, self.scratch):
+            return graph.without(self.limits, lack, allowed)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+            try:
+                form, choice = self.runner.unrounded(
+                    artifact, Path(name), stage_of(self.progress, "weights as floats")
+                )
+            except ValidationError as error:
+                return graph.without(self.limits, str(error), allowed)
+            same = [trial for trial in tried if not trial.rounded] if form == artifact else []
+            output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
+        metrics = self._compare(own, map_logits(output, self.tokens.positions), "graph metrics")
+        formed = "the artifact itself" if form == artifact else "its weights as floats"
+        described["graph"] = graph.measured(metrics, self.tokens, formed)
+        return graph.judge(self.limits[gates.GRAPH], metrics, self.tokens)
 
 
 def _way(proof: Proof) -> Mapping[str, object]:
@@ -296,12 +378,17 @@ def weights_entry(weights: WeightExactness) -> dict[str, Any]:
         "blocks": sum(tensor.blocks for tensor in lattice),
         "exact_blocks": sum(tensor.exact_blocks for tensor in lattice),
         "exact_fraction": weights.exact_fraction,
+        "not_representable_blocks": weights.count("not_representable"),
+        "off_lattice_blocks": weights.count("off_lattice"),
+        "wrong_blocks": weights.count("wrong"),
+        "on_lattice_fraction": weights.on_lattice_fraction,
         "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
         "formats": dict(sorted(Counter(tensor.format for tensor in lattice).items())),
         "off_lattice": {
             "tensors": len(others),
             "values": sum(tensor.values for tensor in others),
             "exact_values": sum(tensor.exact_values for tensor in others),
+            "wrong_values": sum(tensor.wrong for tensor in others),
             "max_ulp": max((tensor.max_ulp for tensor in others), default=0),
             "rms_error": max((tensor.rms_error for tensor in others), default=0.0),
         },
@@ -321,6 +408,10 @@ def _tensor_entry(tensor: TensorExactness) -> dict[str, Any]:
         "exact_fraction": tensor.exact_fraction,
         "max_ulp": tensor.max_ulp,
         "rms_error": _number(tensor.rms_error),
+        "not_representable": tensor.not_representable,
+        "off_lattice": tensor.off_lattice,
+        "wrong": tensor.wrong,
+        **({"inexact_blocks": [asdict(block) for block in tensor.named]} if tensor.named else {}),
     }
 
 
@@ -354,8 +445,6 @@ def _identity(
     checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: Callable[[int, int], None]
 ) -> dict[str, object]:
     """What tells this checkpoint from every other: repository and commit, or the digests of its files."""
-    if source and source.get("revision") is not None:
-        return {"repo": source.get("repo"), "revision": source["revision"]}
     if source and source.get("files") is not None:
         return {"files": source["files"]}
     files = sorted(checkpoint.files)

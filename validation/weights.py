@@ -5,6 +5,19 @@ nothing on the checkpoint's side then), and compared as bfloat16 numbers. A valu
 a block if all its values are. The distance of two values is counted in bfloat16 ulps: the number of
 steps from one bfloat16 number to the other. Negative zero and zero are the same number, so the steps on both
 sides of zero join there. NaN is equal to nothing, and ``NAN_ULP`` from everything.
+
+A block of a lattice weight is of one of four classes:
+
+* *exact*;
+* *scale not representable*: a float32 scale reproduces the block, and no scale of the artifact's type does.
+  The codes are the trained ones and the stored scale is the nearest, so that each value is off by at most one
+  ulp;
+* *off the lattice*: no float32 scale reproduces the checkpoint's block. It holds what the target's rule
+  makes;
+* *wrong*: everything else.
+
+A value of any other weight (norms, scalars, matrices on no lattice) is right if it is what the target's rule
+makes of the checkpoint's, bit for bit, and otherwise wrong.
 """
 
 from __future__ import annotations
@@ -13,9 +26,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +36,7 @@ from numpy.typing import NDArray
 from converter.checkpoint import Checkpoint
 from converter.compiled import compiled
 from converter.errors import ValidationError
-from converter.weight import Weight
+from converter.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.worker import Progress
 from targets.plan import StoredTensor
 
@@ -32,6 +45,19 @@ Result = TypeVar("Result")
 
 #: Distance that stands for NaN: all bfloat16 numbers from the lowest to the highest.
 NAN_ULP = 0xFF00
+#: Blocks of a tensor that are named one by one.
+NAMED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block that is not exact: its row in the weight, its index in the row, the largest distance of its
+    values in ulps, and its class."""
+
+    row: int
+    index: int
+    ulp: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +66,10 @@ class TensorExactness:
 
     ``block`` is the number of values that share a scale (0: a whole row), ``None`` for a weight on no
     lattice, which has no blocks. ``exact_values`` of ``values`` are exact. ``rms_error`` is the root mean
-    square of the differences (of the unrounded values) over that of the checkpoint's values.
+    square of the differences (of the unrounded values) over that of the checkpoint's values. Of the
+    ``blocks``, ``not_representable`` and ``off_lattice`` are of these classes; ``wrong`` counts wrong blocks,
+    for a weight without blocks wrong values. ``named`` are the first blocks that are not exact. ``coded`` is
+    the weight's.
     """
 
     weight: str
@@ -53,11 +82,21 @@ class TensorExactness:
     exact_blocks: int
     max_ulp: int
     rms_error: float
+    not_representable: int = 0
+    off_lattice: int = 0
+    wrong: int = 0
+    named: tuple[Block, ...] = ()
+    coded: bool = False
 
     @property
     def exact_fraction(self) -> float:
         """Share of exact blocks, of exact values where there are no blocks."""
         return self.exact_blocks / self.blocks if self.blocks else self.exact_values / self.values
+
+    @property
+    def values_on_lattice(self) -> float:
+        """How many values lie on a lattice in the checkpoint."""
+        return self.values * (1 - self.off_lattice / self.blocks) if self.blocks else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +118,33 @@ class WeightExactness:
     @property
     def exact_fraction(self) -> float | None:
         """Share of exact blocks of all lattice weights; ``None`` if the checkpoint has none."""
-        blocks = sum(tensor.blocks for tensor in self.lattice)
-        return sum(tensor.exact_blocks for tensor in self.lattice) / blocks if blocks else None
+        blocks = self.count("blocks")
+        return self.count("exact_blocks") / blocks if blocks else None
+
+    @property
+    def holdable_fraction(self) -> float | None:
+        """Share of exact blocks among those that the artifact's types can hold exactly: all but those whose
+        scale is not representable and those that lie on no lattice. ``None`` if there are none."""
+        blocks = self.count("blocks") - self.count("not_representable") - self.count("off_lattice")
+        return self.count("exact_blocks") / blocks if blocks else None
+
+    @property
+    def right_values(self) -> float | None:
+        """Share of the values of weights without blocks that are right; ``None`` if there are none."""
+        values = sum(tensor.values for tensor in self.off_lattice)
+        return 1 - sum(tensor.wrong for tensor in self.off_lattice) / values if values else None
+
+    @property
+    def on_lattice_fraction(self) -> float | None:
+        """Share of the coded weights' values that lie on a lattice in the checkpoint, the same as the share
+        of their blocks; ``None`` if no weight is coded."""
+        coded = [tensor for tensor in self.tensors if tensor.coded]
+        values = sum(tensor.values for tensor in coded)
+        return sum(tensor.values_on_lattice for tensor in coded) / values if values else None
+
+    def count(self, name: str) -> int:
+        """The sum of a number of the lattice weights, such as ``exact_blocks``."""
+        return sum(getattr(tensor, name) for tensor in self.lattice)
 
 
 def measure(
@@ -133,6 +197,10 @@ class _Sum:
     max_ulp: int = 0
     error: float = 0.0
     reference: float = 0.0
+    not_representable: int = 0
+    off_lattice: int = 0
+    wrong: int = 0
+    named: tuple[Block, ...] = ()
 
     def plus(self, other: _Sum) -> _Sum:
         return _Sum(
@@ -142,6 +210,10 @@ class _Sum:
             max(self.max_ulp, other.max_ulp),
             self.error + other.error,
             self.reference + other.reference,
+            self.not_representable + other.not_representable,
+            self.off_lattice + other.off_lattice,
+            self.wrong + other.wrong,
+            (*self.named, *other.named)[:NAMED],
         )
 
 
@@ -151,8 +223,60 @@ def _compare_rows(weight: Weight, tensor: StoredTensor, start: int, stop: int) -
     theirs = np.ascontiguousarray(tensor.floats(start, stop), np.float32).reshape(shape)
     block = (weight.lattice.block or weight.columns) if weight.lattice else weight.columns
     values, blocks, ulp, error, reference = compare_blocks(ours, theirs, block)
-    count = ours.size // block if weight.lattice else 0
-    return _Sum(values, count, blocks if weight.lattice else 0, ulp, error, reference)
+    if weight.lattice is None:
+        right = _right(tensor, theirs, start, stop)
+        wrong = ours.size - (values if right is None else int(np.count_nonzero(right)))
+        return _Sum(values, 0, 0, ulp, error, reference, wrong=wrong)
+    count = ours.size // block
+    found = _Sum(values, count, blocks, ulp, error, reference)
+    if blocks == count:
+        return found
+    return replace(found, **_classes(weight, tensor, ours, theirs, start, stop))
+
+
+def _right(
+    tensor: StoredTensor, stored: NDArray[np.float32], start: int, stop: int
+) -> NDArray[np.bool_] | None:
+    """Which of the artifact's values ``[rows, columns]`` are what the rule makes, bit for bit; ``None`` for a
+    format that has no rule."""
+    if tensor.rule is None:
+        return None
+    expected = np.ascontiguousarray(tensor.rule(start, stop), np.float32).reshape(stored.shape)
+    right: NDArray[np.bool_] = expected.view(np.int32) == stored.view(np.int32)
+    return right
+
+
+def _classes(
+    weight: Weight,
+    tensor: StoredTensor,
+    ours: NDArray[np.float32],
+    theirs: NDArray[np.float32],
+    start: int,
+    stop: int,
+) -> dict[str, Any]:
+    """Numbers of blocks by class, and the first that are not exact, of rows that are not all exact."""
+    assert weight.codes is not None
+    rows = weight.codes(start, stop)
+    ulps = block_distances(ours, theirs, ours.size // rows.status.size).reshape(rows.status.shape)
+    right = _right(tensor, theirs, start, stop)
+    as_ruled = np.zeros(ulps.size, np.bool_) if right is None else right.reshape(ulps.size, -1).all(axis=1)
+    as_ruled = as_ruled.reshape(ulps.shape)
+    inexact = ulps > 0
+    narrow = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & (ulps <= 1)
+    off = inexact & as_ruled & (rows.status == OFF_LATTICE)
+    wrong = inexact & ~narrow & ~off
+    kinds = np.where(narrow, "scale not representable", np.where(off, "off the lattice", "wrong"))
+    # wrong ones first: they are what a reader looks for
+    places = [*zip(*np.nonzero(wrong), strict=True), *zip(*np.nonzero(narrow | off), strict=True)][:NAMED]
+    return {
+        "not_representable": int(np.count_nonzero(narrow)),
+        "off_lattice": int(np.count_nonzero(off)),
+        "wrong": int(np.count_nonzero(wrong)),
+        "named": tuple(
+            Block(start + int(row), int(index), int(ulps[row, index]), str(kinds[row, index]))
+            for row, index in places
+        ),
+    }
 
 
 def compare_blocks(
@@ -171,6 +295,16 @@ def compare_blocks(
         return ours.size, ours.size // block, 0, float(error), float(squares)
     values, blocks, ulp, error, squares = _compare(ours, theirs, block)
     return int(values), int(blocks), int(ulp), float(error), float(squares)
+
+
+def block_distances(
+    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int
+) -> NDArray[np.int32]:
+    """The largest distance in ulps in every block, int32 ``[values / block]``, of arrays as in
+    ``compare_blocks``."""
+    found = np.zeros(reference.size // block, np.int32)
+    _distances(reference.reshape(-1), stored.reshape(-1), block, found)
+    return found
 
 
 @compiled(inline="always")
@@ -227,6 +361,16 @@ def _compare(reference, stored, block):  # type: ignore[no-untyped-def]
     return values, blocks, ulp, error, squares
 
 
+@compiled()
+def _distances(reference, stored, block, found):  # type: ignore[no-untyped-def]
+    a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
+    for i in range(reference.size):
+        distance = abs(np.int32(_order(a_bits[i]) - _order(b_bits[i])))
+        if reference[i] != reference[i] or stored[i] != stored[i]:
+            distance = np.int32(NAN_ULP)
+        found[i // block] = max(found[i // block], distance)
+
+
 def _in_flight(function: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
     """Results in order, with a bounded number of tasks in flight, so that memory is bounded too."""
     waiting = iter(tasks)
@@ -250,4 +394,9 @@ def _finish(weight: Weight, tensor: StoredTensor, found: _Sum) -> TensorExactnes
         exact_blocks=found.exact_blocks,
         max_ulp=found.max_ulp,
         rms_error=error,
+        not_representable=found.not_representable,
+        off_lattice=found.off_lattice,
+        wrong=found.wrong,
+        named=found.named,
+        coded=weight.coded,
     )

@@ -215,6 +215,14 @@ def validation_options(command: Command) -> Command:
                 help="Set the limit of a gate: exact_fraction, mean_kld, same_top_p or another figure.",
             ),
             click.option(
+                "--allow-unrun",
+                "allow_unrun",
+                multiple=True,
+                type=click.Choice(["graph_kld", "same_as_built"]),
+                help="Go on without this gate where it cannot run, for want of room, memory or packages. The "
+                "result is not fully proven then. Repeatable.",
+            ),
+            click.option(
                 "--baseline",
                 type=click.Choice(["naive-q4_0"]),
                 help="Measure a naive requantisation of the same checkpoint beside it.",
@@ -246,6 +254,7 @@ def validation_settings(
     reference_dtype: str,
     max_memory: float | None,
     gates: tuple[tuple[str, float], ...],
+    allow_unrun: tuple[str, ...],
     baseline: str | None,
     same_weights: bool,
     provider: str,
@@ -259,6 +268,7 @@ def validation_settings(
         "reference_dtype": reference_dtype,
         "max_memory": None if max_memory is None else int(max_memory * 1e9),
         "gates": dict(gates),
+        "allow_unrun": allow_unrun,
         "baseline": baseline,
         "same_weights": same_weights,
         "provider": provider,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from converter.names import one_line
-from validation.figures import engine_text, share
+from validation.figures import engine_text, share, target_verdict
 
 
 def size(count: float) -> str:
@@ -65,8 +65,7 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
         )
     failed = []
     for target, entry in report["targets"].items():
-        verdict = {True: "passed", False: "FAILED", None: "not validated"}[entry["passed"]]
-        table.add_row(*_row(entry["artifact"], entry, verdict))
+        table.add_row(*_row(entry["artifact"], entry, target_verdict(entry)))
         if baseline := entry.get("baseline"):
             table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
         failed += [(target, gate) for gate in entry.get("gates", ()) if not gate["passed"]]
@@ -81,10 +80,7 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     console = _console()
     console.print(table)
     for target, gate in failed:
-        note = f" ({escape(gate['note'])})" if gate.get("note") else ""
-        console.print(
-            f"{target}: gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}{note}"
-        )
+        console.print(f"{target}: {_gate(gate)}", soft_wrap=True)
     for target, entry in report["targets"].items():
         if "alternatives" in entry:
             console.print(f"{target}: {_tried(entry['alternatives'])}")
@@ -95,6 +91,16 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     if output is not None:
         details = ": report.html has the details" if references else ""
         console.print(f"written to {escape(one_line(str(output)))}{details}")
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    """What became of a gate that did not pass, in one line."""
+    note = escape(gate.get("note", ""))
+    if gate["passed"] is None:
+        without = "" if gate.get("allowed") else f" (--allow-unrun {gate['name']} goes on without it)"
+        return f"gate {gate['name']} {note}{without}"
+    told = f"gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}"
+    return f"{told} ({note})" if note else told
 
 
 def _engine(engine: Mapping[str, Any]) -> str:

@@ -15,6 +15,11 @@ from converter.cli.options import OutputPath, validation_options, validation_set
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
+@click.option(
+    "--foreign",
+    is_flag=True,
+    help="ARTIFACT is another tool's: list what is not as qatconvert builds it instead of failing over it.",
+)
 @validation_options
 @click.option(
     "-o",
@@ -29,6 +34,7 @@ def command(
     artifact: Path,
     model: str,
     offline: bool,
+    foreign: bool,
     output: Path | None,
     force: bool,
     as_json: bool,
@@ -55,7 +61,7 @@ def command(
             offline=offline,
             output_directory=output,
             force=force,
-            settings=validation_settings(**settings),
+            settings={**validation_settings(**settings), "foreign": foreign},
             progress=progress,
             warn=warn,
         )

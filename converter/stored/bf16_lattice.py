@@ -26,6 +26,8 @@ _SAMPLED_VALUES: Final = 1 << 16
 _SAMPLED_RANGES: Final = 16
 _LATTICE: Final = LatticeFormat(bits=4, block=BLOCK)
 _DTYPES: Final = ("BF16", "F16", "F32")
+#: Matrices that training leaves alone: the choice of experts is too sensitive.
+_UNCODED: Final = (".router.proj.weight",)
 
 
 def recognises(config: Mapping[str, object]) -> bool:
@@ -58,6 +60,7 @@ def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | Non
         floats=_floats(tensor),
         lattice=_LATTICE if on_lattice else None,
         codes=_codes(tensor) if on_lattice else None,
+        coded=len(tensor.shape) >= 2 and not name.endswith(_UNCODED),
     )
 
 
