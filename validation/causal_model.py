@@ -35,7 +35,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     """Write float32 logits of every position to ``output`` (.npy, ``[positions, vocabulary]``).
 
     Request: ``model`` (directory), ``sequences`` (token ids), ``firsts`` (for each the index of the first
-    position whose logits are wanted), ``output``, ``dtype`` (a torch name),
+    position whose logits are wanted; absent: 0), ``output``, ``dtype`` (a torch name),
     ``max_memory`` (bytes or null), ``scratch`` (directory for what must be rewritten to be offloaded),
     ``left_out`` (names of tensors that are known not to be text weights), ``batch_bytes`` (most bytes of
     float32 logits of one pass of a model that is read from disk; null: 1 GiB).
@@ -49,7 +49,8 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     torch.set_num_threads(processors())
     model = load_model(request)
     offloaded = is_offloaded(model)
-    sequences, firsts = request["sequences"], request["firsts"]
+    sequences = request["sequences"]
+    firsts = request.get("firsts") or [0] * len(sequences)
     vocabulary = model.config.get_text_config().vocab_size
     positions = sum(map(len, sequences)) - sum(firsts)
     output = create_logits(Path(request["output"]), positions, vocabulary)

@@ -27,7 +27,8 @@ from validation.reference import Model, _ingredients, _lookup, _prune, default_c
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
-SOURCE = {"repo": "owner/name", "revision": "0" * 40}
+ALL = [0, 0, 0]
+SOURCE = {"files": ["0" * 64]}
 
 
 def model_of(directory: Path) -> Model:
@@ -90,6 +91,26 @@ def test_logits_are_those_of_the_whole_model_in_memory_and_from_disk(
         assert np.abs(found[name] - expected).mean() < 2e-6
 
 
+@pytest.mark.parametrize(("limit", "most"), [(None, None), (2_000_000, None), (2_000_000, 1)])
+def test_positions_before_the_first_wanted_are_context_alone(
+    limit: int | None, most: int | None, checkpoint_factory: Make, worker: Worker, tmp_path: Path
+) -> None:
+    directory = checkpoint_factory("e2b")
+    whole = straight(directory)
+    found = reference_logits(
+        model_of(directory),
+        SEQUENCES,
+        firsts=[38, 0, 20],
+        source=SOURCE,
+        worker=worker,
+        scratch=tmp_path,
+        max_memory=limit,
+        batch_bytes=most,
+    )
+    expected = np.concatenate([whole[38:41], whole[41:46], whole[66:67]])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("most", "expected"),
     [
@@ -113,10 +134,11 @@ def test_a_cached_entry_needs_no_model(filled: Path, worker: Worker, model: Mode
 
 def test_an_entry_belongs_to_one_source_text_and_dtype() -> None:
     entries = [
-        _ingredients(SEQUENCES, SOURCE, "float32"),
-        _ingredients(SEQUENCES, SOURCE, "float16"),
-        _ingredients(SEQUENCES[:2], SOURCE, "float32"),
-        _ingredients(SEQUENCES, {**SOURCE, "revision": "1" * 40}, "float32"),
+        _ingredients(SEQUENCES, ALL, SOURCE, "float32"),
+        _ingredients(SEQUENCES, ALL, SOURCE, "float16"),
+        _ingredients(SEQUENCES[:2], ALL[:2], SOURCE, "float32"),
+        _ingredients(SEQUENCES, [*ALL[:-1], 2], SOURCE, "float32"),
+        _ingredients(SEQUENCES, ALL, {**SOURCE, "files": ["1" * 64]}, "float32"),
     ]
     assert all(a != b for a, b in combinations(entries, 2))
     assert entries[0]["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from converter.errors import UsageError, ValidationError
 from converter.worker import Worker
-from validation.text import Encoding, _shares, cut, digest, encode, read_passages
+from validation.text import Encoding, Tokens, _shares, cut, digest, encode, read_passages
 
 #: Two loops as long as the sandbox permits.
 ENDLESS = "{% for a in range(99999) %}" * 2 + "{% set x = a %}" + "{% endfor %}" * 2
@@ -87,6 +87,36 @@ def test_ids_are_those_of_the_checkpoints_tokenizer_and_chat_template(model: Pat
         assert kind == passage.kind
         assert tokenizer.decode([shipped.bos, *ids]).removeprefix("<bos>") == text.removeprefix("<bos>")
         assert shipped.bos not in ids
+
+
+def test_the_last_positions_lie_beyond_the_sliding_window(shipped: Encoding) -> None:
+    tokens = cut(shipped, 512, window=1024)
+    assert tokens.positions == 512
+    assert (len(tokens.sequences[-1]), tokens.firsts[-1]) == (1024 + 64, 1024)
+    assert tokens.kinds[-1] == "beyond the window"
+    assert tokens.sequences[-1][0] == shipped.bos
+    assert set(tokens.firsts[:-1]) == {0}
+    assert (tokens.beyond, tokens.whole.positions) == (slice(448, 512), 448)
+
+
+@given(st.integers(8, 700), st.integers(1, 3000), st.integers(1, 6000))
+def test_no_sequence_is_longer_than_the_context_unless_a_passage_is(
+    positions: int, window: int, context: int
+) -> None:
+    tokens = cut(Encoding(2, (("a", (5, 6, 7) * 300), ("b", (8, 9) * 300))), positions, window, context)
+    assert tokens.positions == positions
+    assert all(first == window < len(ids) <= context for ids, first in zip(*long_ones(tokens), strict=True))
+    assert bool(long_ones(tokens)[0]) == (context > window)
+
+
+def long_ones(tokens: Tokens) -> tuple[list[tuple[int, ...]], list[int]]:
+    kept = [index for index, first in enumerate(tokens.firsts) if first]
+    return [tokens.sequences[index] for index in kept], [tokens.firsts[index] for index in kept]
+
+
+def test_a_model_without_a_window_has_no_sequence_beyond_one(shipped: Encoding) -> None:
+    assert set(cut(shipped, 512).firsts) == {0}
+    assert cut(shipped, 512).beyond == slice(512, 512)
 
 
 def test_a_short_passage_leaves_its_positions_to_the_others() -> None:

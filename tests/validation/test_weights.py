@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,14 +12,19 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
+from converter.checkpoint import Checkpoint, open_checkpoint
 from converter.errors import ValidationError
 from converter.lattice import bf16_bits
-from validation.weights import NAN_ULP, compare_blocks, measure
+from converter.weight import Weight
+from targets.plan import StoredTensor
+from validation.weights import NAN_ULP, TensorExactness, compare_blocks, measure
 
 Bits = NDArray[np.uint32]
 
@@ -128,6 +134,118 @@ def test_scales_that_need_float32_are_within_one_ulp(
     assert max(tensor.max_ulp for tensor in found.lattice) == 1
     assert found.exact_fraction is not None
     assert found.exact_fraction < 1
+
+
+Rows = NDArray[np.float32]
+
+
+def as_stored(
+    weight: Weight, change: Callable[[Rows], Rows] = lambda rows: rows, ruled: bool = True
+) -> StoredTensor:
+    """A weight as float16 scales hold it, the rule of every target, and what ``change`` makes of it."""
+
+    def rule(start: int, stop: int) -> Rows:
+        if weight.codes is None:
+            return weight.floats(start, stop)
+        rows = weight.codes(start, stop)
+        scales = rows.scales.astype(np.float16).astype(np.float32)
+        return (rows.codes.reshape(*scales.shape, -1) * scales[:, :, None]).reshape(rows.codes.shape)
+
+    def floats(start: int, stop: int) -> Rows:
+        return change(rule(start, stop).copy())
+
+    return StoredTensor(weight.name, weight.name, "X", weight.shape, 0, floats, rule if ruled else None)
+
+
+def measured(
+    checkpoint: Checkpoint, name: str, change: Callable[[Rows], Rows], ruled: bool = True
+) -> TensorExactness:
+    """One weight of an artifact that ``change`` made of the right one."""
+    stored = {key: as_stored(weight) for key, weight in checkpoint.weights.items()}
+    stored[name] = as_stored(checkpoint.weights[name], change, ruled)
+    (found,) = (one for one in measure(checkpoint, stored).tensors if one.weight == name)
+    return found
+
+
+def times(factor: float) -> Callable[[Rows], Rows]:
+    def change(rows: Rows) -> Rows:
+        rows[2, 32:64] *= np.float32(factor)
+        return rows
+
+    return change
+
+
+MATRIX = "layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def of_scheme(
+    checkpoint_factory: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Checkpoint]:
+    """The checkpoint of a scheme; of ``off-blocks``, a block of a matrix lies on no lattice."""
+
+    def make(scheme: str) -> Checkpoint:
+        if scheme != "off-blocks":
+            return open_checkpoint(checkpoint_factory("text", scheme))
+        directory = tmp_path_factory.mktemp(scheme)
+        shutil.copytree(checkpoint_factory("text"), directory, dirs_exist_ok=True)
+        (file,) = directory.glob("*.safetensors")
+        tensors = load_file(file)
+        matrix = tensors[f"model.{MATRIX}"]
+        matrix[5, 64:96] = torch.linspace(0.011, 0.043, 32).to(matrix.dtype)
+        save_file(tensors, file, {"format": "pt"})
+        return open_checkpoint(directory)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"), [("max7-f32", "not_representable"), ("off-blocks", "off_lattice")]
+)
+def test_blocks_that_cannot_be_exact_are_counted_by_their_class(
+    scheme: str, kind: str, of_scheme: Callable[[str], Checkpoint]
+) -> None:
+    checkpoint = of_scheme(scheme)
+    found = measured(checkpoint, MATRIX, lambda rows: rows)
+    classes = {"not_representable": found.not_representable, "off_lattice": found.off_lattice}
+    assert classes.pop(kind) == found.blocks - found.exact_blocks > 0
+    assert list(classes.values()) == [0]
+    assert found.wrong == 0
+    assert all(block.kind != "wrong" for block in found.named)
+    assert found.named
+
+
+@pytest.mark.parametrize("scheme", ["max7", "max7-f32", "off-blocks"])
+@pytest.mark.parametrize("factor", [1.01, 0.0, -1.0, 100.0, math.nan])
+def test_a_scale_that_is_not_the_rules_makes_a_wrong_block_in_every_class(
+    scheme: str, factor: float, of_scheme: Callable[[str], Checkpoint]
+) -> None:
+    checkpoint = of_scheme(scheme)
+    found = measured(checkpoint, MATRIX, times(factor))
+    assert found.wrong == 1
+    assert found.named[0].kind == "wrong"
+    assert (found.named[0].row, found.named[0].index) == (2, 1)
+
+
+def test_another_tools_rounding_of_a_block_that_cannot_be_exact_is_wrong(
+    of_scheme: Callable[[str], Checkpoint],
+) -> None:
+    checkpoint = of_scheme("off-blocks")
+    found = measured(checkpoint, MATRIX, lambda rows: rows, ruled=False)
+    assert found.wrong == found.blocks - found.exact_blocks > 0
+
+
+def test_a_value_of_a_norm_is_compared_bit_for_bit(checkpoint_factory: Callable[..., Path]) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+
+    def nudged(rows: Rows) -> Rows:
+        rows[0, 3] = np.nextafter(rows[0, 3], np.float32(9))
+        return rows
+
+    name = "layers.0.input_layernorm.weight"
+    assert measured(checkpoint, name, lambda rows: rows).wrong == 0
+    found = measured(checkpoint, name, nudged)
+    assert (found.wrong, found.max_ulp) == (1, 0)  # far less than a step of bfloat16
 
 
 def test_a_checkpoint_on_no_lattice_has_no_exact_fraction(
