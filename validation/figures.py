@@ -25,6 +25,12 @@ _SHARES = (
     "rms_delta_p",
     "engine_same_tokens",
 )
+#: Blocks that are not exact, by their class.
+_CLASSES = (
+    ("not_representable_blocks", "blocks whose scale the type cannot hold"),
+    ("off_lattice_blocks", "blocks on no lattice in the checkpoint"),
+    ("wrong_blocks", "wrong blocks"),
+)
 #: Characters of a continuation that a table shows on either side of the first difference.
 _SHOWN = 48
 
@@ -77,6 +83,9 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
 
     if weights:
         row("exact blocks", share(weights["exact_fraction"]), share(other_weights.get("exact_fraction")))
+        for key, label in _CLASSES:
+            if weights.get(key) or other_weights.get(key):
+                row(label, f"{weights.get(key, 0):,}", f"{other_weights.get(key, 0):,}")
         row("largest weight error, bf16 ulp", str(weights["max_ulp"]), str(other_weights.get("max_ulp", "-")))
     for key, label, fraction in METRICS if logits else ():
         form = share if fraction else number
@@ -118,8 +127,10 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         if runtime.get("note"):
             found.append(("runtime alone", str(runtime["note"])))
+        found += _graph_facts(runtime.get("graph"))
         found += _runtime_facts(runtime)
         found += _engine_facts(runtime.get("engine"))
+    found += _built_facts(entry)
     if weights := entry.get("weights"):
         others = weights["off_lattice"]
         found.append(
@@ -132,6 +143,53 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
     found += [("warning", str(warning)) for warning in entry.get("warnings", ())]
     return found
+
+
+def _graph_facts(graph: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What the runtime gave without rounding."""
+    if graph is None:
+        return []
+    told = f"mean KLD {number(graph['mean_kld'])} against float32 logits of its own weights, run as {graph['form']}"
+    if graph["mean_kld_beyond_window"] is not None:
+        told += f"; beyond the sliding window {number(graph['mean_kld_beyond_window'])}"
+    return [("without rounding", told)]
+
+
+def _built_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How the artifact stands beside what the converter makes of the checkpoint, and by which options."""
+    found = []
+    if options := entry.get("options"):
+        values = ", ".join(f"{key} {value}" for key, value in options.items() if key != "from")
+        found.append(("options", f"known from the {options['from']}: {values}"))
+    if differences := entry.get("differences"):
+        deciding, descriptive = differences["deciding"], differences["descriptive"]
+        told = f"{deciding} deciding and {descriptive} descriptive differences from what is built of the checkpoint"
+        foreign = "; another tool's artifact: not judged" if entry.get("foreign") else ""
+        found.append(("as built", ("everything" if not deciding + descriptive else told) + foreign))
+    return found
+
+
+def differences(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str, ...]]:
+    """Heading and rows of the table of differences from what is built; empty where there is none."""
+    listed = (entry.get("differences") or {}).get("listed") or []
+    rows = [
+        (one["where"], one["expected"], one["found"], "yes" if one["deciding"] else "no")
+        for one in listed[:limit]
+    ]
+    return [("where", "expected", "found", "decides something"), *rows] if rows else []
+
+
+def inexact_blocks(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str, ...]]:
+    """Heading and rows of the table of single blocks that are not exact, wrong ones first; empty where all
+    are."""
+    tensors = (entry.get("weights") or {}).get("per_tensor", ())
+    blocks = [(tensor["name"], block) for tensor in tensors for block in tensor.get("inexact_blocks", ())]
+    blocks.sort(key=lambda one: one[1]["kind"] != "wrong")
+    rows = [
+        (name, str(block["row"]), str(block["index"]), str(block["ulp"]), block["kind"])
+        for name, block in blocks[:limit]
+    ]
+    return [("tensor", "row", "block", "largest error, ulp", "class"), *rows] if rows else []
 
 
 def _formats(weights: Mapping[str, Any]) -> str:

@@ -10,8 +10,10 @@ from validation.figures import (
     alternatives,
     comparison,
     continuations,
+    differences,
     facts,
     gate_row,
+    inexact_blocks,
     share,
     target_facts,
     target_verdict,
@@ -37,6 +39,7 @@ th, td { text-align: left; padding: .2rem 1.2rem .2rem 0; border-bottom: 1px sol
   vertical-align: top; }
 td.n, th.n { text-align: right; white-space: nowrap; }
 .passed { color: var(--good); font-weight: 600; } .FAILED { color: var(--bad); font-weight: 600; }
+.not, .did { color: var(--bad); font-weight: 600; }
 figure { margin: 1.5rem 0; } figcaption { color: var(--quiet); } 
 svg { width: 100%; min-width: 40rem; height: auto; display: block; }
 svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; } svg .kind { font-size: 11px; }
@@ -80,6 +83,12 @@ def _section(target: str, entry: Mapping[str, Any], spans: Sequence[tuple[str, i
         parts.append(_table("Figures", heading, cells, numbers=range(1, 3)))
     if texts := continuations(entry):
         parts.append(_table("Likeliest text", texts[0], texts[1:], numbers=range(0)))
+    if found := differences(entry):
+        caption = "Not as built from the checkpoint"
+        parts.append(_table(caption, found[0], found[1:], numbers=range(0)))
+    if found := inexact_blocks(entry):
+        caption = "Blocks that are not exact, the first of each tensor"
+        parts.append(_table(caption, found[0], found[1:], numbers=range(1, 4)))
     parts += [_plots(entry, spans), _tensors(entry), "</section>\n"]
     return "".join(parts)
 
@@ -160,4 +169,6 @@ def _table(
 
 def _verdict(text: str) -> str:
     word = text.split(":")[0]
-    return f'<span class="{word}">{escape(text)}</span>' if word in ("passed", "FAILED") else escape(text)
+    if word not in ("passed", "FAILED", "did not run"):
+        return escape(text)
+    return f'<span class="{word.split()[0]}">{escape(text)}</span>'

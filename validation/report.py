@@ -16,8 +16,10 @@ from validation.figures import (
     alternatives,
     comparison,
     continuations,
+    differences,
     facts,
     gate_row,
+    inexact_blocks,
     least_exact,
     target_facts,
     target_verdict,
@@ -79,6 +81,12 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         if worst := least_exact(entry):
             lines += ["", "Tensors that are not exact, worst first:", ""]
             lines += _table(("tensor", "format", "exact blocks", "largest error, ulp"), worst)
+        for title, found in (
+            ("Blocks that are not exact, the first of each tensor:", inexact_blocks(entry)),
+            ("Not as built from the checkpoint:", differences(entry)),
+        ):
+            if found:
+                lines += ["", title, "", *_table(found[0], found[1:])]
     return "\n".join(lines) + "\n"
 
 
