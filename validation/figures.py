@@ -149,7 +149,8 @@ def _graph_facts(graph: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What the runtime gave without rounding."""
     if graph is None:
         return []
-    told = f"mean KLD {number(graph['mean_kld'])} against float32 logits of its own weights, run as {graph['form']}"
+    told = f"mean KLD {number(graph['mean_kld'])} against float32 logits of its own weights, run as "
+    told += str(graph["form"])
     if graph["mean_kld_beyond_window"] is not None:
         told += f"; beyond the sliding window {number(graph['mean_kld_beyond_window'])}"
     return [("without rounding", told)]
@@ -163,7 +164,7 @@ def _built_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("options", f"known from the {options['from']}: {values}"))
     if differences := entry.get("differences"):
         deciding, descriptive = differences["deciding"], differences["descriptive"]
-        told = f"{deciding} deciding and {descriptive} descriptive differences from what is built of the checkpoint"
+        told = f"{deciding} deciding and {descriptive} descriptive differences from what is built"
         foreign = "; another tool's artifact: not judged" if entry.get("foreign") else ""
         found.append(("as built", ("everything" if not deciding + descriptive else told) + foreign))
     return found
