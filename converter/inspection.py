@@ -10,7 +10,7 @@ from converter.architecture import Architecture
 from converter.pipeline import Model
 from converter.survey import Survey, survey
 from converter.weight import Weight
-from targets.plan import Progress, find_target, known_targets, no_progress
+from targets.plan import Plan, Progress, find_target, known_targets, no_progress
 
 
 def inspect(
@@ -37,7 +37,7 @@ def inspect(
         "architecture": _architecture(checkpoint.architecture),
         "parameters": sum(weight.size for weight in checkpoint.weights.values()),
         "lattice": _totals(checkpoint.weights, surveys),
-        "targets": {plan.target: plan.as_dict() for plan in plans},
+        "targets": {plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
         "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
         "left_out": [
             {
@@ -103,6 +103,18 @@ def _totals(weights: Mapping[str, Weight], surveys: Mapping[str, Survey]) -> dic
         "share": sum(weights[name].size for name in surveys) / values if values else 0.0,
         "blocks": blocks,
         "exact_fraction": sum(found.exact for found in surveys.values()) / blocks if blocks else 0.0,
+    }
+
+
+def _classes(plan: Plan, surveys: Mapping[str, Survey]) -> dict[str, int]:
+    """Blocks by the class that they will be of in the artifact: those that need a float32 scale are exact
+    where the target stores one."""
+    narrow = sum(found.needs_f32_scale for found in surveys.values())
+    wide = plan.scales == "float32"
+    return {
+        "exact": sum(found.exact for found in surveys.values()) + (narrow if wide else 0),
+        "scale_not_representable": 0 if wide else narrow,
+        "off_lattice": sum(found.off_lattice for found in surveys.values()),
     }
 
 

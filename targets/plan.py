@@ -54,9 +54,10 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main
-    (or first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
-    ``companion_bytes`` about those of large companions, ``warnings`` one line each for the user.
+    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main (or
+    first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
+    ``companion_bytes`` about those of large companions, ``warnings`` one line each for the user. ``scales``
+    is the type in which scales of codes are stored, ``float16`` or ``float32``: a float32 holds every scale.
     ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
     where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
     than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
@@ -74,6 +75,7 @@ class Plan:
     context: int | None = None
     elsewhere: Path | None = None
     companion_bytes: int = 0
+    scales: str = "float16"
 
     @property
     def bytes(self) -> int:
@@ -96,6 +98,7 @@ class Plan:
             "options": dict(self.options),
             "bytes": self.bytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
+            "scales": self.scales,
             **({"operators": operators} if operators else {}),
             **({"memory": self.memory} if self.memory is not None else {}),
             "warnings": list(self.warnings),

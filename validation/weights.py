@@ -265,7 +265,13 @@ def _classes(
     narrow = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & (ulps <= 1)
     off = inexact & as_ruled & (rows.status == OFF_LATTICE)
     wrong = inexact & ~narrow & ~off
-    kinds = np.where(narrow, "scale not representable", np.where(off, "off the lattice", "wrong"))
+    # the nearest scale of the type, but below its normal range, where its steps are coarse
+    coarse = wrong & as_ruled & (rows.status == NEEDS_F32_SCALE)
+    kinds = np.select(
+        [narrow, off, coarse],
+        ["scale not representable", "off the lattice", "scale below the type's range"],
+        "wrong",
+    )
     # wrong ones first: they are what a reader looks for
     places = [*zip(*np.nonzero(wrong), strict=True), *zip(*np.nonzero(narrow | off), strict=True)][:NAMED]
     return {

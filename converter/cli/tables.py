@@ -177,6 +177,8 @@ def _summary(found: Mapping[str, Any]) -> Table:
         table.add_row(
             f"planned {name}", f"{size(target['bytes'])}, {target['bits_per_weight']:.2f} bits per weight"
         )
+        if told := _inexact(target["blocks"], target["scales"]):
+            table.add_row("", told)
         for operator, formats in target.get("operators", {}).items():
             held = ", ".join(f"{count} {format}" for format, count in formats.items())
             table.add_row("", f"{operator}: {held}")
@@ -185,6 +187,15 @@ def _summary(found: Mapping[str, Any]) -> Table:
         for warning in target["warnings"]:
             table.add_row("", escape(warning))
     return table
+
+
+def _inexact(blocks: Mapping[str, int], scales: str) -> str:
+    """How many blocks will not be exact, and why; empty where all will."""
+    told = {
+        "scale_not_representable": f"have a scale that {scales} cannot hold: at most one bf16 step away",
+        "off_lattice": "lie on no lattice and are rounded to the nearest",
+    }
+    return "; ".join(f"{blocks[name]:,} blocks {why}" for name, why in told.items() if blocks[name])
 
 
 def _print_left_out(console: Console, left_out: list[Mapping[str, Any]]) -> None:

@@ -66,6 +66,7 @@ class OnnxTarget:
                 *generation_warnings(checkpoint),
             ),
             companions=tuple(f"onnx/{file}" for file in generation_files(checkpoint)),
+            scales="float16" if storage.scales == "FLOAT16" else "float32",
             options={
                 "name": name,
                 "onnx_dtype": "float16" if storage.dtype == "FLOAT16" else "float32",

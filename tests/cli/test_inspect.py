@@ -43,6 +43,20 @@ def test_every_scheme_is_found_and_named(qatconvert, checkpoint_factory, scheme,
     assert (by_size[0]["negative_scales"] > 0) == (scheme == "extremum8")
 
 
+def test_the_plan_counts_blocks_whose_scale_a_target_cannot_hold(qatconvert, checkpoint_factory):
+    model = checkpoint_factory("text", "max7-f32")
+    found = inspected(qatconvert, model, "-t", "gguf", "-t", "onnx")
+    gguf, onnx = (found["targets"][name]["blocks"] for name in ("gguf", "onnx"))
+    assert gguf["scale_not_representable"] > 0
+    assert onnx == {
+        "exact": sum(gguf.values()),
+        "scale_not_representable": 0,
+        "off_lattice": 0,
+    }
+    table = qatconvert("inspect", model, "-t", "gguf").stdout
+    assert f"{gguf['scale_not_representable']:,} blocks have a scale that float16 cannot hold" in table
+
+
 def test_a_plain_checkpoint_is_recognised_and_the_warning_names_the_share(qatconvert, checkpoint_factory):
     found = inspected(qatconvert, checkpoint_factory("text", "latent"), "--off-lattice", "bf16")
     assert found["lattice"]["matrices"] == 0

@@ -1,0 +1,129 @@
+"""For every gate a wrong artifact that it alone catches, beside the right one, which all of them pass."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tampering import GgufFile
+
+from converter.demo import DEMO
+from validation.validation import validate
+
+BASE = DEMO.with_name("gemma4-demo-base")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reference-cache")
+
+
+@pytest.fixture(scope="module")
+def demo(write_gguf: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return write_gguf(DEMO, tmp_path_factory.mktemp("demo"))
+
+
+Failing = Callable[..., list[str]]
+
+
+@pytest.fixture(scope="module")
+def failing(home: Path) -> Failing:
+    """``failing(artifact, path, **settings)``: names of the gates that an artifact does not pass."""
+
+    def names(artifact: Any, path: Path | None = None, **settings: Any) -> list[str]:
+        proof = validate(artifact.checkpoint, artifact.target, path or artifact.path, cache=home, **settings)
+        return [gate["name"] for gate in proof["entry"]["gates"] if not gate["passed"]]
+
+    return names
+
+
+def edited(artifact: Any, path: Path, edit: Callable[[GgufFile], None]) -> Path:
+    """A copy of a GGUF at ``path``, edited."""
+    parsed = GgufFile.read(artifact.path)
+    edit(parsed)
+    parsed.write(path)
+    return path
+
+
+def edit_tensor(name: str, change: Callable[[bytearray], None]) -> Callable[[GgufFile], None]:
+    def edit(one: GgufFile) -> None:
+        index = [tensor[0] for tensor in one.tensors].index(name)
+        *head, data = one.tensors[index]
+        changed = bytearray(data)
+        change(changed)
+        one.tensors[index] = (*head, bytes(changed))  # type: ignore[assignment]
+
+    return edit
+
+
+def edit_key(key: str, value: bytes) -> Callable[[GgufFile], None]:
+    def edit(one: GgufFile) -> None:
+        index = [name for name, _ in one.keys].index(key)
+        one.keys[index] = (key, value)
+
+    return edit
+
+
+def test_the_right_artifact_passes_them_all(demo: Any, failing: Failing) -> None:
+    assert failing(demo) == []
+
+
+def test_one_code_is_caught_by_exact_fraction(demo: Any, failing: Failing, tmp_path: Path) -> None:
+    def change(data: bytearray) -> None:
+        data[18 * 100 + 7] ^= 0x10
+
+    wrong = edited(demo, tmp_path / "wrong.gguf", edit_tensor("blk.2.ffn_down.weight", change))
+    assert failing(demo, wrong, foreign=True) == ["exact_fraction"]
+
+
+def test_one_value_of_a_norm_is_caught_by_exact_values(demo: Any, failing: Failing, tmp_path: Path) -> None:
+    def change(data: bytearray) -> None:
+        (value,) = struct.unpack_from("<f", data, 40)
+        struct.pack_into("<f", data, 40, np.nextafter(np.float32(value), np.float32(9)))
+
+    wrong = edited(demo, tmp_path / "wrong.gguf", edit_tensor("blk.2.attn_norm.weight", change))
+    assert failing(demo, wrong, foreign=True) == ["exact_values"]
+
+
+def test_a_checkpoint_on_no_lattice_is_caught_by_on_lattice_fraction(
+    checkpoint_factory: Callable[..., Path], write_gguf: Callable[..., Any], failing: Failing, tmp_path: Path
+) -> None:
+    latent = write_gguf(checkpoint_factory("text", "latent"), tmp_path)
+    assert failing(latent) == ["on_lattice_fraction"]
+    assert failing(latent, off_lattice=True) == []
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_letter_of_the_template_is_caught_by_same_as_built(
+    foreign: bool, demo: Any, failing: Failing, tmp_path: Path
+) -> None:
+    template = demo.checkpoint.tokenizer.chat_template.replace("user", "user").encode()
+    value = struct.pack("<IQ", 8, len(template)) + template
+    wrong = edited(demo, tmp_path / "wrong.gguf", edit_key("tokenizer.chat_template", value))
+    assert failing(demo, wrong, foreign=foreign) == ([] if foreign else ["same_as_built"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("gemma4.rope.freq_base", struct.pack("<If", 6, 1.1e6)),
+        ("gemma4.attention.sliding_window", struct.pack("<II", 4, 65)),
+        ("gemma4.attention.layer_norm_rms_epsilon", struct.pack("<If", 6, 1e-3)),
+    ],
+)
+def test_a_number_of_the_graph_is_caught_by_graph_kld(
+    key: str, value: bytes, demo: Any, failing: Failing, tmp_path: Path
+) -> None:
+    wrong = edited(demo, tmp_path / "wrong.gguf", edit_key(key, value))
+    assert failing(demo, wrong, foreign=True) == ["graph_kld"]
+
+
+def test_what_rounding_costs_a_model_is_caught_by_mean_kld(
+    write_gguf: Callable[..., Any], failing: Failing, tmp_path: Path
+) -> None:
+    rounded = write_gguf(BASE, tmp_path, off_lattice="q4_0")
+    assert failing(rounded, off_lattice=True) == ["mean_kld"]
