@@ -17,24 +17,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converter.errors import TargetError
-from converter.lattice import bf16_bits, bf16_floats
-from converter.weight import EXACT, LatticeRows, Weight
-from targets import float16
+from converter.weight import Weight
+from targets.litert.encoding import encode, side_by_side
 from targets.litert.flatbuffer import Graph
-from targets.litert.storage import BLOCK, CODED, EMBEDDING, HEAD, LATTICE, row_bytes
-from targets.writing import (
-    NO_BLOCKS,
-    RANGE,
-    Bytes,
-    Encoded,
-    Output,
-    Piece,
-    destination_error,
-    write_pieces,
-)
+from targets.litert.storage import EMBEDDING, HEAD, row_bytes
+from targets.writing import RANGE, Encoded, Output, Piece, destination_error, write_pieces
 
 #: Places of buffers, and of the first one, are multiples of these.
 _ALIGNMENT: Final = 64
@@ -152,31 +141,10 @@ def _shaped(weight: Weight, shape: tuple[int, ...], name: str) -> Weight:
     if shape in (weight.shape, (weight.rows, weight.columns)) or (not weight.shape and shape == (1,)):
         return weight
     if len(weight.shape) == _EXPERTS and shape == (weight.shape[1], weight.shape[0] * weight.columns):
-        return _side_by_side(weight)
+        return side_by_side(weight)
     raise TargetError(
         f"litert: {name}: the graph takes it as {list(shape)}, the checkpoint has {list(weight.shape)}"
     )
-
-
-def _side_by_side(weight: Weight) -> Weight:
-    experts, rows, columns = weight.shape
-
-    def floats(start: int, stop: int) -> NDArray[np.float32]:
-        return np.concatenate(
-            [weight.floats(one * rows + start, one * rows + stop) for one in range(experts)], axis=1
-        )
-
-    def codes(start: int, stop: int) -> LatticeRows:
-        assert weight.codes is not None
-        parts = [weight.codes(one * rows + start, one * rows + stop) for one in range(experts)]
-        return LatticeRows(
-            np.concatenate([part.codes for part in parts], axis=1),
-            np.concatenate([part.scales for part in parts], axis=1),
-            np.concatenate([part.status for part in parts], axis=1),
-        )
-
-    shape = (rows, experts * columns)
-    return Weight(weight.name, weight.source, shape, weight.stored, floats, weight.lattice, codes)
 
 
 class _Narrowing:
@@ -202,62 +170,8 @@ def _pieces(places: list[_Place], narrowing: _Narrowing) -> Iterator[Piece]:
 
 
 def _encoded(place: _Place, narrowing: _Narrowing, start: int, stop: int) -> Encoded:
-    weight, format = place.weight, place.format
-    at = [offset + start * size for offset, size in zip(place.offsets, place.bytes, strict=True)]
-    if format not in CODED:
-        values = weight.floats(start, stop)
-        if format == "FLOAT16" and float16.out_of_range(values):
-            raise TargetError(f"litert: {weight.name}: a value is beyond FLOAT16; try --off-lattice f32")
-        dtype = "<f2" if format == "FLOAT16" else "<f4"
-        return Encoded(((at[0], _bytes(values.astype(dtype))),), NO_BLOCKS)
-    if weight.lattice != LATTICE or weight.codes is None:
-        raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {format}")
-    rows = weight.codes(start, stop)
-    codes, scales, sums, lost = _positive(place, rows)
+    rows = encode(place.weight, place.format, start, stop, multiplied=place.positive)
     if place.positive:
-        narrowing.add(weight.name, lost)
-    stretches = [(at[0], _packed(codes)), (at[1], _bytes(scales))]
-    if sums is not None:
-        stretches.append((at[2], _bytes(sums)))
-    return Encoded(tuple(stretches), rows.status.reshape(-1))
-
-
-def _positive(
-    place: _Place, rows: LatticeRows
-) -> tuple[NDArray[np.int8], NDArray[np.float16], NDArray[np.float32] | None, int]:
-    """Codes ``[rows, columns]``, float16 scales and float32 sums ``[rows, blocks]`` as the runtime takes
-    them, and the number of scales that are no bfloat16 numbers."""
-    if float16.out_of_range(rows.scales):
-        raise TargetError(f"litert: {place.weight.name}: a scale is beyond float16, which LiteRT needs")
-    exact, scales = rows.scales, rows.scales.astype(np.float16)
-    codes = rows.codes.reshape(*scales.shape, BLOCK)
-    sums = None
-    negative = exact < 0
-    if place.format == "INT4+sums":
-        # c = -8 becomes 7: unlike -c, -c - 1 always fits
-        codes = np.where(negative[:, :, None], ~codes, codes)
-        # of the rounded scale, with which the codes are multiplied
-        sums = np.where(negative, -scales, 0).astype(np.float32)
-        scales = np.abs(scales)
-    elif place.positive and negative.any():
-        raise TargetError(f"litert: {place.weight.name}: negative scales, which XNNPACK refuses in INT4")
-    # XNNPACK refuses a scale of 0; a block of zeros has any other
-    zero = scales == 0
-    if zero.any():
-        codes = np.where(zero[:, :, None], np.int8(0), codes)
-        sums = None if sums is None else np.where(zero, np.float32(0), sums)
-        scales = np.where(zero, np.float16(1), scales)
-    kept = scales.astype(np.float32)
-    lost = np.count_nonzero((bf16_floats(bf16_bits(kept)) != kept) & (rows.status == EXACT))
-    return codes.reshape(rows.codes.shape), scales, sums, int(lost)
-
-
-def _packed(codes: NDArray[np.int8]) -> Bytes:
-    """Two codes to a byte, the first in the low half, in two's complement."""
-    halves = codes.view(np.uint8).reshape(-1, 2)
-    packed: Bytes = (halves[:, 0] & np.uint8(15)) | (halves[:, 1] << np.uint8(4))
-    return packed
-
-
-def _bytes(values: NDArray[np.generic]) -> Bytes:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        narrowing.add(place.weight.name, rows.narrowed)
+    at = [offset + start * size for offset, size in zip(place.offsets, place.bytes, strict=True)]
+    return Encoded(tuple(zip(at, rows.stretches(), strict=False)), rows.statuses)

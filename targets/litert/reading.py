@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,14 +22,16 @@ from converter.errors import CheckpointError
 from converter.shards import Shard
 from converter.weight import Weight
 from targets.litert.bundle import read_sections
+from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
-from targets.litert.storage import EMBEDDING, HEAD, sums_name
+from targets.litert.storage import CODED, EMBEDDING, HEAD, LATTICE, sums_name
 from targets.plan import StoredTensor
 
 Floats = NDArray[np.float32]
 
 #: How operators read a weight: the operator and the place of its input.
-_CODED_USES: Final = frozenset((("FULLY_CONNECTED", 1), ("EMBEDDING_LOOKUP", 1)))
+_MULTIPLIED: Final = ("FULLY_CONNECTED", 1)
+_CODED_USES: Final = frozenset((_MULTIPLIED, ("EMBEDDING_LOOKUP", 1)))
 _DEQUANTIZED: Final = frozenset((("DEQUANTIZE", 0),))
 _WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
 #: Most functions with one weight.
@@ -71,24 +73,50 @@ def describe_models(
     stored = {}
     for key, weight in weights.items():
         matrix = found.matrix(key, weight)
+        rule = _rule(matrix, weight)
         bytes_, format = matrix.bytes, matrix.format
         if key == EMBEDDING and HEAD not in weights and HEAD in found.names:
             head = found.matrix(HEAD, weight)
             matrix = _agreeing(matrix, head, found.path)
             bytes_, format = bytes_ + head.bytes, " and ".join(dict.fromkeys((format, head.format)))
-        stored[key] = StoredTensor(key, key, format, weight.shape, bytes_, matrix.rows)
+        stored[key] = StoredTensor(key, key, format, weight.shape, bytes_, matrix.rows, rule)
     return stored
+
+
+def coded_products(model: Model, subgraph: Subgraph) -> Callable[[Tensor], Codes]:
+    """A function that gives codes times scales, without sums, of a tensor of ``INT4`` in one function of a
+    model; it raises ``CheckpointError`` for codes that are used or scaled in a way that is not read."""
+    found = _Tensors([replace(model, subgraphs=(subgraph,))], 0.0)
+    uses = _uses(subgraph)
+    indices = {id(tensor): index for index, tensor in enumerate(subgraph.tensors)}
+    return lambda tensor: found.products(model, subgraph, tensor, uses.get(indices[id(tensor)], frozenset()))
 
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
     """A weight of the artifact; ``rows(start, stop)`` gives the checkpoint's rows as float32, ``places`` are
-    where it is read from."""
+    where it is read from, ``multiplied`` says whether a product reads its codes, ``offset`` is what its
+    numbers are stored with."""
 
     format: str
     bytes: int
     places: tuple[object, ...]
     rows: Callable[[int, int], Floats]
+    multiplied: bool = False
+    offset: float = 0.0
+
+
+def _rule(matrix: _Matrix, weight: Weight) -> Callable[[int, int], Floats] | None:
+    """What the rule makes of a weight's rows in the format in which they are stored, read back."""
+    if matrix.format in CODED and (weight.lattice != LATTICE or weight.codes is None):
+        return None
+
+    def rows(start: int, stop: int) -> Floats:
+        if matrix.offset:
+            return (weight.floats(start, stop) + matrix.offset).astype(np.float32) - matrix.offset
+        return encode(weight, matrix.format, start, stop, multiplied=matrix.multiplied).floats()
+
+    return rows
 
 
 def _agreeing(embedding: _Matrix, head: _Matrix, path: Path) -> _Matrix:
@@ -184,6 +212,23 @@ class _Tensors:
         uses: frozenset[tuple[str, int]],
         weight: Weight,
     ) -> _Matrix:
+        products = self.products(model, subgraph, tensor, uses)
+        rows, blocks = tensor.shape[0], tensor.shape[1] // products.block
+        sums = self._sums(model, subgraph, tensor.name, (rows, blocks))
+        values = replace(products, sums=sums)
+        parts = [values.codes, values.scales] if sums is None else [values.codes, values.scales, sums]
+        return _Matrix(
+            "INT4" if sums is None else "INT4+sums",
+            sum(part.buffer.size for part in parts),
+            tuple(part.place for part in parts),
+            self._as_rows(tensor.name, tensor.shape, weight, values),
+            _MULTIPLIED in uses,
+        )
+
+    def products(
+        self, model: Model, subgraph: Subgraph, tensor: Tensor, uses: frozenset[tuple[str, int]]
+    ) -> Codes:
+        """Codes times scales of a tensor that is read by ``uses``, without sums."""
         name, scheme = tensor.name, tensor.blockwise
         if scheme is None or len(tensor.shape) != 2 or not uses <= _CODED_USES:
             raise self.error(name, "has codes that are used in a way that is not read")
@@ -199,15 +244,7 @@ class _Tensors:
             raise self.error(name, f"has scales of type {scales.type} and shape {shown(scales.shape)}")
         codes = self._stretch(model, tensor, rows * columns // 2)
         factors = self._stretch(model, scales, rows * blocks * 2)
-        sums = self._sums(model, subgraph, name, (rows, blocks))
-        parts = [codes, factors] if sums is None else [codes, factors, sums]
-        values = _Codes(codes, factors, sums, columns, block)
-        return _Matrix(
-            "INT4" if sums is None else "INT4+sums",
-            sum(part.buffer.size for part in parts),
-            tuple(part.place for part in parts),
-            self._as_rows(name, tensor.shape, weight, values),
-        )
+        return Codes(codes, factors, None, columns, block)
 
     def _sums(self, model: Model, subgraph: Subgraph, name: str, shape: tuple[int, int]) -> _Stretch | None:
         """What corrects blocks with negative scales, if the function that has the codes has it."""
@@ -238,7 +275,7 @@ class _Tensors:
         return _Stretch(model, tensor.buffer, tensor.name)
 
     def _as_rows(
-        self, name: str, shape: tuple[int, ...], weight: Weight, values: _Values | _Codes
+        self, name: str, shape: tuple[int, ...], weight: Weight, values: _Values | Codes
     ) -> Callable[[int, int], Floats]:
         """The checkpoint's rows of a tensor that has its shape or holds its experts side by side."""
         flat = (weight.rows, weight.columns)
@@ -260,7 +297,7 @@ class _Tensors:
         if stretch is None:
             raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
         values = _Values(stretch, "<f4", weight.columns, offset)
-        return _Matrix("FLOAT", len(content), (stretch.place,), values)
+        return _Matrix("FLOAT", len(content), (stretch.place,), values, offset=offset)
 
     def _constants(self) -> Iterator[tuple[bytes, _Stretch]]:
         """Small float32 constants by their bytes; as many as a graph may have."""
@@ -305,7 +342,7 @@ class _Values:
 
 
 @dataclass(frozen=True, slots=True)
-class _Codes:
+class Codes:
     """Rows of codes, two to a byte, the first in the low half, times their block's scale, plus its sum."""
 
     codes: _Stretch
@@ -315,23 +352,24 @@ class _Codes:
     block: int
 
     def __call__(self, start: int, stop: int) -> Floats:
+        """Rows ``start`` to ``stop``, float32 ``[rows, columns]``."""
         count, blocks = stop - start, self.columns // self.block
         packed = self.codes.read(start * self.columns // 2, count * self.columns // 2, "u1")
-        values = _NIBBLES[packed.view(np.uint8)].view(np.float32).reshape(count, blocks, self.block)
-        scales = self.scales.read(start * blocks, count * blocks, "<f2").astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
-            values = values * scales.reshape(count, blocks, 1)
-            if self.sums is not None:
-                sums = self.sums.read(start * blocks, count * blocks, "<f4").view(np.float32)
-                values += sums.reshape(count, blocks, 1)
-        return values.reshape(count, self.columns)
+        values = _NIBBLES[packed.view(np.uint8)].view(np.float32).reshape(count, self.columns)
+        scales = self.scales.read(start * blocks, count * blocks, "<f2").view(np.float16)
+        sums = None
+        if self.sums is not None:
+            sums = (
+                self.sums.read(start * blocks, count * blocks, "<f4").view(np.float32).reshape(count, blocks)
+            )
+        return dequantised(values, scales.reshape(count, blocks), sums)
 
 
 @dataclass(frozen=True, slots=True)
 class _Expert:
     """Rows of experts, ``columns`` of each, that stand side by side in rows of a matrix of ``height``."""
 
-    values: _Values | _Codes
+    values: _Values | Codes
     height: int
     columns: int
 

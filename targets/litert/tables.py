@@ -67,17 +67,17 @@ class Table:
 
     def number(self, field: int, format: str) -> int:
         """An integer of a format of ``struct``, 0 if it is left out."""
-        place = self._where(field)
+        place = self.where(field)
         return 0 if place is None else self._buffer.number(place, format)
 
     def table(self, field: int) -> Table | None:
         """A table, ``None`` if it is left out."""
-        place = self._where(field)
+        place = self.where(field)
         return None if place is None else Table(self._buffer, self._buffer.follow(place))
 
     def vector(self, field: int, width: int) -> tuple[int, int]:
         """Place and length of a list of items of ``width`` bytes."""
-        place = self._where(field)
+        place = self.where(field)
         if place is None:
             return 0, 0
         place = self._buffer.follow(place)
@@ -109,7 +109,9 @@ class Table:
         except UnicodeDecodeError as error:
             raise self._buffer.damaged("a text that is not UTF-8") from error
 
-    def _where(self, field: int) -> int | None:
+    def where(self, field: int) -> int | None:
+        """The byte at which a field's own number, or the distance to its value, stands; ``None`` if it is
+        left out."""
         entry = 4 + 2 * field
         if entry + 2 > self._size:
             return None

@@ -14,10 +14,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from converter.errors import UsageError
-from converter.worker import Progress, run_worker
+from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError, ValidationError
+from converter.worker import Progress, run_worker, without_directories
+from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
+from targets.litert.reading import open_models
+from targets.litert.widening import coded_values, widen, widened_bytes
+from targets.plan import counted
+from targets.writing import destination_error
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 from validation.runtimes.litert_lm import engine
 
@@ -47,19 +53,25 @@ class LiteRt:
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
+        firsts: Sequence[int] | None = None,
     ) -> Runtime:
         """Run ``artifact`` (a ``.litertlm`` or a ``.tflite``) on ``sequences``; see the protocol.
 
-        ``choice`` is not used. ``settings`` of the result: ``provider``, ``signatures`` (names),
-        ``context_length`` (tokens that the caches hold), ``rounded_activations``, ``threads``, ``peak_bytes``
-        (most memory that the process held), ``decode``: ``positions``, ``mean_kld``, ``max_kld``, ``max_abs``
-        of decoding from an empty cache against decoding behind a prefill (``None`` where not finite),
-        ``tokens_per_second`` (of the median step) and ``fastest_tokens_per_second``.
+        ``firsts`` has an index for each sequence: logits of its positions from that index on are written, so
+        that there are as many rows as positions behind them; of all positions by default. A prefill reads the
+        whole sequence in any case. The sequence that is also decoded from an empty cache is the longest one
+        whose first is 0; there is no ``decode`` without one. ``choice`` is not used. ``settings`` of the
+        result: ``provider``, ``signatures`` (names), ``context_length`` (tokens that the caches hold),
+        ``rounded_activations``, ``threads``, ``peak_bytes`` (most memory that the process held), ``decode``:
+        ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` of decoding from an empty cache against decoding
+        behind a prefill (``None`` where not finite), ``tokens_per_second`` (of the median step) and
+        ``fastest_tokens_per_second``.
         """
         with tempfile.TemporaryDirectory(prefix=".litert-", dir=output.parent) as scratch:
             request: Mapping[str, object] = {
                 "artifact": str(artifact.resolve()),
                 "sequences": [list(ids) for ids in sequences],
+                "firsts": [0] * len(sequences) if firsts is None else list(firsts),
                 "vocabulary": vocabulary,
                 "output": str(output),
                 "scratch": scratch,
@@ -68,6 +80,54 @@ class LiteRt:
                 "validation.runtimes.litert_model", request, progress, what=f"LiteRT on {artifact.name}"
             )
         return Runtime("LiteRT", result["version"], result["settings"])
+
+    def unrounded_bytes(self, artifact: Path) -> int:
+        """Bytes of the file that ``unrounded`` writes, twice if ``logits`` copies its models again; raises
+        ``ValidationError``."""
+        try:
+            models = open_models(artifact)
+            return sum(map(widened_bytes, models)) * (1 if len(models) == 1 else 2)
+        except CheckpointError as error:
+            raise _explained(error, artifact) from error
+
+    def unrounded(
+        self, artifact: Path, directory: Path, progress: Progress
+    ) -> tuple[Path, Mapping[str, object]]:
+        """See ``validation.runners.Runner``: the artifact's graphs with its codes as float32, for which
+        XNNPACK rounds nothing; a ``.tflite``, or a bundle of the models where there are several. ``progress``
+        counts values."""
+        try:
+            return _widened(artifact, directory, progress), AS_IT_IS
+        except (CheckpointError, DestinationError) as error:
+            raise _explained(error, artifact) from error
+
+
+def _widened(artifact: Path, directory: Path, progress: Progress) -> Path:
+    models = open_models(artifact)
+    advance = counted(lambda _, done, total: progress(done, total), "", sum(map(coded_values, models)))
+    path = directory / f"{artifact.stem}-unrounded.tflite"
+    if len(models) == 1:
+        try:
+            with path.open("wb") as output:
+                widen(models[0], output, advance)
+        except OSError as error:
+            raise destination_error(path, error) from error
+        return path
+    kinds = [section.model_type for section in read_sections(artifact) if section.kind == MODEL]
+    path = path.with_suffix(".litertlm")
+    write_bundle(
+        path,
+        [
+            Section(MODEL, partial(widen, model, progress=advance), kind)
+            for model, kind in zip(models, kinds, strict=True)
+        ],
+    )
+    return path
+
+
+def _explained(error: QatconvertError, artifact: Path) -> ValidationError:
+    cause = without_directories(str(error)).removeprefix(f"{artifact.name}: ")
+    return ValidationError(f"LiteRT on {artifact.name}: {cause}")
 
 
 runner = LiteRt()

@@ -20,26 +20,32 @@ from validation.runtimes.litert_session import Decoder, open_decoder
 
 
 def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
-    """Write float32 logits of every position of ``sequences`` for ``artifact`` to ``output`` (.npy)."""
+    """Write float32 logits of ``sequences``, each from its index in ``firsts`` on, for ``artifact`` to
+    ``output`` (.npy)."""
     sequences: list[list[int]] = request["sequences"]
     vocabulary: int = request["vocabulary"]
+    firsts: list[int] = request["firsts"]
     if outside := [token for ids in sequences for token in ids if not 0 <= token < vocabulary]:
         raise ValidationError(f"token {outside[0]} is outside the vocabulary of {vocabulary}")
     decoder = open_decoder(Path(request["artifact"]), Path(request["scratch"]))
     _check(decoder, sequences, vocabulary)
-    longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
-    before, decoded = sum(map(len, sequences[:longest])), sequences[longest][:DECODED]
-    positions = sum(map(len, sequences))
+    counts = [len(ids) - first for ids, first in zip(sequences, firsts, strict=True)]
+    whole = [index for index, first in enumerate(firsts) if not first]
+    longest = max(whole, key=lambda index: len(sequences[index]), default=0)
+    decoded = sequences[longest][:DECODED] if whole else []
+    positions, before = sum(counts), sum(counts[:longest])
     total = positions + len(decoded)
+    decode = None
     with LogitRows(Path(request["output"]), positions, vocabulary) as rows:
-        for done, row in enumerate(_behind_prefill(decoder, sequences), 1):
+        for done, row in enumerate(_behind_prefill(decoder, sequences, firsts), 1):
             rows.write(row)
             progress(done, total)
-        decode = compare_decoding(
-            _decode(decoder, decoded),
-            lambda index: rows.read(before + index),
-            lambda step: progress(positions + step, total),
-        )
+        if decoded:
+            decode = compare_decoding(
+                _decode(decoder, decoded),
+                lambda index: rows.read(before + index),
+                lambda step: progress(positions + step, total),
+            )
     return {
         "version": version("ai-edge-litert"),
         "settings": {
@@ -49,7 +55,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
             "rounded_activations": decoder.rounded,
             "threads": decoder.threads,
             "peak_bytes": peak_bytes(),
-            "decode": decode,
+            **({} if decode is None else {"decode": decode}),
         },
     }
 
@@ -68,13 +74,15 @@ def _check(decoder: Decoder, sequences: Sequence[Sequence[int]], vocabulary: int
         )
 
 
-def _behind_prefill(decoder: Decoder, sequences: Sequence[Sequence[int]]) -> Iterator[NDArray[np.float32]]:
-    """Logits ``[vocabulary]`` of all positions in turn: each token is decoded over the keys and values that
-    the prefill of its whole sequence made of the tokens before it."""
-    for ids in sequences:
+def _behind_prefill(
+    decoder: Decoder, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
+) -> Iterator[NDArray[np.float32]]:
+    """Logits ``[vocabulary]`` of each sequence's positions from its first on: a token is decoded over the
+    keys and values that the prefill of its whole sequence made of the tokens before it."""
+    for ids, first in zip(sequences, firsts, strict=True):
         cache = decoder.prefill(ids)
-        for position, token in enumerate(ids):
-            yield decoder.step(token, position, cache)[0]
+        for position in range(first, len(ids)):
+            yield decoder.step(ids[position], position, cache)[0]
 
 
 def _decode(decoder: Decoder, tokens: Sequence[int]) -> Iterator[tuple[NDArray[np.float32], float]]:

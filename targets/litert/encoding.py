@@ -1,0 +1,133 @@
+"""Rows of weights as the LiteRT artifact stores them: the stated rule, for the writer and for the proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import TargetError
+from converter.lattice import bf16_bits, bf16_floats
+from converter.weight import EXACT, LatticeRows, Weight
+from targets import float16
+from targets.litert.storage import BLOCK, CODED, LATTICE
+from targets.writing import NO_BLOCKS, Bytes, Statuses
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Rows in a format of ``targets.litert.storage``.
+
+    ``values`` are int8 codes, or numbers in the format's type, ``[rows, columns]``; ``scales`` (float16) and
+    ``sums`` (float32) are ``[rows, blocks]``, ``None`` for a format without them. ``statuses`` are those of
+    the lattice's blocks, one behind the other; ``narrowed`` counts scales that are right here and no bfloat16
+    numbers.
+    """
+
+    values: NDArray[np.generic]
+    scales: NDArray[np.float16] | None
+    sums: NDArray[np.float32] | None
+    statuses: Statuses
+    narrowed: int
+
+    def stretches(self) -> tuple[Bytes, ...]:
+        """The bytes of codes or numbers, of scales and of sums, one behind the other."""
+        if self.scales is None:
+            return (_bytes(self.values),)
+        parts = (_packed(self.values), _bytes(self.scales))
+        return parts if self.sums is None else (*parts, _bytes(self.sums))
+
+    def floats(self) -> NDArray[np.float32]:
+        """What the rows say, float32 ``[rows, columns]``."""
+        if self.scales is None:
+            return self.values.astype(np.float32)
+        return dequantised(self.values.astype(np.float32), self.scales, self.sums)
+
+
+def dequantised(
+    codes: NDArray[np.float32], scales: NDArray[np.float16], sums: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Codes ``[rows, columns]`` times scales, plus sums, both ``[rows, blocks]``."""
+    with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
+        values = codes.reshape(*scales.shape, -1) * scales.astype(np.float32)[:, :, None]
+        if sums is not None:
+            values += sums[:, :, None]
+    return values.reshape(codes.shape)
+
+
+def encode(weight: Weight, format: str, start: int, stop: int, *, multiplied: bool) -> StoredRows:
+    """Rows ``start`` to ``stop`` of a weight in a format; ``multiplied`` says whether a matrix product uses
+    it.
+
+    Raises ``TargetError`` for values that the format or the runtime cannot hold, ``CheckpointError`` for a
+    weight that cannot be read.
+    """
+    if format not in CODED:
+        values = weight.floats(start, stop)
+        if format == "FLOAT16" and float16.out_of_range(values):
+            raise TargetError(f"litert: {weight.name}: a value is beyond FLOAT16; try --off-lattice f32")
+        return StoredRows(values.astype("<f2" if format == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
+    if weight.lattice != LATTICE or weight.codes is None:
+        raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {format}")
+    return _coded(weight.name, weight.codes(start, stop), format, multiplied)
+
+
+def _coded(name: str, rows: LatticeRows, format: str, multiplied: bool) -> StoredRows:
+    """Codes, scales and sums as the runtime takes them."""
+    if float16.out_of_range(rows.scales):
+        raise TargetError(f"litert: {name}: a scale is beyond float16, which LiteRT needs")
+    exact, scales = rows.scales, rows.scales.astype(np.float16)
+    codes = rows.codes.reshape(*scales.shape, BLOCK)
+    sums = None
+    negative = exact < 0
+    if format == "INT4+sums":
+        # c = -8 becomes 7: unlike -c, -c - 1 always fits
+        codes = np.where(negative[:, :, None], ~codes, codes)
+        # of the rounded scale, with which the codes are multiplied
+        sums = np.where(negative, -scales, 0).astype(np.float32)
+        scales = np.abs(scales)
+    elif multiplied and negative.any():
+        raise TargetError(f"litert: {name}: negative scales, which XNNPACK refuses in INT4")
+    # XNNPACK refuses a scale of 0; a block of zeros has any other
+    zero = scales == 0
+    if zero.any():
+        codes = np.where(zero[:, :, None], np.int8(0), codes)
+        sums = None if sums is None else np.where(zero, np.float32(0), sums)
+        scales = np.where(zero, np.float16(1), scales)
+    kept = scales.astype(np.float32)
+    lost = np.count_nonzero((bf16_floats(bf16_bits(kept)) != kept) & (rows.status == EXACT))
+    return StoredRows(codes.reshape(rows.codes.shape), scales, sums, rows.status.reshape(-1), int(lost))
+
+
+def side_by_side(weight: Weight) -> Weight:
+    """A weight of experts, ``[experts, rows, columns]``, as ``[rows, experts * columns]``."""
+    experts, rows, columns = weight.shape
+
+    def floats(start: int, stop: int) -> NDArray[np.float32]:
+        return np.concatenate(
+            [weight.floats(one * rows + start, one * rows + stop) for one in range(experts)], axis=1
+        )
+
+    def codes(start: int, stop: int) -> LatticeRows:
+        assert weight.codes is not None
+        parts = [weight.codes(one * rows + start, one * rows + stop) for one in range(experts)]
+        return LatticeRows(
+            np.concatenate([part.codes for part in parts], axis=1),
+            np.concatenate([part.scales for part in parts], axis=1),
+            np.concatenate([part.status for part in parts], axis=1),
+        )
+
+    shape = (rows, experts * columns)
+    return Weight(weight.name, weight.source, shape, weight.stored, floats, weight.lattice, codes)
+
+
+def _packed(codes: NDArray[np.generic]) -> Bytes:
+    """Two codes to a byte, the first in the low half, in two's complement."""
+    halves = np.ascontiguousarray(codes).view(np.uint8).reshape(-1, 2)
+    packed: Bytes = (halves[:, 0] & np.uint8(15)) | (halves[:, 1] << np.uint8(4))
+    return packed
+
+
+def _bytes(values: NDArray[np.generic]) -> Bytes:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
