@@ -100,8 +100,9 @@ def read_manifest(output: Path) -> Manifest:
     tool = _section(content, "tool")
     if tool.text("name", "") != "qatconvert":
         raise tool.error("name", "is not 'qatconvert': this is another program's manifest")
-    if content.values.get("schema") != manifest.SCHEMA:
-        problem = f"is {shown(content.values.get('schema'))}, and this version reads {manifest.SCHEMA}"
+    schema = content.values.get("schema")
+    if type(schema) is not int or schema != manifest.SCHEMA:
+        problem = f"is {shown(schema)}, and this version reads {manifest.SCHEMA}"
         raise content.error("schema", f"{problem}: use qatconvert {_text(tool, 'version')}")
     libraries, targets = _section(content, "libraries"), _section(content, "targets")
     return Manifest(
@@ -184,7 +185,7 @@ def _listed(settings: Settings, key: str) -> dict[str, Listed]:
     """A list of ``{"path", "bytes", "sha256"}``, by path."""
     entries = settings.values.get(key)
     if not isinstance(entries, list):
-        raise settings.error(key, f"is {kind(entries)}, expected a list: this is no manifest of qatconvert")
+        raise settings.error(key, f"is {kind(entries)}, expected a list")
     found: dict[str, Listed] = {}
     for index, entry in enumerate(entries):
         place = Settings({}, settings.where).error(f"{key}[{index}]", "")

@@ -192,8 +192,9 @@ def _plan(
             f"{manifest.path}: targets.{target.name}.options has no model's name for its files"
         )
     origin = {"repo": manifest.origin.repo, "revision": manifest.origin.revision}
-    options = {**recorded, **{key: value for key, value in origin.items() if value is not None}}
-    options.pop("android_assets", None)  # a directory elsewhere, to which nothing is to be written
+    # an output for other programs is no part of the plan: nothing may be written where a manifest says
+    options = {key: value for key, value in recorded.items() if key not in (*origin, "android_assets")}
+    options |= {key: value for key, value in origin.items() if value is not None}
     try:
         plan = target.plan(model.checkpoint, name, options, progress)
         made, lacking = _without_sdk(target, plan, model, options, progress)
