@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from converter.errors import CheckpointError
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
 
+#: Version of the manifest's layout.
+SCHEMA: Final = 1
+#: Largest manifest that is read; that of a model of 10,000 tensors has 3 MB.
+LARGEST: Final = 64 << 20
 _PIECE = 16 << 20
 #: Packages that can change the bytes of an artifact or the figures of a report.
 _LIBRARIES = (
@@ -25,6 +29,7 @@ _LIBRARIES = (
     "huggingface-hub",
     "litert-converter",
     "litert-lm",
+    "litert-lm-builder",
     "litert-torch",
     "llama-cpp-python",
     "mobius-onnx",
@@ -33,14 +38,26 @@ _LIBRARIES = (
     "onnx",
     "onnx-ir",
     "onnxruntime",
+    "onnxscript",
+    "protobuf",
     "torch",
     "transformers",
 )
 
 
 def sha256(path: Path, stop: Event | None = None) -> str:
-    """Hexadecimal SHA-256 of a file; releases the GIL. Raises ``CancelledError`` once ``stop`` is set."""
-    digest = hashlib.sha256()
+    """Hexadecimal SHA-256 of a file. Raises as ``hexdigest`` does."""
+    return hexdigest(path, hashlib.sha256(), stop)
+
+
+def hexdigest(
+    path: Path,
+    digest: hashlib._Hash,
+    stop: Event | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> str:
+    """What ``digest`` says of a file, after what it was given before; releases the GIL. ``advance`` counts
+    bytes. Raises ``CancelledError`` once ``stop`` is set."""
     # Large pieces: after each, the thread has to wait for its turn again.
     buffer = memoryview(bytearray(min(_PIECE, max(1, path.stat().st_size))))
     with path.open("rb", buffering=0) as stream:
@@ -48,6 +65,7 @@ def sha256(path: Path, stop: Event | None = None) -> str:
             if stop is not None and stop.is_set():
                 raise CancelledError
             digest.update(buffer[:count])
+            advance(count)
     return digest.hexdigest()
 
 
@@ -118,7 +136,7 @@ def build(
     written, ``targets`` maps each target to its storage plan and its own options.
     """
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
         "libraries": library_versions(),
         "options": dict(options),

@@ -141,12 +141,14 @@ class Difference:
 class Target(Protocol):
     """One output format, found through the entry-point group ``qatconvert.targets``. ``suffix`` is that
     of its artifacts' names (``.gguf``). ``write`` needs the importable ``modules``, which the package's
-    ``extra`` installs; all else works without them."""
+    ``extra`` installs; all else works without them. ``libraries`` are the packages whose version may show in
+    the bytes that it writes."""
 
     name: str
     suffix: str
     extra: str
     modules: tuple[str, ...]
+    libraries: tuple[str, ...]
 
     def check(self, options: Mapping[str, object]) -> None:
         """Raise ``UsageError`` for options that are wrong whatever the model is, or that need what is not

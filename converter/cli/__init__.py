@@ -18,7 +18,7 @@ from converter.errors import QatconvertError
 class _Commands(DefaultGroup):  # type: ignore[misc]
     """Commands are modules of this package, imported when they are called for."""
 
-    names = ("convert", "inspect", "validate", "modelfile", "models")
+    names = ("convert", "inspect", "validate", "verify", "modelfile", "models")
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.names)

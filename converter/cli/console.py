@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from converter.names import one_line
-from targets.plan import Progress, no_progress
+
+if TYPE_CHECKING:
+    from targets.plan import Progress
 
 
 def warn(line: str) -> None:
@@ -26,7 +29,7 @@ def fail(line: str) -> None:
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """A progress callback that draws one bar per stage, on a terminal only."""
     if quiet or not sys.stderr.isatty():
-        yield no_progress
+        yield lambda stage, done, total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -56,6 +56,7 @@ class GgufTarget:
     suffix = ".gguf"
     extra = ""
     modules: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ("gguf", "numba", "numpy")
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``."""

@@ -41,6 +41,18 @@ class LitertTarget:
     suffix = ".litertlm"
     extra = "litert"
     modules: tuple[str, ...] = ("litert_torch", "litert_lm_builder", "transformers")
+    libraries: tuple[str, ...] = (
+        "ai-edge-litert",
+        "flatbuffers",
+        "litert-converter",
+        "litert-lm-builder",
+        "litert-torch",
+        "numba",
+        "numpy",
+        "protobuf",
+        "torch",
+        "transformers",
+    )
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``."""

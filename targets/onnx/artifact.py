@@ -42,6 +42,15 @@ class OnnxTarget:
     suffix = ".onnx"
     extra = "onnx"
     modules: tuple[str, ...] = ("mobius", "onnx", "onnx_ir")
+    libraries: tuple[str, ...] = (
+        "mobius-onnx",
+        "numba",
+        "numpy",
+        "onnx",
+        "onnx-ir",
+        "onnxscript",
+        "protobuf",
+    )
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``."""
