@@ -19,6 +19,7 @@ from converter.publication import (
     earlier_manifest,
     publish,
     reason,
+    replace,
     sync_tree,
     write_file,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "check_space",
     "earlier_manifest",
     "publish",
+    "replace",
     "scratch_directory",
     "settle",
     "sync_tree",

@@ -90,8 +90,7 @@ def publish(scratch: Path, output: Path, keep: bool = False, force: bool = True)
             _check_ours(output, files, earlier)
         staying = {*files, *_listed(scratch)}
         gone = [] if keep else [file for file in earlier if file not in staying]
-        with interruption.deferred():
-            _replace(scratch, output, files, gone)
+        replace(scratch, output, files, gone)
     except OSError as error:
         raise DestinationError(
             f"{error.filename or output}: {reason(error)}; choose another --output"
@@ -107,20 +106,31 @@ def _check_ours(output: Path, files: Iterable[Path], earlier: Sequence[Path]) ->
             )
 
 
-def _replace(scratch: Path, output: Path, files: Sequence[Path], gone: Sequence[Path]) -> None:
-    """Put the old files aside, move the new ones in, and forget the old."""
+def replace(
+    scratch: Path, output: Path, files: Iterable[Path], gone: Iterable[Path], last: Path = Path(MANIFEST)
+) -> None:
+    """Put ``gone`` and what ``files`` replace aside, move ``files`` from ``scratch`` to ``output``, and
+    forget the old. ``last`` leaves first and arrives last: without it, nothing looks finished.
+
+    The caller holds the lock and has had ``scratch`` on the disk. On an error everything is as it was.
+    Raises ``OSError``.
+    """
+    with interruption.deferred():
+        _replace(scratch, output, sorted(files, key=lambda file: (file == last, file)), {*gone}, last)
+
+
+def _replace(scratch: Path, output: Path, files: Sequence[Path], gone: set[Path], last: Path) -> None:
     aside = output / EARLIER
     aside.mkdir()  # a run before left none: ``recover`` was called
     try:
         _write_journal(aside, files)
-        leaving = {*gone, *files}
-        for file in sorted(leaving, key=lambda file: (file != Path(MANIFEST), file)):
+        for file in sorted({*gone, *files}, key=lambda file: (file != last, file)):
             if os.path.lexists(output / file):
                 _move(output / file, aside / _FILES / file)
         sync_tree(aside)
         os.rename(aside / _LEAVING, aside / _ARRIVING)
         sync(aside)
-        for file in sorted(files, key=lambda file: (file == Path(MANIFEST), file)):
+        for file in files:
             _move(scratch / file, output / file)
         for folder in {output, *(output / parent for file in files for parent in file.parents)}:
             sync(folder)
