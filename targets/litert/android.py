@@ -25,7 +25,7 @@ from typing import BinaryIO, Final
 from converter.amounts import amount
 from converter.document import read_object
 from converter.errors import CheckpointError, DestinationError
-from converter.output import check_destination, check_space, scratch_directory
+from converter.output import check_destination, check_space, replace, scratch_directory, settle, sync_tree
 from targets.litert.bundle import read_sections
 
 #: Bytes of a base module, of an asset pack and of an app that Google Play takes.
@@ -85,6 +85,7 @@ def check_directory(directory: Path, model: str) -> None:
     under their names and was not written here before is not replaced."""
     with _own_option():
         check_destination(directory, force=True)
+        settle(directory, _work(model))  # what a killed run left halfway would look like somebody else's
     earlier = _earlier(directory, model)
     for name in [manifest_name(model), *_names(model, _MOST_PARTS), *_names(model, 1)]:
         place = directory / name
@@ -119,7 +120,8 @@ def write_assets(
     check_directory(directory, model)
     with _own_option():
         check_space(directory, size)
-        with scratch_directory(directory) as scratch:
+        with scratch_directory(directory, _work(model)) as scratch:
+            check_directory(directory, model)  # once more: another run may have come before this one
             parts, digest = _copied(bundle, scratch, _names(model, _count(size)), progress)
             manifest = {
                 "schema": SCHEMA,
@@ -186,14 +188,19 @@ def _pieces(source: BinaryIO, limit: int) -> Iterator[bytes]:
         yield data
 
 
+def _work(model: str) -> str:
+    """What another run is told of this one."""
+    return f"Android assets of {model}"
+
+
 def _publish(scratch: Path, directory: Path, model: str, parts: Sequence[str]) -> None:
     """Move the assets to their place; without a manifest an app finds none, so it goes first and comes
     last."""
+    sync_tree(scratch)
     directory.mkdir(parents=True, exist_ok=True)
-    for old in sorted(_earlier(directory, model), key=lambda name: name != manifest_name(model)):
-        (directory / old).unlink(missing_ok=True)
-    for name in [*parts, manifest_name(model)]:
-        os.replace(scratch / name, directory / name)
+    manifest = Path(manifest_name(model))
+    gone = map(Path, _earlier(directory, model))
+    replace(scratch, directory, [*map(Path, parts), manifest], gone, last=manifest)
 
 
 def _earlier(directory: Path, model: str) -> frozenset[str]:

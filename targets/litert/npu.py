@@ -102,7 +102,7 @@ def compile_bundle(
     """
     sections = read_sections(bundle)
     check_space(output.parent, _COPIES * bundle.stat().st_size)
-    with scratch_directory(output) as scratch:
+    with scratch_directory(output, f"compilation for {npu}") as scratch:
         compiled = scratch / "compiled.litertlm"
         request = {
             "bundle": str(bundle.absolute()),

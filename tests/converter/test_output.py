@@ -249,6 +249,6 @@ def test_a_single_file_replaces_no_device_and_follows_no_link(tmp_path):
     write(tmp_path, {"precious": "p"})
     (tmp_path / ".Modelfile.partial").symlink_to("precious")
     write_file(tmp_path / "Modelfile", "x")
-    assert sorted(os.listdir(tmp_path)) == ["Modelfile", "pipe", "precious"]
+    assert sorted(os.listdir(tmp_path)) == [".Modelfile.partial", "Modelfile", "pipe", "precious"]
     assert (tmp_path / "precious").read_text() == "p"
     assert (tmp_path / "Modelfile").read_text() == "x"
