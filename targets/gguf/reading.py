@@ -92,7 +92,10 @@ class _Rows:
         size = self._tensor.bytes // self._rows
         data = self._file.read(self._tensor.offset + start * size, (stop - start) * size)
         try:
-            values: NDArray[np.float32] = gguf.quants.dequantize(data.reshape(-1, size), self._tensor.type)
+            with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
+                values: NDArray[np.float32] = gguf.quants.dequantize(
+                    data.reshape(-1, size), self._tensor.type
+                )
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self._file.path}: tensor {self._tensor.name} has type {self._tensor.type.name}, "
