@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,8 +39,18 @@ _LIBRARIES = (
 
 
 def sha256(path: Path, stop: Event | None = None) -> str:
-    """Hexadecimal SHA-256 of a file; releases the GIL. Raises ``CancelledError`` once ``stop`` is set."""
-    digest = hashlib.sha256()
+    """Hexadecimal SHA-256 of a file. Raises as ``hexdigest`` does."""
+    return hexdigest(path, hashlib.sha256(), stop)
+
+
+def hexdigest(
+    path: Path,
+    digest: hashlib._Hash,
+    stop: Event | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> str:
+    """What ``digest`` says of a file, after what it was given before; releases the GIL. ``advance`` counts
+    bytes. Raises ``CancelledError`` once ``stop`` is set."""
     # Large pieces: after each, the thread has to wait for its turn again.
     buffer = memoryview(bytearray(min(_PIECE, max(1, path.stat().st_size))))
     with path.open("rb", buffering=0) as stream:
@@ -48,6 +58,7 @@ def sha256(path: Path, stop: Event | None = None) -> str:
             if stop is not None and stop.is_set():
                 raise CancelledError
             digest.update(buffer[:count])
+            advance(count)
     return digest.hexdigest()
 
 
@@ -64,6 +75,12 @@ class Digests:
         for path in files:
             if path not in self._digests:
                 self._digests[path] = self._pool.submit(sha256, path, self._stop)
+
+    def know(self, digests: Mapping[Path, str]) -> None:
+        """Take over the SHA-256 of files that were read whole before."""
+        for path, digest in digests.items():
+            self._digests[path] = Future()
+            self._digests[path].set_result(digest)
 
     def entries(self, root: Path) -> list[dict[str, object]]:
         """``{"path", "bytes", "sha256"}`` per file below ``root``, sorted by path; waits for the digests.
