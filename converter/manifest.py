@@ -83,6 +83,12 @@ class Digests:
             if path not in self._digests:
                 self._digests[path] = self._pool.submit(sha256, path, self._stop)
 
+    def know(self, digests: Mapping[Path, str]) -> None:
+        """Take over the SHA-256 of files that were read whole before."""
+        for path, digest in digests.items():
+            self._digests[path] = Future()
+            self._digests[path].set_result(digest)
+
     def entries(self, root: Path) -> list[dict[str, object]]:
         """``{"path", "bytes", "sha256"}`` per file below ``root``, sorted by path; waits for the digests.
 

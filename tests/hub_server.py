@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -71,9 +72,10 @@ class HubServer:
     Switches, all of which may be changed while it runs: `gated` and `private` repositories; `members`, the
     tokens that may read gated repositories (`TOKEN` is valid, but no member unless added); `failing`, path
     fragment -> (status, how often; -1 for ever); `drop_after`, file name -> bytes of each answer after which
-    the connection breaks; `announced`, file name -> false size; `edit_listing`, a change to the JSON of
-    a model's description; `corrupt`, files whose content is altered; `ignore_ranges`; `etag`, the header
-    for a file that is sent directly.
+    the connection breaks; `drip_after`, file name (or "listing", "headers") -> bytes of the file after which
+    one follows every `drip_seconds`; `announced`, file name -> false size; `edit_listing`, a change to the
+    JSON of a model's description; `corrupt`, files whose content is altered; `ignore_ranges`; `etag`, the
+    header for a file that is sent directly.
 
     `without` names what a simpler server lacks: "blobs" (sizes and digests in descriptions), "queries" (an
     address with a query that huggingface_hub does not send is unknown), "revision" (descriptions at a
@@ -92,6 +94,8 @@ class HubServer:
         self.members: set[str] = set()
         self.failing: dict[str, tuple[int, int]] = {}
         self.drop_after: dict[str, int] = {}
+        self.drip_after: dict[str, int] = {}
+        self.drip_seconds = 0.05
         self.announced: dict[str, int] = {}
         self.corrupt: set[str] = set()
         self.ignore_ranges = False
@@ -301,9 +305,12 @@ class _Handler(BaseHTTPRequestHandler):
         if asked.startswith("bytes=") and asked.endswith("-") and not self.hub.ignore_ranges:
             first = int(asked[6:-1])
         ranged = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if first else {}
-        drop = self.hub.drop_after.get(name)
         self._send(
-            206 if first else 200, {"Accept-Ranges": "bytes", **headers, **ranged}, content[first:], drop
+            206 if first else 200,
+            {"Accept-Ranges": "bytes", **headers, **ranged},
+            content[first:],
+            self.hub.drop_after.get(name),
+            max(0, self.hub.drip_after[name] - first) if name in self.hub.drip_after else None,
         )
 
     def _refused(self, repo: str, *, content: bool = False) -> bool:
@@ -347,7 +354,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _json(self, document: object) -> None:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()
-        self._send(200, {}, body, kind="application/json")
+        self._send(200, {}, body, drip=self.hub.drip_after.get("listing"), kind="application/json")
 
     def _send(
         self,
@@ -355,6 +362,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers: Mapping[str, str],
         body: bytes = b"",
         drop: int | None = None,
+        drip: int | None = None,
         kind: str = "application/octet-stream",
     ) -> None:
         self.send_response(status)
@@ -362,6 +370,9 @@ class _Handler(BaseHTTPRequestHandler):
         length = {"Connection": "close"} if endless else {"Content-Length": str(len(body))}
         for key, value in {"Content-Type": kind, **length, **headers}.items():
             self.send_header(key, value)
+        if "headers" in self.hub.drip_after:
+            self.flush_headers()
+            self._drip(b"X-Padding: " + bytes([65]) * 60_000 + b"\r\n")
         self.end_headers()
         sent = body[:drop] if self.command == "GET" else b""
         record = Request(
@@ -374,7 +385,18 @@ class _Handler(BaseHTTPRequestHandler):
         )
         with self.hub.lock:
             self.hub.requests.append(record)
-        self.wfile.write(sent)
+        self.wfile.write(sent[:drip])
+        self._drip(sent[len(sent[:drip]) :])
         if len(sent) < len(body) and self.command == "GET":
             self.wfile.flush()
             self.close_connection = True
+
+    def _drip(self, content: bytes) -> None:
+        """Send byte by byte, to a client that waits or until the server is told to stop."""
+        for number in range(len(content)):
+            if not self.hub.drip_after:
+                self.wfile.write(content[number:])
+                return
+            self.wfile.write(content[number : number + 1])
+            self.wfile.flush()
+            time.sleep(self.hub.drip_seconds)

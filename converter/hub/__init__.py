@@ -7,16 +7,17 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from converter.amounts import amount
 from converter.errors import HubError
+from converter.file_state import state_of
 from converter.hub.cache import Snapshot, Store, local_files
-from converter.hub.connection import Connection, fetch
+from converter.hub.connection import SLOWEST, Connection, Rate, fetch
 from converter.hub.description import describe, list_repository
 from converter.hub.failures import explain
 from converter.hub.repository import (
@@ -29,9 +30,10 @@ from converter.hub.repository import (
     model_files,
     refuse_unless_model,
 )
+from converter.hub.verification import Check, check, check_all
 from converter.names import Source
 
-__all__ = ["Progress", "Snapshot", "download"]
+__all__ = ["Check", "Progress", "Snapshot", "download"]
 
 _STREAMS = 4
 _CHATTY = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -44,24 +46,28 @@ def download(
     *,
     offline: bool = False,
     weights: bool = True,
+    examine: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
     free_bytes: Callable[[Path], int] | None = None,
     waits: Sequence[float] = (1.0, 2.0, 4.0),
+    slowest: Rate = SLOWEST,
 ) -> Snapshot:
     """The files of `source.repo` that a conversion reads, downloaded as far as they are missing.
 
     One request resolves the revision to a commit and lists the files; everything else is fetched at that
     commit: configuration, tokenizer, chat template, licence and safetensors files (those that the index
     names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are those
-    that the Hub lists, checked as the bytes arrive; a server of its protocol that lists only names is asked
-    for the rest file by file.
+    that the Hub lists; a server of its protocol that lists only names is asked for the rest file by file.
+    Every file is compared with its digest, also one that was in the cache: what is damaged is fetched anew.
 
-    `offline` (or HF_HUB_OFFLINE) uses the cache alone. Without `weights`, only what describes the model is
-    brought. `progress(done, total)` counts the bytes of all these
-    files, those already at hand included; its calls never overlap, but come from several threads. `cache_dir`
-    stands for huggingface_hub's own folder, `free_bytes` for the room on its disk, `waits` are the seconds
-    before each retry. HF_ENDPOINT and HF_TOKEN are read at each call. Raises HubError.
+    `offline` (or HF_HUB_OFFLINE) uses the cache alone, and the digests that were recorded beside it. Without
+    `weights`, only what describes the model is brought. `examine` is given the snapshot's folder when it has
+    that; what it raises keeps the weights from being brought. `progress(done, total)` counts the bytes of all
+    these files, those already at hand as they are compared; its calls never overlap, but come from several
+    threads. `cache_dir` stands for huggingface_hub's own folder, `free_bytes` for the room on its disk,
+    `waits` are the seconds before each retry, `slowest` is the rate below which a server is given up.
+    HF_ENDPOINT and HF_TOKEN are read at each call. Raises HubError.
     """
     if source.repo is None:
         raise ValueError(f"{source.name} is not a repository")
@@ -69,13 +75,14 @@ def download(
 
     store = Store(Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute(), source.repo)
     revision = source.revision or constants.DEFAULT_REVISION
+    cached = _Cached(store, examine, progress)
     if offline or constants.HF_HUB_OFFLINE:
-        return store.snapshot(revision, weights)
+        return cached.snapshot(revision, weights)
     if COMMIT.fullmatch(revision) and store.has_record(revision):
         with contextlib.suppress(HubError):
-            return store.snapshot(revision, weights)
-    connection = Connection(_endpoint(), _token(), tuple(waits))
-    transfer = _Transfer(connection, store, free_bytes or _free_bytes, progress)
+            return cached.snapshot(revision, weights)
+    connection = Connection(_endpoint(), _token(), tuple(waits), slowest)
+    transfer = _Transfer(connection, store, free_bytes or _free_bytes, examine, progress)
     try:
         with _quiet_libraries():
             return transfer.snapshot(revision, weights)
@@ -88,12 +95,42 @@ def download(
 
 
 @dataclass(frozen=True)
+class _Cached:
+    """A model that is in the cache already."""
+
+    store: Store
+    examine: Callable[[Path], object] | None
+    progress: Progress | None
+
+    def snapshot(self, revision: str, weights: bool) -> Snapshot:
+        commit, files = self.store.find(revision, weights)
+        folder = self.store.snapshot_folder(commit)
+        sizes = [file.size or (folder / file.name).stat().st_size for file in files]
+        tally = _Tally(sum(sizes), self.progress)
+        checks = self._check(commit, [file for file in files if not is_weights(file.name)], tally)
+        if self.examine:
+            self.examine(folder)
+        checks |= self._check(commit, [file for file in files if is_weights(file.name)], tally)
+        return Snapshot(folder, self.store.repo, commit, checks)
+
+    def _check(self, commit: str, files: Sequence[RemoteFile], tally: _Tally) -> dict[str, Check]:
+        folder = self.store.snapshot_folder(commit)
+        with local_files(folder):
+            checks = check_all(folder, files, tally.add)
+        for file in files:
+            if file.name not in checks:
+                raise self.store.damage(commit, file.name)
+        return checks
+
+
+@dataclass(frozen=True)
 class _Transfer:
     """A download in progress: where from, where to, and who is told."""
 
     connection: Connection
     store: Store
     free_bytes: Callable[[Path], int]
+    examine: Callable[[Path], object] | None
     progress: Progress | None
 
     def snapshot(self, revision: str, weights: bool) -> Snapshot:
@@ -103,8 +140,8 @@ class _Transfer:
         folder = self.store.snapshot_folder(listing.commit)
         # The index says which weights are needed; a gated repository refuses here, before anything large.
         first = [name for name in (CONFIG, INDEX) if name in listing.files]
-        listing = describe(self.connection, listing, first)
-        self._bring_all(listing, first, None)
+        listing = self._described(listing, first)
+        self._bring_all(listing, first, _Tally(0, None))
         index = None
         if INDEX in listing.files:
             with local_files(folder / INDEX):
@@ -112,44 +149,80 @@ class _Transfer:
         wanted = sorted(model_files(listing.files, index, repo))
         if absent := [name for name in wanted if name not in listing.files]:
             raise HubError(f"{repo}: {INDEX} names the shard {absent[0]}, which the repository does not have")
-        listing = describe(self.connection, listing, wanted)
+        listing = self._described(listing, wanted)
         self.store.record(listing.commit, [listing.files[name] for name in wanted])
-        wanted = [name for name in wanted if weights or not is_weights(name)]
-        self._bring_all(listing, wanted, self.progress)
+        large = [name for name in wanted if weights and is_weights(name)]
+        small = [name for name in wanted if not is_weights(name)]
+        tally = _Tally(sum(listing.files[name].size or 0 for name in (*small, *large)), self.progress)
+        checks = self._bring_all(listing, small, tally)
+        if self.examine:
+            self.examine(folder)
+        checks |= self._bring_all(listing, large, tally)
+        self._record(listing, wanted, checks)
         if revision != listing.commit:
             self.store.set_reference(revision, listing.commit)
-        return Snapshot(folder, repo, listing.commit, tuple(folder / name for name in wanted))
+        return Snapshot(folder, repo, listing.commit, checks)
 
-    def _bring_all(self, listing: Listing, names: Iterable[str], progress: Progress | None) -> None:
+    def _described(self, listing: Listing, names: Sequence[str]) -> Listing:
+        """The listing with size and digest of the files `names`, by what the server tells, or else by what
+        an earlier run found out."""
+        listing = describe(self.connection, listing, names)
+        known = self.store.recorded(listing.commit)
+        found = {}
+        for file in [listing.files[name] for name in names if name in known]:
+            if file.digest is None and file.size is not None and file.etag == known[file.name].digest:
+                found[file.name] = replace(file, digest=file.etag)
+        return replace(listing, files={**listing.files, **found})
+
+    def _record(self, listing: Listing, wanted: Iterable[str], checks: Mapping[str, Check]) -> None:
+        found = {name: check.digest for name, check in checks.items() if check.digest is not None}
+        files = (listing.files[name] for name in wanted)
+        self.store.record(
+            listing.commit, [replace(file, digest=found.get(file.name, file.digest)) for file in files]
+        )
+
+    def _bring_all(self, listing: Listing, names: Iterable[str], tally: _Tally) -> dict[str, Check]:
+        """Bring what is missing or damaged of the files `names`, and compare them all."""
         files = [listing.files[name] for name in names]
-        missing = [file for file in files if not self.store.holds(listing.commit, file)]
+        folder = self.store.snapshot_folder(listing.commit)
+        held = [file for file in files if self.store.holds(listing.commit, file)]
+        with local_files(folder):
+            checks = check_all(folder, held, tally.add)
+        missing = [file for file in files if file.name not in checks]
         missing.sort(key=lambda file: file.size or 0)
-        self._check_room(missing)
-        tally = _Tally(sum(file.size or 0 for file in files), progress)
-        tally.add(tally.total - sum(file.size or 0 for file in missing))
+        self._check_room(missing, damaged=held)
         stop = threading.Event()
         with ThreadPoolExecutor(_STREAMS, thread_name_prefix="download") as threads:
-            jobs = [threads.submit(self._bring, listing, file, tally, stop) for file in missing]
+            jobs = {threads.submit(self._bring, listing, file, tally, stop): file.name for file in missing}
             try:
                 for job in as_completed(jobs):
-                    job.result()
+                    checks[jobs[job]] = job.result()
             except BaseException:
                 stop.set()
                 threads.shutdown(wait=True, cancel_futures=True)
                 raise
+        return checks
 
-    def _bring(self, listing: Listing, file: RemoteFile, tally: _Tally, stop: threading.Event) -> None:
+    def _bring(self, listing: Listing, file: RemoteFile, tally: _Tally, stop: threading.Event) -> Check:
         url = self.connection.file_url(listing.repo, listing.commit, file.name)
+        blob, pointer = self.store.blob(file), self.store.snapshot_folder(listing.commit) / file.name
         with self.store.lock(file):
+            found = None
             if self.store.has_blob(file):
-                tally.add(file.size or 0)
-            else:
+                with local_files(blob):
+                    found = check(blob, file, stop, tally.add)
+            if found is None:
                 fetch(self.connection, url, file, self.store.partial(file), tally.add, stop)
                 self.store.keep(file)
+                with local_files(blob):
+                    found = check(blob, file, stop)
             self.store.point(listing.commit, file)
+        if found is None:
+            raise HubError(f"{blob}: does not hold what was written to it: the disk may be failing")
+        return replace(found, state=state_of(pointer) or found.state)  # a hard link changes the blob's times
 
-    def _check_room(self, missing: Sequence[RemoteFile]) -> None:
-        needed = sum(map(self.store.missing_bytes, missing))
+    def _check_room(self, missing: Sequence[RemoteFile], damaged: Collection[RemoteFile]) -> None:
+        needed = sum(self.store.missing_bytes(file, damaged=file in damaged) for file in missing)
         folder = self.store.cache
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -209,7 +282,7 @@ def _cached_hint(store: Store, revision: str, error: Exception) -> str:
     if isinstance(error, HubError) or hasattr(error, "response"):
         return ""
     try:
-        store.snapshot(revision)
+        store.find(revision)
     except HubError:
         return ""
     return "; a complete copy is in the cache: use --offline"

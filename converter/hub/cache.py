@@ -2,7 +2,8 @@
 
 The layout is the documented one (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), so that
 transformers finds what was downloaded here, and the other way round. One more file per commit,
-`qatconvert/COMMIT.json`, records which files make the model, so that an incomplete copy is known offline.
+`qatconvert/COMMIT.json`, records which files make the model and their digests, so that an incomplete or a
+damaged copy is known offline.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,22 +23,31 @@ from converter.hub.repository import (
     CONFIG,
     INDEX,
     RemoteFile,
+    is_digest,
     is_weights,
     model_files,
     names_commit,
 )
+from converter.hub.verification import Check, check
 
 _RECORD_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model on disk: `path` holds the `files` of `repo` at the commit `revision` (40 digits on the Hub)."""
+    """A model on disk: `path` holds the files of `repo` at the commit `revision` (40 digits on the Hub).
+
+    `checks` says of each file, by name, how its content was compared with what the Hub lists."""
 
     path: Path
     repo: str
     revision: str
-    files: tuple[Path, ...]
+    checks: Mapping[str, Check]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, by name."""
+        return tuple(self.path / name for name in sorted(self.checks))
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Store:
         return self.folder / "snapshots" / commit
 
     def has_blob(self, file: RemoteFile) -> bool:
-        """Whether the content is there, whole by its size (digests are checked when bytes arrive)."""
+        """Whether the content is there, whole by its size."""
         return _is_there(self.blob(file), file.size)
 
     def holds(self, commit: str, file: RemoteFile) -> bool:
@@ -75,9 +85,10 @@ class Store:
             return False  # what is no digest may mean something else by now
         return _is_there(pointer, file.size)
 
-    def missing_bytes(self, file: RemoteFile) -> int:
-        """How many bytes of `file` are still to be received, as far as its size is known."""
-        if file.size is None or self.has_blob(file):
+    def missing_bytes(self, file: RemoteFile, *, damaged: bool = False) -> int:
+        """How many bytes of `file` are still to be received, as far as its size is known; a blob that is
+        `damaged` counts for nothing."""
+        if file.size is None or (self.has_blob(file) and not damaged):
             return 0
         return file.size - min(_size(self.partial(file)) or 0, file.size)
 
@@ -114,35 +125,61 @@ class Store:
         _write(self.folder / "refs" / revision, commit)
 
     def record(self, commit: str, files: Iterable[RemoteFile]) -> None:
-        """Write down which files make the model, with their sizes (null where not known)."""
-        sizes = {file.name: file.size for file in files}
-        _write(self._record(commit), json.dumps({"schema": 1, "files": sizes}, indent=1) + "\n")
+        """Write down which files make the model, with their sizes and digests (null where not known)."""
+        sizes, digests = {}, {}
+        for file in files:
+            sizes[file.name], digests[file.name] = file.size, file.digest
+        text = json.dumps({"schema": 1, "files": sizes, "digests": digests}, indent=1) + "\n"
+        _write(self._record(commit), text)
 
     def has_record(self, commit: str) -> bool:
         """Whether `record` was called for this commit."""
         return self._record(commit).is_file()
 
-    def snapshot(self, revision: str, weights: bool = True) -> Snapshot:
-        """The model that is in the cache; HubError, naming what is missing, unless it is there in full
-        (without `weights`: all but those).
+    def recorded(self, commit: str) -> dict[str, RemoteFile]:
+        """What was recorded of the model's files, by name; empty without a record.
+
+        Where an older version wrote it, which kept no digests, they are those by which blobs are named.
+        """
+        try:
+            document = read_object(self._record(commit), _RECORD_LIMIT)
+        except CheckpointError:
+            return {}
+        sizes, digests = document.get("files"), document.get("digests")
+        if not isinstance(sizes, dict) or not all(
+            size is None or type(size) is int for size in sizes.values()
+        ):
+            return {}
+        if not isinstance(digests, dict) or not all(map(_may_be_digest, digests.values())):
+            digests = {name: self._named_digest(commit, name) for name in sizes}
+        return {name: RemoteFile(name, size, digests.get(name)) for name, size in sizes.items()}
+
+    def find(self, revision: str, weights: bool = True) -> tuple[str, list[RemoteFile]]:
+        """The commit of a model that is in the cache, and its files by name; HubError, naming what is
+        missing, unless it is there in full by its sizes (without `weights`: all but those).
 
         Without a record of its files (another program filled the cache) it is complete when it has its
         configuration and, by the index, every shard.
         """
         commit = self._commit(revision)
         folder = self.snapshot_folder(commit)
-        sizes = self._recorded_sizes(commit) or self._expected_files(folder)
-        sizes = {name: size for name, size in sizes.items() if weights or not is_weights(name)}
-        missing = [name for name, size in sizes.items() if not _is_there(folder / name, size)]
+        known = self.recorded(commit) or self._expected_files(commit)
+        files = [file for name, file in sorted(known.items()) if weights or not is_weights(name)]
+        missing = [file.name for file in files if not _is_there(folder / file.name, file.size)]
         if missing:
-            names = ", ".join(sorted(missing)[:4]) + (
-                f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-            )
+            names = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
             raise HubError(
                 f"{self.repo}: the copy in {self.cache} lacks {names} (commit {commit[:12]}): "
                 "run once without --offline"
             )
-        return Snapshot(folder, self.repo, commit, tuple(folder / name for name in sorted(sizes)))
+        return commit, files
+
+    def damage(self, commit: str, name: str) -> HubError:
+        """What to say of a file whose content is not the commit's, where it cannot be fetched anew."""
+        return HubError(
+            f"{self.snapshot_folder(commit) / name}: is damaged, its content is not what {self.repo} has at "
+            f"commit {commit[:12]}: run once without --offline, which fetches it anew"
+        )
 
     def _commit(self, revision: str) -> str:
         commit = revision
@@ -158,24 +195,26 @@ class Store:
     def _record(self, commit: str) -> Path:
         return self.folder / "qatconvert" / f"{commit}.json"
 
-    def _recorded_sizes(self, commit: str) -> dict[str, int | None] | None:
-        try:
-            files = read_object(self._record(commit), _RECORD_LIMIT).get("files")
-        except CheckpointError:
-            return None
-        if not isinstance(files, dict):
-            return None
-        if not all(size is None or type(size) is int for size in files.values()):
-            return None
-        return files or None
-
-    def _expected_files(self, folder: Path) -> dict[str, int | None]:
+    def _expected_files(self, commit: str) -> dict[str, RemoteFile]:
+        folder = self.snapshot_folder(commit)
         names = {path.name for path in folder.iterdir()}
         index = None
         if INDEX in names:
             with local_files(folder / INDEX):
+                listed = RemoteFile(INDEX, digest=self._named_digest(commit, INDEX))
+                if check(folder / INDEX, listed) is None:
+                    raise self.damage(commit, INDEX)
                 index = (folder / INDEX).read_text("utf-8", "replace")
-        return dict.fromkeys(model_files(names, index, self.repo) | {CONFIG})
+        expected = model_files(names, index, self.repo) | {CONFIG}
+        return {name: RemoteFile(name, digest=self._named_digest(commit, name)) for name in expected}
+
+    def _named_digest(self, commit: str, name: str) -> str | None:
+        """The digest by which the blob of a file is named; None for a name that is none."""
+        try:
+            blob = Path(os.readlink(self.snapshot_folder(commit) / name)).name
+        except OSError:  # no link, but the file itself
+            return None
+        return blob if is_digest(blob) else None
 
 
 @contextlib.contextmanager
@@ -200,6 +239,10 @@ def _size(path: Path) -> int | None:
 def _is_there(path: Path, size: int | None) -> bool:
     actual = _size(path)
     return actual is not None and size in (None, actual)
+
+
+def _may_be_digest(value: object) -> bool:
+    return value is None or (isinstance(value, str) and is_digest(value))
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,8 +16,9 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from urllib.parse import quote, urlsplit
 from converter.amounts import amount
 from converter.errors import HubError
 from converter.hub.cache import local_files
-from converter.hub.repository import RemoteFile
+from converter.hub.repository import RemoteFile, content_digest, git_digest
 from converter.names import printable
 
 if TYPE_CHECKING:
@@ -42,6 +43,18 @@ _LONGEST_WAIT = 60.0
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How fast a server has to send: `bytes` in any `seconds`."""
+
+    bytes: int
+    seconds: float
+
+
+#: 1 kB/s: by a slow telephone line in 30 s, by a server that only keeps the connection open never.
+SLOWEST = Rate(30_000, 30.0)
+
+
 class InterruptedTransferError(Exception):
     """This transfer was told to stop because another one failed."""
 
@@ -50,13 +63,19 @@ class ShortAnswerError(Exception):
     """The server ended an answer before the file was whole, without an error."""
 
 
+class SlowAnswerError(Exception):
+    """The server sends less than the slowest rate."""
+
+
 @dataclass(frozen=True)
 class Connection:
-    """Where the Hub is and who asks. `waits` are the seconds before each retry; `token` is never printed."""
+    """Where the Hub is and who asks. `waits` are the seconds before each retry, `slowest` the rate below
+    which an answer is given up; `token` is never printed."""
 
     endpoint: str
     token: str | None = field(repr=False)
     waits: tuple[float, ...] = (1.0, 2.0, 4.0)
+    slowest: Rate = SLOWEST
 
     @property
     def address(self) -> str:
@@ -81,7 +100,9 @@ class Connection:
         token = self.token or False
         headers = {"user-agent": _AGENT}
         return self._patiently(
-            lambda: get_hf_file_metadata(url, token=token, headers=headers, endpoint=self.endpoint)
+            lambda: self._soon(
+                lambda: get_hf_file_metadata(url, token=token, headers=headers, endpoint=self.endpoint)
+            )
         )
 
     def _patiently(self, request: Callable[[], Answer]) -> Answer:
@@ -99,7 +120,7 @@ class Connection:
     def _json(self, url: str, parameters: Mapping[str, str]) -> object:
         body = bytearray()
         with self.answer(url, {"Accept": "application/json"}, params=dict(parameters)) as response:
-            for chunk in response.iter_bytes():
+            for chunk in self.steady(response.iter_bytes()):
                 body += chunk
                 if len(body) > _JSON_LIMIT:
                     raise HubError(
@@ -119,9 +140,45 @@ class Connection:
         authorization = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         everything = {"User-Agent": _AGENT, **headers, **authorization}
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with get_session().stream("GET", url, headers=everything, timeout=timeout, **options) as response:
-            hf_raise_for_status(response)
-            yield response
+
+        def begin() -> Any:
+            request = get_session().stream("GET", url, headers=everything, timeout=timeout, **options)
+            response = stack.enter_context(request)
+            hf_raise_for_status(response)  # may read a body that says why
+            return response
+
+        with ExitStack() as stack:
+            yield self._soon(begin)
+
+    def _soon(self, request: Callable[[], Answer]) -> Answer:
+        """What `request` returns; SlowAnswerError if that takes too long. The HTTP library's limits are for
+        each read, which a server that drips keeps; what it brings later is left to its thread."""
+        from huggingface_hub import constants
+
+        answer: Future[Answer] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(request())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=run, name="request", daemon=True).start()
+        done, _ = wait([answer], self.slowest.seconds + constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        if not done:
+            raise SlowAnswerError
+        return answer.result()
+
+    def steady(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """`chunks` as they arrive; SlowAnswerError once they come slower than the slowest rate."""
+        begin, arrived = time.monotonic(), 0
+        for chunk in chunks:
+            yield chunk
+            arrived += len(chunk)
+            if (now := time.monotonic()) >= begin + self.slowest.seconds:
+                if arrived < self.slowest.bytes:
+                    raise SlowAnswerError
+                begin, arrived = now, 0
 
     def patience(self, error: Exception, failures: int) -> float | None:
         """Seconds to wait before the next attempt after `failures` fruitless ones; None when it is no use."""
@@ -169,7 +226,14 @@ def is_transient(error: Exception) -> bool:
     """Whether the same request may well succeed a little later."""
     library = http_library()
     if isinstance(
-        error, (ShortAnswerError, library.TimeoutException, library.NetworkError, library.RemoteProtocolError)
+        error,
+        (
+            ShortAnswerError,
+            SlowAnswerError,
+            library.TimeoutException,
+            library.NetworkError,
+            library.RemoteProtocolError,
+        ),
     ):
         return True
     return getattr(getattr(error, "response", None), "status_code", None) in _AGAIN
@@ -207,8 +271,7 @@ class _Partial:
 
     def _begin(self) -> None:
         self.position = 0
-        large = self.file.digest is None or len(self.file.digest) == 64
-        self._digest = hashlib.sha256() if large else _git_digest(self.file.size)
+        self._digest = content_digest(self.file.digest, self.file.size)
 
     def __enter__(self) -> _Partial:
         return self
@@ -246,19 +309,13 @@ class _Partial:
         """Whether, for want of a digest, the ETag looks like a SHA-1 but is neither git's nor a plain one."""
         if self.file.digest is not None or not re.fullmatch(r"[0-9a-f]{40}", self.file.etag or ""):
             return False
-        digests = [_git_digest(self.position), hashlib.sha1(usedforsecurity=False)]
+        digests = [git_digest(self.position), hashlib.sha1(usedforsecurity=False)]
         with local_files(self.path):
             self._stream.seek(0)
             while block := self._stream.read(_BLOCK):
                 for digest in digests:
                     digest.update(block)
         return self.file.etag not in [digest.hexdigest() for digest in digests]
-
-
-def _git_digest(size: int | None) -> hashlib._Hash:
-    digest = hashlib.sha1(usedforsecurity=False)
-    digest.update(b"blob %d\0" % (size or 0))
-    return digest
 
 
 def _fill(
@@ -274,7 +331,8 @@ def _fill(
         try:
             _receive(connection, url, partial, received, stop)
         except Exception as error:
-            failures = failures + 1 if partial.position <= before else 1
+            # Of a server that drips, every attempt brings a little.
+            failures = failures + 1 if partial.position < before + connection.slowest.bytes else 1
             wait = connection.patience(error, failures)
             if wait is None:
                 raise (_broken_off(error, partial) or error) from None
@@ -306,7 +364,7 @@ def _receive(
         length = "" if encoded or response.status_code == 206 else response.headers.get("Content-Length", "")
         if partial.size is None and length.isdecimal():
             partial.size = int(length)
-        for chunk in response.iter_bytes() if encoded else response.iter_raw():
+        for chunk in connection.steady(response.iter_bytes() if encoded else response.iter_raw()):
             if stop.is_set():
                 raise InterruptedTransferError
             partial.append(chunk)
@@ -321,7 +379,11 @@ def _broken_off(error: Exception, partial: _Partial) -> HubError | None:
     if hasattr(error, "response") or not is_transient(error):
         return None
     done, size = amount(partial.position), "" if partial.size is None else f" of {amount(partial.size)}"
+    what = (
+        "the server all but stopped sending"
+        if isinstance(error, SlowAnswerError)
+        else "the connection broke off"
+    )
     return HubError(
-        f"{partial.file.name}: the connection broke off at {done}{size}: "
-        "run the same command again, it goes on from there"
+        f"{partial.file.name}: {what} at {done}{size}: run the same command again, it goes on from there"
     )

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from converter.errors import HubError
-from converter.hub.connection import Connection, http_library
+from converter.hub.connection import Connection, SlowAnswerError, http_library
 from converter.names import PUBLISHED_SIZES, Source, printable
 
 _LOGIN = "set HF_TOKEN or run `hf auth login`"
@@ -91,6 +91,8 @@ def _status(response: Any, source: Source, connection: Connection) -> str:
 
 def _network(error: Exception) -> str | None:
     library = http_library()
+    if isinstance(error, SlowAnswerError):
+        return "it all but stopped sending: try again later"
     if isinstance(error, library.ProxyError):
         return "the proxy refuses: check HTTPS_PROXY"
     if isinstance(error, library.ConnectTimeout):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,10 +16,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-_BESIDE_WEIGHTS = re.compile(
+_DESCRIPTION = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)|LICENSE(\.txt|\.md)?"
+    r"|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
 )
+_LICENCE = re.compile(r"LICENSE(\.txt|\.md)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FOLDER = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
@@ -60,6 +62,25 @@ class Listing:
     repo: str
     commit: str
     files: dict[str, RemoteFile]
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` can be the digest of a content."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def content_digest(digest: str | None, size: int | None) -> hashlib._Hash:
+    """A hash of the kind of ``digest`` (SHA-256 if there is none) for a content of ``size`` bytes."""
+    if digest is None or len(digest) == 64:
+        return hashlib.sha256()
+    return git_digest(size)
+
+
+def git_digest(size: int | None) -> hashlib._Hash:
+    """The hash that git names a content of ``size`` bytes by, which is still to be added."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    digest.update(b"blob %d\0" % (size or 0))
+    return digest
 
 
 def read_listing(document: object, repo: str) -> Listing:
@@ -106,7 +127,7 @@ def model_files(names: Collection[str], index: str | None, repo: str) -> set[str
     whether in `names` or not: the shards that the index names, else `model.safetensors`. Raises HubError
     when the index is damaged.
     """
-    beside = {name for name in names if _BESIDE_WEIGHTS.fullmatch(name)}
+    beside = {name for name in names if is_description(name) or _LICENCE.fullmatch(name)}
     return beside | ({SINGLE} if index is None else {INDEX} | _shards(index, repo))
 
 
@@ -121,13 +142,18 @@ def _listed_file(sibling: object, repo: str) -> RemoteFile:
     return RemoteFile(
         name,
         size if type(size) is int and size >= 0 else None,
-        digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None,
+        digest if isinstance(digest, str) and is_digest(digest) else None,
     )
 
 
 def _is_safe(name: str) -> bool:
     unsafe_part = any(part in ("", ".", "..") for part in name.split("/"))
     return name.isprintable() and not unsafe_part and not set(name).intersection('\\:"<>|?*')
+
+
+def is_description(name: str) -> bool:
+    """Whether a file says what a model is: configuration, tokenizer or chat template."""
+    return _DESCRIPTION.fullmatch(name) is not None
 
 
 def is_weights(name: str) -> bool:

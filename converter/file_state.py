@@ -1,0 +1,72 @@
+"""What a file was when it was looked at, by which a change shows later."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """Which file a name led to, its length, and its times in nanoseconds.
+
+    ``modified`` can be set by any program; ``changed`` is the system's own and also moves when a file is
+    replaced and put back.
+    """
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+
+
+def state_of(path: Path) -> FileState | None:
+    """The state of a regular file, by way of links; ``None`` if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return FileState(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The files of a ``directory``, by name, as they were before any of them was read."""
+
+    directory: Path
+    before: Mapping[str, FileState]
+
+    def check(self, names: Iterable[str]) -> None:
+        """Raise ``CheckpointError`` if one of ``names`` is not what it was, has come or has gone."""
+        for name in sorted(set(names)):
+            if state_of(self.directory / name) != self.before.get(name):
+                raise CheckpointError(
+                    f"{self.directory / name}: changed while it was read: run the same command again"
+                )
+
+    def names(self) -> Collection[str]:
+        """Every name that the directory had, or has."""
+        return {*self.before, *_names(self.directory)}
+
+
+def watch(directory: Path, earlier: Mapping[str, FileState] | None = None) -> Watch:
+    """Begin to watch a directory's files; ``earlier`` are states of some that were read before."""
+    states = {name: state_of(directory / name) for name in _names(directory)}
+    found = {name: state for name, state in states.items() if state is not None}
+    return Watch(directory, {**found, **(earlier or {})})
+
+
+def _names(directory: Path) -> list[str]:
+    """What lies in a directory; nothing if it cannot be read, which whoever opens it will say."""
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
