@@ -82,6 +82,12 @@ def test_the_manifest_has_the_plan_and_every_file(nine):
         assert hashlib.sha256((nine / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
 
 
+def test_an_output_with_assets_elsewhere_is_as_its_manifest_says(nine):
+    from converter.verification import verify
+
+    assert verify(nine).findings == []
+
+
 def test_the_model_that_is_kept_is_that_of_the_bundle(nine):
     bundle, model = ((nine / "litert" / f"gemma4-9b{end}").read_bytes() for end in (".litertlm", ".tflite"))
     assert model[4:8] == b"TFL3"
