@@ -4,10 +4,10 @@
     python -m fuzzing --format gguf --seconds 600 --seed 7
 
 A reader either reads a file or raises a ``QatconvertError`` of one printable line, within a limit of time
-and of memory; anything else is a failure, whose files are kept. A case is known by format, seed and index, so
-that the same command gives the same cases: ``--first 1234 --cases 1`` runs one of them again.
+and of memory; anything else is a failure, whose files are kept. A case is known by format, seed and index:
+the same command gives the same cases, and ``--first 1234 --cases 1`` runs one of them again.
 
-There is one module for each format, with a ``FORMAT``; ``fuzzing.trial`` runs cases in a child process, so that
+There is one module for each format, with a ``FORMAT``; ``fuzzing.trial`` runs cases in a child process, where
 a crash, a hang or a lack of memory is noticed too.
 """
 
@@ -30,8 +30,8 @@ NAMES = ("safetensors", "documents", "gguf", "onnx", "litert")
 class Format:
     """One format.
 
-    ``write(directory)`` writes right files, ``damage(files, random)`` gives those of them that a case changes,
-    and ``read(directory)`` reads all that the program reads of such files.
+    ``write(directory)`` writes right files, ``damage(files, random)`` gives those of them that a case
+    changes, and ``read(directory)`` reads all that the program reads of such files.
     """
 
     name: str
