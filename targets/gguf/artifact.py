@@ -15,11 +15,13 @@ from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.weight import Weight
+from targets.gguf.comparison import MODELFILE, differences
 from targets.gguf.generation import add_generation
 from targets.gguf.header import Header, file_names, groups, write_header
 from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
 from targets.gguf.limits import check
 from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
+from targets.gguf.options import HUB, inferred_options
 from targets.gguf.packing import BLOCK, row_bytes
 from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import (
@@ -34,7 +36,7 @@ from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
 from targets.off_lattice import off_lattice_warnings
 from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
-from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -44,7 +46,6 @@ _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _GENERAL: Final = ("license", "repo", "revision")
 #: Options that concern the Modelfile alone.
 _MODELFILE: Final = ("system", "licenses", "num_ctx")
-MODELFILE: Final = "ollama/Modelfile"
 
 
 class GgufTarget:
@@ -155,6 +156,18 @@ class GgufTarget:
         ``CheckpointError`` for a damaged file."""
         return describe(artifact, checkpoint)
 
+    def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
+        """See ``targets.plan.Target``. Options of the Modelfile are not inferred."""
+        return inferred_options(artifact, checkpoint)
+
+    def differences(
+        self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
+    ) -> Sequence[Difference]:
+        """See ``targets.plan.Target``. How a model is split into files decides nothing; the Modelfile is
+        compared where the artifact lies in a directory ``gguf`` beside ``ollama``."""
+        header, text = _metadata(checkpoint, plan), _modelfile(checkpoint, plan)
+        return differences(artifact, checkpoint, plan, header, text, progress)
+
 
 def modelfile(
     path: str,
@@ -219,7 +232,7 @@ def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
     if license := options.get("license"):
         header.add_license(str(license))
     if repo := options.get("repo"):
-        url = f"https://huggingface.co/{repo}"
+        url = f"{HUB}/{repo}"
         header.add_source_repo_url(url)
         if revision := options.get("revision"):
             header.add_source_url(f"{url}/tree/{revision}")

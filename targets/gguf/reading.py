@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from converter.checkpoint import Checkpoint
 from converter.document import open_at_once
 from converter.errors import CheckpointError
+from converter.weight import Weight
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
+from targets.gguf.packing import FROM_FLOATS
+from targets.gguf.writing import encode
 from targets.plan import StoredTensor
 
 _SPLIT: Final = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
@@ -30,7 +33,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """
     found = {
         tensor.name: (file, tensor)
-        for file in map(_File, split_files(artifact))
+        for file in map(File, split_files(artifact))
         for tensor in read_contents(file.path)[1]
     }
     names = tensor_names(checkpoint.architecture, checkpoint.weights)
@@ -51,11 +54,12 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             shape=weight.shape,
             bytes=tensor.bytes,
             floats=_Rows(file, tensor, np.float32(offset)),
+            rule=_Rule(weight, tensor, offset) if tensor.type.name in FROM_FLOATS else None,
         )
     return stored
 
 
-class _File:
+class File:
     """A file that is open as long as a tensor of it is used; read by positioned reads, never mapped."""
 
     def __init__(self, path: Path) -> None:
@@ -67,6 +71,7 @@ class _File:
         weakref.finalize(self, os.close, self._handle)
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        """``count`` bytes from byte ``offset`` on; raises ``CheckpointError`` if there are fewer."""
         data = bytearray()
         while len(data) < count:
             try:
@@ -82,7 +87,7 @@ class _File:
 class _Rows:
     """Dequantised rows of one tensor, minus a constant."""
 
-    def __init__(self, file: _File, tensor: Tensor, taken: np.float32) -> None:
+    def __init__(self, file: File, tensor: Tensor, taken: np.float32) -> None:
         self._file = file
         self._tensor = tensor
         self._taken = taken
@@ -92,16 +97,31 @@ class _Rows:
         size = self._tensor.bytes // self._rows
         data = self._file.read(self._tensor.offset + start * size, (stop - start) * size)
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
-                values: NDArray[np.float32] = gguf.quants.dequantize(
-                    data.reshape(-1, size), self._tensor.type
-                )
+            return _dequantised(data.reshape(-1, size), self._tensor, self._taken)
         except NotImplementedError as error:
             raise CheckpointError(
                 f"{self._file.path}: tensor {self._tensor.name} has type {self._tensor.type.name}, "
                 "which gguf-py cannot dequantise"
             ) from error
-        return values - self._taken if self._taken else values.astype(np.float32, copy=False)
+
+
+class _Rule:
+    """Rows of a weight as this target stores them in the type of a tensor, dequantised in the same way."""
+
+    def __init__(self, weight: Weight, tensor: Tensor, offset: float) -> None:
+        self._weight = weight
+        self._tensor = tensor
+        self._offset = offset
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.float32]:
+        data, _ = encode(self._weight, self._tensor.type.name, start, stop, self._offset)
+        return _dequantised(data.reshape(stop - start, -1), self._tensor, np.float32(self._offset))
+
+
+def _dequantised(data: NDArray[np.uint8], tensor: Tensor, taken: np.float32) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
+        values: NDArray[np.float32] = gguf.quants.dequantize(data, tensor.type)
+    return values - taken if taken else values.astype(np.float32, copy=False)
 
 
 def split_files(path: Path) -> list[Path]:
