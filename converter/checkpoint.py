@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -12,7 +13,7 @@ import numpy as np
 from converter.architecture import Architecture, read_architecture
 from converter.document import read_object, shown
 from converter.errors import CheckpointError
-from converter.shards import Shards, SourceTensor, open_shards
+from converter.shards import INDEX, SINGLE, Shards, SourceTensor, open_shards, read_index
 from converter.stored import find_format
 from converter.tokenizer import Tokenizer, read_tokenizer
 from converter.weight import Weight
@@ -40,7 +41,8 @@ class Checkpoint:
 
     ``format`` is the stored format's name, ``config`` is ``config.json`` as read. ``weights`` maps
     canonical names to the text model's weights, in model order; ``left_out`` lists every other tensor.
-    ``files`` are all files that were read.
+    ``files`` are all files that were read. A checkpoint of which only the description was read has no
+    ``weights``.
     """
 
     path: Path
@@ -87,6 +89,43 @@ def open_checkpoint(path: Path) -> Checkpoint:
         tokenizer=tokenizer,
         files=(path / "config.json", *shards.files, *tokenizer.files),
     )
+
+
+def open_description(path: Path) -> Checkpoint:
+    """Open what describes the checkpoint in a directory, which need not have its weights yet: configuration,
+    tokenizer, and the names of its tensors if they have an index.
+
+    Raises ``CheckpointError`` for what would make ``open_checkpoint`` fail, as far as it shows there.
+    """
+    config = read_object(path / "config.json")
+    stored, architecture = find_format(config), read_architecture(config)
+    tokenizer = read_tokenizer(path, architecture.vocabulary)
+    files = [path / "config.json", *tokenizer.files]
+    if os.path.lexists(path / INDEX) and not os.path.lexists(path / SINGLE):
+        _check_index(path / INDEX, architecture)
+        files.append(path / INDEX)
+    return Checkpoint(
+        path=path,
+        format=stored.name,
+        config=config,
+        architecture=architecture,
+        weights={},
+        left_out=(),
+        tokenizer=tokenizer,
+        files=tuple(files),
+    )
+
+
+def _check_index(index: Path, architecture: Architecture) -> None:
+    """Refuse an index without a tensor that the architecture needs, or with one that it has no place for."""
+    listed = [name for name in read_index(index) if _outside(name, architecture) is None]
+    names = {canonical_name(name, architecture): name for name in listed}
+    if _HEAD in names and architecture.tied_head:
+        names.setdefault(_EMBEDDING, names.pop(_HEAD))  # either serves as both
+    _check_complete(str(index), architecture, names)
+    for name, source in names.items():
+        if name not in architecture.tensors and name not in architecture.unused:
+            raise _unexpected(f"{index}: tensor {shown(source)}", architecture)
 
 
 Sorted = tuple[dict[str, SourceTensor], tuple[LeftOut, ...], Architecture]
@@ -160,14 +199,8 @@ def _same(one: SourceTensor, other: SourceTensor) -> bool:
 
 def _check(shards: Shards, architecture: Architecture, weights: Mapping[str, Weight]) -> None:
     """Every expected tensor is there and has the shape that the configuration asks for."""
+    _check_complete(str(shards.files[0]), architecture, weights)
     for name, shape in architecture.tensors.items():
-        if name not in weights:
-            missing = sum(1 for one in architecture.tensors if one not in weights) - 1
-            more = f" and {missing} more" if missing else ""
-            raise CheckpointError(
-                f"{shards.files[0]}: tensor {name!r}{more} is missing; "
-                f"config.json describes a {architecture.model_type} of {len(architecture.layers)} layers"
-            )
         weight = weights[name]
         if weight.shape != shape:
             source = shards.tensors.get(weight.source)
@@ -177,14 +210,28 @@ def _check(shards: Shards, architecture: Architecture, weights: Mapping[str, Wei
             )
 
 
+def _check_complete(where: str, architecture: Architecture, names: Container[str]) -> None:
+    missing = [name for name in architecture.tensors if name not in names]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{where}: tensor {missing[0]!r}{more} is missing; "
+            f"config.json describes a {architecture.model_type} of {len(architecture.layers)} layers"
+        )
+
+
+def _unexpected(where: str, architecture: Architecture) -> CheckpointError:
+    return CheckpointError(
+        f"{where} is unexpected: config.json describes a {architecture.model_type} of "
+        f"{len(architecture.layers)} layers without it"
+    )
+
+
 def _unused(architecture: Architecture, name: str, tensor: SourceTensor) -> LeftOut:
     """A text tensor that went into no weight: one that the architecture does without, or an error."""
     reason = architecture.unused.get(name)
     if reason is None:
-        raise CheckpointError(
-            f"{tensor.where} is unexpected: config.json describes a {architecture.model_type} of "
-            f"{len(architecture.layers)} layers without it"
-        )
+        raise _unexpected(tensor.where, architecture)
     return _left_out(tensor, reason)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, QatconvertError
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +40,41 @@ def state_of(path: Path) -> FileState | None:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The files of a ``directory``, by name, as they were before any of them was read."""
+    """The files of a ``directory``, by name, as they were ``before`` any of them was read. Those that
+    ``matter`` by their name must stay what they are."""
 
     directory: Path
     before: Mapping[str, FileState]
+    matter: Callable[[str], bool]
 
-    def check(self, names: Iterable[str]) -> None:
-        """Raise ``CheckpointError`` if one of ``names`` is not what it was, has come or has gone."""
-        for name in sorted(set(names)):
+    def check(self, files: Iterable[Path] = ()) -> None:
+        """Raise ``CheckpointError`` if a file that matters, or one of ``files``, is not what it was, has come
+        or has gone."""
+        listed = filter(self.matter, [*self.before, *_names(self.directory)])
+        for name in sorted({*listed, *(file.name for file in files)}):
             if state_of(self.directory / name) != self.before.get(name):
                 raise CheckpointError(
                     f"{self.directory / name}: changed while it was read: run the same command again"
                 )
 
-    def names(self) -> Collection[str]:
-        """Every name that the directory had, or has."""
-        return {*self.before, *_names(self.directory)}
+    @contextmanager
+    def around(self, files: Iterable[Path] = ()) -> Iterator[None]:
+        """Check after work that reads the files, also when it failed: the change is then the cause."""
+        try:
+            yield
+        except QatconvertError:
+            self.check(files)
+            raise
+        self.check(files)
 
 
-def watch(directory: Path, earlier: Mapping[str, FileState] | None = None) -> Watch:
+def watch(
+    directory: Path, matter: Callable[[str], bool], earlier: Mapping[str, FileState] | None = None
+) -> Watch:
     """Begin to watch a directory's files; ``earlier`` are states of some that were read before."""
     states = {name: state_of(directory / name) for name in _names(directory)}
     found = {name: state for name, state in states.items() if state is not None}
-    return Watch(directory, {**found, **(earlier or {})})
+    return Watch(directory, {**found, **(earlier or {})}, matter)
 
 
 def _names(directory: Path) -> list[str]:

@@ -25,11 +25,12 @@ def inspect(
     ``TargetError``.
     """
     checkpoint = model.checkpoint
-    plans = [
-        find_target(name).plan(checkpoint, model.source.name, options or {}, progress)
-        for name in targets or known_targets()
-    ]
-    surveys = _survey_all(list(checkpoint.weights.values()), progress)
+    with model.unchanged():
+        plans = [
+            find_target(name).plan(checkpoint, model.source.name, options or {}, progress)
+            for name in targets or known_targets()
+        ]
+        surveys = _survey_all(list(checkpoint.weights.values()), progress)
     return {
         "schema": 1,
         "model": model.source.name,

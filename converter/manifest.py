@@ -75,19 +75,23 @@ class Digests:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="sha256")
         self._digests: dict[Path, Future[str]] = {}
+        self._known: dict[Path, str] = {}
         self._stop = Event()
 
     def add(self, files: Iterable[Path]) -> None:
         """Begin with ``files``, as far as they have not begun yet."""
         for path in files:
-            if path not in self._digests:
+            if path in self._digests:
+                continue
+            if path in self._known:
+                self._digests[path] = Future()
+                self._digests[path].set_result(self._known[path])
+            else:
                 self._digests[path] = self._pool.submit(sha256, path, self._stop)
 
     def know(self, digests: Mapping[Path, str]) -> None:
-        """Take over the SHA-256 of files that were read whole before."""
-        for path, digest in digests.items():
-            self._digests[path] = Future()
-            self._digests[path].set_result(digest)
+        """The SHA-256 of files that were read whole already, should they be added."""
+        self._known.update(digests)
 
     def entries(self, root: Path) -> list[dict[str, object]]:
         """``{"path", "bytes", "sha256"}`` per file below ``root``, sorted by path; waits for the digests.

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from converter import manifest, output
 from converter.errors import QatconvertError, UsageError
+from converter.file_state import Watch, watch
+from converter.hub.repository import is_description
 from converter.memory import check_memory
 from converter.names import Source, one_line, printable, resolve
-from converter.shards import open_shards
+from converter.shards import SINGLE, open_shards
 from targets.plan import (
     Plan,
     Progress,
@@ -27,22 +29,52 @@ from targets.plan import (
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.hub import Check
     from validation.preparation import Prepared
     from validation.validation import Proof
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a model lie. ``watch`` began before any was read; of a repository, ``revision`` is
+    the commit and ``checks`` says how each file was compared with what the Hub lists."""
+
+    source: Source
+    path: Path
+    watch: Watch
+    revision: str | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+    def known(self) -> dict[Path, str]:
+        """The SHA-256 of files that are known by comparing them."""
+        digests = {self.path / name: check.digest for name, check in self.checks.items()}
+        return {path: digest for path, digest in digests.items() if digest and len(digest) == 64}
 
 
 @dataclass(frozen=True)
 class Model:
     """An opened checkpoint and where it came from."""
 
-    source: Source
+    place: Place
     checkpoint: Checkpoint
-    revision: str | None = None
+
+    @property
+    def source(self) -> Source:
+        """What the model's name meant."""
+        return self.place.source
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Around work that reads the checkpoint: raises ``CheckpointError`` if one of its files changed."""
+        return self.place.watch.around(self.checkpoint.files)
+
+    def check_unchanged(self) -> None:
+        """Raise ``CheckpointError`` if a file changed since the model was opened, or before."""
+        self.place.watch.check(self.checkpoint.files)
 
     def record(self) -> dict[str, object]:
         """The source as reports and manifests name it: repository and commit, or a directory's own name."""
         path = printable(self.source.path.name) if self.source.path else None
-        return {"repo": self.source.repo, "revision": self.revision, "path": path}
+        return {"repo": self.source.repo, "revision": self.place.revision, "path": path}
 
 
 @dataclass(frozen=True)
@@ -78,28 +110,61 @@ class Outcome:
         return 1 if self.errors else 0 if self.passed else 3
 
 
-def open_model(name: str, *, offline: bool = False, progress: Progress = no_progress) -> Model:
+def open_model(
+    name: str,
+    *,
+    offline: bool = False,
+    targets: Sequence[Target] = (),
+    options: Mapping[str, object] | None = None,
+    progress: Progress = no_progress,
+) -> Model:
     """Resolve ``name``, download it if it is a repository, and open its checkpoint.
 
-    Raises ``UsageError``, ``HubError`` or ``CheckpointError``.
+    A repository whose description shows already that it cannot be read, or not be held by one of ``targets``
+    with ``options``, is refused before its weights are downloaded. Raises ``UsageError``, ``HubError``,
+    ``CheckpointError`` or ``TargetError``.
     """
-    source, path, revision = _locate(name, offline, progress)
-    return _open(source, path, revision)
-
-
-def _locate(name: str, offline: bool, progress: Progress) -> tuple[Source, Path, str | None]:
-    """Source, directory and commit of a model, downloaded if it is a repository."""
     source = resolve(name)
+    return _open(_local(source) or _download(source, offline, targets, options or {}, progress))
+
+
+def _local(source: Source) -> Place | None:
+    """A directory's files; ``None`` for a repository."""
     if source.kind == "gguf":
-        raise UsageError(f"{name} is a GGUF file already; give the checkpoint that it was made from")
-    if source.path is not None:
-        return source, source.path, None
+        raise UsageError(f"{source.path} is a GGUF file already; give the checkpoint that it was made from")
+    return None if source.path is None else Place(source, source.path, watch(source.path, _matters))
+
+
+def _download(
+    source: Source,
+    offline: bool,
+    targets: Sequence[Target],
+    options: Mapping[str, object],
+    progress: Progress,
+) -> Place:
+    """A repository's files, once its description is found to be what the targets can hold."""
+    from converter.checkpoint import open_description
     from converter.hub import download
 
+    def examine(folder: Path) -> None:
+        described = open_description(folder)
+        for target in targets:
+            target.check_model(described, options)
+
     snapshot = download(
-        source, offline=offline, progress=lambda done, total: progress("download", done, total)
+        source,
+        offline=offline,
+        examine=examine,
+        progress=lambda done, total: progress("download", done, total),
     )
-    return source, snapshot.path, snapshot.revision
+    compared = {name: check.state for name, check in snapshot.checks.items()}
+    watched = watch(snapshot.path, _matters, compared)
+    return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
+
+
+def _matters(name: str) -> bool:
+    """Whether a file may be read, by us or by transformers, which takes one in place of shards."""
+    return is_description(name) or name == SINGLE
 
 
 def convert(
@@ -117,19 +182,27 @@ def convert(
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
         source = resolve(conversion.model)
-        if source.path is not None and source.kind != "gguf":
-            digests.add(open_shards(source.path).files)
+        place = _local(source)
+        if place is not None:
+            digests.add(_shard_files(place))
         targets = [find_target(name) for name in names]
         check_installed(targets)
         for target in targets:
             target.check(conversion.options)
         if conversion.validation is not None:
             _check_validation(names, conversion.validation)
-        source, path, revision = _locate(conversion.model, conversion.offline, progress)
-        digests.add(open_shards(path).files)
-        model = _open(source, path, revision)
+        if place is None:
+            place = _download(source, conversion.offline, targets, conversion.options, progress)
+            digests.know(place.known())
+            digests.add(_shard_files(place))
+        model = _open(place)
         digests.add(model.checkpoint.files)
         return _convert(conversion, model, targets, destination, digests, progress, warn)
+
+
+def _shard_files(place: Place) -> Sequence[Path]:
+    with place.watch.around():
+        return open_shards(place.path).files
 
 
 def _check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -142,10 +215,13 @@ def _check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> No
     read_passages(settings.get("text"))
 
 
-def _open(source: Source, path: Path, revision: str | None) -> Model:
+def _open(place: Place) -> Model:
     from converter.checkpoint import open_checkpoint
 
-    return Model(source, open_checkpoint(path), revision)
+    with place.watch.around():
+        model = Model(place, open_checkpoint(place.path))
+    model.check_unchanged()
+    return model
 
 
 def _convert(
@@ -158,7 +234,8 @@ def _convert(
     warn: Callable[[str], None],
 ) -> Outcome:
     options = {**model.record(), **conversion.options}
-    plans = [target.plan(model.checkpoint, model.source.name, options, progress) for target in targets]
+    with model.unchanged():
+        plans = [target.plan(model.checkpoint, model.source.name, options, progress) for target in targets]
     pairs = list(zip(targets, plans, strict=True))
     notes = [model.source.note] if model.source.note else []
     for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):
@@ -179,11 +256,13 @@ def _convert(
             prepared = stack.enter_context(_prepare(model, settings, plans, progress))
             _check_context(plans, prepared)
         scratch = stack.enter_context(output.scratch_directory(destination))
-        told = _write(model, pairs, scratch, progress, warn)
+        with model.unchanged():
+            told = _write(model, pairs, scratch, progress, warn)
         changing = {scratch / plan.artifacts[0] for target, plan in pairs if target.choices(plan)}
         digests.add(path for path in manifest.files_of(scratch) if path not in changing)
-        report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
-        _record(_options(conversion), model, plans, choices, report, digests, scratch)
+        with model.unchanged():  # the last of it is read here, by children too
+            report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
+            _record(_options(conversion), model, plans, choices, report, digests, scratch)
         output.publish(scratch, destination)
     errors = _errors(report)
     for target, plan in pairs:
@@ -307,25 +386,24 @@ def _measure(
     artifact: Path,
     scratch: Path | None,
     progress: Progress,
-    digests: manifest.Digests | None = None,
+    digests: manifest.Digests,
     choices: Sequence[Mapping[str, object]] = (),
 ) -> Proof:
     """The measured part of a target's entry. Temporary files lie in ``scratch``, where there is room for
     models, and are gone when this returns."""
     from validation.validation import prove
 
-    identity = model.record()
-    if digests is not None:
-        identity["files"] = [entry["sha256"] for entry in digests.entries(model.checkpoint.path)]
+    files = digests.entries(model.checkpoint.path)
     return prove(
         prepared,
         plan.target,
         artifact,
         plan,
         choices=choices,
-        source=identity,
+        source={"files": [entry["sha256"] for entry in files]},
         scratch=scratch,
-        settle=digests.wait if digests is not None else lambda: None,
+        settle=digests.wait,
+        unchanged=model.check_unchanged,
         progress=progress,
     )
 
@@ -373,18 +451,23 @@ def validate(
     values = sum(weight.size for weight in model.checkpoint.weights.values())
     plan, options = _converted(target, artifact, model, progress)
     with ExitStack() as stack:
+        digests = stack.enter_context(closing(manifest.Digests()))
+        digests.know(model.place.known())
+        digests.add(model.checkpoint.files)
         accepted = {"off_lattice": options.off_lattice, **(settings or {})}
         prepared = stack.enter_context(_prepare(model, accepted, [plan], progress))
         _check_context([plan], prepared)
         scratch = None
         if output_directory is not None:
             scratch = stack.enter_context(output.scratch_directory(output_directory))
+        with model.unchanged():
+            proof = _measure(prepared, model, plan, artifact, scratch, progress, digests)
         entry = {
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),
             "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
             "options": {"from": options.origin, **plan.options},
-            **_measure(prepared, model, plan, artifact, scratch, progress).entry,
+            **proof.entry,
         }
         report = _assemble(model, prepared, {target.name: entry})
         if output_directory is not None and scratch is not None:
@@ -453,6 +536,14 @@ def _options(conversion: Conversion) -> dict[str, object]:
     return {"validation": recorded}
 
 
+def _source_files(model: Model, digests: manifest.Digests) -> list[dict[str, object]]:
+    """Every file of the checkpoint, and how it was compared with what the Hub lists: by its ``sha256``, by
+    its blob id of ``git``, or (``None``: a directory, or a server without digests) not at all."""
+    kinds = {name: check.kind for name, check in model.place.checks.items()}
+    files = digests.entries(model.checkpoint.path)
+    return [{**entry, "verified": kinds.get(str(entry["path"]))} for entry in files]
+
+
 def _record(
     options: Mapping[str, object],
     model: Model,
@@ -474,7 +565,7 @@ def _record(
         options,
         model.checkpoint,
         model.record(),
-        digests.entries(model.checkpoint.path),
+        _source_files(model, digests),
         targets,
         digests.entries(scratch),
     )

@@ -188,14 +188,18 @@ def _nothing_to_read(directory: Path) -> CheckpointError:
     return CheckpointError(f"{directory}: holds no checkpoint (neither {SINGLE} nor {INDEX})")
 
 
-def _open_index(directory: Path) -> Shards:
-    index = directory / INDEX
+def read_index(index: Path) -> dict[str, str]:
+    """The file of every tensor, by name, as ``model.safetensors.index.json`` says; raises
+    ``CheckpointError``."""
     weight_map = Settings(read_object(index, _INDEX_BYTES), str(index)).section("weight_map")
     if not weight_map or not weight_map.values:
         raise CheckpointError(f"{index}: has no weight_map")
-    expected: dict[str, str] = {}
-    for name, file in weight_map.values.items():
-        expected[name] = _shard_name(index, name, file)
+    return {name: _shard_name(index, name, file) for name, file in weight_map.values.items()}
+
+
+def _open_index(directory: Path) -> Shards:
+    index = directory / INDEX
+    expected = read_index(index)
     tensors: dict[str, SourceTensor] = {}
     files = [index]
     for file in sorted(set(expected.values())):

@@ -154,6 +154,11 @@ class Target(Protocol):
         """Raise ``UsageError`` for options that are wrong whatever the model is, or that need what is not
         installed; called before a model is downloaded or opened."""
 
+    def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
+        """Raise ``TargetError`` for a model that the runtime cannot hold, ``UsageError`` for options that do
+        not fit it and ``CheckpointError`` for a damaged file, as far as configuration, tokenizer and the
+        files beside them tell: ``checkpoint`` may be without its weights. ``plan`` raises the same."""
+
     def plan(
         self,
         checkpoint: Checkpoint,

@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,17 +65,19 @@ def reference_logits(
     cache: Path | None = None,
     max_memory: int | None = None,
     batch_bytes: int | None = None,
+    unchanged: Callable[[], object] = lambda: None,
     progress: Progress = lambda done, total: None,
 ) -> NDArray[np.float32]:
     """Logits of ``model`` for every position of ``sequences``, of each from its index in ``firsts`` on
     (default: all): a float32 map ``[positions, vocabulary]``.
 
-    ``source`` identifies the checkpoint (commit, or file hashes); ``cache`` is the directory of the cache,
+    ``source`` identifies the checkpoint by the digests of its files; ``cache`` is the directory of the cache,
     ``None`` for none; ``scratch`` holds what is not cached and must outlive the result; ``worker`` is a
     ``reference_worker``, which is not asked for what is cached. ``max_memory`` in
     bytes limits the weights kept in memory, the rest stays on disk; ``batch_bytes`` then limits the logits of
-    one pass (default: 1 GiB). Raises ``UsageError`` for an unknown
-    ``dtype`` and ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
+    one pass (default: 1 GiB). ``unchanged`` raises if the checkpoint is not what ``source`` says any more:
+    such logits are not kept. Raises ``UsageError`` for an unknown ``dtype`` and
+    ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
     """
     check_dtype(dtype)
     starts = list(firsts or [0] * len(sequences))
@@ -89,6 +91,11 @@ def reference_logits(
     fresh = (kept or scratch) / f"{key}.{os.getpid()}.npy"
     options = {"dtype": dtype, "max_memory": max_memory, "batch_bytes": batch_bytes}
     _compute(model, sequences, starts, fresh, worker, options, progress)
+    try:
+        unchanged()
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
     return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
 
 

@@ -102,6 +102,7 @@ def prove(
     source: Mapping[str, object] | None = None,
     scratch: Path | None = None,
     settle: Callable[[], object] = lambda: None,
+    unchanged: Callable[[], object] = lambda: None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Proof:
     """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates; a gate that
@@ -112,10 +113,11 @@ def prove(
     is about; without, the artifact is run as it was written. ``settle`` is called before the runtime is:
     whoever has other work going on waits for its end there, since speed is measured.
 
-    ``source`` identifies the checkpoint for the cache of reference logits: a mapping with ``files``
-    (digests); otherwise its files are hashed. Temporary files go to a directory in ``scratch`` that is gone
-    at the end (default: where ``TMPDIR`` says). Raises ``ValidationError`` for what cannot be run or
-    measured.
+    ``source`` identifies the checkpoint for the cache of reference logits: a mapping with the digests of its
+    ``files``; otherwise they are hashed. A commit does not, as files can be damaged. ``unchanged`` raises if
+    a file is not what was hashed any more: logits that were computed of it are not kept. Temporary files go
+    to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises
+    ``ValidationError`` for what cannot be run or measured.
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
     runner = find_runner(target)
@@ -131,6 +133,7 @@ def prove(
             dtype=settings.reference_dtype,
             cache=settings.cache or default_cache(),
             max_memory=settings.max_memory,
+            unchanged=unchanged,
             progress=stage_of(progress, "reference"),
         )
         bench = _Bench(prepared, target, runner, plan, reference, Path(name), progress)
@@ -444,7 +447,7 @@ def _number(value: float) -> float | None:
 def _identity(
     checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: Callable[[int, int], None]
 ) -> dict[str, object]:
-    """What tells this checkpoint from every other: repository and commit, or the digests of its files."""
+    """What tells this checkpoint from every other: the digests of its files."""
     if source and source.get("files") is not None:
         return {"files": source["files"]}
     files = sorted(checkpoint.files)

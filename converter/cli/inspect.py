@@ -44,10 +44,13 @@ def command(
     from converter.cli.console import progress_bars, warn
     from converter.inspection import inspect
     from converter.pipeline import open_model
+    from targets.plan import find_target, known_targets
 
     with progress_bars(quiet) as progress:
-        opened = open_model(model, offline=offline, progress=progress)
-        found = inspect(opened, targets, target_options(settings), progress)
+        options = target_options(settings)
+        planned = [find_target(name) for name in targets or known_targets()]
+        opened = open_model(model, offline=offline, targets=planned, options=options, progress=progress)
+        found = inspect(opened, targets, options, progress)
         if opened.source.note:
             warn(opened.source.note)
     if as_json:

@@ -37,6 +37,7 @@ from targets.gguf.writing import write_data
 from targets.off_lattice import off_lattice_warnings
 from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
 from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.sampling import read_suppressed
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -64,6 +65,15 @@ class GgufTarget:
         off_lattice_option(options)
         split_limit(options)
 
+    def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``."""
+        architecture = checkpoint.architecture
+        check(checkpoint)
+        tensor_names(architecture, architecture.tensors)
+        read_suppressed(checkpoint.path, architecture.vocabulary)
+        # a text that no Modelfile can hold is noticed here
+        write_modelfile(modelfile("../gguf", architecture, read_sampling(checkpoint.path), options))
+
     def plan(
         self,
         checkpoint: Checkpoint,
@@ -75,7 +85,7 @@ class GgufTarget:
         ``UsageError`` for a bad option."""
         off_lattice = off_lattice_option(options)
         limit = split_limit(options)
-        check(checkpoint)
+        self.check_model(checkpoint, options)
         names = tensor_names(checkpoint.architecture, checkpoint.weights)
         tensors = [_planned(weight, names[key], off_lattice) for key, weight in checkpoint.weights.items()]
         factors = rope_factors(checkpoint.architecture)
@@ -83,7 +93,7 @@ class GgufTarget:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
         kept = {key: options[key] for key in (*_GENERAL, *_MODELFILE) if options.get(key)}
         files = file_names(f"{name}-q4_0", len(groups(tensors, limit)))
-        plan = Plan(
+        return Plan(
             target=self.name,
             artifacts=tuple(f"gguf/{file}" for file in files),
             tensors=tuple(tensors),
@@ -91,8 +101,6 @@ class GgufTarget:
             companions=(MODELFILE,),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
         )
-        _modelfile(checkpoint, plan)  # a text that no Modelfile can hold is noticed here
-        return plan
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress

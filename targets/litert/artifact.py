@@ -26,6 +26,7 @@ from targets.litert.storage import (
     storage_warnings,
 )
 from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.sampling import read_sampling, read_suppressed
 from targets.writing import destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -58,6 +59,13 @@ class LitertTarget:
         """See ``targets.plan.Target``."""
         check_installed(read_options(options).npus)
 
+    def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``."""
+        fitted(read_options(options), checkpoint.architecture)
+        tokenizer_file(checkpoint.path)
+        read_sampling(checkpoint.path)
+        read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
+
     def plan(
         self,
         checkpoint: Checkpoint,
@@ -70,7 +78,7 @@ class LitertTarget:
         bad option."""
         architecture, weights = checkpoint.architecture, checkpoint.weights
         chosen = fitted(read_options(options), architecture)
-        tokenizer_file(checkpoint.path)
+        self.check_model(checkpoint, options)
         tensors = planned_tensors(
             weights,
             negative_weights(weights.values(), partial(progress, "plan litert")),

@@ -56,6 +56,11 @@ class OnnxTarget:
         """See ``targets.plan.Target``."""
         read_options(options)
 
+    def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
+        """See ``targets.plan.Target``."""
+        generation_files(checkpoint)
+        generation_warnings(checkpoint)
+
     def plan(
         self,
         checkpoint: Checkpoint,
