@@ -1,4 +1,4 @@
-"""Every seeded mistake of a derivation fails a gate, though the artifact is not compared with what is built."""
+"""Every seeded mistake fails a gate, also where the artifact is not compared with what is built."""
 
 from __future__ import annotations
 
