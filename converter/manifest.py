@@ -35,6 +35,7 @@ _LIBRARIES = (
     "onnxruntime",
     "torch",
     "transformers",
+    "xllamacpp",
 )
 
 

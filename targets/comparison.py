@@ -51,7 +51,9 @@ def differing_tensors(
             found[rows.tensor] = first, count + len(wrong)
         progress(rows.size)
     return [
-        Difference(f"tensor {name}", "the bytes that the rule makes", f"others in {count} rows, first row {first}")
+        Difference(
+            f"tensor {name}", "the bytes that the rule makes", f"others in {count} rows, first row {first}"
+        )
         for name, (first, count) in found.items()
     ]
 
@@ -62,7 +64,9 @@ def _in_order(ranges: Iterable[Rows], threads: int) -> Iterable[tuple[Rows, list
     with ThreadPoolExecutor(threads) as pool:
         running: list[tuple[Rows, Future[list[int]]]] = []
         while True:
-            running += [(rows, pool.submit(_wrong_rows, rows)) for rows in islice(waiting, 2 * threads - len(running))]
+            running += [
+                (rows, pool.submit(_wrong_rows, rows)) for rows in islice(waiting, 2 * threads - len(running))
+            ]
             if not running:
                 return
             rows, result = running.pop(0)
@@ -74,7 +78,9 @@ def _wrong_rows(rows: Rows) -> list[int]:
     for expected, stored in zip(rows.rule(), rows.stored(), strict=True):
         ours, theirs = (_by_row(array) for array in (expected, stored))
         if ours.shape != theirs.shape:
-            raise ValueError(f"{rows.tensor}: stretches of {theirs.shape} bytes where {ours.shape} are expected")
+            raise ValueError(
+                f"{rows.tensor}: stretches of {theirs.shape} bytes where {ours.shape} are expected"
+            )
         if not np.array_equal(ours, theirs):
             wrong.update(int(row) for row in np.flatnonzero((ours != theirs).any(axis=1)))
     return sorted(rows.first + row for row in wrong)

@@ -1,8 +1,8 @@
 """A GGUF file's metadata and table of tensors, read without its vocabulary and its weights.
 
 The layout is ggml's ``docs/gguf.md``, versions 2 and 3, little-endian. A file is hostile input: every length
-is checked against the bytes that are left, and arrays are skipped, not built. gguf-py's own reader builds
-them, which takes 20 s and 1.2 GB for Gemma's vocabulary.
+is checked against the bytes that are left, and arrays are skipped or kept as bytes, not built. gguf-py's own
+reader builds them, which takes 20 s and 1.2 GB for Gemma's vocabulary.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ _MOST_DIMENSIONS: Final = 4
 #: Most strings in an array, which are skipped one by one; Gemma's vocabulary has half a million merges.
 _MOST_STRINGS: Final = 1 << 23
 _LARGEST_ALIGNMENT: Final = 1 << 20
+#: Most bytes of metadata that are kept; Gemma's vocabulary takes 20 MB.
+_LARGEST_KEPT: Final = 1 << 28
+#: Bytes in which the strings of an array are looked for at once.
+_CHUNK: Final = 1 << 16
+_LENGTH: Final = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,24 @@ class Tensor:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything in a GGUF file but its weights.
+
+    ``entries`` are keys and their values as the file has them (the number of the type, then the value), in
+    order and as often as they are there. ``table_end`` is where the table of tensors ends, ``data`` where the
+    first tensor's data begin, ``size`` the file's size, all in bytes.
+    """
+
+    version: int
+    entries: tuple[tuple[str, bytes], ...]
+    metadata: Metadata
+    tensors: tuple[Tensor, ...]
+    table_end: int
+    data: int
+    size: int
+
+
 def read_metadata(path: Path) -> Metadata:
     """The metadata of a GGUF file; raises ``CheckpointError`` for a file that is none or is damaged."""
     return read_contents(path)[0]
@@ -99,25 +122,78 @@ def read_metadata(path: Path) -> Metadata:
 def read_contents(path: Path) -> tuple[Metadata, tuple[Tensor, ...]]:
     """The metadata of a GGUF file and its tensors in order; raises ``CheckpointError`` for a file that is
     none, is damaged or ends before its last tensor."""
+    contents = _read(path, keep=False)
+    return contents.metadata, contents.tensors
+
+
+def read_entries(path: Path) -> Contents:
+    """As ``read_contents``, with every value as it stands in the file, arrays too, up to a bounded size."""
+    return _read(path, keep=True)
+
+
+def _read(path: Path, keep: bool) -> Contents:
     try:
         with open(path, "rb", opener=open_at_once) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{path}: is not a regular file")
-            size = status.st_size
-            return _Reader(path, stream, size).contents()
+            return _Reader(path, stream, status.st_size, keep).contents()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
+def decoded(value: bytes, index: int | None = None) -> object:
+    """An entry's value, of an array the item at ``index``; an array without ``index``, and an item that it
+    does not have, are told by a text."""
+    kind = int.from_bytes(value[:4], "little")
+    if kind != _ARRAY:
+        return _decoded_item(kind, value, 4)
+    item, count = int.from_bytes(value[4:8], "little"), int.from_bytes(value[8:16], "little")
+    if index is None:
+        return f"array of {count}"
+    if index >= count:
+        return "nothing"
+    place = 16
+    if item in _SCALARS:
+        return _decoded_item(item, value, place + index * struct.calcsize("<" + _SCALARS[item]))
+    for _ in range(index):
+        place += 8 + _LENGTH.unpack_from(value, place)[0]
+    return _decoded_item(item, value, place)
+
+
+def _decoded_item(kind: int, value: bytes, place: int) -> object:
+    if kind in _SCALARS:
+        return struct.unpack_from("<" + _SCALARS[kind], value, place)[0]
+    length = _LENGTH.unpack_from(value, place)[0]
+    return value[place + 8 : place + 8 + length].decode("utf-8", "replace")
+
+
+def first_difference(one: bytes, other: bytes) -> int | None:
+    """Index of the first item in which the values of two entries differ, both arrays of one type of item;
+    ``None`` for other values."""
+    if one[:8] != other[:8] or int.from_bytes(one[:4], "little") != _ARRAY:
+        return None
+    counts = [int.from_bytes(value[8:16], "little") for value in (one, other)]
+    kind = int.from_bytes(one[4:8], "little")
+    size = struct.calcsize("<" + _SCALARS[kind]) if kind in _SCALARS else 0
+    place = 16
+    for index in range(min(counts)):
+        step = size or 8 + _LENGTH.unpack_from(one, place)[0]
+        if one[place : place + step] != other[place : place + step]:
+            return index
+        place += step
+    return min(counts)
+
+
 class _Reader:
-    def __init__(self, path: Path, stream: BufferedReader, size: int) -> None:
+    def __init__(self, path: Path, stream: BufferedReader, size: int, keep: bool) -> None:
         self._path = path
         self._stream = stream
         self._size = size
         self._left = size
+        self._room = _LARGEST_KEPT if keep else 0
 
-    def contents(self) -> tuple[Metadata, tuple[Tensor, ...]]:
+    def contents(self) -> Contents:
         if self._take(4) != b"GGUF":
             raise self._error("does not begin with GGUF's magic bytes")
         version = self._number("I")
@@ -125,18 +201,36 @@ class _Reader:
             raise self._error(f"GGUF version {version} is not supported (2 or 3)")
         count, entries = self._count("tensors"), self._count("metadata entries")
         values: dict[str, object] = {}
+        kept: list[tuple[str, bytes]] = []
         for _ in range(entries):
             key = self._string()
+            place = self._size - self._left
             value = self._value(self._number("I"))
             if value is not None:
                 values[key] = value
+            if self._room:
+                kept.append((key, self._again(place)))
         tensors = [self._tensor() for _ in range(count)]
+        end = self._size - self._left
         begin = self._data_begin(values.get("general.alignment", gguf.GGUF_DEFAULT_ALIGNMENT))
         placed = tuple(replace(tensor, offset=begin + tensor.offset) for tensor in tensors)
         for tensor in placed:
             if tensor.offset + tensor.bytes > self._size:
                 raise self._error(f"the file ends before the end of tensor {tensor.name!r}")
-        return Metadata(values, *_counted(placed)), placed
+        metadata = Metadata(values, *_counted(placed))
+        return Contents(version, tuple(kept), metadata, placed, end, begin, self._size)
+
+    def _again(self, place: int) -> bytes:
+        """The bytes of a value that began at ``place``, once more."""
+        count = self._size - self._left - place
+        if count >= self._room:
+            raise self._error(f"its metadata takes more than {_LARGEST_KEPT} bytes")
+        self._room -= count
+        self._stream.seek(place)
+        data = self._stream.read(count)
+        if len(data) < count:
+            raise self._error("it has become shorter")
+        return data
 
     def _tensor(self) -> Tensor:
         """One description; its offset counts from where the data begins."""
@@ -181,10 +275,22 @@ class _Reader:
                 raise self._error("an array is longer than the file")
             if count > _MOST_STRINGS:
                 raise self._error(f"an array has {count} strings")
-            for _ in range(count):
-                self._skip(self._number("Q"))
+            self._skip_strings(count)
         else:
             raise self._error(f"an array has items of type {kind}")
+
+    def _skip_strings(self, count: int) -> None:
+        """Pass over strings in pieces: one call for each would take a second for Gemma's vocabulary."""
+        while count:
+            data = self._stream.read(min(_CHUNK, self._left))
+            place, last = 0, len(data) - 8
+            while count and place <= last:
+                place += 8 + _LENGTH.unpack_from(data, place)[0]
+                count -= 1
+            if not place or place > self._left:
+                raise self._error("the file ends too early")
+            self._left -= place
+            self._stream.seek(self._size - self._left)
 
     def _string(self) -> str:
         length = self._number("Q")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """
     found = {
         tensor.name: (file, tensor)
-        for file in map(_File, split_files(artifact))
+        for file in map(File, split_files(artifact))
         for tensor in read_contents(file.path)[1]
     }
     names = tensor_names(checkpoint.architecture, checkpoint.weights)
@@ -55,7 +56,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     return stored
 
 
-class _File:
+class File:
     """A file that is open as long as a tensor of it is used; read by positioned reads, never mapped."""
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +83,7 @@ class _File:
 class _Rows:
     """Dequantised rows of one tensor, minus a constant."""
 
-    def __init__(self, file: _File, tensor: Tensor, taken: np.float32) -> None:
+    def __init__(self, file: File, tensor: Tensor, taken: np.float32) -> None:
         self._file = file
         self._tensor = tensor
         self._taken = taken
@@ -112,3 +113,13 @@ def split_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, one of {count} files of a split model")
     return files
+
+
+def stored_tensors(artifact: Path) -> list[tuple[Tensor, File, Callable[[int, int], NDArray[np.float32]]]]:
+    """Every tensor of the model whose (first) file is ``artifact``, in order, with the file that it lies in and
+    its rows dequantised, in the file's own scale. Raises ``CheckpointError`` for a damaged file."""
+    return [
+        (tensor, file, _Rows(file, tensor, np.float32(0)))
+        for file in map(File, split_files(artifact))
+        for tensor in read_contents(file.path)[1]
+    ]
