@@ -42,6 +42,7 @@ _LIBRARIES = (
     "protobuf",
     "torch",
     "transformers",
+    "xllamacpp",
 )
 
 

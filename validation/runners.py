@@ -98,12 +98,13 @@ class Engine(Protocol):
 
 
 class Runner(Protocol):
-    """One runtime. ``extra`` installs it, ``modules`` is what must then be importable; ``engine`` is the
-    runtime's program for text, ``None`` if artifacts are not run in one; ``allowances`` are limits of gates
-    for dense models where its arithmetic costs more than the general ones allow."""
+    """One runtime. ``extra`` installs it, ``modules`` is what must then be importable, one of them where
+    several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
+    one; ``allowances`` are limits of gates for dense models where its arithmetic costs more than the general
+    ones allow."""
 
     extra: str
-    modules: tuple[str, ...]
+    modules: tuple[str | tuple[str, ...], ...]
     engine: Engine | None
     allowances: Mapping[str, float]
 
@@ -181,5 +182,6 @@ def check_provider(targets: Iterable[str], provider: str) -> None:
         find_runner(target).check_provider(provider)
 
 
-def _missing(modules: Iterable[str]) -> bool:
-    return any(find_spec(module) is None for module in modules)
+def _missing(modules: Iterable[str | tuple[str, ...]]) -> bool:
+    alternatives = ((module,) if isinstance(module, str) else module for module in modules)
+    return any(all(find_spec(module) is None for module in one_of) for one_of in alternatives)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -135,3 +136,13 @@ def split_files(path: Path) -> list[Path]:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing, one of {count} files of a split model")
     return files
+
+
+def stored_tensors(artifact: Path) -> list[tuple[Tensor, File, Callable[[int, int], NDArray[np.float32]]]]:
+    """Every tensor of the model whose (first) file is ``artifact``, in order, with the file that it lies in and
+    its rows dequantised, in the file's own scale. Raises ``CheckpointError`` for a damaged file."""
+    return [
+        (tensor, file, _Rows(file, tensor, np.float32(0)))
+        for file in map(File, split_files(artifact))
+        for tensor in read_contents(file.path)[1]
+    ]

@@ -1,8 +1,9 @@
-"""GGUF files in llama.cpp, through llama-cpp-python.
+"""GGUF files in llama.cpp, through the shared library of xllamacpp or through llama-cpp-python.
 
 llama.cpp ends its process on a failed assertion, so it runs in a child (``llamacpp_model``).
 Nothing but the weights is quantised: the KV cache is float32, and flash attention, which works in float16,
-is off. What remains is the arithmetic of its matrix kernels, which round activations to 8 bits.
+is off. What remains is the arithmetic of its matrix kernels, which round activations to 8 bits; with weights
+widened to float32 (``unrounded``) they round nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from converter.errors import ValidationError
+from converter.errors import CheckpointError, DestinationError, ValidationError
 from converter.worker import Progress, run_worker
+from targets.gguf.widening import widen, widened_bytes
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
+from validation.runtimes.llamacpp_library import MODULES, find_library
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +24,14 @@ class LlamaCpp:
     """The runner for GGUF files; see ``validation.runners.Runner``."""
 
     extra: str = "llamacpp"
-    modules: tuple[str, ...] = ("llama_cpp",)
+    modules: tuple[str | tuple[str, ...], ...] = (MODULES,)
     engine: Engine | None = None
     allowances: Mapping[str, float] = field(default_factory=dict)
 
     def check_provider(self, provider: str) -> None:
-        """Take any: this runs on the CPU, and providers are onnxruntime's."""
+        """Take any: this runs on the CPU, and providers are onnxruntime's. Raises ``UsageError`` for a library
+        that was not tested."""
+        find_library()
 
     def logits(
         self,
@@ -38,12 +43,15 @@ class LlamaCpp:
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
+        firsts: Sequence[int] | None = None,
     ) -> Runtime:
         """Run ``artifact`` (the first file of a split model) on ``sequences``, always on the CPU; see the
-        protocol."""
+        protocol. With ``firsts``, an index for every sequence, only logits of positions from that index on are
+        written: ``sum(length - first)`` rows."""
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),
             "sequences": [list(ids) for ids in sequences],
+            "firsts": None if firsts is None else list(firsts),
             "output": str(output),
         }
         result = run_worker(
@@ -55,6 +63,24 @@ class LlamaCpp:
                 f" the checkpoint one of {vocabulary}"
             )
         return Runtime("llama.cpp", result["version"], result["settings"])
+
+    def unrounded_bytes(self, artifact: Path) -> int:
+        """See the protocol. Raises ``ValidationError`` for a damaged artifact."""
+        try:
+            return widened_bytes(artifact)
+        except CheckpointError as error:
+            raise ValidationError(str(error)) from error
+
+    def unrounded(
+        self, artifact: Path, directory: Path, progress: Progress
+    ) -> tuple[Path, Mapping[str, object]]:
+        """See the protocol: a GGUF file with the artifact's metadata and its weights as float32."""
+        path = directory / "unrounded.gguf"
+        try:
+            widen(artifact, path, progress)
+        except (CheckpointError, DestinationError) as error:
+            raise ValidationError(str(error)) from error
+        return path, AS_IT_IS
 
 
 runner = LlamaCpp()
