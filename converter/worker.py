@@ -20,15 +20,67 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from converter.errors import QatconvertError, ValidationError
 
 #: ``progress(done, total)``, both in the same unit.
 Progress = Callable[[int, int], None]
 _PR_SET_PDEATHSIG = 1
+#: Variables of the environment that a child gets from its parent, with what needs them; ``*`` stands for any
+#: ending. All others stay behind: tokens of any service, and settings of a runtime that would change what is
+#: proven (``ORT_MLAS_*`` choose other arithmetic, ``LLAMA_CPP_LIB_PATH`` another library).
+_INHERITED: Final[Mapping[str, str]] = {
+    "PATH": "libraries that look for programs of the system, such as a linker",
+    "HOME": "caches of libraries; the user's own packages",
+    "USER": "torch names its cache after the user",
+    "LOGNAME": "the same on other systems",
+    "TMPDIR": "temporary files",
+    "LANG": "the encoding of file names",
+    "LC_*": "the encoding of file names",
+    "PYTHONPATH": "packages, this one included",
+    "PYTHONHOME": "the interpreter",
+    "PYTHONUSERBASE": "the user's own packages",
+    "PYTHONNOUSERSITE": "the user's own packages",
+    "PYTHONPYCACHEPREFIX": "compiled modules",
+    "PYTHONDONTWRITEBYTECODE": "compiled modules",
+    "PYTHONHASHSEED": "the order of sets",
+    "PYTHONUTF8": "the encoding of files and of file names",
+    "PYTHONWARNINGS": "what is told of old calls",
+    "VIRTUAL_ENV": "packages",
+    "CONDA_PREFIX": "packages and shared libraries",
+    "LD_LIBRARY_PATH": "shared libraries; a vendor's SDK",
+    "LD_PRELOAD": "libraries that have to be loaded first, such as libgomp on some processors",
+    "DYLD_LIBRARY_PATH": "shared libraries on macOS",
+    "XDG_CACHE_HOME": "caches of libraries",
+    "OMP_*": "threads of torch and of llama.cpp",
+    "GOMP_*": "threads of GNU's OpenMP",
+    "KMP_*": "threads of LLVM's OpenMP",
+    "MKL_*": "threads of torch",
+    "OPENBLAS_*": "threads of numpy",
+    "NUMBA_*": "threads and cache of compiled kernels",
+    "MALLOC_*": "memory that glibc gives back",
+    "CUDA_VISIBLE_DEVICES": "graphics processors",
+    "CUDA_DEVICE_ORDER": "graphics processors",
+    "CUDA_PATH": "libraries of graphics processors",
+    "CUDA_HOME": "libraries of graphics processors",
+    "HIP_VISIBLE_DEVICES": "graphics processors",
+    "ROCR_VISIBLE_DEVICES": "graphics processors",
+    "HIP_PATH": "libraries of graphics processors",
+    "NVIDIA_VISIBLE_DEVICES": "graphics processors in a container",
+}
+#: Parts of names that no child gets whatever the table says: a new variable of a family may hold a secret.
+_SECRET: Final = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
+#: What every child gets.
+_FIXED: Final[Mapping[str, str]] = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",  # the file in which the Hub's login keeps it is not read either
+    "TOKENIZERS_PARALLELISM": "false",
+    "GGML_NO_BACKTRACE": "1",  # llama.cpp would start a debugger and print pages
+}
 #: Lines of a native library's log that explain its end better than the lines after them.
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "Check failed", "error:", "failed to", "Error")
 
@@ -38,8 +90,8 @@ class Worker:
 
     The process starts with the first request and serves any number of them, so that what is slow to import
     is imported once. After a crash, or if it was ended while it waited, the next request starts another.
-    ``environment`` is added to the parent's, what the process leaves lying about goes to ``directory``, and
-    ``error`` is what ``call`` raises.
+    ``environment`` is added to what it gets of the parent's (``child_environment``), what the process
+    leaves lying about goes to ``directory``, and ``error`` is what ``call`` raises.
     """
 
     def __init__(
@@ -108,12 +160,7 @@ class Worker:
         if self._child is not None and self._child.poll() is not None:
             self.close()
         if self._child is None or self._log is None:
-            environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-            environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-            # OpenMP threads that spin while they wait starve each other on a busy machine
-            environment.setdefault("OMP_WAIT_POLICY", "passive")
-            environment["GGML_NO_BACKTRACE"] = "1"  # llama.cpp would start a debugger and print pages
-            environment |= self._environment
+            environment = {**child_environment(os.environ), **self._environment}
             if self._directory is not None:
                 environment["TMPDIR"] = str(self._directory.absolute())
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
@@ -124,8 +171,22 @@ class Worker:
                 stderr=self._log,
                 env=environment,
                 cwd=self._directory,
+                process_group=0,  # Ctrl-C on a terminal is for the parent, which ends its children
             )
         return self._child, self._log
+
+
+def child_environment(parent: Mapping[str, str]) -> dict[str, str]:
+    """What a child gets of its parent's environment: an allow-list, so that no secret is among it."""
+    kept = {name: value for name, value in parent.items() if _is_inherited(name)}
+    # OpenMP threads that spin while they wait starve each other on a busy machine
+    return {"OMP_WAIT_POLICY": "passive", **kept, **_FIXED}
+
+
+def _is_inherited(name: str) -> bool:
+    if any(part in name.upper() for part in _SECRET):
+        return False
+    return any(fnmatchcase(name, pattern) for pattern in _INHERITED)
 
 
 def run_worker(

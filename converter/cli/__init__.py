@@ -4,7 +4,6 @@ them, so that ``--help`` answers at once."""
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,6 +11,7 @@ from importlib import import_module
 import click
 from click_default_group import DefaultGroup
 
+from converter import interruption
 from converter.errors import QatconvertError
 
 
@@ -35,7 +35,8 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
     default="convert",
     default_if_no_args=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed.",
+    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed; "
+    "130 and 143 interrupted (SIGINT, SIGTERM).",
 )
 @click.version_option(package_name="qatconvert", prog_name="qatconvert")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -52,20 +53,30 @@ def group(debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a validation gate failed."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a validation gate failed, 130 and 143 after the
+    signals SIGINT and SIGTERM, when everything half-written is removed."""
+    interruption.install()
+    try:
+        status = _run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt as error:
+        click.echo("qatconvert: interrupted", err=True)
+        status = error.status if isinstance(error, interruption.Interrupted) else 130
+    sys.exit(status)
+
+
+def _run(words: list[str]) -> int:
+    """The exit status of a command; tells on standard error what went wrong. Raises ``KeyboardInterrupt``."""
     # Reading makes many objects and hardly a cycle; the collector would walk through them again and again.
     gc.set_threshold(200_000, 50, 100)
-    # A pipeline that is stopped is told so in the same way as a person's Ctrl-C: nothing half-written stays.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = group.main(words, prog_name="qatconvert", standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("qatconvert: interrupted", err=True)
-        sys.exit(1)
+    except click.exceptions.Abort as error:  # in which click wraps an interrupt
+        raise (
+            error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt
+        ) from None
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except Exception as error:
         if "--debug" in words:
             raise
@@ -73,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         message, status = _told(error)
         click.echo(f"qatconvert: {one_line(message)}", err=True)
-    sys.exit(status if isinstance(status, int) else 0)
+    return status if isinstance(status, int) else 0
 
 
 def _told(error: Exception) -> tuple[str, int]:

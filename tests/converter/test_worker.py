@@ -136,15 +136,75 @@ def test_an_assertion_is_found_in_a_log_and_freed_of_build_directories() -> None
     assert _ending(3, "") == "the process ended with status 3: it printed nothing"
 
 
-def test_secrets_of_the_environment_stay_with_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+SECRETS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HUGGINGFACE_TOKEN",
+    "GITHUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SESSION_TOKEN",
+    "OPENAI_API_KEY",
+    "PGPASSWORD",
+    "HTTPS_PROXY",
+    "SSH_AUTH_SOCK",
+    "LC_TOKEN",
+    "OMP_SECRET",
+    "ANYTHING",
+)
+
+
+def environment_of_child(**added: str) -> dict[str, str]:
+    """The environment of a real child process, as the system has it."""
+    with Worker("validation.reference_process", environment=added) as worker:
+        child, _ = worker._started()
+        with pytest.raises(ValidationError, match="KeyError: 'juggle'"):  # it has started when it answers
+            worker.call({"task": "juggle"}, silent, what="here")
+        words = Path(f"/proc/{child.pid}/environ").read_text().split("\0")
+    return dict(word.split("=", 1) for word in words if word)
+
+
+def test_no_secret_of_the_environment_reaches_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SECRETS:
+        monkeypatch.setenv(name, f"secret of {name}")
+    found = environment_of_child()
+    assert not [name for name, value in found.items() if "secret of" in value]
+    assert found["HF_HUB_OFFLINE"] == found["HF_HUB_DISABLE_IMPLICIT_TOKEN"] == "1"
+
+
+def test_a_child_gets_what_it_needs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {
+        "LC_ALL": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "NUMBA_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "XDG_CACHE_HOME": "/nowhere",
+        "OMP_WAIT_POLICY": "active",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "HOME": "/nowhere",
+    }
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    found = environment_of_child(ADDED="by the caller")
+    assert {name: found[name] for name in wanted} == wanted
+    assert found["PATH"] == os.environ["PATH"]
+    assert found["ADDED"] == "by the caller"
+
+
+def test_settings_that_would_change_what_a_runtime_computes_stay_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ("ORT_MLAS_QKGEMM_S8_APPROX_VNNI", "LLAMA_CPP_LIB_PATH", "GGML_BACKEND_PATH", "ORT_DISABLE_ALL")
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    assert not {*names} & {*environment_of_child()}
+
+
+def test_a_child_is_out_of_reach_of_the_terminals_signals() -> None:
     with Worker("validation.reference_process") as worker:
         child, _ = worker._started()
-        with pytest.raises(ValidationError):  # it has certainly started when it answers
-            worker.call({"task": "juggle"}, silent, what="here")
-        environment = Path(f"/proc/{child.pid}/environ").read_bytes()
-    assert b"hf_secret" not in environment
-    assert b"HF_HUB_OFFLINE=1" in environment
+        assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
 
 
 def test_a_foreign_working_directory_is_not_imported_from(tmp_path: Path) -> None:
