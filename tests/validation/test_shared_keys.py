@@ -70,7 +70,7 @@ def test_reference_logits_from_disk_are_equal_whatever_sharing_layers_hold(
 
 @pytest.mark.parametrize("variant", SHARING)
 def test_the_reference_has_no_place_for_what_is_unused(variant: str, checkpoint_factory: Make) -> None:
-    """Fails once transformers makes parameters for them: it would fill them at random where they are omitted."""
+    """Fails once transformers makes parameters for them, which it would fill at random."""
     directory = checkpoint_factory(variant)
     config = AutoConfig.from_pretrained(directory).get_text_config()
     with torch.device("meta"):
