@@ -31,6 +31,9 @@ from converter.lattice import bf16_bits, bf16_floats
 LAYOUTS = ("hub", "transformers")
 #: Bytes a value takes in the file, by the name of its type in the safetensors header.
 STORED = {"BF16": 2, "F16": 2, "F32": 4}
+#: What a checkpoint holds of the keys and values of layers that share those of others: nothing, all but the
+#: norms, or all. Real exports differ in it.
+SHARED = ("none", "projections", "all")
 #: Values made at a time by each thread.
 RANGE = 1 << 20
 
@@ -71,6 +74,7 @@ def write_checkpoint(
     scale: float | None = None,
     text: Mapping[str, object] | None = None,
     tied: bool = True,
+    shared: str = "none",
     threads: int | None = None,
 ) -> Path:
     """Write a checkpoint into ``directory`` (made if absent) and return it.
@@ -79,10 +83,18 @@ def write_checkpoint(
     ``"transformers"``; ``shards`` is the number of safetensors files; ``stored`` the type in them, whose
     values are bfloat16's whatever it is. ``scale`` (``e2b`` and ``text`` only) makes a model in E2B's full
     proportions, every width multiplied by it: 0.42 gives 1.5 GB of bfloat16, 0.6 gives 3.4 GB.
-    ``text`` overrides keys of the text configuration; ``tied`` false adds an ``lm_head.weight``. Raises
+    ``text`` overrides keys of the text configuration; ``tied`` false adds an ``lm_head.weight``.
+    ``shared``, of ``SHARED``, is what layers hold that share the keys and values of others: values that a
+    model that used them would end with, far from those of other layers; all else is the same. Raises
     ``ValueError`` for an unknown name and ``CheckpointError`` for overrides that make no model.
     """
-    for value, known in ((variant, VARIANTS), (scheme, SCHEMES), (layout, LAYOUTS), (stored, STORED)):
+    for value, known in (
+        (variant, VARIANTS),
+        (scheme, SCHEMES),
+        (layout, LAYOUTS),
+        (stored, STORED),
+        (shared, SHARED),
+    ):
         if value not in known:
             raise ValueError(f"unknown {value!r}; known: {', '.join(known)}")
     if scale is not None and variant not in ("e2b", "text"):
@@ -94,6 +106,7 @@ def write_checkpoint(
     write_tokenizer(directory, architecture.vocabulary - chosen.extra_vocabulary)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = planned_tensors(chosen, architecture, SCHEMES[scheme])
+    tensors += _unused_tensors(chosen, architecture, SCHEMES[scheme], shared)
     _write_shards(directory, tensors, seed, shards, stored, threads or os.cpu_count() or 1)
     return directory
 
@@ -197,6 +210,23 @@ def planned_tensors(
     for name, shape in variant.towers.items():
         bound = {"min": -8.0, "max": 8.0}.get(name.rpartition("_")[2], 0.0) if shape == () else 0.0
         planned.append(PlannedTensor(name, shape, bound, 0.0 if shape == () else 0.05, None))
+    return planned
+
+
+def _unused_tensors(
+    variant: Variant, architecture: Architecture, scheme: Scheme | None, shared: str
+) -> list[PlannedTensor]:
+    """What a checkpoint holds of layers that share keys and values, behind all else in the file."""
+    kinds = {"none": (), "projections": ("k_proj", "v_proj"), "all": ("k_proj", "v_proj", "k_norm")}[shared]
+    planned = []
+    for layer in architecture.layers:
+        for kind in kinds if layer.kv_source is not None else ():
+            name = f"{variant.prefix}layers.{layer.index}.self_attn.{kind}.weight"
+            if kind == "k_norm":
+                planned.append(PlannedTensor(name, (layer.head_dim,), 100.0, 10.0, None))
+            else:
+                shape = (layer.kv_heads * layer.head_dim, architecture.hidden)
+                planned.append(PlannedTensor(name, shape, 0.0, 10.0, scheme))
     return planned
 
 
@@ -313,6 +343,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stored", choices=sorted(STORED), default="BF16")
+    parser.add_argument(
+        "--shared", choices=SHARED, default="none", help="K and V of layers that share others'"
+    )
     parser.add_argument("--scale", type=float, help="E2B's full proportions times this")
     options = parser.parse_args()
     write_checkpoint(
@@ -323,6 +356,7 @@ def main() -> None:
         layout=options.layout,
         shards=options.shards,
         stored=options.stored,
+        shared=options.shared,
         scale=options.scale,
     )
 
