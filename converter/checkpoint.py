@@ -122,7 +122,8 @@ def _check_index(index: Path, architecture: Architecture) -> None:
     names = {canonical_name(name, architecture): name for name in listed}
     if _HEAD in names and architecture.tied_head:
         names.setdefault(_EMBEDDING, names.pop(_HEAD))  # either serves as both
-    _check_complete(str(index), architecture, names)
+    if not architecture.tensors.keys() <= names.keys():
+        raise _missing(str(index), architecture, names)
     for name, source in names.items():
         if name not in architecture.tensors and name not in architecture.unused:
             raise _unexpected(f"{index}: tensor {shown(source)}", architecture)
@@ -199,8 +200,9 @@ def _same(one: SourceTensor, other: SourceTensor) -> bool:
 
 def _check(shards: Shards, architecture: Architecture, weights: Mapping[str, Weight]) -> None:
     """Every expected tensor is there and has the shape that the configuration asks for."""
-    _check_complete(str(shards.files[0]), architecture, weights)
     for name, shape in architecture.tensors.items():
+        if name not in weights:
+            raise _missing(str(shards.files[0]), architecture, weights)
         weight = weights[name]
         if weight.shape != shape:
             source = shards.tensors.get(weight.source)
@@ -210,14 +212,13 @@ def _check(shards: Shards, architecture: Architecture, weights: Mapping[str, Wei
             )
 
 
-def _check_complete(where: str, architecture: Architecture, names: Container[str]) -> None:
-    missing = [name for name in architecture.tensors if name not in names]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(
-            f"{where}: tensor {missing[0]!r}{more} is missing; "
-            f"config.json describes a {architecture.model_type} of {len(architecture.layers)} layers"
-        )
+def _missing(where: str, architecture: Architecture, names: Container[str]) -> CheckpointError:
+    first, *others = [name for name in architecture.tensors if name not in names]
+    more = f" and {len(others)} more" if others else ""
+    return CheckpointError(
+        f"{where}: tensor {first!r}{more} is missing; "
+        f"config.json describes a {architecture.model_type} of {len(architecture.layers)} layers"
+    )
 
 
 def _unexpected(where: str, architecture: Architecture) -> CheckpointError:

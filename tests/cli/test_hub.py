@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +128,216 @@ def test_a_directory_that_is_a_checkpoint_is_told_from_the_repository_of_its_nam
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "my-team/gemma is read as the local directory" in line
+
+
+def blobs(folder):
+    """What lies in the cache under the names of a snapshot."""
+    return {path.name: path for path in folder.rglob("snapshots/*/*")}
+
+
+def damage(path):
+    """Change one bit near the end, and leave size and times as they were."""
+    blob = path.resolve()
+    before, content = blob.stat(), bytearray(blob.read_bytes())
+    content[-2] ^= 1
+    blob.write_bytes(content)
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def gguf_of(out):
+    return (out / "gguf" / "gemma4-9b-q4_0.gguf").read_bytes()
+
+
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def test_nothing_is_converted_from_a_damaged_cache(published, tmp_path):
+    assert run(published, tmp_path, "gemma4-9b", "--no-validate", "-o", "first").returncode == 0
+    damage(blobs(tmp_path)[SHARD])
+    offline = run(published, tmp_path, "gemma4-9b", "--offline", "--no-validate", "-o", "offline")
+    assert offline.returncode == 1
+    (line,) = offline.stderr.strip().splitlines()
+    assert f"{SHARD}: is damaged" in line
+    assert "run once without --offline" in line
+    assert not (tmp_path / "offline").exists()
+    done = run(published, tmp_path, "gemma4-9b", "--no-validate", "-o", "second")
+    assert done.returncode == 0, done.stderr
+    assert len(published.asked_for(SHARD)) == 2
+    assert gguf_of(tmp_path / "first") == gguf_of(tmp_path / "second")
+
+
+def test_every_command_that_reads_the_cache_names_what_is_damaged(published, tmp_path):
+    assert run(published, tmp_path, "gemma4-9b", "--no-validate", "-o", "out").returncode == 0
+    artifact = "out/gguf/gemma4-9b-q4_0.gguf"
+    damage(blobs(tmp_path)[SHARD])
+    for words in (["inspect", "gemma4-9b"], ["validate", artifact, "--reference", "gemma4-9b"]):
+        done = run(published, tmp_path, *words, "--offline")
+        assert done.returncode == 1
+        (line,) = done.stderr.strip().splitlines()
+        assert f"{SHARD}: is damaged" in line
+    assert run(published, tmp_path, "modelfile", "gemma4-9b", "--offline").returncode == 0
+    damage(blobs(tmp_path)["generation_config.json"])
+    done = run(published, tmp_path, "modelfile", "gemma4-9b", "--offline")
+    assert done.returncode == 1
+    assert "generation_config.json: is damaged" in done.stderr
+
+
+def test_the_manifest_says_how_each_file_was_compared(published, checkpoint_factory, tmp_path):
+    def verified(out):
+        manifest = json.loads((tmp_path / out / "manifest.json").read_text())
+        return {entry["path"]: entry["verified"] for entry in manifest["source"]["files"]}
+
+    expected = {
+        **dict.fromkeys(["config.json", "generation_config.json", "tokenizer_config.json"], "git"),
+        **dict.fromkeys([SHARD, SHARD.replace("00001", "00002", 1), "tokenizer.json"], "sha256"),
+    }
+    for words in (["-o", "online"], ["-o", "again"], ["--offline", "-o", "offline"]):
+        assert run(published, tmp_path, "gemma4-9b", "--no-validate", *words).returncode == 0
+        assert expected.items() <= verified(words[-1]).items()
+    assert (
+        run(published, tmp_path, str(checkpoint_factory("text")), "--no-validate", "-o", "local").returncode
+        == 0
+    )
+    assert set(verified("local").values()) == {None}
+    manifest = json.loads((tmp_path / "offline" / "manifest.json").read_text())
+    for entry in manifest["source"]["files"]:
+        content = blobs(tmp_path)[entry["path"]].read_bytes()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_server_without_digests_is_not_said_to_have_been_compared_with(published, tmp_path):
+    published.without |= PLAIN
+    published.etag = lambda path: f'"etag-of-{path.name}"'
+    assert run(published, tmp_path, "gemma4-9b", "--no-validate", "-o", "out").returncode == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {entry["verified"] for entry in manifest["source"]["files"]} == {None}
+
+
+def changed(directory, tmp_path, name, **values):
+    """A copy of a checkpoint whose JSON file `name` has other values."""
+    copy = shutil.copytree(directory, tmp_path / "changed")
+    document = json.loads((copy / name).read_text())
+    (copy / name).write_text(json.dumps({**document, **values}))
+    return copy
+
+
+def assert_refused_without_weights(server, folder, *words):
+    """The one line of a refusal before which no byte of weights was sent."""
+    done = run(server, folder, *words)
+    assert done.returncode in (1, 2)
+    sent = [request.sent for name in ("model.safetensors", SHARD) for request in server.asked_for(name)]
+    assert sum(sent) == 0
+    assert not [name for name in server.names_asked_for() if name.endswith(".safetensors")]
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+MOBILE = "google/gemma-4-E2B-it-qat-mobile-transformers"
+QUANTISED = {"quantization_config": {"quant_method": "gemma", "num_bits": 4}}
+
+
+@pytest.mark.parametrize("words", [["convert"], ["inspect"]])
+def test_a_mobile_checkpoint_is_refused_without_its_weights(checkpoint_factory, tmp_path, words):
+    with HubServer(
+        {MOBILE: changed(checkpoint_factory("text"), tmp_path, "config.json", **QUANTISED)}
+    ) as server:
+        line = assert_refused_without_weights(server, tmp_path, *words, "gemma4-e2b-mobile")
+    assert "quant_method 'gemma', which is not read" in line
+
+
+def test_an_unknown_architecture_is_refused_without_its_weights(checkpoint_factory, tmp_path):
+    with HubServer(
+        {REPO: changed(checkpoint_factory("text"), tmp_path, "config.json", model_type="llama")}
+    ) as hub:
+        line = assert_refused_without_weights(hub, tmp_path, "gemma4-9b")
+    assert "model_type 'llama' is unknown" in line
+
+
+def test_a_tokenizer_that_the_target_cannot_hold_is_refused_without_its_weights(checkpoint_factory, tmp_path):
+    source = checkpoint_factory("text")
+    model = json.loads((source / "tokenizer.json").read_text())["model"]
+    other = changed(source, tmp_path, "tokenizer.json", model={**model, "byte_fallback": False})
+    with HubServer({REPO: other}) as server:
+        line = assert_refused_without_weights(server, tmp_path, "gemma4-9b")
+    assert "gguf: the tokenizer has no byte fallback" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--target", "litert", "--context-length", "10000000"], "the model is trained for"),
+        (["--target", "litert", "--context-length", "1"], "--context-length 1: shorter than"),
+        (["--target", "gguf", "--system", "\a"], "SYSTEM cannot hold the character U+0007"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused_without_its_weights(published, tmp_path, words, told):
+    assert told in assert_refused_without_weights(published, tmp_path, "gemma4-9b", *words)
+
+
+@pytest.mark.parametrize("target", ["gguf", "onnx", "litert"])
+def test_a_damaged_generation_config_is_refused_without_weights(checkpoint_factory, tmp_path, target):
+    values = {"suppress_tokens": "all"}
+    with HubServer(
+        {REPO: changed(checkpoint_factory("text"), tmp_path, "generation_config.json", **values)}
+    ) as hub:
+        line = assert_refused_without_weights(hub, tmp_path, "gemma4-9b", "--target", target)
+    assert "generation_config.json: suppress_tokens" in line
+
+
+@pytest.mark.parametrize(
+    ("rename", "told"),
+    [
+        (lambda name: None if name.endswith("layers.0.mlp.up_proj.weight") else name, "is missing"),
+        (
+            lambda name: name + "_packed" if name.endswith("layers.0.mlp.up_proj.weight") else name,
+            "is missing",
+        ),
+    ],
+)
+def test_an_index_that_lacks_tensors_is_refused_without_its_weights(
+    checkpoint_factory, tmp_path, rename, told
+):
+    source, index = checkpoint_factory("text", shards=2), "model.safetensors.index.json"
+    listed = json.loads((source / index).read_text())["weight_map"]
+    renamed = {rename(name): file for name, file in listed.items() if rename(name)}
+    with HubServer({REPO: changed(source, tmp_path, index, weight_map=renamed)}) as server:
+        line = assert_refused_without_weights(server, tmp_path, "gemma4-9b")
+    assert "layers.0.mlp.up_proj.weight" in line
+    assert told in line
+
+
+def test_an_index_with_tensors_that_have_no_place_is_refused_without_its_weights(
+    checkpoint_factory, tmp_path
+):
+    source, index = checkpoint_factory("text", shards=2), "model.safetensors.index.json"
+    listed = json.loads((source / index).read_text())["weight_map"]
+    more = {**listed, "model.layers.0.mlp.up_proj.weight_scale": SHARD}
+    with HubServer({REPO: changed(source, tmp_path, index, weight_map=more)}) as server:
+        line = assert_refused_without_weights(server, tmp_path, "gemma4-9b")
+    assert "'model.layers.0.mlp.up_proj.weight_scale' is unexpected" in line
+
+
+def test_logits_of_a_damaged_file_are_not_found_for_the_one_that_was_repaired(checkpoint_factory, tmp_path):
+    """What an earlier version kept of a damaged file lies under the commit, or under other digests."""
+    whole = checkpoint_factory("text", shards=2)
+    broken = shutil.copytree(whole, tmp_path / "broken")
+    damage(broken / SHARD)
+    few = ["--positions", "16", "--no-same-weights", "--target", "gguf"]
+    with HubServer({REPO: broken}) as server:
+        run(server, tmp_path, "gemma4-9b", *few, "-o", "first")
+        server.repositories[REPO].commits[server.commit(REPO)] = whole  # the same commit, other bytes
+        run(server, tmp_path, "gemma4-9b", *few, "-o", "second")
+        kept = list((tmp_path / "own" / "reference").glob("*.npy"))
+        assert len(kept) == 2
+        run(
+            server,
+            tmp_path,
+            "validate",
+            "second/gguf/gemma4-9b-q4_0.gguf",
+            "--reference",
+            "gemma4-9b",
+            *few[:3],
+        )
+        assert len(list((tmp_path / "own" / "reference").glob("*.npy"))) == 2  # found by its digests
+    reports = [json.loads((tmp_path / out / "report.json").read_text()) for out in ("first", "second")]
+    assert reports[0]["source"]["revision"] == reports[1]["source"]["revision"]

@@ -13,8 +13,9 @@ from typing import Any
 import gguf
 import pytest
 
+from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError
-from validation.validation import validate
+from validation.validation import _identity, validate
 
 LOGITS = {
     "positions",
@@ -27,6 +28,22 @@ LOGITS = {
     "ppl",
     "ppl_reference",
 }
+
+
+def test_a_checkpoint_is_told_from_others_by_its_files_and_never_by_a_commit(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    def identity(directory: Path, **source: object) -> dict[str, object]:
+        return _identity(open_checkpoint(directory), source, lambda done, total: None)
+
+    commit = {"repo": "owner/name", "revision": "1" * 40}
+    whole = checkpoint_factory("text")
+    damaged = shutil.copytree(whole, tmp_path / "damaged")
+    with (damaged / "model.safetensors").open("r+b") as file:
+        file.seek(-2, 2)
+        file.write(b"\x01")
+    assert identity(whole, **commit) == identity(whole) != identity(damaged, **commit)
+    assert identity(damaged, files=["a"]) == {"files": ["a"]}
 
 
 @pytest.fixture(scope="module")
