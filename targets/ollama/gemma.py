@@ -69,9 +69,15 @@ def gemma_modelfile(
         parser="gemma4" if gemma4 else None,
         parameters=(
             *((name, str(value)) for name, value in values.items()),
-            *(("stop", text) for text in dict.fromkeys([_END_OF_TURN[architecture], *stops])),
+            *(("stop", text) for text in _stops(architecture, stops)),
         ),
         system=system,
         requires=(_REQUIRES_12B if is_12b else _REQUIRES) if gemma4 else None,
         licenses=tuple(licenses),
     )
+
+
+def _stops(architecture: str, stops: Sequence[str]) -> list[str]:
+    """Each text once, the end of a turn last: of a parameter, some readers keep the last."""
+    turn = _END_OF_TURN[architecture]
+    return [*(text for text in dict.fromkeys(stops) if text != turn), turn]

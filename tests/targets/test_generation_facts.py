@@ -102,7 +102,7 @@ def test_ollama_is_told_every_end_by_id_and_by_text(asking, ordinary, tmp_path):
     assert field.contents() == [*ENDS, *ordinary]
     modelfile = parse_modelfile((tmp_path / "ollama" / "Modelfile").read_text("utf-8"))
     # an ordinary token's text may be a part of other words
-    assert [value for name, value in modelfile.parameters if name == "stop"] == ["<turn|>", "<eos>"]
+    assert [value for name, value in modelfile.parameters if name == "stop"] == ["<eos>", "<turn|>"]
 
 
 def test_llama_cpp_suppresses_what_the_checkpoint_suppresses(asking, llama, tmp_path):
