@@ -35,7 +35,8 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
     default="convert",
     default_if_no_args=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed.",
+    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed "
+    "(verify: something differs).",
 )
 @click.version_option(package_name="qatconvert", prog_name="qatconvert")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -52,7 +53,7 @@ def group(debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a validation gate failed."""
+    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a gate failed or something differs."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Reading makes many objects and hardly a cycle; the collector would walk through them again and again.
     gc.set_threshold(200_000, 50, 100)
