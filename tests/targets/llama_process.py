@@ -1,10 +1,9 @@
 """Run as a script: loads a GGUF file in llama.cpp and prints what it found as JSON.
 
 A process of its own, because llama.cpp ends the process on a failed assertion. Request on standard input:
-``{"path", "texts", "run"}``. Answer: ``{"ids": [[...], ...], "pieces": [...], "metadata": {...},
-"ends": [...], "suppressed": [...]}``, the token ids of each text (special tokens parsed, beginning of
-sequence added), their text when they are detokenised, the file's metadata, all ids that end an answer, and those that
-its sampling never takes.
+``{"path", "texts", "run"}``. Answer: ``{"ids", "pieces", "metadata", "ends", "suppressed"}``, the token ids
+of each text (special tokens parsed, beginning of sequence added), their text when they are detokenised, the
+file's metadata, all ids that end an answer, and those that its sampling never takes.
 """
 
 from __future__ import annotations
