@@ -71,7 +71,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path):
             assert matches(shown, done.stdout), f"$ {command}\n{done.stdout}\n--- the page shows\n{shown}"
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "validate", "modelfile", "models"])
+@pytest.mark.parametrize("command", ["convert", "inspect", "validate", "verify", "modelfile", "models"])
 def test_the_help_of_every_command_is_in_the_docs(command):
     shown = [line for page in PAGES for line, _ in examples(page.read_text(encoding="utf-8"))]
     assert f"qatconvert {command} --help" in shown

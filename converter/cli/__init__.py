@@ -35,8 +35,8 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
     default="convert",
     default_if_no_args=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed; "
-    "130 and 143 interrupted (SIGINT, SIGTERM).",
+    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed "
+    "(verify: something differs); 130 and 143 interrupted (SIGINT, SIGTERM).",
 )
 @click.version_option(package_name="qatconvert", prog_name="qatconvert")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -53,8 +53,8 @@ def group(debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a validation gate failed, 130 and 143 after the
-    signals SIGINT and SIGTERM, when everything half-written is removed."""
+    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a gate failed or something differs, 130 and 143
+    after the signals SIGINT and SIGTERM, when everything half-written is removed."""
     interruption.install()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))

@@ -77,8 +77,9 @@ def _of_checkpoint(
 ) -> Modelfile:
     from converter.architecture import read_architecture
     from converter.document import read_object
+    from converter.tokenizer import read_tokenizer
     from targets.gguf import modelfile
-    from targets.ollama import read_sampling
+    from targets.sampling import end_texts, read_penalties, read_sampling
 
     directory = source.path
     if directory is None:
@@ -86,8 +87,12 @@ def _of_checkpoint(
 
         directory = download(source, offline=offline, weights=False).path
     architecture = read_architecture(read_object(directory / "config.json"))
+    stops = []
+    if os.path.lexists(directory / "tokenizer.json"):
+        stops = end_texts(architecture, read_tokenizer(directory, architecture.vocabulary))
     default = f"../gguf/{source.name}-q4_0.gguf"
-    return modelfile(path or default, architecture, read_sampling(directory), options)
+    sampling, penalties = read_sampling(directory), read_penalties(directory)
+    return modelfile(path or default, architecture, sampling, options, stops, penalties)
 
 
 def _of_gguf(gguf: Path, path: str | None, output: Path | None, options: Mapping[str, object]) -> Modelfile:

@@ -16,7 +16,7 @@ from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.weight import Weight
 from targets.gguf.comparison import MODELFILE, differences
-from targets.gguf.generation import add_generation
+from targets.gguf.generation import HELD, add_generation
 from targets.gguf.header import Header, file_names, groups, write_header
 from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
 from targets.gguf.limits import check
@@ -37,7 +37,7 @@ from targets.gguf.writing import write_data
 from targets.off_lattice import off_lattice_warnings
 from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
 from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
-from targets.sampling import read_suppressed
+from targets.sampling import end_texts, generation_limits, read_penalties, read_suppressed
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -182,9 +182,11 @@ def modelfile(
     architecture: Architecture,
     sampling: Mapping[str, float] | None,
     options: Mapping[str, object],
+    stops: Sequence[str] = (),
+    penalties: Mapping[str, float] | None = None,
 ) -> Modelfile:
     """The Modelfile of a model whose GGUF lies at ``path`` as seen from the Modelfile; of ``options``,
-    ``system``, ``licenses`` and ``num_ctx`` count."""
+    ``system``, ``licenses`` and ``num_ctx`` count. See ``gemma_modelfile`` for the rest."""
     context, licenses = options.get("num_ctx"), options.get("licenses")
     return gemma_modelfile(
         path,
@@ -195,6 +197,8 @@ def modelfile(
         sampling=sampling,
         system=str(options["system"]) if options.get("system") else None,
         licenses=[str(text) for text in licenses] if isinstance(licenses, list | tuple) else (),
+        stops=stops,
+        penalties=penalties,
     )
 
 
@@ -221,14 +225,22 @@ def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
     in_blocks = off_lattice in ("q8_0", "q4_0")
     format = OFF_LATTICE[off_lattice]
     warnings = off_lattice_warnings("gguf", matrices, Q4_0_LATTICE, format, in_blocks=in_blocks)
-    return warnings + vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
+    warnings += vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
+    return warnings + generation_limits(checkpoint.path, "gguf", "llama.cpp", HELD)
 
 
 def _modelfile(checkpoint: Checkpoint, plan: Plan) -> str:
     # Ollama takes a model of several files by their directory
     path = f"../{plan.artifacts[0]}" if len(plan.artifacts) == 1 else "../gguf"
     return write_modelfile(
-        modelfile(path, checkpoint.architecture, read_sampling(checkpoint.path), plan.options)
+        modelfile(
+            path,
+            checkpoint.architecture,
+            read_sampling(checkpoint.path),
+            plan.options,
+            end_texts(checkpoint.architecture, checkpoint.tokenizer),
+            read_penalties(checkpoint.path),
+        )
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from targets.gguf.header import Header, Items
-from targets.sampling import read_sampling, read_suppressed
+from targets.sampling import read_penalties, read_sampling, read_suppressed
+
+#: What a GGUF tells llama.cpp beyond temperature, top_p, top_k and tokens.
+HELD: Final = ("min_p", "repetition_penalty")
 
 
 def add_generation(header: Header, directory: Path, vocabulary: int) -> None:
@@ -18,6 +22,12 @@ def add_generation(header: Header, directory: Path, vocabulary: int) -> None:
         header.add_sampling_top_p(sampling["top_p"])
     if "top_k" in sampling:
         header.add_sampling_top_k(int(sampling["top_k"]))
+    penalties = read_penalties(directory)
+    if "min_p" in penalties:
+        header.add_sampling_min_p(penalties["min_p"])
+    if "repetition_penalty" in penalties:
+        header.add_sampling_penalty_repeat(penalties["repetition_penalty"])
+        header.add_sampling_penalty_last_n(-1)  # the whole text, as in transformers
     suppressed = read_suppressed(directory, vocabulary)
     if suppressed:
         header.add_array("tokenizer.ggml.suppress_tokens", Items(suppressed))

@@ -10,6 +10,8 @@ same as scores can, which holds for merges that were derived from a SentencePiec
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import gguf
@@ -17,14 +19,15 @@ import gguf
 from converter.architecture import Architecture
 from converter.tokenizer import Tokenizer
 from targets.gguf.header import Header, Items
+from targets.sampling import END_OF_TURN, end_tokens
 
 #: Special tokens that llama.cpp must render, since chat parsers read them (llama.cpp's own choice).
 VISIBLE: Final = frozenset(
     {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"}
     | {'<|"|>'}
 )
-#: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
-_END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
+#: Tokens of Gemma's vocabularies at which llama.cpp ends an answer by their text, whatever a file says.
+_ENDS_BY_TEXT: Final = frozenset({"<eos>", "<turn|>", "<end_of_turn>", "<|tool_response>"})
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE: Final = "\u2581"
 #: Score of tokens that no merge makes, as in SentencePiece files converted by llama.cpp.
@@ -73,6 +76,11 @@ def vocabulary_warnings(architecture: Architecture, tokenizer: Tokenizer) -> lis
         warnings.append(
             f"gguf: {len(mixed)} tokens mix newlines with other text, such as {mixed[0]!r}; llama.cpp never "
             "uses them"
+        )
+    if lost := _special(architecture, tokenizer).lost:
+        warnings.append(
+            f"gguf: tokens {', '.join(map(str, lost))} end an answer too, for which llama.cpp has no place: "
+            "it goes on after them"
         )
     return warnings
 
@@ -137,12 +145,38 @@ def scores_suffice(tokenizer: Tokenizer) -> bool:
     return True
 
 
-def _add_special(header: Header, architecture: Architecture, tokenizer: Tokenizer) -> None:
+@dataclass(frozen=True, slots=True)
+class _Special:
+    """Special tokens by GGUF's names, all ``ends`` of an answer, and those of them that are ``lost``."""
+
+    ids: Mapping[str, int | None]
+    ends: Sequence[int]
+    lost: Sequence[int]
+
+
+def _special(architecture: Architecture, tokenizer: Tokenizer) -> _Special:
+    """Which token has which part.
+
+    llama.cpp (0.3.36's and before) ends an answer at three ids, ``eos``, ``eot`` and ``eom``, and at tokens
+    that it knows by their text, so an end that it would not know goes first into the place that is left.
+    """
     eos = tokenizer.eos if tokenizer.eos is not None else next(iter(architecture.eos), None)
-    ids = {"bos": tokenizer.bos, "eos": eos, "unk": tokenizer.unk, "pad": tokenizer.pad}
-    for text in _END_OF_TURN:
-        if text in tokenizer.tokens:
-            ids["eot"] = tokenizer.tokens.index(text)
-    for name, index in ids.items():
+    turns = [tokenizer.tokens.index(text) for text in END_OF_TURN if text in tokenizer.tokens]
+    eot = turns[-1] if turns else None
+    ends = end_tokens(architecture, tokenizer)
+    rest = [id for id in ends if id not in (eos, eot)]
+    rest.sort(key=lambda id: tokenizer.tokens[id] in _ENDS_BY_TEXT)
+    spare = ("eot", "eom") if eot is None else ("eom",)
+    ids = {"bos": tokenizer.bos, "eos": eos, "unk": tokenizer.unk, "pad": tokenizer.pad, "eot": eot}
+    ids |= dict(zip(spare, rest, strict=False))
+    lost = [id for id in rest[len(spare) :] if tokenizer.tokens[id] not in _ENDS_BY_TEXT]
+    return _Special(ids, ends, lost)
+
+
+def _add_special(header: Header, architecture: Architecture, tokenizer: Tokenizer) -> None:
+    special = _special(architecture, tokenizer)
+    for name, index in special.ids.items():
         if index is not None:
             getattr(header, f"add_{name}_token_id")(index)
+    if len(special.ends) > 1:  # Ollama's own engine reads all of them here; llama.cpp does not
+        header.add_array("tokenizer.ggml.eos_token_ids", Items(special.ends))

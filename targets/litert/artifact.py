@@ -26,7 +26,7 @@ from targets.litert.storage import (
     storage_warnings,
 )
 from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
-from targets.sampling import read_sampling, read_suppressed
+from targets.sampling import generation_limits, read_sampling, read_suppressed
 from targets.writing import destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -97,6 +97,7 @@ class LitertTarget:
                 *storage_warnings(weights.values(), chosen.off_lattice),
                 *negative_warnings(tensors),
                 *template_warnings(checkpoint),
+                *generation_limits(checkpoint.path, "litert", "LiteRT-LM"),
                 *_assets_warnings(name, chosen.npus, size, options),
             ),
             companions=(

@@ -19,7 +19,7 @@ from converter.document import read_bytes
 from converter.errors import CheckpointError, TargetError
 from converter.tokenizer import Tokenizer
 from targets.litert.bundle import Section
-from targets.sampling import RECOMMENDED, end_tokens, read_generation, read_sampling, read_suppressed
+from targets.sampling import RECOMMENDED, end_tokens, read_sampling, read_suppressed
 
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
@@ -202,12 +202,10 @@ def _add_sampling(message: LlmMetadata, checkpoint: Checkpoint) -> None:
     from litert_lm_builder.runtime.proto import sampler_params_pb2
 
     sampling = {**RECOMMENDED, **read_sampling(checkpoint.path)}
-    generation = read_generation(checkpoint.path)
-    sampled = generation.values.get("do_sample") is None or generation.flag("do_sample", True)
     vocabulary = checkpoint.architecture.vocabulary
     parameters = message.sampler_params
     parameters.type = sampler_params_pb2.SamplerParameters.TOP_P
-    if sampled and sampling["top_p"] > 0 and sampling["temperature"] > 0:
+    if sampling["top_p"] > 0 and sampling["temperature"] > 0:
         parameters.k = min(int(sampling["top_k"]) or vocabulary, vocabulary)
         parameters.p = sampling["top_p"]
         parameters.temperature = sampling["temperature"]

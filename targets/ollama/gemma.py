@@ -36,12 +36,16 @@ def gemma_modelfile(
     sampling: Mapping[str, float] | None = None,
     system: str | None = None,
     licenses: Sequence[str] = (),
+    stops: Sequence[str] = (),
+    penalties: Mapping[str, float] | None = None,
 ) -> Modelfile:
     """The Modelfile of a Gemma.
 
     ``model`` is the path of the GGUF relative to the Modelfile (of its directory, if it has several files),
     ``architecture`` GGUF's name (``gemma4``), ``parameters`` the number of weights, ``context`` the trained
-    context length, ``sampling`` the values of temperature, top_p and top_k (default: the recommended).
+    context length, ``sampling`` the values of temperature, top_p and top_k (default: the recommended),
+    ``stops`` the texts of tokens that end an answer beside the family's end of a turn, ``penalties`` the
+    values of min_p and repetition_penalty where they change anything.
     ``num_ctx`` defaults to 8192 or the trained context, whichever is less. Raises ``TargetError`` for
     another architecture.
     """
@@ -53,6 +57,11 @@ def gemma_modelfile(
     values: dict[str, object] = {**RECOMMENDED, **(sampling or {})}
     values["num_ctx"] = num_ctx or min(CONTEXT, context or CONTEXT)
     gemma4 = architecture == "gemma4"
+    penalties = penalties or {}
+    if "min_p" in penalties:
+        values["min_p"] = penalties["min_p"]
+    if "repetition_penalty" in penalties:  # over the whole text, as in transformers
+        values |= {"repeat_penalty": penalties["repetition_penalty"], "repeat_last_n": -1}
     # a stop from the Modelfile replaces the one that Ollama sets by itself, so it is always given
     return Modelfile(
         model=model,
@@ -60,9 +69,15 @@ def gemma_modelfile(
         parser="gemma4" if gemma4 else None,
         parameters=(
             *((name, str(value)) for name, value in values.items()),
-            ("stop", _END_OF_TURN[architecture]),
+            *(("stop", text) for text in _stops(architecture, stops)),
         ),
         system=system,
         requires=(_REQUIRES_12B if is_12b else _REQUIRES) if gemma4 else None,
         licenses=tuple(licenses),
     )
+
+
+def _stops(architecture: str, stops: Sequence[str]) -> list[str]:
+    """Each text once, the end of a turn last: of a parameter, some readers keep the last."""
+    turn = _END_OF_TURN[architecture]
+    return [*(text for text in dict.fromkeys(stops) if text != turn), turn]

@@ -28,11 +28,20 @@ from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.document import Settings, read_object, read_text
 from converter.errors import CheckpointError
-from targets.sampling import RECOMMENDED, end_tokens, read_generation, read_sampling, read_suppressed
+from targets.sampling import (
+    RECOMMENDED,
+    end_tokens,
+    generation_limits,
+    read_penalties,
+    read_sampling,
+    read_suppressed,
+)
 
 CONFIG: Final = "genai_config.json"
 TEMPLATE: Final = "chat_template.jinja"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+#: What its search can be told beyond temperature, top_p, top_k and end tokens.
+_HELD: Final = ("repetition_penalty",)
 #: Files that are copied byte for byte, where the checkpoint has them.
 _COPIED: Final = ("tokenizer.json", "special_tokens_map.json", "generation_config.json")
 _LARGEST_COPY: Final = 64 << 20
@@ -72,6 +81,7 @@ def generation_warnings(checkpoint: Checkpoint) -> list[str]:
         warnings.append(
             f"onnx: {len(suppressed)} tokens must never be generated, which onnxruntime-genai cannot be told"
         )
+    warnings += generation_limits(checkpoint.path, "onnx", "onnxruntime-genai", _HELD)
     cut = [
         text
         for id, text in enumerate(tokenizer.tokens)
@@ -137,14 +147,14 @@ def _search(checkpoint: Checkpoint) -> dict[str, object]:
     leaves the likeliest token alone, means none."""
     architecture = checkpoint.architecture
     sampling = {**RECOMMENDED, **read_sampling(checkpoint.path)}
-    generation = read_generation(checkpoint.path)
-    sample = generation.values.get("do_sample") is None or generation.flag("do_sample", True)
+    penalties = read_penalties(checkpoint.path)
     return {
-        "do_sample": sample and sampling["top_p"] > 0,
+        "do_sample": sampling["temperature"] > 0 and sampling["top_p"] > 0,
         "temperature": sampling["temperature"],
         "top_k": min(int(sampling["top_k"]), architecture.vocabulary),
         "top_p": sampling["top_p"],
         "max_length": architecture.context,
+        **{key: value for key, value in penalties.items() if key in _HELD},
         "past_present_share_buffer": False,
     }
 

@@ -1,9 +1,9 @@
 """Run as a script: loads a GGUF file in llama.cpp and prints what it found as JSON.
 
 A process of its own, because llama.cpp ends the process on a failed assertion. Request on standard input:
-``{"path", "texts", "run"}``. Answer: ``{"ids": [[...], ...], "pieces": [...], "metadata": {...}}``,
-the token ids of each text (special tokens parsed, beginning of sequence added), their text when they are
-detokenised, and the file's metadata.
+``{"path", "texts", "run"}``. Answer: ``{"ids", "pieces", "metadata", "ends", "suppressed"}``, the token ids
+of each text (special tokens parsed, beginning of sequence added), their text when they are detokenised, the
+file's metadata, all ids that end an answer, and those that its sampling never takes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,23 @@ def main() -> None:
     vocabulary = llama.llama_model_get_vocab(model)
     ids = [tokens(llama, vocabulary, text.encode("utf-8")) for text in request["texts"]]
     pieces = [b"".join(piece(llama, vocabulary, token) for token in one[1:]) for one in ids]
+    count = llama.llama_vocab_n_tokens(vocabulary)
     if request["run"]:
         run(llama, model, [llama.llama_vocab_bos(vocabulary), 7, 8, 9])
-    texts = [one.decode("utf-8", "replace") for one in pieces]
-    json.dump({"ids": ids, "pieces": texts, "metadata": metadata(llama, model)}, sys.stdout)
+    answer = {
+        "ids": ids,
+        "pieces": [one.decode("utf-8", "replace") for one in pieces],
+        "metadata": metadata(llama, model),
+        "ends": [id for id in range(count) if llama.llama_vocab_is_eog(vocabulary, id)],
+        "suppressed": suppressed(llama, vocabulary),
+    }
+    json.dump(answer, sys.stdout)
+
+
+def suppressed(llama: Any, vocabulary: Any) -> list[int]:
+    count = ctypes.c_int32()
+    listed = llama.llama_vocab_get_suppress_tokens(vocabulary, ctypes.byref(count))
+    return list(listed[: count.value])
 
 
 def tokens(llama: Any, vocabulary: Any, text: bytes) -> list[int]:

@@ -178,6 +178,8 @@ _FUNCTIONS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = MappingProxyType(
         "llama_get_logits": (POINTER(c_float), (c_void_p,)),
         "llama_vocab_bos": (c_int32, (c_void_p,)),
         "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
+        "llama_vocab_is_eog": (c_bool, (c_void_p, c_int32)),
+        "llama_vocab_get_suppress_tokens": (_TOKENS, (c_void_p, _TOKENS)),
         "llama_tokenize": (c_int32, (c_void_p, c_char_p, c_int32, _TOKENS, c_int32, c_bool, c_bool)),
         "llama_token_to_piece": (c_int32, (c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool)),
     }
