@@ -75,6 +75,11 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     origin = source.get("repo") or source.get("path") or "-"
     found = [("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin))]
     found.append(("stored as", str(source.get("format", "-"))))
+    return [*found, *_reference_facts(reference)]
+
+
+def _reference_facts(reference: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    found = []
     if reference:
         kinds = dict.fromkeys(sequence["kind"] for sequence in reference.get("sequences", ()))
         about = f" ({', '.join(kinds)})" if kinds else ""
@@ -88,6 +93,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if "artifact" in entry:
         found.append(("artifact", str(entry["artifact"])))
+    found += _reference_facts(entry.get("reference"))  # of a target that was proven by another run
     if entry.get("error"):
         found.append(("could not be validated", str(entry["error"])))
     if "bytes" in entry:

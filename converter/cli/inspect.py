@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from converter.cli.options import litert_options, off_lattice_option, onnx_options, target_options
+from converter.cli.options import (
+    check_effect,
+    litert_options,
+    off_lattice_option,
+    onnx_options,
+    target_options,
+)
 
 
 @click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
@@ -44,7 +50,10 @@ def command(
     from converter.cli.console import progress_bars, warn
     from converter.inspection import inspect
     from converter.pipeline import open_model
+    from targets.plan import check_known, known_targets
 
+    check_known(targets)
+    check_effect(targets or known_targets(), validated=False)
     with progress_bars(quiet) as progress:
         opened = open_model(model, offline=offline, progress=progress)
         found = inspect(opened, targets, target_options(settings), progress)

@@ -19,7 +19,9 @@ from validation.weights import measure
 
 def test_every_lattice_tensor_is_gguf_pys_q4_0_and_all_else_is_unchanged(e2b: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    naive = write_naive_q4_0("gguf", e2b.checkpoint, tmp_path, lambda done, total: seen.append((done, total)))
+    naive = write_naive_q4_0(
+        "gguf", e2b.checkpoint, tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     ours, theirs = gguf.GGUFReader(e2b.path), gguf.GGUFReader(naive)
     names = {tensor.stored_as: name for name, tensor in e2b.stored().items()}
     for a, b in zip(ours.tensors, theirs.tensors, strict=True):
