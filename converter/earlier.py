@@ -78,8 +78,8 @@ def check_targets(earlier: Earlier, names: Collection[str]) -> None:
     """Raise ``DestinationError`` if one of the targets ``names`` lies in the output already."""
     if there := [name for name in names if name in earlier.targets]:
         raise DestinationError(
-            f"{earlier.output} is not empty: it holds {' and '.join(there)} already; choose another --output, "
-            "or add --force to replace it"
+            f"{earlier.output} is not empty: it holds {' and '.join(there)} already; choose another "
+            "--output, or add --force to replace it"
         )
 
 

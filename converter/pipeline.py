@@ -182,6 +182,10 @@ def _convert(
     notes = [model.source.note] if model.source.note else []
     for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):
         warn(warning)
+    if parts := model.checkpoint.parts_left_out():
+        from validation.figures import left_out_text
+
+        warn(f"left out: {left_out_text(parts)}")
     output.check_source(destination, model.checkpoint.files)
     made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
     output.check_places(destination, [*made, Path(output.MANIFEST)])
@@ -368,7 +372,7 @@ def _assemble(
 
         reference = reference_entry(prepared)
     source = {**model.record(), "format": model.checkpoint.format}
-    return assemble(model.source.name, source, reference, entries)
+    return assemble(model.source.name, source, reference, entries, model.checkpoint.parts_left_out())
 
 
 def validate(

@@ -147,15 +147,17 @@ def _compute(
 def _offload(parent: Path) -> Iterator[str]:
     """A directory for weights that do not fit in memory, gone at the end; its lock goes with this process, so
     that what a killed run left is known by it."""
-    with tempfile.TemporaryDirectory(prefix=_OFFLOAD, dir=parent) as name:
-        with Path(name, _LOCK).open("xb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield name
+    with (
+        tempfile.TemporaryDirectory(prefix=_OFFLOAD, dir=parent) as name,
+        Path(name, _LOCK).open("xb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield name
 
 
 def _clear_offload(parent: Path) -> None:
-    """Remove what killed runs left for weights in ``parent``: gigabytes for a large model. A directory in use is
-    locked; one without a lock is new, or a day old and abandoned."""
+    """Remove what killed runs left for weights in ``parent``: gigabytes for a large model. A directory in use
+    is locked; one without a lock is new, or a day old and abandoned."""
     for directory in parent.glob(f"{_OFFLOAD}*"):
         with suppress(OSError):
             found = directory.lstat()

@@ -126,11 +126,12 @@ def litert_options(command: Command) -> Command:
     return command
 
 
-#: What an option has an effect with: the target in which it shows, and ``VALIDATION`` where an artifact is run.
-#: Every option of ``convert``, ``inspect`` and ``validate`` stands here, those that always have one with nothing.
+#: What an option has an effect with: the target in which it shows, and ``VALIDATION`` where an artifact is
+#: run. Every option of ``convert``, ``inspect`` and ``validate`` stands here; some always have an effect.
 VALIDATION = "validation"
 EFFECT: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys("targets output force offline off_lattice validate model as_json quiet help".split(), ()),
+    **dict.fromkeys(("targets", "output", "force", "offline", "off_lattice", "validate"), ()),
+    **dict.fromkeys(("model", "as_json", "quiet", "help"), ()),
     "split_max_size": ("gguf",),
     "system": ("gguf",),
     "license_files": ("gguf",),

@@ -72,3 +72,15 @@ def test_baselines_have_names() -> None:
     check_baseline("naive-q4_0")
     with pytest.raises(UsageError, match="'q2'; known: naive-q4_0"):
         check_baseline("q2")
+
+
+def test_the_baseline_takes_the_artifacts_own_options(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+    target, sizes = find_target("onnx"), {}
+    for scales in ("f32", "f16"):
+        plan = target.plan(checkpoint, "model", {"onnx_scales": scales})
+        naive = write_naive_q4_0("onnx", checkpoint, tmp_path / scales, plan.options)
+        sizes[scales] = sum(file.stat().st_size for file in target.files(naive))
+    assert sizes["f16"] < sizes["f32"]
