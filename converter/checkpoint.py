@@ -58,7 +58,7 @@ class Checkpoint:
         return sum(weight.size for weight in self.weights.values())
 
     def parts_left_out(self) -> list[dict[str, object]]:
-        """What is not converted, as reports have it: ``part``, number of ``tensors`` and ``bytes`` of each."""
+        """What is not converted, as reports have it: ``part``, how many ``tensors``, and ``bytes``."""
         found: dict[str, list[int]] = {}
         for item in self.left_out:
             found.setdefault(item.reason.removesuffix(" (clip bound)"), []).append(item.bytes)
