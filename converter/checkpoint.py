@@ -59,6 +59,13 @@ class Checkpoint:
         """Number of values over all weights."""
         return sum(weight.size for weight in self.weights.values())
 
+    def parts_left_out(self) -> list[dict[str, object]]:
+        """What is not converted, as reports have it: ``part``, how many ``tensors``, and ``bytes``."""
+        found: dict[str, list[int]] = {}
+        for item in self.left_out:
+            found.setdefault(item.reason.removesuffix(" (clip bound)"), []).append(item.bytes)
+        return [{"part": part, "tensors": len(sizes), "bytes": sum(sizes)} for part, sizes in found.items()]
+
     @property
     def stored_bytes(self) -> int:
         """Bytes of all weights as the files hold them."""

@@ -9,6 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter import manifest, output
+from converter.earlier import (
+    Earlier,
+    check_staying,
+    check_targets,
+    read_earlier,
+    with_earlier_manifest,
+    with_earlier_report,
+)
 from converter.errors import QatconvertError, UsageError
 from converter.file_state import Watch, watch
 from converter.hub.repository import is_description
@@ -177,7 +185,8 @@ def convert(
     names = list(dict.fromkeys(conversion.targets))
     check_known(names)
     destination = conversion.output or Path(f"{resolve(conversion.model).name}-qatconvert")
-    output.check_destination(destination, conversion.force)
+    output.settle(destination, f"conversion of {conversion.model}")
+    _check_destination(conversion, names, destination)
     with closing(manifest.Digests()) as digests:
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
@@ -203,6 +212,16 @@ def convert(
 def _shard_files(place: Place) -> Sequence[Path]:
     with place.watch.around():
         return open_shards(place.path).files
+
+
+def _check_destination(conversion: Conversion, names: Sequence[str], destination: Path) -> Earlier | None:
+    """The earlier conversion to which these targets can be added, if there is one; raises
+    ``DestinationError``."""
+    earlier = read_earlier(destination)
+    output.check_destination(destination, conversion.force or earlier is not None)
+    if earlier is not None and not conversion.force:
+        check_targets(earlier, names)
+    return earlier
 
 
 def _check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> None:
@@ -240,6 +259,10 @@ def _convert(
     notes = [model.source.note] if model.source.note else []
     for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):
         warn(warning)
+    if parts := model.checkpoint.parts_left_out():
+        from validation.figures import left_out_text
+
+        warn(f"left out: {left_out_text(parts)}")
     output.check_source(destination, model.checkpoint.files)
     made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
     output.check_places(destination, [*made, Path(output.MANIFEST)])
@@ -255,15 +278,25 @@ def _convert(
             settings = {**conversion.validation, "off_lattice": "off_lattice" in conversion.options}
             prepared = stack.enter_context(_prepare(model, settings, plans, progress))
             _check_context(plans, prepared)
-        scratch = stack.enter_context(output.scratch_directory(destination))
+        work = f"conversion of {model.source.name}"
+        scratch = stack.enter_context(output.scratch_directory(destination, work))
+        # once more, now that nobody else can write: another run may have come before this one
+        names = [target.name for target in targets]
+        earlier = _check_destination(conversion, names, destination)
+        if earlier is not None:
+            check_staying(earlier, names, digests.entries(model.checkpoint.path))
         with model.unchanged():
-            told = _write(model, pairs, scratch, progress, warn)
+            told, files = _write(model, pairs, scratch, progress, warn)
         changing = {scratch / plan.artifacts[0] for target, plan in pairs if target.choices(plan)}
         digests.add(path for path in manifest.files_of(scratch) if path not in changing)
         with model.unchanged():  # the last of it is read here, by children too
             report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
-            _record(_options(conversion), model, plans, choices, report, digests, scratch)
-        output.publish(scratch, destination)
+            stored = {plan.target: {**plan.as_dict(), "files": files[plan.target]} for plan in plans}
+            for name, choice in choices.items():
+                stored[name]["chosen"] = dict(choice)
+            whole = with_earlier_report(earlier, report) if earlier is not None else report
+            _record(_options(conversion), model, stored, whole, digests, scratch, earlier)
+        output.publish(scratch, destination, force=conversion.force)
     errors = _errors(report)
     for target, plan in pairs:
         passed = report["targets"][target.name]["passed"] is not False
@@ -272,7 +305,7 @@ def _convert(
                 warn(warning)
         except QatconvertError as error:  # what is written and proven stays
             errors.append(str(error))
-    return Outcome(destination, report, _passed(report), errors)
+    return Outcome(destination, whole, _passed(report), errors)
 
 
 def _check_context(plans: Sequence[Plan], prepared: Prepared) -> None:
@@ -310,15 +343,21 @@ def _write(
     scratch: Path,
     progress: Progress,
     warn: Callable[[str], None],
-) -> dict[str, list[str]]:
-    """Write all artifacts; what each target warned of, before and after, which is told here."""
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Write all artifacts; what each target warned of, before and after, which is told here, and the paths of
+    its files."""
     told: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
+    before: set[Path] = set()
     for target, plan in pairs:
         warnings = target.write(model.checkpoint, plan, scratch, progress)
         for warning in warnings:
             warn(warning)
         told[target.name] = [*plan.warnings, *warnings]
-    return told
+        written = set(manifest.files_of(scratch))
+        files[target.name] = sorted(path.relative_to(scratch).as_posix() for path in written - before)
+        before = written
+    return told, files
 
 
 def _prepare(
@@ -419,7 +458,7 @@ def _assemble(
 
         reference = reference_entry(prepared)
     source = {**model.record(), "format": model.checkpoint.format}
-    return assemble(model.source.name, source, reference, entries)
+    return assemble(model.source.name, source, reference, entries, model.checkpoint.parts_left_out())
 
 
 def validate(
@@ -459,7 +498,9 @@ def validate(
         _check_context([plan], prepared)
         scratch = None
         if output_directory is not None:
-            scratch = stack.enter_context(output.scratch_directory(output_directory))
+            work = f"validation of {printable(artifact.name)}"
+            scratch = stack.enter_context(output.scratch_directory(output_directory, work))
+            output.check_destination(output_directory, force)  # another run may have come before this one
         with model.unchanged():
             proof = _measure(prepared, model, plan, artifact, scratch, progress, digests)
         entry = {
@@ -547,20 +588,17 @@ def _source_files(model: Model, digests: manifest.Digests) -> list[dict[str, obj
 def _record(
     options: Mapping[str, object],
     model: Model,
-    plans: Sequence[Plan],
-    choices: Mapping[str, Mapping[str, object]],
+    targets: Mapping[str, Mapping[str, object]],
     report: Mapping[str, Any],
     digests: manifest.Digests,
     scratch: Path,
+    earlier: Earlier | None,
 ) -> None:
-    """Write the reports and, last, the manifest of all that lies in ``scratch``."""
+    """Write the reports and, last, the manifest of all that lies in ``scratch`` and of what stays."""
     from validation.report import write
 
     write(scratch, report)
     digests.add(manifest.files_of(scratch))
-    targets: dict[str, dict[str, object]] = {plan.target: plan.as_dict() for plan in plans}
-    for name, choice in choices.items():
-        targets[name]["chosen"] = dict(choice)
     content = manifest.build(
         options,
         model.checkpoint,
@@ -569,4 +607,6 @@ def _record(
         targets,
         digests.entries(scratch),
     )
+    if earlier is not None:
+        content = with_earlier_manifest(earlier, content)
     manifest.write(scratch / output.MANIFEST, content)

@@ -6,7 +6,7 @@ scales of llama.cpp's Q4_0 rounding (scale = extremum / -8, a float16) instead o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from targets.onnx.packing import round_rows
 from targets.plan import find_target
 
 NAMES = ("naive-q4_0",)
+#: Options that ask for more files beside an artifact.
+_COMPANIONS = ("keep_tflite", "npu", "android_assets")
 _LATTICE = LatticeFormat(4, 32)
 
 
@@ -33,10 +35,12 @@ def write_naive_q4_0(
     target: str,
     checkpoint: Checkpoint,
     directory: Path,
+    options: Mapping[str, object] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Path:
     """Write the baseline of a target's artifact below ``directory`` and return its first file.
 
+    ``options`` are the artifact's own (``Plan.options``), so that nothing but the lattice differs.
     ``progress`` counts bytes of the checkpoint. Raises ``ValidationError`` when no weight is on the lattice.
     """
     weights = {name: _naive(weight) for name, weight in checkpoint.weights.items()}
@@ -44,7 +48,8 @@ def write_naive_q4_0(
         raise ValidationError("no weight lies on a 4-bit lattice that a naive Q4_0 could be compared with")
     naive = replace(checkpoint, weights=weights)
     format = find_target(target)
-    plan = format.plan(naive, "naive", {})
+    own = {name: value for name, value in (options or {}).items() if name not in _COMPANIONS}
+    plan = format.plan(naive, "naive", own)
     format.write(naive, plan, directory, lambda stage, done, total: progress(done, total))
     return directory / plan.artifacts[0]
 

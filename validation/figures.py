@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from converter.amounts import amount
 
 #: Metrics of the ``logits`` block in the order of the tables: key, label, and whether it is a share.
 METRICS = (
@@ -99,6 +101,21 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     origin = source.get("repo") or source.get("path") or "-"
     found = [("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin))]
     found.append(("stored as", str(source.get("format", "-"))))
+    if report.get("left_out"):
+        found.append(("left out", left_out_text(report["left_out"])))
+    return [*found, *_reference_facts(reference)]
+
+
+def left_out_text(parts: Iterable[Mapping[str, Any]]) -> str:
+    """What is not converted, with tensors and bytes of each part."""
+    return ", ".join(
+        f"{one['part']} ({one['tensors']} tensor{'s' * (one['tensors'] != 1)}, {amount(one['bytes'])})"
+        for one in parts
+    )
+
+
+def _reference_facts(reference: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    found = []
     if reference:
         kinds = dict.fromkeys(sequence["kind"] for sequence in reference.get("sequences", ()))
         about = f" ({', '.join(kinds)})" if kinds else ""
@@ -112,6 +129,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if "artifact" in entry:
         found.append(("artifact", str(entry["artifact"])))
+    found += _reference_facts(entry.get("reference"))  # of a target that was proven by another run
     if entry.get("error"):
         found.append(("could not be validated", str(entry["error"])))
     if "bytes" in entry:

@@ -54,8 +54,11 @@ svg text { fill: var(--quiet); font: 12px system-ui, sans-serif; } svg .kind { f
 def render_html(report: Mapping[str, Any]) -> str:
     """The report as one HTML page: no external resources, every name escaped."""
     title = escape(f"{report['model']}: conversion report")
-    spans = [(s["kind"], s["positions"]) for s in (report.get("reference") or {}).get("sequences", ())]
-    sections = "".join(_section(name, entry, spans) for name, entry in report["targets"].items())
+    spans = _spans(report.get("reference"))
+    sections = "".join(
+        _section(name, entry, _spans(entry["reference"]) if "reference" in entry else spans)
+        for name, entry in report["targets"].items()
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -64,6 +67,10 @@ def render_html(report: Mapping[str, Any]) -> str:
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(str(report['model']))}</h1>\n{_list(facts(report))}{sections}</main>\n</body>\n</html>\n"
     )
+
+
+def _spans(reference: Mapping[str, Any] | None) -> list[tuple[str, int]]:
+    return [(one["kind"], one["positions"]) for one in (reference or {}).get("sequences", ())]
 
 
 def _section(target: str, entry: Mapping[str, Any], spans: Sequence[tuple[str, int]]) -> str:

@@ -7,12 +7,16 @@ the checkpoint, token ids, dtype and library versions. A damaged entry is comput
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +31,10 @@ from validation.logits import checksum, map_logits
 DTYPES = ("float32", "bfloat16", "float16")
 #: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.
 _KEPT = 8
+#: How directories for weights on the disk begin, and the lock in each that tells a run that goes on.
+_OFFLOAD = "offload-"
+_LOCK = "lock"
+_DAY = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +132,8 @@ def _compute(
     progress: Progress,
 ) -> None:
     """Have the child process write the logits; leaves no file behind when it fails."""
-    with tempfile.TemporaryDirectory(prefix="offload-", dir=output.parent) as offload:
+    _clear_offload(output.parent)
+    with _offload(output.parent) as offload:
         request: Mapping[str, object] = {
             "task": "logits",
             "model": str(model.directory.resolve()),
@@ -146,6 +155,39 @@ def _compute(
             f"reference: transformers has {result['vocabulary']} logits,"
             f" the vocabulary {model.vocabulary} tokens"
         )
+
+
+@contextmanager
+def _offload(parent: Path) -> Iterator[str]:
+    """A directory for weights that do not fit in memory, gone at the end; its lock goes with this process, so
+    that what a killed run left is known by it."""
+    with (
+        tempfile.TemporaryDirectory(prefix=_OFFLOAD, dir=parent) as name,
+        Path(name, _LOCK).open("xb") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield name
+
+
+def _clear_offload(parent: Path) -> None:
+    """Remove what killed runs left for weights in ``parent``: gigabytes for a large model. A directory in use
+    is locked; one without a lock is new, or a day old and abandoned."""
+    for directory in parent.glob(f"{_OFFLOAD}*"):
+        with suppress(OSError):
+            found = directory.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+                continue
+            try:
+                handle = os.open(directory / _LOCK, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                if found.st_mtime < time.time() - _DAY:
+                    shutil.rmtree(directory, ignore_errors=True)
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises OSError while it is in use
+                shutil.rmtree(directory, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def _lookup(cache: Path, key: str, positions: int, vocabulary: int) -> NDArray[np.float32] | None:
@@ -192,7 +234,7 @@ def _prune(cache: Path) -> None:
     """Drop all but the newest entries, and what interrupted runs left more than a day ago."""
     entries = sorted(cache.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
     finished = [path for path in entries if path.with_suffix(".json").exists()]
-    yesterday = time.time() - 86_400
+    yesterday = time.time() - _DAY
     abandoned = [path for path in entries if path not in finished and path.stat().st_mtime < yesterday]
     for old in (*finished[_KEPT:], *abandoned):
         old.unlink(missing_ok=True)

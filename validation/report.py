@@ -35,13 +35,16 @@ def assemble(
     source: Mapping[str, object],
     reference: Mapping[str, object] | None,
     targets: Mapping[str, Mapping[str, object]],
+    left_out: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, Any]:
-    """The content of report.json; ``reference`` is ``None`` where nothing was validated."""
+    """The content of report.json; ``reference`` is ``None`` where nothing was validated, ``left_out`` has
+    ``part``, ``tensors`` and ``bytes`` of what is not converted."""
     return {
         "schema": SCHEMA,
         "model": model,
         "source": dict(source),
         "reference": None if reference is None else dict(reference),
+        "left_out": [dict(part) for part in left_out],
         "targets": {name: dict(entry) for name, entry in targets.items()},
     }
 

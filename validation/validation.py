@@ -271,7 +271,10 @@ class _Bench:
         """Weights and logits of the naive requantisation, written and run in the same way."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             naive = baselines.write_naive_q4_0(
-                self.target, self.checkpoint, Path(directory), stage_of(self.progress, "baseline")
+                self.target,
+                self.checkpoint,
+                Path(directory),
+                progress=stage_of(self.progress, "baseline"),
             )
             stored = find_target(self.target).describe(naive, self.checkpoint)
             weights = measure(self.checkpoint, stored, stage_of(self.progress, "baseline weights"))

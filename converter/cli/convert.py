@@ -10,6 +10,7 @@ import click
 
 from converter.cli.options import (
     OutputPath,
+    check_effect,
     litert_options,
     modelfile_options,
     off_lattice_option,
@@ -92,7 +93,10 @@ def command(
     """
     from converter.cli.console import fail, progress_bars, warn
     from converter.pipeline import Conversion, convert
+    from targets.plan import check_known
 
+    check_known(targets)
+    check_effect(targets, validate)
     options = target_options(settings)
     conversion = Conversion(
         model,

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from converter.cli.options import litert_options, off_lattice_option, onnx_options, target_options
+from converter.cli.options import (
+    check_effect,
+    litert_options,
+    off_lattice_option,
+    onnx_options,
+    target_options,
+)
 
 
 @click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
@@ -44,8 +50,10 @@ def command(
     from converter.cli.console import progress_bars, warn
     from converter.inspection import inspect
     from converter.pipeline import open_model
-    from targets.plan import find_target, known_targets
+    from targets.plan import check_known, find_target, known_targets
 
+    check_known(targets)
+    check_effect(targets or known_targets(), validated=False)
     with progress_bars(quiet) as progress:
         options = target_options(settings)
         planned = [find_target(name) for name in targets or known_targets()]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
+
+from converter.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MOST_GB = 1e9
@@ -56,9 +59,7 @@ class OutputPath(click.Path):
 off_lattice_option = click.option(
     "--off-lattice",
     type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
-    default="q8_0",
-    show_default=True,
-    help="How to store matrices that lie on no 4-bit lattice.",
+    help="How to store matrices that lie on no 4-bit lattice.  [default: q8_0]",
 )
 
 
@@ -123,6 +124,54 @@ def litert_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+#: What an option has an effect with: the target in which it shows, and ``VALIDATION`` where an artifact is
+#: run. Every option of ``convert``, ``inspect`` and ``validate`` stands here; some always have an effect.
+VALIDATION = "validation"
+EFFECT: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("targets", "output", "force", "offline", "off_lattice", "validate"), ()),
+    **dict.fromkeys(("model", "as_json", "quiet", "help"), ()),
+    "split_max_size": ("gguf",),
+    "system": ("gguf",),
+    "license_files": ("gguf",),
+    "num_ctx": ("gguf",),
+    "onnx_scales": ("onnx",),
+    "onnx_dtype": ("onnx",),
+    "accuracy_level": ("onnx",),
+    "provider": ("onnx", VALIDATION),
+    "prefill_lengths": ("litert",),
+    "context_length": ("litert",),
+    "externalize_embedder": ("litert",),
+    "keep_tflite": ("litert",),
+    "npu": ("litert",),
+    "android_assets": ("litert",),
+    "positions": (VALIDATION,),
+    "text_file": (VALIDATION,),
+    "reference_dtype": (VALIDATION,),
+    "max_memory": (VALIDATION,),
+    "gates": (VALIDATION,),
+    "baseline": (VALIDATION,),
+    "same_weights": (VALIDATION,),
+}
+
+
+def check_effect(targets: Collection[str], validated: bool = True) -> None:
+    """Raise ``UsageError`` for an option that was given to the running command and has no effect with these
+    targets, or without a validation."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        given = "/".join((*parameter.opts, *parameter.secondary_opts))
+        for needed in EFFECT.get(name, ()) if isinstance(parameter, click.Option) else ():
+            if needed == VALIDATION and not validated:
+                raise UsageError(f"{given} has no effect with --no-validate: leave out one of them")
+            if needed != VALIDATION and needed not in targets:
+                raise UsageError(
+                    f"{given} has no effect without target {needed}: leave it out, or add the target"
+                )
 
 
 #: Options that go to the targets, by the name that these know them by.

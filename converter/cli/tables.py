@@ -70,12 +70,13 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
             table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
         failed += [(target, gate) for gate in entry.get("gates", ()) if not gate["passed"]]
     references = [
-        _number(entry["logits"]["ppl_reference"], ".3f")
+        (entry.get("reference", report["reference"]), _number(entry["logits"]["ppl_reference"], ".3f"))
         for entry in report["targets"].values()
         if entry.get("logits")
     ]
+    told = dict.fromkeys(f"{reference['dtype']}, PPL {ppl}" for reference, ppl in references)
     if references:
-        table.caption = f"reference: transformers, {report['reference']['dtype']}, PPL {references[0]}"
+        table.caption = f"reference: transformers, {'; '.join(told)}"
         table.caption_justify = "left"
     console = _console()
     console.print(table)

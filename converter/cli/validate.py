@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import OutputPath, validation_options, validation_settings
+from converter.cli.options import OutputPath, check_effect, validation_options, validation_settings
 
 
 @click.command("validate", short_help="Prove an existing ARTIFACT against its checkpoint.")
@@ -53,7 +53,9 @@ def command(
     from converter.cli.console import progress_bars, warn
     from converter.cli.tables import print_report
     from converter.pipeline import validate
+    from targets.plan import artifact_of, target_of
 
+    check_effect([target_of(artifact_of(artifact)).name])
     with progress_bars(quiet) as progress:
         outcome = validate(
             artifact,

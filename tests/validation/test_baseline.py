@@ -19,7 +19,9 @@ from validation.weights import measure
 
 def test_every_lattice_tensor_is_gguf_pys_q4_0_and_all_else_is_unchanged(e2b: Any, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    naive = write_naive_q4_0("gguf", e2b.checkpoint, tmp_path, lambda done, total: seen.append((done, total)))
+    naive = write_naive_q4_0(
+        "gguf", e2b.checkpoint, tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     ours, theirs = gguf.GGUFReader(e2b.path), gguf.GGUFReader(naive)
     names = {tensor.stored_as: name for name, tensor in e2b.stored().items()}
     for a, b in zip(ours.tensors, theirs.tensors, strict=True):
@@ -70,3 +72,15 @@ def test_baselines_have_names() -> None:
     check_baseline("naive-q4_0")
     with pytest.raises(UsageError, match="'q2'; known: naive-q4_0"):
         check_baseline("q2")
+
+
+def test_the_baseline_takes_the_artifacts_own_options(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+    target, sizes = find_target("onnx"), {}
+    for scales in ("f32", "f16"):
+        plan = target.plan(checkpoint, "model", {"onnx_scales": scales})
+        naive = write_naive_q4_0("onnx", checkpoint, tmp_path / scales, plan.options)
+        sizes[scales] = sum(file.stat().st_size for file in target.files(naive))
+    assert sizes["f16"] < sizes["f32"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +25,15 @@ from converter.errors import UsageError, ValidationError
 from converter.shards import open_shards
 from converter.worker import Worker
 from validation.causal_model import batches
-from validation.reference import Model, _ingredients, _lookup, _prune, default_cache, reference_logits
+from validation.reference import (
+    Model,
+    _clear_offload,
+    _ingredients,
+    _lookup,
+    _prune,
+    default_cache,
+    reference_logits,
+)
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
@@ -259,3 +269,43 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("QATCONVERT_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert default_cache() == Path("/caches/qatconvert/reference")
+
+
+OFFLOADING = """
+import sys, time
+from pathlib import Path
+from validation.reference import _offload
+with _offload(Path(sys.argv[1])) as name:
+    Path(name, "weights").write_bytes(bytes(1000))
+    print(name, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_weights_that_a_killed_run_left_on_the_disk_are_removed_and_those_in_use_are_not(
+    tmp_path: Path,
+) -> None:
+    runs = [
+        subprocess.Popen([sys.executable, "-c", OFFLOADING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, running = (Path((run.stdout or sys.stdin).readline().strip()) for run in runs)
+    try:
+        runs[0].kill()
+        runs[0].wait(10)
+        assert (killed / "weights").exists()
+        _clear_offload(tmp_path)
+        assert not killed.exists()
+        assert (running / "weights").exists()
+    finally:
+        runs[1].kill()
+        runs[1].wait(10)
+
+
+def test_a_directory_for_weights_without_a_lock_goes_when_it_is_a_day_old(tmp_path: Path) -> None:
+    for name, age in (("offload-new", 60), ("offload-old", 100_000), ("other", 100_000)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / "offload-link").symlink_to(tmp_path / "other")
+    _clear_offload(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["offload-link", "offload-new", "other"]

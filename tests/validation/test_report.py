@@ -129,7 +129,7 @@ def test_the_three_files_say_the_same(tmp_path: Path) -> None:
 def test_json_has_the_contracts_keys_in_order_and_short_lists(tmp_path: Path) -> None:
     write(tmp_path, report())
     text = (tmp_path / "report.json").read_text("utf-8")
-    assert list(json.loads(text)) == ["schema", "model", "source", "reference", "targets"]
+    assert list(json.loads(text)) == ["schema", "model", "source", "reference", "left_out", "targets"]
     assert '"kld": [0.001, 0.002, 0.0, 0.0005]' in text
 
 
