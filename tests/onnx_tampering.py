@@ -1,4 +1,4 @@
-"""Changes to an ONNX artifact, generated over its graph, its data and the files beside it (see ``tampering``)."""
+"""Changes to an ONNX artifact, generated over its graph and the files beside it (see ``tampering``)."""
 
 from __future__ import annotations
 

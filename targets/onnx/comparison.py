@@ -36,7 +36,8 @@ from targets.writing import RANGE
 _CHOSEN: Final = (0, 4)
 #: Most bytes of a file beside the model; a tokenizer has 32 MB.
 _LARGEST_FILE: Final = 64 << 20
-#: Files that onnxruntime, onnxruntime-genai, its tokenizer or transformers may read beside the model: other graphs and their data, configurations and vocabularies, templates, libraries with operators, adapters.
+#: Files that onnxruntime, onnxruntime-genai, its tokenizer or transformers may read beside the model: graphs
+#: and their data, configurations and vocabularies, templates, libraries with operators, adapters.
 _READ: Final = (
     *(".onnx", ".ort", ".data", ".bin", ".onnx_data", ".onnx_adapter"),
     *(".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"),

@@ -20,8 +20,8 @@ from converter.errors import CheckpointError
 from converter.shards import Shard
 from converter.weight import Weight
 from targets.onnx.dequantisation import ITEM_BYTES, Codes, Floats, Numbers, Scheme, Stretch
-from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
 from targets.onnx.packing import FROM_FLOATS
+from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
 from targets.onnx.storage import BITS, BLOCK, Storage, expert_name, stored_name
 from targets.onnx.writing import quantised
 from targets.plan import StoredTensor
@@ -100,8 +100,8 @@ class _Rows:
 
 
 def _rule(weight: Weight, matrices: Sequence[_Matrix]) -> Callable[[int, int], Floats] | None:
-    """Rows of a weight as this target stores them in the form of ``matrices``, read back as they are; ``None``
-    for a form that it never writes."""
+    """Rows of a weight as this target stores them in the form of ``matrices``, read back as they are;
+    ``None`` for a form that it never writes."""
     first = matrices[0].rows_of
     if len({_form(matrix.rows_of) for matrix in matrices}) > 1:
         return None
