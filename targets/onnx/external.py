@@ -33,7 +33,7 @@ def name_data(graph: ir.Graph, architecture: Architecture, layout: Layout) -> No
     if graph and layout disagree.
     """
     stretches = all_stretches(architecture, layout)
-    unused = set(stretches)
+    unused = set(dict(_stretches(architecture, layout)))
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             continue

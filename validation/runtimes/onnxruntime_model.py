@@ -52,7 +52,8 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     with LogitRows(Path(request["output"]), sum(counts), vocabulary) as rows:
         done = 0
         for chunk, skipped in _prefill(decoder, sequences, firsts, vocabulary):
-            rows.write(chunk[skipped:])
+            if skipped < len(chunk):
+                rows.write(chunk[skipped:])
             done += len(chunk)
             del chunk  # or it would lie beside the next
             progress(done, total)
