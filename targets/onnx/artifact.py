@@ -24,7 +24,16 @@ from targets.onnx.storage import (
     tensor_bytes,
 )
 from targets.onnx.writing import write_data
-from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.plan import (
+    Difference,
+    Plan,
+    PlannedTensor,
+    Progress,
+    StoredTensor,
+    check_installed,
+    counted,
+    no_progress,
+)
 from targets.writing import destination_error
 
 MODEL: Final = "onnx/model.onnx"
@@ -130,6 +139,23 @@ class OnnxTarget:
         from targets.onnx.reading import describe
 
         return describe(artifact, checkpoint)
+
+    def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
+        """See ``targets.plan.Target``."""
+        from targets.onnx.options import inferred_options
+
+        return inferred_options(artifact, checkpoint)
+
+    def differences(
+        self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
+    ) -> Sequence[Difference]:
+        """See ``targets.plan.Target``. Where the model lies in a directory with any of the files that belong
+        beside it, other files there that a runtime would read are differences too. Raises ``UsageError``
+        where what builds the graph is not installed."""
+        check_installed([self])
+        from targets.onnx.comparison import differences
+
+        return differences(artifact, checkpoint, plan, progress)
 
     def deliver(
         self,

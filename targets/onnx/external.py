@@ -19,7 +19,7 @@ _HEAD: Final = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
+class Stretch:
     """``length`` bytes from ``offset`` on."""
 
     offset: int
@@ -32,10 +32,8 @@ def name_data(graph: ir.Graph, architecture: Architecture, layout: Layout) -> No
     The codes of a tied head are those of the embedding: two initializers, one stretch. Raises ``ValueError``
     if graph and layout disagree.
     """
-    stretches = dict(_stretches(architecture, layout))
-    unused = set(stretches)
-    if architecture.tied_head:
-        stretches[stored_name(_HEAD)] = stretches[stored_name(_EMBEDDING)]
+    stretches = all_stretches(architecture, layout)
+    unused = set(dict(_stretches(architecture, layout)))
     for name, value in graph.initializers.items():
         if value.const_value is not None:
             continue
@@ -53,7 +51,15 @@ def name_data(graph: ir.Graph, architecture: Architecture, layout: Layout) -> No
         raise ValueError(f"not in the graph: {', '.join(sorted(unused))}")
 
 
-def _stretches(architecture: Architecture, layout: Layout) -> Iterator[tuple[str, _Stretch]]:
+def all_stretches(architecture: Architecture, layout: Layout) -> dict[str, Stretch]:
+    """The stretch of every initializer that has its data in the file, by name."""
+    stretches = dict(_stretches(architecture, layout))
+    if architecture.tied_head:
+        stretches[stored_name(_HEAD)] = stretches[stored_name(_EMBEDDING)]
+    return stretches
+
+
+def _stretches(architecture: Architecture, layout: Layout) -> Iterator[tuple[str, Stretch]]:
     for name, place in layout.places.items():
         if architecture.experts is None or not name.rpartition(".")[0].endswith(".experts"):
             yield from _parts(name, place, 0, place.rows)
@@ -64,9 +70,9 @@ def _stretches(architecture: Architecture, layout: Layout) -> Iterator[tuple[str
             yield from _parts(expert_name(name, expert), place, expert * rows, rows)
 
 
-def _parts(name: str, place: Place, start: int, rows: int) -> Iterator[tuple[str, _Stretch]]:
+def _parts(name: str, place: Place, start: int, rows: int) -> Iterator[tuple[str, Stretch]]:
     """Codes (or numbers) and scales of ``rows`` rows from ``start`` on."""
-    yield stored_name(name), _Stretch(place.offset + start * place.row_bytes, rows * place.row_bytes)
+    yield stored_name(name), Stretch(place.offset + start * place.row_bytes, rows * place.row_bytes)
     if place.scales_offset is not None:
         offset = place.scales_offset + start * place.scales_row_bytes
-        yield scales_name(name), _Stretch(offset, rows * place.scales_row_bytes)
+        yield scales_name(name), Stretch(offset, rows * place.scales_row_bytes)

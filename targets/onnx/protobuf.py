@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, NodeProto, StringStringEntryProto, TensorProto, numpy_helper
 
 from converter.document import read_bytes, shown
 from converter.errors import CheckpointError
@@ -33,10 +34,13 @@ _LARGEST_SIZE: Final = 1 << 48
 
 #: Attributes that say how a node reads a weight.
 _ATTRIBUTES: Final = frozenset(
-    ("K", "N", "bits", "block_size", "gather_axis", "perm", "quantize_axis", "to", "transB")
+    ("K", "N", "accuracy_level", "bits", "block_size", "gather_axis", "perm", "quantize_axis", "to", "transB")
 )
 
+#: The wire type of strings, bytes and messages.
+LENGTH_DELIMITED: Final = 2
 _MODEL_GRAPH: Final = 7
+_MODEL_PROPERTY: Final = 14
 _GRAPH_NODE: Final = 1
 _GRAPH_INITIALIZER: Final = 5
 
@@ -75,17 +79,19 @@ class Node:
 @dataclass(frozen=True, slots=True)
 class Graph:
     """Initializers by name, and all nodes; operators of other domains than ONNX's own are called
-    ``com.microsoft.MatMulNBits``."""
+    ``com.microsoft.MatMulNBits``. ``properties`` is what the model says about itself (``metadata_props``)."""
 
     path: Path
     initializers: Mapping[str, Initializer]
     nodes: tuple[Node, ...]
+    properties: Mapping[str, str]
 
 
 def read_graph(path: Path) -> Graph:
     """Read the graph in a file, subgraphs included; raises ``CheckpointError``."""
     data = memoryview(read_bytes(path, GRAPH_BYTES))
-    graphs = [payload for number, payload in _fields(data, path) if number == _MODEL_GRAPH]
+    top = list(islice(_fields(data, path), _MOST_PARTS))
+    graphs = [payload for number, payload in top if number == _MODEL_GRAPH]
     if len(graphs) != 1:
         raise CheckpointError(f"{path}: not an ONNX model: it holds {len(graphs)} graphs, expected one")
     parts = _Parts(path)
@@ -96,26 +102,39 @@ def read_graph(path: Path) -> Graph:
                 parts.add_node(_parsed(NodeProto(), payload, path))
             elif number == _GRAPH_INITIALIZER:
                 parts.add_initializer(_parsed(TensorProto(), payload, path))
+        properties = {
+            _text(one.key): _text(one.value)
+            for number, payload in top
+            if number == _MODEL_PROPERTY
+            for one in (_parsed(StringStringEntryProto(), payload, path),)
+        }
     except DecodeError as error:
         raise CheckpointError(f"{path}: not an ONNX model: a part of its graph is damaged") from error
-    return Graph(path, parts.initializers, tuple(parts.nodes))
+    return Graph(path, parts.initializers, tuple(parts.nodes), properties)
 
 
 def _fields(data: memoryview, path: Path) -> Iterator[tuple[int, memoryview]]:
     """Numbers and contents of the length-delimited fields of a message; others are passed over."""
+    for number, wire, payload in fields(data, path):
+        if wire == LENGTH_DELIMITED:
+            yield number, payload
+
+
+def fields(data: memoryview, path: Path) -> Iterator[tuple[int, int, memoryview]]:
+    """Number, wire type and content of every field of a message, a number's content as it is encoded; raises
+    ``CheckpointError`` for bytes that are no message."""
     place = 0
     while place < len(data):
         tag, place = _varint(data, place, path)
-        size = {1: 8, 5: 4}.get(tag & 7)
-        if tag & 7 == 0:
-            _, place = _varint(data, place, path)
-            continue
-        if tag & 7 == 2:
+        wire = tag & 7
+        size = {1: 8, 5: 4}.get(wire)
+        if wire == 0:
+            size = _varint(data, place, path)[1] - place
+        elif wire == LENGTH_DELIMITED:
             size, place = _varint(data, place, path)
         if size is None or size > len(data) - place:
             raise CheckpointError(f"{path}: not a whole ONNX model: a field reaches beyond its end")
-        if tag & 7 == 2:
-            yield tag >> 3, data[place : place + size]
+        yield tag >> 3, wire, data[place : place + size]
         place += size
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,9 +18,12 @@ from converter.checkpoint import Checkpoint
 from converter.document import shown
 from converter.errors import CheckpointError
 from converter.shards import Shard
+from converter.weight import Weight
 from targets.onnx.dequantisation import ITEM_BYTES, Codes, Floats, Numbers, Scheme, Stretch
+from targets.onnx.packing import FROM_FLOATS
 from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
-from targets.onnx.storage import expert_name, stored_name
+from targets.onnx.storage import BITS, BLOCK, Storage, expert_name, stored_name
+from targets.onnx.writing import quantised
 from targets.plan import StoredTensor
 
 _MATMUL: Final = "com.microsoft.MatMulNBits"
@@ -27,6 +31,8 @@ _GATHER: Final = "com.microsoft.GatherBlockQuantized"
 _BITS: Final = (2, 4, 8)
 _BLOCKS: Final = (16, 32, 64, 128, 256)
 _NUMBERS: Final = ("FLOAT", "FLOAT16", "BFLOAT16")
+#: Types of scales that this target writes.
+_SCALES: Final = ("FLOAT", "FLOAT16")
 #: ONNX's numbers of the types in which a Cast keeps numbers.
 _CASTS: Final = {1: "FLOAT", 10: "FLOAT16", 16: "BFLOAT16"}
 
@@ -60,18 +66,19 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             shape=weight.shape,
             bytes=sum(matrix.bytes for matrix in matrices),
             floats=_Rows(matrices),
+            rule=_rule(weight, matrices),
         )
     return stored
 
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A matrix of the artifact (a vector is one row): ``read(start, stop)`` gives rows as float32."""
+    """A matrix of the artifact (a vector is one row): ``rows_of(start, stop)`` gives rows as float32."""
 
     rows: int
     format: str
     bytes: int
-    read: Callable[[int, int], Floats]
+    rows_of: Numbers | Codes
 
 
 class _Rows:
@@ -85,11 +92,43 @@ class _Rows:
         if not 0 <= start <= stop <= height * len(self._matrices):
             raise ValueError(f"rows {start}..{stop} of {height * len(self._matrices)}")
         parts = [
-            matrix.read(max(start - index * height, 0), min(stop - index * height, height))
+            matrix.rows_of(max(start - index * height, 0), min(stop - index * height, height))
             for index, matrix in enumerate(self._matrices)
             if start < (index + 1) * height and stop > index * height
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts or [self._matrices[0].read(0, 0)])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts or [self._matrices[0].rows_of(0, 0)])
+
+
+def _rule(weight: Weight, matrices: Sequence[_Matrix]) -> Callable[[int, int], Floats] | None:
+    """Rows of a weight as this target stores them in the form of ``matrices``, read back as they are;
+    ``None`` for a form that it never writes."""
+    first = matrices[0].rows_of
+    if len({_form(matrix.rows_of) for matrix in matrices}) > 1:
+        return None
+    if isinstance(first, Numbers):
+        return partial(_ruled_numbers, weight, first)
+    scheme = first.scheme
+    written = scheme.block == BLOCK and scheme.bits in BITS.values() and scheme.shape[1] % BLOCK == 0
+    return partial(_ruled_codes, weight, first) if written and first.scales_dtype in _SCALES else None
+
+
+def _form(rows: Numbers | Codes) -> tuple[object, ...]:
+    if isinstance(rows, Numbers):
+        return rows.dtype, rows.casts
+    return rows.scheme.bits, rows.scheme.block, rows.scheme.casts, rows.scales_dtype
+
+
+def _ruled_numbers(weight: Weight, stored: Numbers, start: int, stop: int) -> Floats:
+    packed = FROM_FLOATS[stored.dtype](weight.floats(start, stop)).tobytes()
+    stretch = Stretch(weight.name, len(packed), packed)
+    return Numbers(stretch, stored.dtype, stop - start, weight.columns, stored.casts, False)(0, stop - start)
+
+
+def _ruled_codes(weight: Weight, stored: Codes, start: int, stop: int) -> Floats:
+    storage, format = Storage(scales=stored.scales_dtype), f"INT{stored.scheme.bits}"
+    parts = [part.tobytes() for part in quantised(weight, format, storage, start, stop)[:2]]
+    codes, scales = (Stretch(weight.name, len(part), part) for part in parts)
+    return Codes(stored.scheme, codes, scales, stored.scales_dtype)(0, stop - start)
 
 
 def _matrices(graph: _Connected, key: str, shape: tuple[int, ...]) -> Iterator[_Matrix]:

@@ -52,22 +52,24 @@ def _pieces(layout: Layout, weights: Mapping[str, Weight], storage: Storage) -> 
     for name, place in layout.places.items():
         weight = weights[name]
         for start, stop in weight.row_ranges(RANGE):
-            yield Piece(weight, start, stop, 0, partial(_encoded, weight, place, storage, start, stop))
+            yield Piece(weight, start, stop, 0, partial(encoded, weight, place, storage, start, stop))
 
 
-def _encoded(weight: Weight, place: Place, storage: Storage, start: int, stop: int) -> Encoded:
+def encoded(weight: Weight, place: Place, storage: Storage, start: int, stop: int) -> Encoded:
+    """Rows of a weight as the data file holds them at its place: codes and scales, or numbers. Raises
+    ``TargetError`` for values that the format would turn into infinities."""
     format = place.tensor.format
     offset = place.offset + start * place.row_bytes
     if place.scales_offset is None:
         values = weight.floats(start, stop)
         _check_range(weight, format, values, _LARGEST.get(format))
         return Encoded(((offset, FROM_FLOATS[format](values)),), NO_BLOCKS)
-    codes, scales, statuses = _quantised(weight, format, storage, start, stop)
+    codes, scales, statuses = quantised(weight, format, storage, start, stop)
     scales_offset = place.scales_offset + start * place.scales_row_bytes
     return Encoded(((offset, codes), (scales_offset, scales)), statuses)
 
 
-def _quantised(
+def quantised(
     weight: Weight, format: str, storage: Storage, start: int, stop: int
 ) -> tuple[Bytes, Bytes, Statuses]:
     """Bytes of codes and of scales, and the status of every lattice block."""

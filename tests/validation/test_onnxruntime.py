@@ -11,10 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conftest import CheckpointFactory
 from numpy.typing import NDArray
 from onnx_decoder import LAYERS, VOCABULARY, write_decoder
 
+from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError, ValidationError
+from targets.plan import find_target
 from validation.decoding import DECODED
 from validation.logits import map_logits
 from validation.runtimes.onnxruntime import find_provider, runner, short_name
@@ -254,3 +257,40 @@ def test_a_provider_that_does_not_start_is_not_replaced_in_silence() -> None:
     check_started("CUDAExecutionProvider", ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(ValidationError, match=r"provider cuda does not start on this machine \(only: cpu\)"):
         check_started("CUDAExecutionProvider", ["CPUExecutionProvider"])
+
+
+def test_logits_are_written_from_the_first_position_that_is_asked_for(decoder: Path, tmp_path: Path) -> None:
+    _, whole = run(decoder, tmp_path)
+    firsts = [0, 290, 21]  # of the last, nothing
+    output = tmp_path / "some.npy"
+    runtime = runner.logits(decoder, SEQUENCES, VOCABULARY, output, silent, firsts=firsts)
+    counts = [len(ids) - first for ids, first in zip(SEQUENCES, firsts, strict=True)]
+    some = map_logits(output, sum(counts))
+    np.testing.assert_array_equal(some[:5], whole[:5])
+    np.testing.assert_array_equal(some[5:], whole[5 + 290 : 5 + len(SEQUENCES[1])])
+    assert runtime.settings["decode"]["positions"] == len(SEQUENCES[0])
+    assert runtime.settings["decode"]["mean_kld"] < 1e-4
+
+
+def test_without_a_whole_sequence_nothing_is_decoded(decoder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "some.npy"
+    runtime = runner.logits(decoder, [SEQUENCES[0]], VOCABULARY, output, silent, firsts=[1])
+    assert map_logits(output, len(SEQUENCES[0]) - 1).shape == (len(SEQUENCES[0]) - 1, VOCABULARY)
+    assert runtime.settings["decode"] is None
+
+
+def test_a_model_runs_unrounded_as_it_is_at_the_level_of_float32(decoder: Path, tmp_path: Path) -> None:
+    assert runner.unrounded_bytes(decoder) == 0
+    path, choice = runner.unrounded(decoder, tmp_path, silent)
+    runtime, _ = run(path, tmp_path, choice=choice)
+    assert (path, runtime.settings["rounded_activations"]) == (decoder, False)
+
+
+def test_a_model_of_float16_activations_cannot_run_unrounded(
+    checkpoint_factory: CheckpointFactory, tmp_path: Path
+) -> None:
+    checkpoint, onnx_target = open_checkpoint(checkpoint_factory("e2b")), find_target("onnx")
+    plan = onnx_target.plan(checkpoint, "model", {"onnx_dtype": "float16"})
+    onnx_target.write(checkpoint, plan, tmp_path)
+    with pytest.raises(ValidationError, match=r"model\.onnx: computes in float16.*--onnx-dtype float32"):
+        runner.unrounded(tmp_path / plan.artifacts[0], tmp_path, silent)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from converter.errors import UsageError
+from converter.errors import UsageError, ValidationError
 from converter.worker import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 
+#: ONNX's type of norms in a graph that computes in it.
+_HALF: Final = "FLOAT16"
 _SUFFIX: Final = "executionprovider"
 #: Not offered: it sends a model's inputs to a server, and runs what the server does not know on the CPU.
 _REMOTE: Final = "azure"
@@ -48,8 +50,13 @@ class OnnxRuntime:
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
+        firsts: Sequence[int] | None = None,
     ) -> Runtime:
         """Run ``artifact`` (the .onnx file beside its data) on ``sequences``; see the protocol.
+
+        ``firsts`` gives for each sequence the index from which on logits are written (default: all). The
+        sequence that is decoded token by token is the longest of those whose logits are all written; where
+        there is none, ``decode`` is ``None``.
 
         Of ``choice``, ``accuracy_level`` counts. ``settings`` of the result: ``provider``, ``accuracy_level``
         (of MatMulNBits; ``None`` without it, a list if they differ), ``rounded_activations``, ``threads``,
@@ -64,11 +71,34 @@ class OnnxRuntime:
             "output": str(output),
             "provider": provider,
             "accuracy_level": choice.get("accuracy_level"),
+            "firsts": list(firsts) if firsts is not None else [0] * len(sequences),
         }
         result = run_worker(
             "validation.runtimes.onnxruntime_model", request, progress, what=f"onnxruntime on {artifact.name}"
         )
         return Runtime("onnxruntime", result["version"], result["settings"])
+
+    def unrounded_bytes(self, artifact: Path) -> int:
+        """None: the artifact itself computes without rounding to integers; see the protocol."""
+        return 0
+
+    def unrounded(
+        self, artifact: Path, directory: Path, progress: Progress
+    ) -> tuple[Path, Mapping[str, object]]:
+        """The artifact at accuracy level 0, at which its products are computed in float32.
+
+        Raises ``ValidationError`` for a graph that computes in float16, which rounds everywhere, and
+        ``CheckpointError`` for a damaged one.
+        """
+        from targets.onnx.protobuf import read_graph
+
+        tensors = read_graph(artifact).initializers.values()
+        if any(one.dtype == _HALF and "norm" in one.name for one in tensors):
+            raise ValidationError(
+                f"{artifact.name}: computes in float16, which rounds every activation, so it cannot be run "
+                "without rounding; convert with --onnx-dtype float32 to have the graph measured"
+            )
+        return artifact, {"accuracy_level": 0}
 
 
 def short_name(provider: str) -> str:

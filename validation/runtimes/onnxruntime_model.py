@@ -26,11 +26,13 @@ _ROUNDS: Final = 4
 
 
 def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
-    """Write float32 logits of every position of ``sequences`` for ``artifact`` to ``output`` (.npy)."""
+    """Write float32 logits of ``sequences``, of each from its index in ``firsts`` on, for ``artifact`` to
+    ``output`` (.npy)."""
     import onnxruntime
 
     path, level = Path(request["artifact"]), request["accuracy_level"]
     sequences: list[list[int]] = request["sequences"]
+    firsts: list[int] = request["firsts"]
     vocabulary: int = request["vocabulary"]
     if outside := [token for ids in sequences for token in ids if not 0 <= token < vocabulary]:
         raise ValidationError(f"token {outside[0]} is outside the vocabulary of {vocabulary}")
@@ -40,18 +42,22 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
         levels = (level,)
     decoder = open_decoder(path, model, request["provider"], level)
     del model
-    longest = max(range(len(sequences)), key=lambda index: len(sequences[index]))
-    before, decoded = sum(map(len, sequences[:longest])), sequences[longest][:DECODED]
+    counts = [len(ids) - first for ids, first in zip(sequences, firsts, strict=True)]
+    whole = [index for index, first in enumerate(firsts) if not first]
+    longest = max(whole, key=lambda index: len(sequences[index]), default=None)
+    decoded = [] if longest is None else sequences[longest][:DECODED]
+    before = sum(counts[:longest])
     positions = sum(map(len, sequences))
     total = positions + len(decoded)
-    with LogitRows(Path(request["output"]), positions, vocabulary) as rows:
+    with LogitRows(Path(request["output"]), sum(counts), vocabulary) as rows:
         done = 0
-        for chunk in _prefill(decoder, sequences, vocabulary):
-            rows.write(chunk)
+        for chunk, skipped in _prefill(decoder, sequences, firsts, vocabulary):
+            if skipped < len(chunk):
+                rows.write(chunk[skipped:])
             done += len(chunk)
             del chunk  # or it would lie beside the next
             progress(done, total)
-        decode = compare_decoding(
+        decode = decoded and compare_decoding(
             _decode(decoder, decoded),
             lambda index: rows.read(before + index),
             lambda step: progress(positions + step, total),
@@ -64,16 +70,17 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
             "rounded_activations": _ROUNDS in levels,
             "threads": decoder.threads,
             "peak_bytes": peak_bytes(),
-            "decode": decode,
+            "decode": decode or None,
         },
     }
 
 
 def _prefill(
-    decoder: Decoder, sequences: Sequence[Sequence[int]], vocabulary: int
-) -> Iterator[NDArray[np.float32]]:
-    """Logits of all positions in turn, each sequence from an empty cache, in runs of ``_CHUNK`` tokens."""
-    for ids in sequences:
+    decoder: Decoder, sequences: Sequence[Sequence[int]], firsts: Sequence[int], vocabulary: int
+) -> Iterator[tuple[NDArray[np.float32], int]]:
+    """Logits of all positions in turn, each sequence from an empty cache, in runs of ``_CHUNK`` tokens, and
+    how many positions of a run lie before its sequence's first."""
+    for ids, first in zip(sequences, firsts, strict=True):
         cache = decoder.empty_cache()
         for start in range(0, len(ids), _CHUNK):
             tokens = ids[start : start + _CHUNK]
@@ -82,7 +89,7 @@ def _prefill(
                 raise ValidationError(
                     f"gives logits {list(logits.shape)} where the checkpoint has {[len(tokens), vocabulary]}"
                 )
-            yield logits.astype(np.float32, copy=False)
+            yield logits.astype(np.float32, copy=False), min(max(first - start, 0), len(tokens))
             del logits
 
 
