@@ -193,14 +193,15 @@ class LitertTarget:
     def differences(
         self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
     ) -> Sequence[Difference]:
-        """See ``targets.plan.Target``; the stage ``export litert`` counts steps if the graph of the checkpoint is
-        not at hand. A model alone (``.tflite``) is told by its name, as ``keep_tflite`` gives it."""
-        from targets.litert.comparison import Expected, bundle_differences, model_differences
+        """See ``targets.plan.Target``; the stage ``export litert`` counts steps if the graph of the
+        checkpoint is not at hand. A model alone (``.tflite``) is told by its name, as ``keep_tflite`` gives
+        it."""
+        from targets.litert.comparison import bundle_differences, expect, model_differences
 
         with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
             graphs = _graphs(checkpoint, plan, Path(scratch), partial(progress, "export litert"))
         sections = metadata_sections(checkpoint, read_options(plan.options).context)
-        expected = Expected(sections, graphs, checkpoint.weights, _formats(plan))
+        expected = expect(sections, graphs, checkpoint.weights, _formats(plan))
         advance = counted(progress, "compare litert", _read_bytes(plan.tensors, checkpoint.weights))
         if artifact.suffix == self.suffix:
             return bundle_differences(artifact, expected, advance)
@@ -234,9 +235,7 @@ def _graphs(
             externalize_embedder=chosen.externalize_embedder,
         )
 
-    key = graph_key(
-        checkpoint, formats, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder
-    )
+    key = graph_key(checkpoint, formats, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder)
     return _GRAPHS.get(key, export, scratch)
 
 

@@ -184,9 +184,9 @@ def read_sections(path: Path) -> tuple[StoredSection, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that a header says beside places: ``version``, the bytes that are reserved, ``entries`` about the file,
-    the ``items`` of each section in the order of ``read_sections``, the byte at which it ends, what is not read
-    (one line each), and the first byte other than 0 that belongs to nothing."""
+    """All that a header says beside places: ``version``, the bytes that are reserved, ``entries`` about the
+    file, the ``items`` of each section in the order of ``read_sections``, the byte at which it ends, what is
+    not read (one line each), and the first byte other than 0 that belongs to nothing."""
 
     version: tuple[int, int, int]
     reserved: int

@@ -1,8 +1,8 @@
 """A LiteRT artifact beside what the converter makes of its checkpoint: container, graphs and weights.
 
-The graph is the one that litert-torch exports for the checkpoint, laid out as the writer does but without weights.
-An artifact of this version has the same flatbuffer byte for byte. Only where it has another are both read, so that
-the difference can be named; buffers are then compared by content, wherever they lie.
+The graph is the one that litert-torch exports for the checkpoint, laid out as the writer does but without
+weights. An artifact of this version has the same flatbuffer byte for byte. Only where it has another are both
+read, so that the difference can be named; buffers are then compared by content, wherever they lie.
 """
 
 from __future__ import annotations
@@ -39,31 +39,41 @@ _DESCRIPTIVE: Final = frozenset(("min_runtime_version",))
 #: Fields of a model that change nothing.
 _TOLD: Final = frozenset(("description", "debug metadata"))
 
-#: For each stretch of a weight (by its place in the layout and the stretch's number) where the artifact has it.
+#: For each stretch of a weight (by its place in the layout and the stretch's number) where the artifact has
+#: it.
 _Found = dict[tuple[int, int], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What an artifact should be: ``sections`` beside the models, ``graphs`` by model type without weights, the
-    ``weights`` by canonical name, and their ``formats``."""
+    """What an artifact should be: ``sections`` beside the models, and by model type where everything is in a
+    model (``layouts``)."""
 
     sections: Sequence[Section]
-    graphs: Mapping[str, bytes]
-    weights: Mapping[str, Weight]
-    formats: Mapping[str, str]
+    layouts: Mapping[str, Layout]
+
+
+def expect(
+    sections: Sequence[Section],
+    graphs: Mapping[str, bytes],
+    weights: Mapping[str, Weight],
+    formats: Mapping[str, str],
+) -> Expected:
+    """What the converter makes of ``graphs`` (by model type, without weights), the ``weights`` by canonical
+    name and their ``formats``; see ``targets.litert.filling.fill``."""
+    return Expected(sections, {kind: lay_out(graph, weights, formats) for kind, graph in graphs.items()})
 
 
 def bundle_differences(
     path: Path, expected: Expected, progress: Callable[[int], None] = lambda size: None
 ) -> list[Difference]:
-    """Differences of a ``.litertlm``; ``progress`` counts bytes of the checkpoint. Raises ``CheckpointError`` for a
-    damaged file."""
+    """Differences of a ``.litertlm``; ``progress`` counts bytes of the checkpoint. Raises ``CheckpointError``
+    for a damaged file."""
     sections = read_sections(path)
-    wanted = [*expected.sections, *(Section(MODEL, b"", kind) for kind in expected.graphs)]
+    wanted = [*expected.sections, *(Section(MODEL, b"", kind) for kind in expected.layouts)]
     differences = list(container_differences(path, sections, wanted))
     for kind, section in section_by_type(sections).items():
-        if kind in expected.graphs:
+        if kind in expected.layouts:
             differences += model_differences(path, kind, expected, progress, section.offset, section.size)
     return differences
 
@@ -78,7 +88,7 @@ def model_differences(
 ) -> list[Difference]:
     """Differences of the model of a type in ``size`` bytes of a file, all behind ``start`` by default."""
     shard = Shard(path)
-    layout = lay_out(expected.graphs[kind], expected.weights, expected.formats)
+    layout = expected.layouts[kind]
     model = _Model(shard, start, shard.size - start if size is None else size)
     data = model.read(0, min(model.size, GRAPH_BYTES))
     if data.startswith(layout.head) and model.size >= layout.end:
@@ -94,7 +104,9 @@ def model_differences(
         if theirs.spare is not None:
             differences.append(Difference(f"byte {theirs.spare}", "0", "a byte that belongs to nothing"))
         if not differences and not data.startswith(layout.head):
-            differences = [Difference("flatbuffer", "the bytes of this version", "others of one meaning", False)]
+            differences = [
+                Difference("flatbuffer", "the bytes of this version", "others of one meaning", False)
+            ]
     behind = first_other_byte(shard, start, start + model.size, [(start + a, start + b) for a, b in taken])
     if behind is not None:
         differences.append(Difference(f"byte {behind - start}", "0", "a byte that belongs to nothing"))

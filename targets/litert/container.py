@@ -1,6 +1,7 @@
 """What stands beside the models of a ``.litertlm`` file, compared with what the checkpoint gives.
 
-Sections are found by kind: their order and places do not matter. A part that no checkpoint gives is a difference.
+Sections are found by kind: their order and places do not matter. A part that no checkpoint gives is a
+difference.
 """
 
 from __future__ import annotations
@@ -43,9 +44,7 @@ def container_differences(
     for section in sections:
         one = wanted.get((section.kind, section.model_type))
         if one is not None and section.kind != MODEL and isinstance(one.content, bytes):
-            yield from _content_differences(
-                section.kind, one.content, read_section(path, section, _LIMIT)
-            )
+            yield from _content_differences(section.kind, one.content, read_section(path, section, _LIMIT))
     yield from _gap_differences(path, header.end, sections)
 
 
@@ -56,7 +55,9 @@ def _header_differences(header: Header, sections: Sequence[StoredSection]) -> It
     if header.reserved:
         yield Difference("header: reserved bytes", "0", str(header.reserved))
     if header.entries != (("Authors", "qatconvert"),):
-        yield Difference("header: entries", "Authors: qatconvert", shown(dict(header.entries)), deciding=False)
+        yield Difference(
+            "header: entries", "Authors: qatconvert", shown(dict(header.entries)), deciding=False
+        )
     for section, items in zip(sections, header.items, strict=True):
         due = (("model_type", section.model_type),) if section.model_type is not None else ()
         if items != due:

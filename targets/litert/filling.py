@@ -61,8 +61,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A model before its weights are written: its flatbuffer, where every weight of the graph goes behind it, the
-    bytes of all, and the weights' names."""
+    """A model before its weights are written: its flatbuffer, where every weight of the graph goes behind it,
+    the bytes of all, and the weights' names."""
 
     head: bytes
     places: tuple[Place, ...]
@@ -107,13 +107,12 @@ def fill(
         output.seek(base + end)
     except OSError as error:
         raise destination_error(path, error, base + end) from error
-    return Filled(
-        end, layout.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts()
-    )
+    return Filled(end, layout.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts())
 
 
 def lay_out(graph: bytes, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> Layout:
-    """Where ``fill`` puts everything, without reading a matrix; arguments and errors are those of ``fill``."""
+    """Where ``fill`` puts everything, without reading a matrix; arguments and errors are those of
+    ``fill``."""
     filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
     places = [_chosen(filling, name, weights, formats) for name in filling.names]
     sizes = [place.weight.rows * size for place in places for size in place.bytes if size]

@@ -1,9 +1,10 @@
-"""All that a TFLite flatbuffer says: functions with operators, options, tensors and signatures, and its bytes.
+"""All that a TFLite flatbuffer says: functions with operators, options, tensors and signatures, and its
+bytes.
 
-Two models that compute the same have equal ``Content``, however their flatbuffers are laid out: a tensor's data
-are given by content or by place, never by the number of a buffer. The file may come from a stranger:
-``targets.litert.tables`` checks every place and bounds the parts. Fields have the numbers of TensorFlow Lite's
-``schema.fbs``. A field that is not known here is told as such, as it could mean anything.
+Two models that compute the same have equal ``Content``, however their flatbuffers are laid out: a tensor's
+data are given by content or by place, never by the number of a buffer. The file may come from a stranger:
+``targets.litert.tables`` checks every place and bounds the parts. Fields have the numbers of TensorFlow
+Lite's ``schema.fbs``. A field that is not known here is told as such, as it could mean anything.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from targets.litert.tables import Flatbuffer, Table
 _MOST_PARTS: Final = 1 << 21
 #: A value of a field, as it can be compared and printed.
 Value = object
-#: Fields of a table by number: a name, how it is read (a format of ``struct``, ``s`` for a text, ``*`` before the
-#: format of a list's items) and what it is when it is left out. Fields that other code reads are marked ``-``.
+#: Fields of a table by number: a name, how it is read (a format of ``struct``, ``s`` for a text, ``*`` before
+#: the format of a list's items) and what it is when it is left out. Fields that other code reads are marked
+#: ``-``.
 _Fields = Mapping[int, tuple[str, str, Value]]
 
 _CODE: Final[_Fields] = {
@@ -118,7 +120,9 @@ def _scalars(formats: str, *defaults: Value) -> _Fields:
 _OPTIONS: Final[Mapping[int, _Fields]] = MappingProxyType(
     {
         **dict.fromkeys((22, 26, 33, 34, 38, 39, 41, 42, 43, 44, 45, 46, 47, 48, 51, 52, 53, 54, 56), {}),
-        **dict.fromkeys((60, 62, 63, 65, 66, 67, 68, 72, 73, 76, 78, 83, 84, 85, 86, 89, 97, 98, 104, 117), {}),
+        **dict.fromkeys(
+            (60, 62, 63, 65, 66, 67, 68, 72, 73, 76, 78, 83, 84, 85, 86, 89, 97, 98, 104, 117), {}
+        ),
         8: _scalars("bb??b"),
         9: _scalars("f", 0.0),
         10: _scalars("ib"),
@@ -159,8 +163,8 @@ _OPTIONS_2: Final[Mapping[int, _Fields]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorContent:
-    """A tensor of a function: ``fields`` without its name and data, ``buffer`` where these are (``None`` without),
-    and ``constant``, a digest of them if they lie within the graph."""
+    """A tensor of a function: ``fields`` without its name and data, ``buffer`` where these are (``None``
+    without), and ``constant``, a digest of them if they lie within the graph."""
 
     name: str
     fields: Mapping[str, Value]
@@ -180,10 +184,10 @@ class FunctionContent:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A model. ``fields`` are its own, ``signatures`` each signature's by key: its function, and the tensor of
-    every input and output by name. ``metadata`` are digests by name. ``unknown`` says what was not read, one line
-    each, and ``spare`` the first byte other than 0 among those read that belongs to nothing. ``buffers`` are all
-    places of data."""
+    """A model. ``fields`` are its own, ``signatures`` each signature's by key: its function, and the tensor
+    of every input and output by name. ``metadata`` are digests by name. ``unknown`` says what was not read,
+    one line each, and ``spare`` the first byte other than 0 among those read that belongs to nothing.
+    ``buffers`` are all places of data."""
 
     fields: Mapping[str, Value]
     functions: tuple[FunctionContent, ...]
@@ -321,7 +325,9 @@ class _Reader:
         offset, size = table.number(1, "<Q"), table.number(2, "<Q")
         if offset > 1:  # 0 and 1 stand for data within the flatbuffer
             if offset + size > self._size:
-                raise self._flatbuffer.damaged(f"a buffer ends at byte {shown(offset + size)} of {self._size}")
+                raise self._flatbuffer.damaged(
+                    f"a buffer ends at byte {shown(offset + size)} of {self._size}"
+                )
             return Buffer(offset, size)
         place, count = table.vector(0, 1)
         if not count:

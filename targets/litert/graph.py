@@ -81,8 +81,11 @@ class KeptGraphs:
     def __init__(self) -> None:
         self._kept: dict[str, Mapping[str, bytes]] = {}
 
-    def get(self, key: str, export: Callable[[Path], Mapping[str, Path]], scratch: Path) -> Mapping[str, bytes]:
-        """Graphs by kind; ``export(directory)`` writes them below ``scratch`` if none are kept for ``key``."""
+    def get(
+        self, key: str, export: Callable[[Path], Mapping[str, Path]], scratch: Path
+    ) -> Mapping[str, bytes]:
+        """Graphs by kind; ``export(directory)`` writes them below ``scratch`` if none are kept for
+        ``key``."""
         if key not in self._kept:
             with tempfile.TemporaryDirectory(prefix=".graphs-", dir=scratch) as name:
                 graphs = {kind: file.read_bytes() for kind, file in export(Path(name)).items()}

@@ -21,8 +21,8 @@ _OFF_LATTICE: Final[Mapping[str, str]] = {"FLOAT16": "q8_0", "FLOAT": "bf16"}
 
 
 def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, object]:
-    """Prefill lengths and context from the decoder's signatures, ``externalize_embedder`` from the models, and
-    ``off_lattice`` from the types of the ``weights`` on no lattice. Raises ``CheckpointError``."""
+    """Prefill lengths and context from the decoder's signatures, ``externalize_embedder`` from the models,
+    and ``off_lattice`` from the types of the ``weights`` on no lattice. Raises ``CheckpointError``."""
     models = open_models(artifact)
     kinds = [PREFILL_DECODE]
     if artifact.suffix == ".litertlm":

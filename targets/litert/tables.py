@@ -40,7 +40,8 @@ class Flatbuffer:
         self._covered = bytearray(len(data)) if covered else None
 
     def cover(self, place: int, count: int) -> None:
-        """Remember ``count`` bytes at ``place``, as far as they are here, as ones that belong to something."""
+        """Remember ``count`` bytes at ``place``, as far as they are here, as ones that belong to
+        something."""
         if self._covered is not None:
             end = min(place + count, len(self._covered))
             if place < end:
