@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,17 +100,16 @@ def change_constant(model: Any, old: float, new: float) -> None:
     assert found
 
 
-def change_whole_number(model: Any, old: int, new: int) -> None:
-    """The same for int32 constants."""
-    found = 0
-    for function in model.subgraphs:
-        for tensor in function.tensors:
-            buffer = model.buffers[tensor.buffer]
-            held = b"" if buffer.data is None else bytes(buffer.data)
-            if tensor.type == schema.TensorType.INT32 and held == np.int32(old).tobytes():
-                buffer.data = np.frombuffer(np.int32(new).tobytes(), np.uint8)
-                found += 1
-    assert found
+def change_window(model: Any) -> None:
+    """What positions are compared with to tell those within the sliding window: one more."""
+    for function, one in operators(model, "LESS"):
+        for index in one.inputs:
+            buffer = model.buffers[function.tensors[index].buffer]
+            if buffer.data is not None:
+                values = np.frombuffer(bytes(buffer.data), "<i4") + 1
+                buffer.data = np.frombuffer(values.astype("<i4").tobytes(), np.uint8)
+                return
+    raise AssertionError("no constant is compared with")
 
 
 def add_metadata(model: Any) -> None:
@@ -126,7 +126,7 @@ def describe_otherwise(model: Any) -> None:
     model.description = b"another version"
     model.subgraphs[0].tensors[-1].name = b"another name"
     last = len(model.buffers)
-    model.buffers += model.buffers[1:]
+    model.buffers += [copy.copy(buffer) for buffer in model.buffers[1:]]
     for function in model.subgraphs:
         for tensor in function.tensors:
             tensor.buffer = tensor.buffer and tensor.buffer + last - 1

@@ -217,14 +217,15 @@ def _content_differences(ours: Content, theirs: Content, pairs: _Pairs) -> Itera
     for name in sorted(ours.metadata.keys() | theirs.metadata.keys()):
         due, found = ours.metadata.get(name), theirs.metadata.get(name)
         if due != found:
-            texts = ("none" if one is None else f"SHA-256 {one.hex()[:16]}" for one in (due, found))
-            yield Difference(f"metadata {shown(name)}", *texts, deciding=name not in _DESCRIPTIVE)
+            texts = ["none" if one is None else f"SHA-256 {one.hex()[:16]}" for one in (due, found)]
+            yield Difference(f"metadata {shown(name)}", texts[0], texts[1], name not in _DESCRIPTIVE)
     for key in sorted(ours.signatures.keys() | theirs.signatures.keys()):
-        due, found = ours.signatures.get(key), theirs.signatures.get(key)
-        if not isinstance(due, dict) or not isinstance(found, dict):
-            yield Difference(f"signature {shown(key)}", *("there" if one else "none" for one in (due, found)))
+        one, other = ours.signatures.get(key), theirs.signatures.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _field_differences(f"signature {shown(key)}", one, other)
         else:
-            yield from _field_differences(f"signature {shown(key)}", due, found)
+            told = ["there" if side else "none" for side in (one, other)]
+            yield Difference(f"signature {shown(key)}", told[0], told[1])
     if len(ours.functions) != len(theirs.functions):
         yield Difference("functions", str(len(ours.functions)), str(len(theirs.functions)))
     for pair in zip(ours.functions, theirs.functions, strict=False):
@@ -238,8 +239,8 @@ def _function_differences(
     names = [(ours.name, theirs.name)]
     names += [(a.name, b.name) for a, b in zip(ours.tensors, theirs.tensors, strict=False)]
     if other := [pair for pair in names if pair[0] != pair[1]]:
-        texts = (shown(name) for name in other[0])
-        yield Difference(f"{where}: {len(other)} names, the first", *texts, deciding=False)
+        due_name, found_name = map(shown, other[0])
+        yield Difference(f"{where}: {len(other)} names, the first", due_name, found_name, False)
     for what, due, found in (
         ("operators", len(ours.operators), len(theirs.operators)),
         ("tensors", len(ours.tensors), len(theirs.tensors)),
@@ -275,7 +276,7 @@ def _operator_name(number: object) -> str:
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    return names.get(int(str(number)), f"operator {number}")
+    return str(names.get(int(str(number)), f"operator {number}"))
 
 
 def _field_differences(

@@ -59,9 +59,9 @@ def _header_differences(header: Header, sections: Sequence[StoredSection]) -> It
             "header: entries", "Authors: qatconvert", shown(dict(header.entries)), deciding=False
         )
     for section, items in zip(sections, header.items, strict=True):
-        due = (("model_type", section.model_type),) if section.model_type is not None else ()
-        if items != due:
-            yield Difference(f"header: items of section {shown(section.kind)}", shown(due), shown(items))
+        named = () if section.model_type is None else (("model_type", section.model_type),)
+        if items != named:
+            yield Difference(f"header: items of section {shown(section.kind)}", shown(named), shown(items))
     for problem in header.unknown:
         yield Difference(f"header: {problem}", "none", "something that is not read")
     if header.spare is not None:

@@ -119,10 +119,11 @@ def _scalars(formats: str, *defaults: Value) -> _Fields:
 #: Options by ``BuiltinOptions``' number: those that a decoder's operators have. Others are not known.
 _OPTIONS: Final[Mapping[int, _Fields]] = MappingProxyType(
     {
-        **dict.fromkeys((22, 26, 33, 34, 38, 39, 41, 42, 43, 44, 45, 46, 47, 48, 51, 52, 53, 54, 56), {}),
-        **dict.fromkeys(
-            (60, 62, 63, 65, 66, 67, 68, 72, 73, 76, 78, 83, 84, 85, 86, 89, 97, 98, 104, 117), {}
-        ),
+        **{kind: {} for kind in (22, 26, 33, 34, 38, 39, 41, 42, 43, 44, 45, 46, 47, 48, 51, 52, 53, 54, 56)},
+        **{
+            kind: {}
+            for kind in (60, 62, 63, 65, 66, 67, 68, 72, 73, 76, 78, 83, 84, 85, 86, 89, 97, 98, 104, 117)
+        },
         8: _scalars("bb??b"),
         9: _scalars("f", 0.0),
         10: _scalars("ib"),
