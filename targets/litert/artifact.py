@@ -13,7 +13,15 @@ from converter.checkpoint import Checkpoint
 from converter.weight import Weight
 from targets.litert.android import check_assets, check_directory, write_assets
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
-from targets.litert.graph import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, export_graphs, needed_memory
+from targets.litert.graph import (
+    DECODER,
+    EMBEDDER,
+    PER_LAYER_EMBEDDER,
+    KeptGraphs,
+    export_graphs,
+    graph_key,
+    needed_memory,
+)
 from targets.litert.metadata import metadata_sections, template_warnings, tokenizer_file
 from targets.litert.npu import Npu, check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
@@ -25,12 +33,15 @@ from targets.litert.storage import (
     planned_tensors,
     storage_warnings,
 )
-from targets.plan import Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.sampling import generation_limits, read_sampling, read_suppressed
 from targets.writing import destination_error
 
 #: What the name of a model's own file ends with, by its type.
 _TFLITE: Final = {DECODER: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER: "-per-layer-embedder"}
+
+#: Of this process.
+_GRAPHS: Final = KeptGraphs()
 
 
 class LitertTarget:
@@ -127,20 +138,10 @@ class LitertTarget:
         for a file that cannot be written and ``TargetError`` if litert-torch cannot export the graph."""
         chosen = read_options(plan.options)
         path = directory / plan.artifacts[0]
-        formats = {tensor.stored_as: tensor.format for tensor in plan.tensors}
+        formats = _formats(plan)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".graphs-", dir=directory) as name:
-                files = export_graphs(
-                    checkpoint,
-                    formats,
-                    chosen.prefill_lengths,
-                    chosen.context,
-                    Path(name),
-                    partial(progress, "export litert"),
-                    externalize_embedder=chosen.externalize_embedder,
-                )
-                graphs = {kind: file.read_bytes() for kind, file in files.items()}
+            graphs = _graphs(checkpoint, plan, directory, partial(progress, "export litert"))
         except OSError as error:
             raise destination_error(path, error) from error
         advance = counted(progress, "write litert", _read_bytes(plan.tensors, checkpoint.weights))
@@ -203,6 +204,60 @@ class LitertTarget:
         from targets.litert.reading import describe
 
         return describe(artifact, checkpoint)
+
+    def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
+        """See ``targets.plan.Target``. Raises ``CheckpointError`` for a damaged file."""
+        from targets.litert.inference import infer_options
+
+        return infer_options(artifact, checkpoint.weights)
+
+    def differences(
+        self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
+    ) -> Sequence[Difference]:
+        """See ``targets.plan.Target``; the stage ``export litert`` counts steps if the graph of the
+        checkpoint is not at hand. A model alone (``.tflite``) is told by its name, as ``keep_tflite`` gives
+        it."""
+        from targets.litert.comparison import bundle_differences, expect, model_differences
+
+        with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
+            graphs = _graphs(checkpoint, plan, Path(scratch), partial(progress, "export litert"))
+        sections = metadata_sections(checkpoint, read_options(plan.options).context)
+        expected = expect(sections, graphs, checkpoint.weights, _formats(plan))
+        advance = counted(progress, "compare litert", _read_bytes(plan.tensors, checkpoint.weights))
+        if artifact.suffix == self.suffix:
+            return bundle_differences(artifact, expected, advance)
+        endings = {kind: f"{ending}.tflite" for kind, ending in _TFLITE.items() if kind in graphs}
+        kind = max(
+            (kind for kind, ending in endings.items() if artifact.name.endswith(ending)),
+            key=lambda kind: len(endings[kind]),
+            default=DECODER,
+        )
+        return model_differences(artifact, kind, expected, advance)
+
+
+def _formats(plan: Plan) -> dict[str, str]:
+    return {tensor.stored_as: tensor.format for tensor in plan.tensors}
+
+
+def _graphs(
+    checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: Callable[[int, int], None]
+) -> Mapping[str, bytes]:
+    """The graphs of a plan by model type; they are exported once for all that need them."""
+    chosen, formats = read_options(plan.options), _formats(plan)
+
+    def export(directory: Path) -> Mapping[str, Path]:
+        return export_graphs(
+            checkpoint,
+            formats,
+            chosen.prefill_lengths,
+            chosen.context,
+            directory,
+            progress,
+            externalize_embedder=chosen.externalize_embedder,
+        )
+
+    key = graph_key(checkpoint, formats, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder)
+    return _GRAPHS.get(key, export, scratch)
 
 
 class _Models:

@@ -182,6 +182,61 @@ def read_sections(path: Path) -> tuple[StoredSection, ...]:
     return sections
 
 
+@dataclass(frozen=True, slots=True)
+class Header:
+    """All that a header says beside places: ``version``, the bytes that are reserved, ``entries`` about the
+    file, the ``items`` of each section in the order of ``read_sections``, the byte at which it ends, what is
+    not read (one line each), and the first byte other than 0 that belongs to nothing."""
+
+    version: tuple[int, int, int]
+    reserved: int
+    entries: tuple[tuple[str, str], ...]
+    items: tuple[tuple[tuple[str, str], ...], ...]
+    end: int
+    unknown: tuple[str, ...]
+    spare: int | None
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file whose sections ``read_sections`` has read; raises ``CheckpointError``."""
+    shard = Shard(path)
+    major, minor, patch, reserved, end = struct.unpack("<4IQ", shard.read(8, _BEGIN - 8, "the header"))
+    data = shard.read(_BEGIN, end - _BEGIN, "the header")
+    header = Flatbuffer(data, partial(_damaged_header, path), _MOST_PARTS, covered=True)
+    unknown: list[str] = []
+    root = _known(header.root(), 2, "the header", unknown)
+    about = root.table(0)
+    entries = () if about is None else _items(_known(about, 1, "the header", unknown), unknown)
+    listed, items = root.table(1), []
+    if listed is not None:
+        for one in _known(listed, 1, "the header", unknown).tables(0):
+            items.append(_items(_known(one, 4, "a section", unknown), unknown))
+            for field, format in ((1, "<Q"), (2, "<Q"), (3, "<B")):
+                one.number(field, format)
+    version = (major, minor, patch)
+    return Header(version, reserved, entries, tuple(items), end, tuple(unknown), header.uncovered())
+
+
+def _known(table: Table, fields: int, what: str, unknown: list[str]) -> Table:
+    """A table that should have no more than so many fields."""
+    unknown += [f"{what}: field {field}" for field in table.fields() if field >= fields]
+    return table
+
+
+def _items(table: Table, unknown: list[str]) -> tuple[tuple[str, str], ...]:
+    """The keys and texts of a table's first list."""
+    found = []
+    for item in table.tables(0):
+        key, kind, value = _known(item, 3, "an item", unknown).text(0), item.number(1, "<B"), item.table(2)
+        text = f"a value of kind {kind}"
+        if value is not None and kind == _TEXT:
+            text = _known(value, 1, "a text", unknown).text(0)
+        elif value is not None:
+            unknown.append(f"item {shown(key)} of kind {kind}")
+        found.append((key, text))
+    return tuple(found)
+
+
 def find_section(
     path: Path, sections: Sequence[StoredSection], kind: str, model_type: str | None = None
 ) -> StoredSection:

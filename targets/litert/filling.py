@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -48,14 +48,26 @@ class Filled:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a weight's codes or numbers, scales and sums begin in the file; rows of each have ``bytes``."""
 
+    name: str
     weight: Weight
     format: str
-    offsets: tuple[int, int, int]
+    offsets: tuple[int, ...]
     bytes: tuple[int, int, int]
     positive: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A model before its weights are written: its flatbuffer, where every weight of the graph goes behind it,
+    the bytes of all, and the weights' names."""
+
+    head: bytes
+    places: tuple[Place, ...]
+    end: int
+    names: tuple[str, ...]
 
 
 def fill(
@@ -79,14 +91,9 @@ def fill(
     runtime cannot hold, ``DestinationError`` if the file cannot be written, ``CheckpointError`` for a
     weight that cannot be read. Needs the packages of the extra ``litert``.
     """
-    filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
-    places = [_chosen(filling, name, weights, formats) for name in filling.names]
-    sizes = [place.weight.rows * size for place in places for size in place.bytes if size]
-    head, offsets = filling.finished(sizes, _offsets)
-    end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
-    base = output.tell()
-    rest = iter(offsets)
-    finished = [_placed(place, rest, base) for place in places]
+    layout = lay_out(graph, weights, formats)
+    head, end, base = layout.head, layout.end, output.tell()
+    finished = [replace(place, offsets=tuple(base + one for one in place.offsets)) for place in layout.places]
     path = Path(str(output.name))
     try:
         output.flush()
@@ -100,12 +107,22 @@ def fill(
         output.seek(base + end)
     except OSError as error:
         raise destination_error(path, error, base + end) from error
-    return Filled(
-        end, filling.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts()
-    )
+    return Filled(end, layout.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts())
 
 
-def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> _Place:
+def lay_out(graph: bytes, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> Layout:
+    """Where ``fill`` puts everything, without reading a matrix; arguments and errors are those of
+    ``fill``."""
+    filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
+    places = [_chosen(filling, name, weights, formats) for name in filling.names]
+    sizes = [place.weight.rows * size for place in places for size in place.bytes if size]
+    head, offsets = filling.finished(sizes, _offsets)
+    end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
+    rest = iter(offsets)
+    return Layout(head, tuple(_placed(place, rest) for place in places), end, filling.names)
+
+
+def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> Place:
     """A weight of the graph made a constant; its offsets are not known yet."""
     weight = _resolved(name, weights)
     assert weight is not None
@@ -114,7 +131,7 @@ def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], formats: M
         raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
     use = filling.use(name, format)
     weight = _shaped(weight, use.shape, name)
-    return _Place(weight, format, (0, 0, 0), row_bytes(format, weight.columns), use.multiplied)
+    return Place(name, weight, format, (0, 0, 0), row_bytes(format, weight.columns), use.multiplied)
 
 
 def _resolved(name: str, weights: Mapping[str, Weight]) -> Weight | None:
@@ -131,9 +148,8 @@ def _offsets(head: int, sizes: list[int]) -> list[int]:
     return offsets
 
 
-def _placed(place: _Place, offsets: Iterator[int], base: int) -> _Place:
-    codes, scales, sums = (base + next(offsets) if size else 0 for size in place.bytes)
-    return _Place(place.weight, place.format, (codes, scales, sums), place.bytes, place.positive)
+def _placed(place: Place, offsets: Iterator[int]) -> Place:
+    return replace(place, offsets=tuple(next(offsets) if size else 0 for size in place.bytes))
 
 
 def _shaped(weight: Weight, shape: tuple[int, ...], name: str) -> Weight:
@@ -163,13 +179,13 @@ class _Narrowing:
         return dict(sorted(self._counts.items()))
 
 
-def _pieces(places: list[_Place], narrowing: _Narrowing) -> Iterator[Piece]:
+def _pieces(places: Iterable[Place], narrowing: _Narrowing) -> Iterator[Piece]:
     for place in places:
         for start, stop in place.weight.row_ranges(RANGE):
             yield Piece(place.weight, start, stop, 0, partial(_encoded, place, narrowing, start, stop))
 
 
-def _encoded(place: _Place, narrowing: _Narrowing, start: int, stop: int) -> Encoded:
+def _encoded(place: Place, narrowing: _Narrowing, start: int, stop: int) -> Encoded:
     rows = encode(place.weight, place.format, start, stop, multiplied=place.positive)
     if place.positive:
         narrowing.add(place.weight.name, rows.narrowed)

@@ -6,9 +6,13 @@ the checkpoint is an input of type float32, named as the weight, of which the wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from converter.worker import Progress
 from targets.litert.child import ask
@@ -28,6 +32,8 @@ STEPS: Final = 3
 _MODULE: Final = "targets.litert.graph_process"
 _VECTORS: Final = ".vectors"
 _MIB: Final = 1 << 20
+#: Exports whose graphs are kept, of a few megabytes each.
+_KEPT: Final = 2
 
 
 def export_graphs(
@@ -64,6 +70,47 @@ def export_graphs(
     finally:
         vectors.unlink(missing_ok=True)
     return {kind: directory / name for kind, name in files.items()}
+
+
+class KeptGraphs:
+    """The graphs of the last exports, which a conversion needs to write, to compare and for its baseline.
+
+    A graph depends on shapes and vectors, on ``config.json``, and on what it was asked for; not on matrices.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Mapping[str, bytes]] = {}
+
+    def get(
+        self, key: str, export: Callable[[Path], Mapping[str, Path]], scratch: Path
+    ) -> Mapping[str, bytes]:
+        """Graphs by kind; ``export(directory)`` writes them below ``scratch`` if none are kept for
+        ``key``."""
+        if key not in self._kept:
+            with tempfile.TemporaryDirectory(prefix=".graphs-", dir=scratch) as name:
+                graphs = {kind: file.read_bytes() for kind, file in export(Path(name)).items()}
+            while len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept)))
+            self._kept[key] = graphs
+        return self._kept[key]
+
+
+def graph_key(
+    checkpoint: Checkpoint,
+    formats: Mapping[str, str],
+    prefill_lengths: Sequence[int],
+    context_length: int,
+    externalize_embedder: bool,
+) -> str:
+    """What equal exports have in common; the arguments are those of ``export_graphs``."""
+    digest = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
+    for name, weight in checkpoint.weights.items():
+        digest.update(f"{name} {weight.shape}".encode())
+        if len(weight.shape) < 2:
+            digest.update(np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes())
+    asked = (sorted(formats.items()), list(prefill_lengths), context_length, externalize_embedder)
+    digest.update(f"{asked} {checkpoint.architecture}".encode())
+    return digest.hexdigest()
 
 
 def needed_memory(architecture: Architecture, prefill_lengths: Sequence[int]) -> int:

@@ -24,12 +24,38 @@ class Flatbuffer:
     """The bytes of a flatbuffer; ``damaged`` makes the error that says what is wrong with it.
 
     Reading it raises that error for places outside the bytes, and as soon as more than ``most_parts`` items
-    of lists have been read.
+    of lists have been read. With ``covered`` it remembers which bytes were read.
     """
 
-    def __init__(self, data: bytes, damaged: Callable[[str], CheckpointError], most_parts: int) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        damaged: Callable[[str], CheckpointError],
+        most_parts: int,
+        *,
+        covered: bool = False,
+    ) -> None:
         self.data, self.damaged = data, damaged
         self._room = self._most = most_parts
+        self._covered = bytearray(len(data)) if covered else None
+
+    def cover(self, place: int, count: int) -> None:
+        """Remember ``count`` bytes at ``place``, as far as they are here, as ones that belong to
+        something."""
+        if self._covered is not None:
+            end = min(place + count, len(self._covered))
+            if place < end:
+                self._covered[place:end] = b"\1" * (end - place)
+
+    def uncovered(self) -> int | None:
+        """The first byte that belongs to nothing and is not 0, ``None`` without one."""
+        if self._covered is None:
+            return None
+        import numpy as np
+
+        spare = np.frombuffer(self.data, np.uint8).astype(bool) & ~np.frombuffer(self._covered, bool)
+        place = int(spare.argmax()) if spare.size else 0
+        return place if spare.size and spare[place] else None
 
     def root(self) -> Table:
         """The table in which all others are."""
@@ -37,7 +63,9 @@ class Flatbuffer:
 
     def number(self, place: int, format: str) -> int:
         """The integer at byte ``place``, of a format of ``struct``."""
-        self.check(place, struct.calcsize(format))
+        size = struct.calcsize(format)
+        self.check(place, size)
+        self.cover(place, size)
         value: int = struct.unpack_from(format, self.data, place)[0]
         return value
 
@@ -64,11 +92,33 @@ class Table:
         self._buffer, self._place = buffer, place
         self._fields = place - buffer.number(place, "<i")
         self._size = buffer.number(self._fields, "<H")
+        buffer.check(self._fields, self._size)
+        buffer.number(self._fields + 2, "<H")
 
     def number(self, field: int, format: str) -> int:
         """An integer of a format of ``struct``, 0 if it is left out."""
         place = self.where(field)
         return 0 if place is None else self._buffer.number(place, format)
+
+    def fields(self) -> list[int]:
+        """Numbers of the fields that are not left out."""
+        return [field for field in range((self._size - 4) // 2) if self.where(field) is not None]
+
+    def value(self, field: int, format: str, default: object) -> object:
+        """A number of a format of ``struct``, a list of them (``*`` before the format) or a text (``s``);
+        ``default`` if it is left out."""
+        place = self.where(field)
+        if place is None:
+            return default
+        if format == "s":
+            return self.text(field)
+        if format.startswith("*"):
+            letter = format[2:]
+            width = struct.calcsize(f"<{letter}")
+            start, count = self.vector(field, width)
+            self._buffer.make_room(count * width // _PART + 1)
+            return struct.unpack_from(f"<{count}{letter}", self._buffer.data, start)
+        return self._buffer.number(place, format)
 
     def table(self, field: int) -> Table | None:
         """A table, ``None`` if it is left out."""
@@ -83,6 +133,7 @@ class Table:
         place = self._buffer.follow(place)
         count = self._buffer.number(place, "<I")
         self._buffer.check(place + 4, count * width)
+        self._buffer.cover(place + 4, count * width)
         return place + 4, count
 
     def tables(self, field: int) -> Iterator[Table]:

@@ -81,6 +81,17 @@ def test_logits_are_those_of_each_sequence_computed_at_once(lengths: tuple[int, 
     assert runtime.settings["decode"]["max_kld"] < 1e-9
 
 
+def test_logits_are_written_from_the_first_position_that_is_wanted(tmp_path: Path) -> None:
+    model = write_decoder(tmp_path / "model.tflite")
+    output, firsts = tmp_path / "logits.npy", [40, 0, 0]
+    runtime = runner.logits(model, SEQUENCES, VOCABULARY, output, silent, firsts=firsts)
+    wanted = np.concatenate([at_once(ids)[first:] for ids, first in zip(SEQUENCES, firsts, strict=True)])
+    np.testing.assert_allclose(map_logits(output, len(wanted)), wanted, atol=1e-4)
+    assert runtime.settings["decode"]["positions"] == len(SEQUENCES[1])  # type: ignore[index]
+    runtime = runner.logits(model, SEQUENCES[:1], VOCABULARY, output, silent, firsts=[40])
+    assert "decode" not in runtime.settings
+
+
 def test_a_model_in_a_bundle_is_run_from_a_copy_that_goes(tmp_path: Path) -> None:
     model = write_decoder(tmp_path / "model.tflite")
     path = write_sections(tmp_path / "model.litertlm", **{bundle.PREFILL_DECODE: model})
