@@ -68,6 +68,7 @@ class File:
         weakref.finalize(self, os.close, self._handle)
 
     def read(self, offset: int, count: int) -> NDArray[np.uint8]:
+        """``count`` bytes from byte ``offset`` on; raises ``CheckpointError`` if there are fewer."""
         data = bytearray()
         while len(data) < count:
             try:
@@ -116,8 +117,8 @@ def split_files(path: Path) -> list[Path]:
 
 
 def stored_tensors(artifact: Path) -> list[tuple[Tensor, File, Callable[[int, int], NDArray[np.float32]]]]:
-    """Every tensor of the model whose (first) file is ``artifact``, in order, with the file that it lies in and
-    its rows dequantised, in the file's own scale. Raises ``CheckpointError`` for a damaged file."""
+    """Every tensor of the model whose (first) file is ``artifact``, in order, with the file that it lies in
+    and its rows dequantised, in the file's own scale. Raises ``CheckpointError`` for a damaged file."""
     return [
         (tensor, file, _Rows(file, tensor, np.float32(0)))
         for file in map(File, split_files(artifact))

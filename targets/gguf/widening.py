@@ -5,7 +5,8 @@ F16 and BF16). With float32 weights it rounds nothing, so that what it then comp
 metadata alone. The key-values are the artifact's, byte for byte; a model in several files becomes one, so
 the keys ``split.*`` are left out.
 
-A table that rows are only looked up in stays as it is: llama.cpp dequantises such rows and multiplies nothing.
+A table in which rows are only looked up stays as it is: llama.cpp dequantises such rows and multiplies
+nothing.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ def widened_bytes(artifact: Path) -> int:
 def widen(artifact: Path, path: Path, progress: Callable[[int, int], None]) -> None:
     """Write the model whose (first) file is ``artifact`` to ``path``, with float32 weights.
 
-    ``progress`` counts the bytes written. Memory is bounded by ranges of rows. Raises ``CheckpointError`` for a
-    damaged artifact or one with a type that cannot be dequantised, ``DestinationError`` if ``path`` cannot be
-    written."""
+    ``progress`` counts the bytes written. Memory is bounded by ranges of rows. Raises ``CheckpointError`` for
+    a damaged artifact or one with a type that cannot be dequantised, ``DestinationError`` if ``path`` cannot
+    be written."""
     contents = read_entries(split_files(artifact)[0])
     alignment = _alignment(contents)
     copies = _copies(artifact, alignment)

@@ -29,8 +29,8 @@ class LlamaCpp:
     allowances: Mapping[str, float] = field(default_factory=dict)
 
     def check_provider(self, provider: str) -> None:
-        """Take any: this runs on the CPU, and providers are onnxruntime's. Raises ``UsageError`` for a library
-        that was not tested."""
+        """Take any: this runs on the CPU, and providers are onnxruntime's. Raises ``UsageError`` for a
+        library that was not tested."""
         find_library()
 
     def logits(
@@ -46,8 +46,8 @@ class LlamaCpp:
         firsts: Sequence[int] | None = None,
     ) -> Runtime:
         """Run ``artifact`` (the first file of a split model) on ``sequences``, always on the CPU; see the
-        protocol. With ``firsts``, an index for every sequence, only logits of positions from that index on are
-        written: ``sum(length - first)`` rows."""
+        protocol. With ``firsts``, an index for every sequence, only logits of positions from that index on
+        are written: ``sum(length - first)`` rows."""
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),
             "sequences": [list(ids) for ids in sequences],
