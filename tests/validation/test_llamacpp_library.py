@@ -109,7 +109,7 @@ def test_default_values_are_the_recorded_ones() -> None:
         )
 
 
-@pytest.mark.parametrize("lacking", ["since_0_6", "n_rs_seq", "defrag_thold", "offload_kqv"])
+@pytest.mark.parametrize("lacking", ["since_0_6", "n_rs_seq", "n_threads", "offload_kqv"])
 def test_a_structure_without_one_of_its_fields_shows_in_the_values(lacking: str) -> None:
     """``since_0_6`` came to llama.cpp between llama-cpp-python 0.3.36 and the tested build."""
     fields = [field for field in ContextParams._fields_ if field[0] != lacking]
