@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+TOOLS := .venv/ready-to-test
+# modules are compiled when they are imported: most of those that come along never are
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test lint clean
 
@@ -13,7 +16,7 @@ demo: $(READY)
 test: lint
 	$(BIN)/pytest
 
-lint: $(READY)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -21,8 +24,12 @@ lint: $(READY)
 # torch goes first and pinned: an unpinned one brings gigabytes of CUDA libraries.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) --editable '.[all]'
+	touch $@
+
+$(TOOLS): $(READY)
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 clean:

@@ -5,7 +5,7 @@ F16 and BF16). With float32 weights it rounds nothing, so that what it then comp
 metadata alone. The key-values are the artifact's, byte for byte; a model in several files becomes one, so
 the keys ``split.*`` are left out.
 
-A table that rows are only looked up in stays as it is: llama.cpp dequantises such rows and multiplies
+A table in which rows are only looked up stays as it is: llama.cpp dequantises such rows and multiplies
 nothing.
 """
 

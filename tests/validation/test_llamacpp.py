@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
-import llama_cpp
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from converter.errors import ValidationError
 from validation.logits import map_logits
 from validation.runtimes.llamacpp import runner
+from validation.runtimes.llamacpp_library import find_library
 
 # the first is longer than a batch and than the sliding window
 SEQUENCES = [[2, *(7 + 11 * i % 1000 for i in range(300))], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
@@ -42,10 +43,16 @@ def patched(source: Path, directory: Path, key: str, value: int) -> Path:
     return copy
 
 
-def test_logits_are_those_of_llama_cpps_own_evaluation(e2b: Any, logits: NDArray[np.float32]) -> None:
+def test_logits_are_those_of_llama_cpp_python_to_the_last_bit(e2b: Any, tmp_path: Path) -> None:
+    """Its own evaluation, with declarations that are not ours; the kernels are the same only where both see
+    batches of one size."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="it is compiled, and no extra needs it")
+    runner.logits(e2b.path, [SEQUENCES[0][:64]], 1280, tmp_path / "logits.npy", silent)
     model = llama_cpp.Llama(
         str(e2b.path),
-        n_ctx=512,
+        n_ctx=64,
+        n_batch=64,
+        n_ubatch=64,
         logits_all=True,
         type_k=0,
         type_v=0,
@@ -53,13 +60,26 @@ def test_logits_are_those_of_llama_cpps_own_evaluation(e2b: Any, logits: NDArray
         op_offload=False,
         verbose=False,
     )
-    start = 0
-    for ids in SEQUENCES:
-        model.reset()
-        model.eval(ids)
-        expected = model.scores[: len(ids)]
-        np.testing.assert_allclose(logits[start : start + len(ids)], expected, atol=2e-2)
-        start += len(ids)
+    model.eval(SEQUENCES[0][:64])
+    assert np.array_equal(map_logits(tmp_path / "logits.npy", 64), model.scores[:64])
+
+
+def test_logits_from_an_index_on_are_the_last_rows_of_each_sequence(
+    e2b: Any, logits: NDArray[np.float32], tmp_path: Path
+) -> None:
+    """The first sequence has two batches, the first of which gives no row; of the second, all are wanted."""
+    runner.logits(e2b.path, SEQUENCES, 1280, tmp_path / "l.npy", silent, firsts=[290, 0, 19])
+    last = map_logits(tmp_path / "l.npy", 11 + 5 + 2)
+    rows = [*range(290, 301), *range(301, 306), *range(325, 327)]
+    # the head's kernel is another one for another number of rows, so not bit for bit
+    np.testing.assert_allclose(last, logits[rows], atol=2e-2)
+
+
+def test_a_sequence_longer_than_the_context_is_refused(e2b: Any, tmp_path: Path) -> None:
+    short = patched(e2b.path, tmp_path, "gemma4.context_length", 16)
+    runner.logits(short, [[2] * 16], 1280, tmp_path / "logits.npy", silent)
+    with pytest.raises(ValidationError, match="a sequence of 17 tokens is longer than the context of 16"):
+        runner.logits(short, [[2] * 17], 1280, tmp_path / "logits.npy", silent)
 
 
 def test_no_sequence_sees_the_one_before_it(e2b: Any, logits: NDArray[np.float32], tmp_path: Path) -> None:
@@ -93,7 +113,9 @@ def test_runtime_and_progress_are_reported(e2b: Any, tmp_path: Path) -> None:
         lambda done, total: seen.append((done, total)),
     )
     assert runtime.name == "llama.cpp"
-    assert f"llama-cpp-python {llama_cpp.__version__}" in runtime.version
+    installed = find_library()
+    assert re.match(r"\d+\.\d+\.\d+", runtime.version), "llama.cpp's own"
+    assert runtime.version.endswith(f"{installed.package} {installed.version}")
     assert runtime.settings == {"kv_cache": "f32", "flash_attention": False}
     assert seen == [(5, 26), (26, 26)]
 

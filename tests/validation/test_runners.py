@@ -33,11 +33,11 @@ def test_a_target_without_a_runtime_is_a_usage_error() -> None:
 @pytest.mark.parametrize(
     ("absent", "extras"),
     [
-        (["llama_cpp"], "llamacpp"),
+        (["xllamacpp", "llama_cpp"], "llamacpp"),
         (["transformers"], "reference"),
-        (["torch", "llama_cpp"], "reference,llamacpp"),
+        (["torch", "xllamacpp", "llama_cpp"], "reference,llamacpp"),
         (["onnxruntime"], "onnx"),
-        (["onnx", "onnxruntime", "llama_cpp"], "llamacpp,onnx"),
+        (["onnx", "onnxruntime", "xllamacpp", "llama_cpp"], "llamacpp,onnx"),
         (["ai_edge_litert"], "litert"),
     ],
 )
@@ -56,7 +56,8 @@ def test_the_check_imports_no_library() -> None:
     script = (
         "import sys; from validation.runners import check_available, check_provider;"
         "targets = ['gguf', 'litert', 'onnx']; check_available(targets); check_provider(targets, 'cpu');"
-        "libraries = ('torch', 'transformers', 'llama_cpp', 'onnx', 'onnxruntime', 'ai_edge_litert');"
+        "libraries = ('torch', 'transformers', 'xllamacpp', 'llama_cpp', 'onnx', 'onnxruntime',"
+        " 'ai_edge_litert');"
         "print([name for name in libraries if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

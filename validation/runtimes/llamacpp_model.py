@@ -69,8 +69,8 @@ def _check_sequences(sequences: Sequence[Sequence[int]], vocabulary: int, contex
     longest = max(map(len, sequences))
     if longest > context:
         raise ValidationError(
-            f"a sequence of {longest} tokens is longer than the context of {context} that the model was"
-            " trained for by its metadata (context_length); take a shorter text"
+            f"a sequence of {longest} tokens is longer than the context of {context} that the metadata give"
+            " (context_length); take a shorter text"
         )
 
 
