@@ -274,7 +274,8 @@ class _Bench:
                 self.target,
                 self.checkpoint,
                 Path(directory),
-                progress=stage_of(self.progress, "baseline"),
+                self.plan.options,
+                stage_of(self.progress, "baseline"),
             )
             stored = find_target(self.target).describe(naive, self.checkpoint)
             weights = measure(self.checkpoint, stored, stage_of(self.progress, "baseline weights"))
