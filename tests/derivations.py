@@ -28,6 +28,8 @@ from targets.plan import find_target
 
 #: What catches a mistake where the artifact is not compared with what the converter would write.
 GRAPH, VALUES, TOKENS, PROMPTS, ENDS = "graph_kld", "exact_values", "tokens", "prompts", "ends"
+#: What only the comparison itself catches: it costs less than float arithmetic does.
+BUILT = "same_as_built"
 _TARGETS = ("gguf", "onnx", "litert")
 
 Json = dict[str, Any]
@@ -291,7 +293,7 @@ _FIRST = tuple(f"layers.0.{name}" for name in _NORMS)
 _TABLE, _PER_LAYER = "embed_tokens.weight", "embed_tokens_per_layer.weight"
 
 DERIVATIONS: Sequence[Derivation] = (
-    Derivation("epsilon-times-10", _everywhere(GRAPH), edit=_with(rms_norm_eps=1e-5)),
+    Derivation("epsilon-times-10", _everywhere(BUILT), edit=_with(rms_norm_eps=1e-5)),
     Derivation("epsilon-1e-3", _everywhere(GRAPH), edit=_with(rms_norm_eps=1e-3)),
     Derivation("rope-base-full", _everywhere(GRAPH), edit=_with_rope("full", rope_theta=1.1e6)),
     Derivation("rope-base-sliding", _everywhere(GRAPH), edit=_with_rope("sliding", rope_theta=1.1e4)),

@@ -100,8 +100,9 @@ class Engine(Protocol):
 class Runner(Protocol):
     """One runtime. ``extra`` installs it, ``modules`` is what must then be importable, one of them where
     several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
-    one; ``allowances`` are limits of gates for dense models where its arithmetic costs more than the general
-    ones allow."""
+    one; ``allowances`` are limits of gates for dense models that suit its arithmetic: wider ones where it
+    costs more than the general ones allow, narrower ones where it costs so little that they would hide
+    something."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from derivations import DERIVATIONS, GRAPH, VALUES, Derivation
+from derivations import BUILT, DERIVATIONS, ENDS, GRAPH, PROMPTS, TOKENS, VALUES, Derivation
 
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
+from targets.onnx import comparison
 from targets.plan import find_target
 from validation.preparation import Prepared, Settings, prepare
 from validation.validation import prove
@@ -26,6 +28,23 @@ CASES = [
 ]
 
 Make = Callable[[str], Prepared]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _graphs_built_once() -> Iterator[None]:
+    """The right ONNX graph of a model, with which each mistake's is compared, takes seconds to build."""
+    made: dict[str, bytes] = {}
+    original = comparison.serialized_graph
+
+    def serialized(*arguments: Any) -> bytes:
+        key = repr(arguments)
+        if key not in made:
+            made[key] = original(*arguments)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "serialized_graph", serialized)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +80,32 @@ def test_a_mistake_fails_a_gate(derivation: Derivation, target: str, prepared: M
     model = prepared(derivation.model)
     artifact = derivation.write(target, model.checkpoint, tmp_path)
     assert derivation.gates[target] in failing(model, target, artifact)
+
+
+@pytest.mark.parametrize(
+    ("derivation", "target"),
+    [
+        pytest.param(derivation, target, id=f"{derivation.name}-{target}")
+        for derivation in DERIVATIONS
+        for target, gate in derivation.gates.items()
+        if gate not in (GRAPH, VALUES) and target != "litert"
+    ],
+)
+def test_what_changes_no_logit_is_caught_by_the_comparison(
+    derivation: Derivation, target: str, prepared: Make, tmp_path: Path
+) -> None:
+    """Tokens, prompts and ends of answers; and an epsilon that costs less than float arithmetic does."""
+    model = prepared(derivation.model)
+    judged = replace(model, settings=replace(model.settings, foreign=False))
+    artifact = derivation.write(target, model.checkpoint, tmp_path)
+    assert list(failing(judged, target, artifact)) == ["same_as_built"]
+
+
+def test_the_mistakes_are_of_every_kind() -> None:
+    names = [one.name for one in DERIVATIONS]
+    assert len(set(names)) == len(names) >= 16
+    gates = {gate for one in DERIVATIONS for gate in one.gates.values()}
+    assert gates == {GRAPH, VALUES, TOKENS, PROMPTS, ENDS, BUILT}
 
 
 @pytest.mark.parametrize("target", ["gguf", "onnx"])
