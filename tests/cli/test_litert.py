@@ -269,7 +269,7 @@ def test_assets_within_the_output_are_told_before_the_export_starts(place, refus
 
 
 def test_a_bundle_is_validated_by_its_directory(qatconvert, nine, reference):
-    options = ["--positions", "64", "--no-same-weights", "--json"]
+    options = ["--positions", "64", "--json"]
     done = qatconvert("validate", nine / "litert", "--reference", reference, *options)
     assert done.returncode == 0, done.stderr
     entry = json.loads(done.stdout)["targets"]["litert"]

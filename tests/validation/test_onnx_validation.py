@@ -22,7 +22,7 @@ from converter.pipeline import Conversion, convert
 from targets.onnx.accuracy import accuracy_levels, with_accuracy_level
 from validation.gates import ENGINE, limits
 from validation.preparation import Settings, prepare
-from validation.validation import prove, validate
+from validation.validation import inferred_plan, prove, validate
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 LEVELS = [{"accuracy_level": 4}, {"accuracy_level": 0}]
@@ -168,7 +168,7 @@ def test_the_gguf_beside_it_is_proven_as_ever(
 
 
 def test_an_artifact_that_exists_is_run_as_it_is(artifact: Any, home: Path, tmp_path: Path) -> None:
-    entry = validate(artifact.checkpoint, "onnx", artifact.path, cache=home, same_weights=False)["entry"]
+    entry = validate(artifact.checkpoint, "onnx", artifact.path, cache=home)["entry"]
     assert entry["passed"] is True
     assert "alternatives" not in entry
     assert entry["runtime"]["accuracy_level"] == 4
@@ -178,9 +178,10 @@ def test_a_way_that_the_runtime_refuses_is_told_and_another_is_chosen(artifact: 
     choices = [{"accuracy_level": "high"}, {"accuracy_level": 0}]
     settings = Settings(positions=64, cache=home, same_weights=False)
     with prepare(artifact.checkpoint, settings) as prepared:
-        proof = prove(prepared, "onnx", artifact.path, choices=choices)
+        plan = inferred_plan("onnx", artifact.path, artifact.checkpoint)
+        proof = prove(prepared, "onnx", artifact.path, plan, choices=choices)
         with pytest.raises(ValidationError, match="accuracy_level"):
-            prove(prepared, "onnx", artifact.path, choices=choices[:1] * 2)
+            prove(prepared, "onnx", artifact.path, plan, choices=choices[:1] * 2)
     assert proof.choice == {"accuracy_level": 0}
     refused, kept = proof.entry["alternatives"]
     assert (refused["accuracy_level"], refused["passed"], refused["chosen"]) == ("high", False, False)
@@ -198,6 +199,7 @@ def test_other_work_ends_before_the_runtime_is_timed_and_the_reference_is_comput
             prepared,
             "onnx",
             artifact.path,
+            inferred_plan("onnx", artifact.path, artifact.checkpoint),
             choices=LEVELS,
             settle=lambda: happened.append("settled"),
             progress=lambda stage, done, total: happened.append(stage) if done == total else None,
@@ -237,7 +239,8 @@ def test_a_cache_that_is_lost_fails_the_gate_of_decoding_alone(
     model = tmp_path / "model.onnx"
     model.write_bytes(with_accuracy_level(without_memory(artifact.path.read_bytes()), level))
     (tmp_path / "model.onnx.data").write_bytes(artifact.path.with_name("model.onnx.data").read_bytes())
-    entry = validate(artifact.checkpoint, "onnx", model, cache=home, same_weights=False)["entry"]
+    entry = validate(artifact.checkpoint, "onnx", model, cache=home, foreign=True)["entry"]
     assert entry["passed"] is False
-    assert [gate["name"] for gate in entry["gates"] if not gate["passed"]] == ["decode_mean_kld"]
-    assert entry["gates"][-1]["value"] > 100 * entry["gates"][-1]["limit"]
+    (failed,) = (gate for gate in entry["gates"] if not gate["passed"])
+    assert failed["name"] == "decode_mean_kld"
+    assert failed["value"] > 100 * failed["limit"]

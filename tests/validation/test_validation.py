@@ -91,8 +91,18 @@ def test_the_demo_passes_every_gate_with_room(found: dict[str, Any]) -> None:
     entry = found["entry"]
     assert entry["passed"] is True
     gates = {gate["name"]: gate for gate in entry["gates"]}
-    assert list(gates) == ["exact_fraction", "mean_kld", "same_top_p"]
-    assert gates["exact_fraction"]["value"] == 1.0
+    assert list(gates) == [
+        "exact_fraction",
+        "exact_values",
+        "on_lattice_fraction",
+        "mean_kld",
+        "same_top_p",
+        "graph_kld",
+        "same_as_built",
+    ]
+    assert gates["exact_fraction"]["value"] == gates["exact_values"]["value"] == 1.0
+    assert gates["graph_kld"]["value"] < gates["graph_kld"]["limit"] / 10
+    assert entry["differences"] == {"deciding": 0, "descriptive": 0, "listed": []}
     assert gates["mean_kld"]["value"] < gates["mean_kld"]["limit"] / 10
     assert 1 - gates["same_top_p"]["value"] < (1 - gates["same_top_p"]["limit"]) / 5
 
@@ -117,7 +127,9 @@ def test_the_entry_has_every_key_of_the_contract(found: dict[str, Any]) -> None:
     assert {"runtime", "version", "dtype", "positions"} <= set(reference)
     assert reference["runtime"] == "transformers"
     assert reference["positions"] == entry["logits"]["positions"] == len(entry["logits"]["kld"]) == 512
-    assert {sequence["kind"] for sequence in reference["sequences"]} == {"prose", "code", "languages", "chat"}
+    kinds = [sequence["kind"] for sequence in reference["sequences"]]
+    assert set(kinds) == {"prose", "code", "languages", "chat", "beyond the window"}
+    assert reference["sequences"][-1] == {"kind": "beyond the window", "positions": 64, "context": 64}
     json.dumps(found, allow_nan=False)
 
 
@@ -152,7 +164,17 @@ def test_a_limit_that_is_not_kept_fails_the_artifact(
         artifact.checkpoint, "gguf", artifact.path, cache=home, same_weights=False, gates={"max_kld": 1e-9}
     )["entry"]
     assert strict["passed"] is False
-    assert [gate["name"] for gate in strict["gates"] if not gate["passed"]] == ["max_kld"]
+    assert [gate["name"] for gate in strict["gates"] if gate["passed"] is False] == ["max_kld"]
+
+
+def test_without_logits_of_its_own_weights_an_artifact_is_not_fully_proven(
+    artifact: Any, found: dict[str, Any], home: Path
+) -> None:
+    entry = validate(artifact.checkpoint, "gguf", artifact.path, cache=home, same_weights=False)["entry"]
+    assert entry["passed"] is None
+    (unrun,) = (gate for gate in entry["gates"] if gate["passed"] is None)
+    assert (unrun["name"], unrun["value"]) == ("graph_kld", None)
+    assert unrun["note"].startswith("did not run: --no-same-weights")
 
 
 def test_logits_that_are_not_numbers_fail_and_say_so(
