@@ -136,7 +136,12 @@ def with_earlier_report(earlier: Earlier, report: Mapping[str, Any]) -> dict[str
                 if earlier.report.get(key) != report[key]
             }
             targets[name] = {**own, **entry}
-    return {**report, "targets": {**targets, **report["targets"]}}
+    return {**report, "targets": _by_name({**targets, **report["targets"]})}
+
+
+def _by_name(targets: Mapping[str, Any]) -> dict[str, Any]:
+    """Targets in one order, whichever was converted first."""
+    return dict(sorted(targets.items()))
 
 
 def with_earlier_manifest(earlier: Earlier, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,4 +162,4 @@ def with_earlier_manifest(earlier: Earlier, manifest: Mapping[str, Any]) -> dict
     )
     files = [entry for entry in earlier.manifest["artifacts"] if entry["path"] not in replaced]
     artifacts = sorted([*manifest["artifacts"], *files], key=lambda entry: str(entry["path"]))
-    return {**manifest, "targets": {**staying, **new}, "artifacts": artifacts}
+    return {**manifest, "targets": _by_name({**staying, **new}), "artifacts": artifacts}

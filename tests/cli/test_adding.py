@@ -48,7 +48,7 @@ def check_manifest(out: Path) -> None:
 
 def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, model, out):
     before, report, manifest = content(out), read(out / "report.json"), read(out / "manifest.json")
-    done = qatconvert(model, "--target", "onnx", "--positions", "64", "--no-same-weights", "-o", out)
+    done = qatconvert(model, "--target", "onnx", "--positions", "64", "-o", out)
     assert done.returncode == 0, done.stderr
     after = content(out)
     kept = [name for name in before if name.split("/")[0] in ("gguf", "ollama")]

@@ -322,7 +322,7 @@ def test_logits_of_a_damaged_file_are_not_found_for_the_one_that_was_repaired(ch
     whole = checkpoint_factory("text", shards=2)
     broken = shutil.copytree(whole, tmp_path / "broken")
     damage(broken / SHARD)
-    few = ["--positions", "16", "--no-same-weights", "--target", "gguf"]
+    few = ["--positions", "16", "--target", "gguf"]
     with HubServer({REPO: broken}) as server:
         run(server, tmp_path, "gemma4-9b", *few, "-o", "first")
         server.repositories[REPO].commits[server.commit(REPO)] = whole  # the same commit, other bytes
