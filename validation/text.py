@@ -150,7 +150,7 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
     beyond = min(BEYOND, positions // _SHARE_BEYOND) if window is not None else 0
     if window is not None and context is not None:
         beyond = max(0, min(beyond, context - window))
-    passages = _cut_passages(encoding, positions - beyond)
+    passages = _cut_passages(encoding, positions - beyond, beyond)
     if window is None or not beyond:
         return passages
     return Tokens(
@@ -166,18 +166,19 @@ def _long(encoding: Encoding, length: int) -> tuple[int, ...]:
     return (encoding.bos, *islice(cycle(every), length - 1))
 
 
-def _cut_passages(encoding: Encoding, positions: int) -> Tokens:
+def _cut_passages(encoding: Encoding, positions: int, beyond: int) -> Tokens:
+    """``positions`` of the passages alone; ``beyond`` more were asked for in all."""
     bos, passages = encoding.bos, encoding.passages
     if len(passages) == 1:
         kind, ids = passages[0]
         count = max(1, -(-positions // SEQUENCE))
-        _check_length(len(ids) + count, positions)
+        _check_length(len(ids) + count + beyond, positions + beyond)
         lengths = [positions // count + (index < positions % count) for index in range(count)]
         starts = accumulate((length - 1 for length in lengths), initial=0)
         cuts = [ids[start : start + length - 1] for start, length in zip(starts, lengths, strict=False)]
         return Tokens(tuple((bos, *piece) for piece in cuts), (kind,) * count, (0,) * count)
     available = [len(ids) + 1 for _, ids in passages]
-    _check_length(sum(available), positions)
+    _check_length(sum(available) + beyond, positions + beyond)
     lengths = _lengths([kind for kind, _ in passages], available, positions)
     kept = [
         (kind, (bos, *ids)[:length]) for (kind, ids), length in zip(passages, lengths, strict=True) if length

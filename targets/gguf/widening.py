@@ -96,6 +96,7 @@ def widen(artifact: Path, path: Path, progress: Callable[[int, int], None]) -> N
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    progress(total, total)  # with the padding between tensors
 
 
 def _pieces(copies: list[_Copy]) -> Iterator[tuple[_Copy, int, int]]:

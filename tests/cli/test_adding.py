@@ -87,7 +87,7 @@ def test_force_replaces_only_the_targets_named(qatconvert, model, out):
     after = content(out)
     assert set(after) == set(before)
     assert {name for name in after if after[name] != before[name]} == {"manifest.json", "ollama/Modelfile"}
-    assert list(read(out / "report.json")["targets"]) == ["onnx", "gguf"]
+    assert list(read(out / "report.json")["targets"]) == ["gguf", "onnx"]
     check_manifest(out)
 
 

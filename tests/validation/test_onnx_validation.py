@@ -60,7 +60,8 @@ def check_files(out: Path, level: int) -> None:
 def converted(checkpoint: Path, out: Path, home: Path, **settings: Any) -> Any:
     """The outcome of a conversion to ONNX."""
     options = settings.pop("options", {})
-    validation = {"cache": home, "same_weights": False, **settings}
+    allowed = {"same_weights": False, "allow_unrun": ("graph_kld",)}
+    validation = {"cache": home, **allowed, **settings}
     return convert(Conversion(str(checkpoint), ["onnx"], out, options=options, validation=validation))
 
 
@@ -71,7 +72,9 @@ def test_the_demo_is_measured_at_both_levels_and_passes_its_gates(
     outcome = convert(Conversion(str(demo_checkpoint), ["onnx"], tmp_path / "out", validation=settings))
     assert outcome.exit_status == 0
     entry = outcome.report["targets"]["onnx"]
-    assert [gate["name"] for gate in entry["gates"]] == [name for name in limits({}) if name not in ENGINE]
+    names = [gate["name"] for gate in entry["gates"]]
+    assert set(names) == {"same_as_built", *(name for name in limits({}) if name not in ENGINE)}
+    assert len(names) == len(set(names))
     assert entry["weights"]["exact_fraction"] == 1.0
     rounded, exact = entry["alternatives"]
     assert (rounded["accuracy_level"], exact["accuracy_level"]) == (4, 0)
@@ -82,7 +85,7 @@ def test_the_demo_is_measured_at_both_levels_and_passes_its_gates(
     assert exact["decode_mean_kld"] < 1e-9 < rounded["decode_mean_kld"]
     chosen = rounded if rounded["chosen"] else exact
     assert entry["logits"]["mean_kld"] == chosen["mean_kld"]
-    assert entry["gates"] == chosen["gates"]
+    assert entry["gates"][: len(chosen["gates"])] == chosen["gates"]
     assert entry["runtime"]["accuracy_level"] == chosen["accuracy_level"]
     assert entry["runtime"]["decode"]["tokens_per_second"] == chosen["decode_tokens_per_second"]
     assert entry["runtime"]["mean_kld_same_weights"] == pytest.approx(chosen["mean_kld"], rel=0.9)
