@@ -35,8 +35,8 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
     default="convert",
     default_if_no_args=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed "
-    "(verify: something differs); 130 and 143 interrupted (SIGINT, SIGTERM).",
+    epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed or "
+    "did not run (verify: something differs); 130 and 143 interrupted (SIGINT, SIGTERM).",
 )
 @click.version_option(package_name="qatconvert", prog_name="qatconvert")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")

@@ -9,22 +9,24 @@ import pytest
 
 from converter.demo.variants import VARIANTS
 from converter.pipeline import Conversion, convert
-from validation.gates import DECODE, DENSE, ENGINE, EXPERTS
+from validation.gates import DECODE, ENGINE, SAME_AS_BUILT
+from validation.gates import limits as limits_of
+from validation.runners import find_runner
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_variant_is_exact_and_passes_the_default_gates(
     variant: str, checkpoint_factory: Callable[..., Path], tmp_path: Path
 ) -> None:
-    settings = {"cache": tmp_path / "cache", "same_weights": False}
+    settings = {"cache": tmp_path / "cache"}
     model = str(checkpoint_factory(variant))
     outcome = convert(Conversion(model, ["gguf", "onnx"], tmp_path / "out", validation=settings))
     assert outcome.exit_status == 0
-    limits = EXPERTS if variant == "26b-a4b" else DENSE
-    limits = {name: limit for name, limit in limits.items() if name not in ENGINE}
-    undecoded = {name: limit for name, limit in limits.items() if name not in DECODE}
-    for target, expected in (("gguf", undecoded), ("onnx", limits)):
+    experts = variant == "26b-a4b"
+    for target, without in (("gguf", (*ENGINE, *DECODE)), ("onnx", ENGINE)):
         entry = outcome.report["targets"][target]
+        limits = limits_of({}, experts=experts, allowances=find_runner(target).allowances)
+        expected = {name: limit for name, limit in limits.items() if name not in without} | {SAME_AS_BUILT: 0}
         assert {gate["name"]: gate["limit"] for gate in entry["gates"]} == expected
         assert entry["weights"]["exact_fraction"] == 1.0
         assert 0 < entry["logits"]["mean_kld"] <= limits["mean_kld"]
