@@ -38,8 +38,11 @@ def reason(error: OSError) -> str:
 
 
 def sync(path: Path) -> None:
-    """Have a file or a directory on the disk before this returns; raises ``OSError``."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Have a file or a directory on the disk before this returns; raises ``OSError``.
+
+    Links are followed, for the output directory itself may be one.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(handle)
     finally:
