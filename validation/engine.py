@@ -21,7 +21,7 @@ from validation.continuation import Continuation, Vocabulary, characters, compar
 from validation.logits import map_logits
 from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Account, Engine, Scores
-from validation.text import read_passages
+from validation.text import Tokens, read_passages
 
 #: Tokens of a prompt behind BOS, and of its continuation.
 PROMPT: Final = 24
@@ -87,13 +87,11 @@ def measure_engine(
         for (kind, _), one in zip(_beginnings(prepared), spelled["prompts"], strict=True)
         if one is not None
     ]
-    # the sequence beyond the window is left out: all of its context would have to be scored
-    sequences = prepared.tokens.whole.sequences
     account = engine.run(
         artifact,
         texts,
         [prompt.text for prompt in prompts],
-        sequences,
+        prepared.tokens.sequences,
         prepared.checkpoint.tokenizer.tokens[_bos(prepared)],
         COUNT,
         stage_of(progress, "engine"),
@@ -106,7 +104,7 @@ def measure_engine(
             texts, spelled["ids"], account.tokens, prepared.checkpoint.tokenizer.tokens
         ),
         "greedy": greedy,
-        "scores": _compare_scores(sequences, reference, account.scores),
+        "scores": _compare_scores(prepared.tokens, reference, account.scores),
     }
 
 
@@ -235,17 +233,22 @@ def _bos(prepared: Prepared) -> int:
 
 
 def _compare_scores(
-    sequences: Sequence[Sequence[int]], reference: NDArray[np.float32], scores: Sequence[Scores | None]
+    tokens: Tokens, reference: NDArray[np.float32], scores: Sequence[Scores | None]
 ) -> dict[str, Any] | None:
-    """The engine's log-probabilities of the sequences' tokens beside the reference's, in nats."""
+    """The engine's log-probabilities of the sequences' tokens beside the reference's, in nats.
+
+    A token is compared if the logits at the position before it are.
+    """
     differences: list[float] = []
     start = 0
-    for ids, found in zip(sequences, scores, strict=True):
+    for ids, context, found in zip(tokens.sequences, tokens.firsts, scores, strict=True):
         for index, value in enumerate(found.values, found.first) if found else ():
-            row = reference[start + index - 1].astype(np.float64)
+            if index <= context:
+                continue
+            row = reference[start + index - 1 - context].astype(np.float64)
             row -= row.max()
             differences.append(abs(value - float(row[ids[index]] - math.log(np.exp(row).sum()))))
-        start += len(ids)
+        start += len(ids) - context
     if not differences:
         return None
     sound = all(map(math.isfinite, differences))
