@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from converter.architecture import Architecture
-from converter.pipeline import Model
+from converter.opening import Model
 from converter.survey import Survey, survey
 from converter.weight import Weight
 from targets.plan import Plan, Progress, find_target, known_targets, no_progress

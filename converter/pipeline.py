@@ -18,11 +18,9 @@ from converter.earlier import (
     with_earlier_report,
 )
 from converter.errors import QatconvertError, UsageError
-from converter.file_state import Watch, watch
-from converter.hub.repository import is_description
 from converter.memory import check_memory
 from converter.names import Source, one_line, printable, resolve
-from converter.shards import SINGLE, open_shards
+from converter.opening import Model, Place, download_place, local_place, open_place
 from targets.plan import (
     Plan,
     Progress,
@@ -37,52 +35,8 @@ from targets.plan import (
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
-    from converter.hub import Check
     from validation.preparation import Prepared
     from validation.validation import Proof
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the files of a model lie. ``watch`` began before any was read; of a repository, ``revision`` is
-    the commit and ``checks`` says how each file was compared with what the Hub lists."""
-
-    source: Source
-    path: Path
-    watch: Watch
-    revision: str | None = None
-    checks: Mapping[str, Check] = field(default_factory=dict)
-
-    def known(self) -> dict[Path, str]:
-        """The SHA-256 of files that are known by comparing them."""
-        digests = {self.path / name: check.digest for name, check in self.checks.items()}
-        return {path: digest for path, digest in digests.items() if digest and len(digest) == 64}
-
-
-@dataclass(frozen=True)
-class Model:
-    """An opened checkpoint and where it came from."""
-
-    place: Place
-    checkpoint: Checkpoint
-
-    @property
-    def source(self) -> Source:
-        """What the model's name meant."""
-        return self.place.source
-
-    def unchanged(self) -> AbstractContextManager[None]:
-        """Around work that reads the checkpoint: raises ``CheckpointError`` if one of its files changed."""
-        return self.place.watch.around(self.checkpoint.files)
-
-    def check_unchanged(self) -> None:
-        """Raise ``CheckpointError`` if a file changed since the model was opened, or before."""
-        self.place.watch.check(self.checkpoint.files)
-
-    def record(self) -> dict[str, object]:
-        """The source as reports and manifests name it: repository and commit, or a directory's own name."""
-        path = printable(self.source.path.name) if self.source.path else None
-        return {"repo": self.source.repo, "revision": self.place.revision, "path": path}
 
 
 @dataclass(frozen=True)
@@ -133,17 +87,11 @@ def open_model(
     ``CheckpointError`` or ``TargetError``.
     """
     source = resolve(name)
-    return _open(_local(source) or _download(source, offline, targets, options or {}, progress))
+    place = local_place(source) or _examined(source, offline, targets, options or {}, progress)
+    return open_place(place)
 
 
-def _local(source: Source) -> Place | None:
-    """A directory's files; ``None`` for a repository."""
-    if source.kind == "gguf":
-        raise UsageError(f"{source.path} is a GGUF file already; give the checkpoint that it was made from")
-    return None if source.path is None else Place(source, source.path, watch(source.path, _matters))
-
-
-def _download(
+def _examined(
     source: Source,
     offline: bool,
     targets: Sequence[Target],
@@ -151,28 +99,12 @@ def _download(
     progress: Progress,
 ) -> Place:
     """A repository's files, once its description is found to be what the targets can hold."""
-    from converter.checkpoint import open_description
-    from converter.hub import download
 
-    def examine(folder: Path) -> None:
-        described = open_description(folder)
+    def examine(described: Checkpoint) -> None:
         for target in targets:
             target.check_model(described, options)
 
-    snapshot = download(
-        source,
-        offline=offline,
-        examine=examine,
-        progress=lambda done, total: progress("download", done, total),
-    )
-    compared = {name: check.state for name, check in snapshot.checks.items()}
-    watched = watch(snapshot.path, _matters, compared)
-    return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
-
-
-def _matters(name: str) -> bool:
-    """Whether a file may be read, by us or by transformers, which takes one in place of shards."""
-    return is_description(name) or name == SINGLE
+    return download_place(source, offline, examine, lambda done, total: progress("download", done, total))
 
 
 def convert(
@@ -191,9 +123,9 @@ def convert(
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
         source = resolve(conversion.model)
-        place = _local(source)
+        place = local_place(source)
         if place is not None:
-            digests.add(_shard_files(place))
+            digests.add(place.shard_files())
         targets = [find_target(name) for name in names]
         check_installed(targets)
         for target in targets:
@@ -201,17 +133,12 @@ def convert(
         if conversion.validation is not None:
             _check_validation(names, conversion.validation)
         if place is None:
-            place = _download(source, conversion.offline, targets, conversion.options, progress)
+            place = _examined(source, conversion.offline, targets, conversion.options, progress)
             digests.know(place.known())
-            digests.add(_shard_files(place))
-        model = _open(place)
+            digests.add(place.shard_files())
+        model = open_place(place)
         digests.add(model.checkpoint.files)
         return _convert(conversion, model, targets, destination, digests, progress, warn)
-
-
-def _shard_files(place: Place) -> Sequence[Path]:
-    with place.watch.around():
-        return open_shards(place.path).files
 
 
 def _check_destination(conversion: Conversion, names: Sequence[str], destination: Path) -> Earlier | None:
@@ -232,15 +159,6 @@ def _check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> No
     check_available(targets)
     check_provider(targets, settings.get("provider", CPU))
     read_passages(settings.get("text"))
-
-
-def _open(place: Place) -> Model:
-    from converter.checkpoint import open_checkpoint
-
-    with place.watch.around():
-        model = Model(place, open_checkpoint(place.path))
-    model.check_unchanged()
-    return model
 
 
 def _convert(

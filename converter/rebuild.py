@@ -22,8 +22,9 @@ from converter.listing import Listed, Manifest
 from converter.manifest import Digests, library_versions
 from converter.memory import check_memory
 from converter.names import DEMO, file_name, printable, resolve
+from converter.opening import Model
 from converter.output import MANIFEST, scratch_directory
-from converter.pipeline import Model, open_model
+from converter.pipeline import open_model
 from converter.verification import REPORTS, Finding, Rebuild
 from targets.plan import Plan, Progress, Target, check_installed, find_target, known_targets, no_progress
 
