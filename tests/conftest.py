@@ -16,6 +16,7 @@ from litert_exports import Exports
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.demo.generate import write_checkpoint
+from converter.pipeline import Conversion, convert
 from targets.plan import find_target
 
 CheckpointFactory = Callable[..., Path]
@@ -44,6 +45,14 @@ def checkpoint_factory(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFa
 def demo_checkpoint() -> Path:
     """The shipped checkpoint ``gemma4-demo``."""
     return DEMO
+
+
+@pytest.fixture(scope="session")
+def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a conversion of the demo to GGUF leaves, without a proof; nobody may change it."""
+    output = tmp_path_factory.mktemp("demo-output") / "out"
+    convert(Conversion("gemma4-demo", ["gguf"], output, validation=None), warn=lambda line: None)
+    return output
 
 
 @pytest.fixture(scope="session", autouse=True)

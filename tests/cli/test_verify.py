@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from altered_output import edit_manifest, tamper
 
-from converter.pipeline import Conversion, convert
 from hub_server import HubServer
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
@@ -19,18 +18,11 @@ GGUF = "gguf/gemma4-demo-q4_0.gguf"
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("verify") / "out"
-    convert(Conversion("gemma4-demo", ["gguf"], output, validation=None), warn=lambda line: None)
-    return output
-
-
 @pytest.fixture
-def out(converted, tmp_path) -> Path:
+def out(demo_output, tmp_path) -> Path:
     """A copy in the directory where the command runs."""
     (tmp_path / "work").mkdir()
-    return shutil.copytree(converted, tmp_path / "work" / "out")
+    return shutil.copytree(demo_output, tmp_path / "work" / "out")
 
 
 def test_an_output_as_it_was_written_is_status_0_with_one_clear_line(qatconvert, out):
@@ -103,10 +95,10 @@ def test_no_name_or_version_of_a_stranger_reaches_the_terminal_as_a_command(qatc
     assert all(line.isprintable() for line in done.stdout.splitlines())
 
 
-def test_it_imports_no_model_code(converted):
+def test_it_imports_no_model_code(demo_output):
     script = (
         "import sys\nfrom converter.cli import group\n"
-        f"assert group(['verify', {str(converted)!r}], standalone_mode=False) == 0\n"
+        f"assert group(['verify', {str(demo_output)!r}], standalone_mode=False) == 0\n"
         "heavy = {'torch', 'transformers', 'numba', 'numpy', 'gguf', 'onnx', 'huggingface_hub'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
@@ -114,10 +106,10 @@ def test_it_imports_no_model_code(converted):
     assert done.returncode == 0, done.stderr
 
 
-def test_converting_again_imports_neither_torch_nor_transformers(converted):
+def test_converting_again_imports_neither_torch_nor_transformers(demo_output):
     script = (
         "import sys\nfrom converter.cli import group\n"
-        f"assert group(['verify', {str(converted)!r}, '--rebuild'], standalone_mode=False) == 0\n"
+        f"assert group(['verify', {str(demo_output)!r}, '--rebuild'], standalone_mode=False) == 0\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)

@@ -11,39 +11,31 @@ import pytest
 from altered_output import edit_manifest, list_again
 
 from converter.errors import CheckpointError
-from converter.pipeline import Conversion, convert, validate
+from converter.pipeline import validate
 from converter.verification import read_verdicts, verify
 
 GGUF = "gguf/gemma4-demo-q4_0.gguf"
 MODELFILE = "ollama/Modelfile"
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory) -> Path:
-    """What a conversion of the demo to GGUF leaves."""
-    output = tmp_path_factory.mktemp("verify") / "out"
-    convert(Conversion("gemma4-demo", ["gguf"], output, validation=None), warn=lambda line: None)
-    return output
-
-
 @pytest.fixture
-def output(converted, tmp_path) -> Path:
+def output(demo_output, tmp_path) -> Path:
     """A copy that the test may change."""
-    return shutil.copytree(converted, tmp_path / "out")
+    return shutil.copytree(demo_output, tmp_path / "out")
 
 
 def problems(output: Path) -> dict[str, str]:
     return {finding.path: finding.problem for finding in verify(output).findings}
 
 
-def test_what_a_conversion_leaves_is_as_its_manifest_says(converted):
+def test_what_a_conversion_leaves_is_as_its_manifest_says(demo_output):
     from importlib.metadata import version
 
-    found = verify(converted)
-    files = [path for path in converted.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    found = verify(demo_output)
+    files = [path for path in demo_output.rglob("*") if path.is_file() and path.name != "manifest.json"]
     assert found.exit_status == 0
     assert found.findings == []
-    assert found.regular == {path.relative_to(converted).as_posix() for path in files}
+    assert found.regular == {path.relative_to(demo_output).as_posix() for path in files}
     assert found.bytes == sum(path.stat().st_size for path in files)
     assert found.manifest.tool == version("qatconvert")
     assert found.manifest.origin.path == "gemma4-demo"
@@ -130,9 +122,9 @@ def test_a_listed_file_that_became_something_else_is_a_difference(output):
     assert problems(output) == dict.fromkeys([GGUF, MODELFILE], "is no regular file")
 
 
-def test_progress_counts_every_byte_that_is_read(converted):
+def test_progress_counts_every_byte_that_is_read(demo_output):
     seen: list[tuple[str, int, int]] = []
-    found = verify(converted, lambda *step: seen.append(step))
+    found = verify(demo_output, lambda *step: seen.append(step))
     assert seen[-1] == ("check files", found.bytes, found.bytes)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
@@ -140,8 +132,8 @@ def test_progress_counts_every_byte_that_is_read(converted):
 # the report
 
 
-def test_the_verdict_of_the_report_is_read(converted):
-    assert verify(converted).verdicts == {"gguf": "not validated"}
+def test_the_verdict_of_the_report_is_read(demo_output):
+    assert verify(demo_output).verdicts == {"gguf": "not validated"}
 
 
 @pytest.mark.parametrize(
@@ -272,8 +264,8 @@ def test_an_output_that_is_none_is_one_line(tmp_path, place, message):
         verify(tmp_path / place)
 
 
-def test_an_output_may_be_named_by_a_link(converted, tmp_path):
-    (tmp_path / "link").symlink_to(converted)
+def test_an_output_may_be_named_by_a_link(demo_output, tmp_path):
+    (tmp_path / "link").symlink_to(demo_output)
     assert verify(tmp_path / "link").exit_status == 0
 
 
