@@ -35,6 +35,8 @@ _CLASSES = (
 )
 #: Characters of a continuation that a table shows on either side of the first difference.
 _SHOWN = 48
+#: Differences from what is built that are shown; the report's JSON has more of them.
+_DIFFERENCES = 10
 
 
 def number(value: Any) -> str:
@@ -185,7 +187,24 @@ def _built_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         told = f"{deciding} deciding and {descriptive} descriptive differences from what is built"
         foreign = "; another tool's artifact: not judged" if entry.get("foreign") else ""
         found.append(("as built", ("everything" if not deciding + descriptive else told) + foreign))
+        found += [("differs", line) for line in difference_lines(entry)]
     return found
+
+
+def difference_lines(entry: Mapping[str, Any]) -> list[str]:
+    """The first differences of a target's artifact from what is built, a line each, and how many more there
+    are; none where nothing was compared."""
+    differences = entry.get("differences")
+    if differences is None:
+        return []
+    shown = differences["listed"][:_DIFFERENCES]
+    lines = [
+        f"{one['where']}: expected {one['expected']}, found {one['found']}"
+        + ("" if one["deciding"] else " (descriptive)")
+        for one in shown
+    ]
+    more = differences["deciding"] + differences["descriptive"] - len(shown)
+    return [*lines, f"and {more:,} more"] if more else lines
 
 
 def differences(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str, ...]]:

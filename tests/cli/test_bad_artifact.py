@@ -115,3 +115,28 @@ def test_reports_put_beside_an_artifact_leave_it_there(qatconvert, reference, tm
     sizes = {entry["path"]: entry["bytes"] for entry in manifest["artifacts"]}
     files = [name for name in listing(out) if (out / name).is_file() and name != "manifest.json"]
     assert sizes == {name: (out / name).stat().st_size for name in files}
+
+
+def test_a_foreign_artifacts_differences_are_listed_and_not_judged(qatconvert, reference, gguf, tmp_path):
+    """The key is one that llama.cpp does not compute with here: only the list can tell."""
+    path = tmp_path / "other.gguf"
+    path.write_bytes(gguf.read_bytes().replace(b"general.file_type", b"general.file_tYpe", 1))
+    options = ("--reference", reference, "--positions", "64", "-o", "out")
+    done = qatconvert("validate", path, *options, "--foreign")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [
+        line for line in done.stdout.splitlines() if line.startswith("gguf: differs in key general.file_t")
+    ]
+    assert len(told) == 2
+    assert all(": expected " in line and ", found " in line for line in told)
+    work = tmp_path / "work" / "out"
+    entry = json.loads((work / "report.json").read_text())["targets"]["gguf"]
+    assert entry["foreign"] is True
+    assert entry["differences"]["deciding"] == 2
+    assert "same_as_built" not in [gate["name"] for gate in entry["gates"]]
+    for name in ("report.md", "report.html"):
+        assert "tYpe" in (work / name).read_text()
+    judged = qatconvert("validate", path, *options, "--force")
+    assert judged.returncode == 3
+    assert "gate same_as_built failed: 2 against a limit of 0" in judged.stdout
+    assert "differs in" not in judged.stdout
