@@ -7,6 +7,10 @@ TOOLS := .venv/ready-to-test
 # modules are compiled when they are imported: most of those that come along never are
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
+# Imports of torch and transformers take twice as long where nothing keeps what they were compiled to, and
+# every process that proves something imports them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test lint clean
 
 demo: $(READY)
