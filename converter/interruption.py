@@ -68,6 +68,13 @@ def install() -> None:
             signal.signal(number, _handler)
 
 
+def ignore() -> None:
+    """Let no further signal change how the program ends: its status is settled, and the interpreter, on its
+    way out, would give a handler of ours back to the system's default, which kills."""
+    for number in STATUSES:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Let signals wait until the block is done: for short work that has to be whole. Without ``install``, and

@@ -131,7 +131,7 @@ def litert_options(command: Command) -> Command:
 VALIDATION = "validation"
 EFFECT: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("targets", "output", "force", "offline", "off_lattice", "validate"), ()),
-    **dict.fromkeys(("model", "as_json", "quiet", "help"), ()),
+    **dict.fromkeys(("model", "as_json", "quiet", "help", "foreign"), ()),
     "split_max_size": ("gguf",),
     "system": ("gguf",),
     "license_files": ("gguf",),
@@ -151,6 +151,7 @@ EFFECT: Mapping[str, tuple[str, ...]] = {
     "reference_dtype": (VALIDATION,),
     "max_memory": (VALIDATION,),
     "gates": (VALIDATION,),
+    "allow_unrun": (VALIDATION,),
     "baseline": (VALIDATION,),
     "same_weights": (VALIDATION,),
 }

@@ -28,6 +28,7 @@ VALUES = {
     "reference_dtype": "bfloat16",
     "max_memory": "4",
     "gates": "mean_kld=1",
+    "allow_unrun": "graph_kld",
     "baseline": "naive-q4_0",
     "text_file": __file__,
     "license_files": __file__,
