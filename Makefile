@@ -17,8 +17,9 @@ demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
 		--output out/gemma4-demo --force
 
+# files of tests side by side in two processes, as many as there are cores on a small machine
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

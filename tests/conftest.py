@@ -59,7 +59,10 @@ def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def litert_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
     """Every conversion to LiteRT in this process takes its graph from here: an export takes a minute, and so
     each is made once a session (``litert_exports.Exports``)."""
-    exports = Exports(tmp_path_factory.mktemp("graphs"))
+    own = tmp_path_factory.getbasetemp()
+    graphs = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
+    graphs.mkdir(exist_ok=True)
+    exports = Exports(graphs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("targets.litert.artifact.export_graphs", exports)
         yield exports

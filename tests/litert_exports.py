@@ -1,11 +1,17 @@
-"""Graphs without weights that tests share: each is exported once a session, which takes a minute."""
+"""Graphs without weights that tests share: each is exported once a session, which takes a minute.
+
+Processes that run tests side by side share one directory of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from filelock import FileLock
 
 from converter.checkpoint import Checkpoint
 from targets.litert.graph import export_graphs
@@ -23,12 +29,12 @@ class Exports:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._made: dict[str, tuple[Mapping[str, Path], list[tuple[int, int]]]] = {}
+        self._count = 0
 
     @property
     def count(self) -> int:
-        """Exports so far."""
-        return len(self._made)
+        """Exports of this process so far."""
+        return self._count
 
     def __call__(
         self,
@@ -45,24 +51,28 @@ class Exports:
         lengths = list(prefill_lengths)
         asked = (sorted(formats.items()), lengths, context_length, externalize_embedder)
         key = hashlib.sha256(f"{_identity(checkpoint)} {asked}".encode()).hexdigest()
-        if key not in self._made:
-            steps: list[tuple[int, int]] = []
-            kept = self._directory / key[:16]
-            kept.mkdir(exist_ok=True)
-            files = export_graphs(
-                checkpoint,
-                formats,
-                lengths,
-                context_length,
-                kept,
-                lambda *step: steps.append(step),
-                externalize_embedder=externalize_embedder,
-            )
-            self._made[key] = files, steps
-        files, steps = self._made[key]
-        for step in steps:
+        kept = self._directory / key[:16]
+        result = kept / "result.json"
+        with FileLock(f"{kept}.lock"):
+            if not result.exists():
+                self._count += 1
+                steps: list[tuple[int, int]] = []
+                kept.mkdir(exist_ok=True)
+                made = export_graphs(
+                    checkpoint,
+                    formats,
+                    lengths,
+                    context_length,
+                    kept,
+                    lambda *step: steps.append(step),
+                    externalize_embedder=externalize_embedder,
+                )
+                names = {kind: file.name for kind, file in made.items()}
+                result.write_text(json.dumps({"files": names, "steps": steps}))
+        document = json.loads(result.read_text())
+        for step in document["steps"]:
             progress(*step)
-        return {kind: Path(shutil.copy(file, directory)) for kind, file in files.items()}
+        return {kind: Path(shutil.copy(kept / name, directory)) for kind, name in document["files"].items()}
 
 
 def _identity(checkpoint: Checkpoint) -> str:

@@ -30,7 +30,8 @@ class Programs(Sequence[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         for signature in self._signatures:
-            program = core.export_torch_signature(signature, strict_export=False)
+            # The lowering decomposes what torch gives; doing so before it too only takes time.
+            program = core.export_torch_signature(signature, strict_export=False, run_decompositions=False)
             program = core._run_convert_passes(program)
             yield program
             vars(program).clear()  # whoever iterates holds it still
