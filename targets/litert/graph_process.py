@@ -25,6 +25,7 @@ from litert_torch.generative.export_hf.core.mu import mu_pass_lib
 from litert_torch.generative.export_hf.model_ext import patches
 from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module as gemma4
 from litert_torch.model import LiteRTModel
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from targets.litert.model import ATTENTION, TextModel, build
 from targets.litert.programs import Programs
@@ -114,7 +115,9 @@ def _multimodal(text: TextModel) -> Any:
 def _write(signatures: list[_Signature], text: TextModel, path: Path, step: Callable[[], None]) -> set[str]:
     """Convert and write one graph; the names of the weights that it has as inputs."""
     wanted = [Signature(name, module.eval(), None, sample) for name, module, sample in signatures]
-    exporter = litert_converter.exported_programs_to_flatbuffer(Programs(wanted), wanted)
+    # Each pass would have its whole graph written out as Python and compiled, and hardly one is ever run.
+    with _use_lazy_graph_module(True):
+        exporter = litert_converter.exported_programs_to_flatbuffer(Programs(wanted), wanted)
     step()
     converted = mu_pass_lib.update_model(LiteRTModel(exporter))
     opened = text.stand_ins.open(converted)
