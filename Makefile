@@ -19,7 +19,7 @@ demo: $(READY)
 
 # files of tests side by side in two processes, as many as there are cores on a small machine
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 25
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .
