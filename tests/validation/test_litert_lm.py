@@ -17,7 +17,7 @@ from litert_repacking import TOKENIZER, edit_tokenizer, repack
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
-from validation.engine import TEXTS, measure_engine
+from validation.engine import measure_engine
 from validation.gates import DENSE, EXPERTS, judge_engine
 from validation.logits import map_logits
 from validation.preparation import Settings, prepare
@@ -25,6 +25,7 @@ from validation.reference import Model, reference_logits
 from validation.runtimes import litert, llamacpp, onnxruntime
 from validation.runtimes.litert_lm import engine
 from validation.runtimes.litert_lm_engine import run_engine
+from validation.tokenization import TEXTS
 from validation.validation import validate
 
 REQUEST = {"texts": [], "prompts": [], "sequences": [], "begin": "", "count": 4}
