@@ -7,6 +7,7 @@ tokenised by llama.cpp.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ ENDS_BY_TEXT: Final = frozenset(
     | {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>"}
     | {"<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"}
 )
+#: What llama.cpp's converter takes for special by its text (``does_token_look_special``).
+_UNUSED: Final = re.compile(r"<unused\d+>|<\|.*\|>|<pad>|<mask>|<2mass>|\[@BOS@\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +68,15 @@ class LlamaCppText:
             )
             prompts = self._prompts(artifact, found, chats, render, worker, progress, what)
         tokenizer = checkpoint.tokenizer
+        neither = tokenizer.fillers | _hidden_by_some(tokenizer)
         by_rule = frozenset(id for id, one in enumerate(tokenizer.tokens) if one in ENDS_BY_TEXT)
         return TextAccount(
             found["version"],
             Reading(tuple(map(tuple, found["tokens"])), prompts, tuple(found["ends"])),
             ends_by_rule=by_rule,
             ends_lost=frozenset(lost_ends(checkpoint.architecture, tokenizer)),
-            hidden=frozenset(found["hidden"]) - by_rule - tokenizer.fillers,
-            hidden_by_right=_hidden(tokenizer) - by_rule - tokenizer.fillers,
+            hidden=frozenset(found["hidden"]) - by_rule - neither,
+            hidden_by_right=_hidden(tokenizer) - by_rule - neither,
         )
 
     def _prompts(
@@ -99,6 +103,13 @@ def _hidden(tokenizer: Tokenizer) -> frozenset[int]:
     """Special tokens of the checkpoint, but for those that llama.cpp shows to whoever reads chats."""
     return frozenset(
         id for id, token in tokenizer.added.items() if token.special and token.content not in VISIBLE
+    )
+
+
+def _hidden_by_some(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens without use that llama.cpp's own converter hides by their text, special or not."""
+    return frozenset(
+        id for id, token in tokenizer.added.items() if not token.special and _UNUSED.fullmatch(token.content)
     )
 
 
