@@ -27,7 +27,8 @@ from converter.checkpoint import Checkpoint, open_checkpoint
 from targets.plan import find_target
 
 #: What catches a mistake where the artifact is not compared with what the converter would write.
-GRAPH, VALUES, TOKENS, PROMPTS, ENDS = "graph_kld", "exact_values", "tokens", "prompts", "ends"
+GRAPH, VALUES = "graph_kld", "exact_values"
+TOKENS, PROMPTS, ENDS = "engine_same_tokens", "engine_same_prompts", "engine_same_ends"
 #: What only the comparison itself catches: it costs less than float arithmetic does.
 BUILT = "same_as_built"
 _TARGETS = ("gguf", "onnx", "litert")
@@ -40,9 +41,9 @@ class Derivation:
     """One mistake.
 
     ``gates`` maps each target in which it can be made to what catches it with ``same_as_built`` off:
-    ``graph_kld``, ``exact_values`` (a float tensor that is not the checkpoint's), or what compares
-    ``tokens``, ``prompts`` or the tokens that end an answer (``ends``). ``model`` is the checkpoint in which
-    it shows: ``demo``, or a variant of ``converter.demo.generate``.
+    ``graph_kld``, ``exact_values`` (a float tensor that is not the checkpoint's), or what compares tokens,
+    prompts or the tokens that end an answer; ``same_as_built`` if nothing else does. ``model`` is the
+    checkpoint in which it shows: ``demo``, or a variant of ``converter.demo.generate``.
     """
 
     name: str

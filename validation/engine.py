@@ -1,14 +1,14 @@
 """An artifact in its runtime's engine: the program that users run, with the artifact's own tokenizer.
 
-Three things are measured: whether its tokenizer makes the same tokens as the checkpoint's, whether it says
-what the reference says where both take the likeliest token, and how likely it holds the tokens of the text
-that the artifact is judged on.
+Whether its tokens, prompts and ends of answers are the checkpoint's is compared as for every runtime
+(``tokenization``). Beside that it is measured whether it says what the reference says where both take the
+likeliest token, and how likely it holds the tokens of the text that the artifact is judged on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,46 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from targets.sampling import end_tokens, read_suppressed
-from validation.continuation import Continuation, Vocabulary, characters, comparison, largest_gap
+from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
 from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Account, Engine, Scores
-from validation.text import Tokens, read_passages
+from validation.text import Tokens
+from validation.tokenization import (
+    CHATS,
+    compare_ends,
+    compare_prompts,
+    compare_tokens,
+    compared_texts,
+    spell,
+)
 
 #: Tokens of a prompt behind BOS, and of its continuation.
 PROMPT: Final = 24
 COUNT: Final = 32
 #: Prompts, each of another kind of text as far as there are kinds.
 _PROMPTS: Final = 4
-#: Characters of a passage that are tokenised: a user's own text may have millions.
-_PASSAGE: Final = 20_000
-#: Added tokens that have a text each; Gemma has thousands without use.
-_SPECIAL: Final = 64
-#: Characters that are shown of a text whose tokens differ.
-_SHOWN: Final = 40
-#: Texts in which tokenizers differ first; the special tokens of the checkpoint come beside them. The
-#: character 0, at which texts end in C, is not among them.
-TEXTS: Final = (
-    "",
-    " ",
-    "   two  and   three spaces, before and behind   ",
-    "\n",
-    "\n\n\nlines\r\nand\n \n\tmore\n",
-    "\t\ttabs\tbetween\twords\t",
-    "def f(x):\n    if x:\n\treturn {'a': [1, 2.5e-10]}\n",
-    "x" * 300,
-    "aB3_" * 100,
-    "=" * 120 + "\n" + "-" * 77,
-    "1234567890 007 3.14159 1,000,000",
-    "naïve café — “quotes”, soft\u00adhyphen, e\u0301 and é",
-    "敏捷的棕色狐狸跳过懒狗。今天天气很好。",
-    "いろはにほへと ちりぬるを 한국어 텍스트",
-    "مرحبا بالعالم שלום עולם नमस्ते दुनिया",
-    "😀 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ☃️ 𐍈",
-    "\u200b\u200d\ufeff\u00a0\u3000",
-    "a\u0001b\u0007c\u007f",
-    "<unused> <0x41> ▁ ▁▁ </s>",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +53,15 @@ def measure_engine(
     scratch: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The ``engine`` of the report's ``runtime`` block: ``name``, ``version``, ``tokenizer``, ``greedy`` and
-    ``scores`` (``None`` without any).
+    """The ``engine`` of the report's ``runtime`` block: ``name``, ``version``, ``tokenizer``, ``prompts``
+    (``None`` without a chat template), ``ends``, ``greedy`` and ``scores`` (``None`` without any).
 
     ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. Raises
     ``ValidationError`` when the engine or the reference fails.
     """
-    texts = _texts(prepared)
-    spelled = _spell(prepared, texts, progress)
+    checkpoint = prepared.checkpoint
+    texts = compared_texts(prepared)
+    spelled = spell(prepared, texts, progress, [ids for _, ids in _beginnings(prepared)])
     prompts = [
         _Prompt(kind, one["text"], tuple(one["ids"]))
         for (kind, _), one in zip(_beginnings(prepared), spelled["prompts"], strict=True)
@@ -92,30 +72,28 @@ def measure_engine(
         texts,
         [prompt.text for prompt in prompts],
         prepared.tokens.sequences,
-        prepared.checkpoint.tokenizer.tokens[_bos(prepared)],
+        checkpoint.tokenizer.tokens[_bos(prepared)],
         COUNT,
         stage_of(progress, "engine"),
+        chats=list(CHATS.values()) if spelled["chats"] is not None else [],
+        template=checkpoint.tokenizer.chat_template,
     )
     greedy = _greedy(prepared, prompts, account, scratch, progress)
     return {
         "name": engine.name,
         "version": account.version,
-        "tokenizer": _compare_tokens(
-            texts, spelled["ids"], account.tokens, prepared.checkpoint.tokenizer.tokens
+        "tokenizer": compare_tokens(
+            texts, spelled["ids"], account.reading.tokens, checkpoint.tokenizer.tokens
+        ),
+        "prompts": compare_prompts(spelled["chats"], account.reading.prompts, account.own_prompts),
+        "ends": compare_ends(
+            end_tokens(checkpoint.architecture, checkpoint.tokenizer),
+            account.reading.ends,
+            checkpoint.tokenizer,
         ),
         "greedy": greedy,
         "scores": _compare_scores(prepared.tokens, reference, account.scores),
     }
-
-
-def _texts(prepared: Prepared) -> list[str]:
-    """What the tokenizers are compared on: hard texts, special tokens, and the passages."""
-    added = [token.content for token in prepared.checkpoint.tokenizer.added.values()]
-    special = ["".join(added), *(f"a {token} b{token}" for token in added[:_SPECIAL])]
-    passages = read_passages(prepared.settings.text)
-    plain = [passage.text for passage in passages if passage.text]
-    chats = ["\n".join(content for _, content in passage.turns) for passage in passages if passage.turns]
-    return [*TEXTS, *special, *(text[:_PASSAGE] for text in (*plain, *chats))]
 
 
 def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:
@@ -126,45 +104,6 @@ def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:
     chosen = [(kind, firsts[kind]) for kind in dict.fromkeys(tokens.kinds)]
     chosen += [one for one in sequences if one not in chosen]
     return [(kind, list(ids[1 : PROMPT + 1])) for kind, ids in chosen[:_PROMPTS] if len(ids) > 1]
-
-
-def _spell(prepared: Prepared, texts: Sequence[str], progress: Progress) -> dict[str, Any]:
-    request: Mapping[str, object] = {
-        "task": "spell",
-        "model": str(prepared.checkpoint.path.resolve()),
-        "texts": list(texts),
-        "prompts": [ids for _, ids in _beginnings(prepared)],
-    }
-    return prepared.worker.call(request, stage_of(progress, "engine texts"), what="tokenizer")
-
-
-def _compare_tokens(
-    texts: Sequence[str],
-    ours: Sequence[Sequence[int]],
-    theirs: Sequence[Sequence[int]],
-    vocabulary: Sequence[str],
-) -> dict[str, Any]:
-    """How many texts have the same tokens, and the shortest that has not, around its first other token."""
-    different = [index for index in range(len(texts)) if list(ours[index]) != list(theirs[index])]
-    entry: dict[str, Any] = {
-        "texts": len(texts),
-        "equal": len(texts) - len(different),
-        "equal_fraction": 1 - len(different) / len(texts),
-        "difference": None,
-    }
-    if different:
-        first = min(different, key=lambda index: len(texts[index]))
-        known, made = list(ours[first]), list(theirs[first])
-        pairs = zip(known, made, strict=False)
-        at = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(known), len(made)))
-        begin = max(characters(vocabulary[id] for id in known[:at]) - _SHOWN // 4, 0)
-        entry["difference"] = {
-            "text": texts[first][begin : begin + _SHOWN],
-            "token": at,
-            "checkpoint": known[at : at + 5],
-            "engine": made[at : at + 5],
-        }
-    return entry
 
 
 def _greedy(

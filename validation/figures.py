@@ -26,6 +26,8 @@ _SHARES = (
     "same_top_p",
     "rms_delta_p",
     "engine_same_tokens",
+    "engine_same_prompts",
+    "engine_same_ends",
 )
 #: Blocks that are not exact, by their class.
 _CLASSES = (
@@ -269,16 +271,14 @@ def _engine_facts(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What the runtime's program for text made of the artifact."""
     if engine is None:
         return []
-    tokens, scores = engine["tokenizer"], engine["scores"]
-    told = f"{tokens['equal']} of {tokens['texts']} texts have the checkpoint's tokens"
-    if other := tokens["difference"]:
-        told += (
-            f"; one with {visible(other['text'])} has from token {other['token'] + 1} on"
-            f" {_ids(other['engine'])} for {_ids(other['checkpoint'])}"
-        )
-    found = [("engine", f"{engine['name']} {engine['version']}"), ("its tokens", told)]
-    found.append(("its text", engine_text(engine)))
-    if scores:
+    found = [("engine", f"{engine['name']} {engine['version']}"), ("its tokens", _tokens_told(engine))]
+    if prompts := engine.get("prompts"):
+        found.append(("its prompts", _prompts_told(prompts)))
+    if ends := engine.get("ends"):
+        found.append(("its ends", _ends_told(ends)))
+    if engine.get("greedy"):
+        found.append(("its text", engine_text(engine)))
+    if scores := engine.get("scores"):
         found.append(
             (
                 "its scores",
@@ -287,6 +287,52 @@ def _engine_facts(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:
             )
         )
     return found
+
+
+def _tokens_told(engine: Mapping[str, Any]) -> str:
+    tokens = engine["tokenizer"]
+    told = f"{tokens['equal']} of {tokens['texts']} texts have the checkpoint's tokens"
+    if other := tokens["difference"]:
+        told += f"; one with {visible(other['text'])} has {_other_tokens(other)}"
+    for one in tokens.get("runtime_limits", ()):
+        told += f"; {engine['name']} by itself: one with {visible(one['text'])} has {_other_tokens(one)}"
+    if hidden := tokens.get("hidden"):
+        told += f"; {hidden['tokens']} special tokens are hidden"
+        if wrong := hidden["wrong"]:
+            told += f", wrong: {', '.join(visible(one['text']) for one in wrong[:_DIFFERENCES])}"
+    return told
+
+
+def _prompts_told(prompts: Mapping[str, Any]) -> str:
+    told = f"{prompts['equal']} of {prompts['chats']} chats have the checkpoint's prompt"
+    if refused := prompts["refused"]:
+        told += f", which refuses {refused} more"
+    listed = [("", one) for one in (prompts["difference"],) if one]
+    listed += [(", by itself", one) for one in prompts["runtime_limits"]]
+    for why, one in listed:
+        told += f"; {one['chat']}{why}: {one.get('error') or _other_tokens(one)}"
+    return told
+
+
+def _ends_told(ends: Mapping[str, Any]) -> str:
+    def listed(tokens: Iterable[Mapping[str, Any]]) -> str:
+        return ", ".join(visible(one["text"] or str(one["id"])) for one in tokens)
+
+    same = len(set(ends["checkpoint"]) & set(ends["engine"]))
+    told = f"{same} of {len(ends['checkpoint'])} tokens that end an answer are the checkpoint's"
+    for key, what in (
+        ("missing", "missing"),
+        ("extra", "not the checkpoint's"),
+        ("lost", "no place for"),
+        ("by_rule", "always"),
+    ):
+        if ends[key]:
+            told += f"; {what}: {listed(ends[key])}"
+    return told
+
+
+def _other_tokens(other: Mapping[str, Any]) -> str:
+    return f"from token {other['token'] + 1} on {_ids(other['engine'])} for {_ids(other['checkpoint'])}"
 
 
 def engine_text(engine: Mapping[str, Any]) -> str:
@@ -311,7 +357,7 @@ def continuations(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Heading and rows of the table of the engine's text beside the reference's, a row for each prompt; empty
     where no engine ran."""
     engine = (entry.get("runtime") or {}).get("engine")
-    if engine is None or not engine["greedy"]["texts"]:
+    if engine is None or not (engine.get("greedy") or {}).get("texts"):
         return []
     rows: list[tuple[str, ...]] = [
         ("after", "both say", "then the reference", f"then {engine['name']}", "first other token")

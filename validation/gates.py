@@ -17,7 +17,8 @@ experts, and LiteRT nothing: its prefill leaves the same keys and values to the 
 are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first token alone, 0.5 to 3 if it is
 all.
 
-An engine, which takes and gives text, must make the checkpoint's own tokens of every text. Where its
+A runtime must make the checkpoint's own tokens of every text, its prompt of every chat, and end an answer at
+its ends; what it gets wrong with the checkpoint's own files too is listed and not counted. Where an engine's
 likeliest text leaves the reference's, the reference holds the two tokens nearly equal: up to 0.31 nats apart
 in small random dense models and 0.45 with experts (0.02 in the shipped model); with weights of another scheme
 the largest gap of four prompts is 2.4 to 7. Its log-probabilities of the evaluated tokens are off by 0.04
@@ -49,6 +50,8 @@ DENSE: Mapping[str, float] = {
     "same_top_p": 0.8,
     "decode_mean_kld": 0.01,
     "engine_same_tokens": 1.0,
+    "engine_same_prompts": 1.0,
+    "engine_same_ends": 1.0,
     "engine_gap": 1.0,
     "engine_mean_abs": 0.25,
 }
@@ -61,6 +64,8 @@ EXPERTS: Mapping[str, float] = {
     "same_top_p": 0.72,
     "decode_mean_kld": 0.06,
     "engine_same_tokens": 1.0,
+    "engine_same_prompts": 1.0,
+    "engine_same_ends": 1.0,
     "engine_gap": 2.0,
     "engine_mean_abs": 0.6,
 }
@@ -69,8 +74,17 @@ EXPERTS: Mapping[str, float] = {
 UNROUNDED_DECODE = 1e-3
 #: Gates that apply only where the runtime decodes token by token, by the key of what it measures then.
 DECODE: Mapping[str, str] = {"decode_mean_kld": "mean_kld"}
-#: Gates that apply only where an engine ran the artifact.
-ENGINE = ("engine_same_tokens", "engine_gap", "engine_mean_abs")
+#: Gates of a runtime's text side: tokenizer, chat template and ends of answers, by the block of ``engine``
+#: that each judges. They apply where the artifact has a tokenizer, and that of the prompts where the
+#: checkpoint has a chat template.
+TEXT: Mapping[str, str] = {
+    "engine_same_tokens": "tokenizer",
+    "engine_same_prompts": "prompts",
+    "engine_same_ends": "ends",
+}
+#: Gates that apply only where an engine answered with the artifact.
+ANSWERS = ("engine_gap", "engine_mean_abs")
+ENGINE = (*TEXT, *ANSWERS)
 #: Gates of the weights, read back from the file.
 WEIGHTS = ("exact_fraction", "exact_values", "on_lattice_fraction")
 #: The runtime without rounding against the reference on the same weights; ``judge_graph`` judges it.
@@ -82,7 +96,7 @@ _AT_LEAST = (*WEIGHTS, *HIGHER_IS_BETTER)
 #: Everything that may be given a limit.
 KNOWN = (*_AT_LEAST, GRAPH, *LOWER_IS_BETTER, *DECODE, *ENGINE)
 #: Gates that may not have run, which a user may allow.
-MAY_NOT_RUN = (GRAPH, SAME_AS_BUILT)
+MAY_NOT_RUN = (GRAPH, SAME_AS_BUILT, *TEXT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,22 +196,85 @@ def judge(
 
 
 def judge_engine(limits: Mapping[str, float], engine: Mapping[str, Any]) -> tuple[Gate, ...]:
-    """The gates of ``ENGINE`` in ``limits``, in order, for what ``engine.measure_engine`` found."""
-    tokens, scores = engine["tokenizer"], engine["scores"]
+    """The gates of ``ENGINE`` in ``limits``, in order, for what ``engine.measure_engine`` or
+    ``tokenization.read_text_side`` found; of an engine that gave no answers, those of ``TEXT``."""
     gates = []
     for name in (name for name in limits if name in ENGINE):
         limit = limits[name]
-        if name == "engine_same_tokens":
-            share = tokens["equal_fraction"]
-            note = "" if share == 1 else f"the tokens of {tokens['texts'] - tokens['equal']} texts differ"
-            gates.append(Gate(name, limit, share, share >= limit, note))
+        if name in TEXT:
+            if (found := engine[TEXT[name]]) is not None:
+                share = found["equal_fraction"]
+                gates.append(Gate(name, limit, share, share >= limit, _TEXT_NOTES[name](found)))
+        elif "greedy" not in engine:
+            continue
         elif name == "engine_gap":
             gates.append(_gap(name, limit, engine["greedy"]))
-        elif scores is None:
+        elif (scores := engine["scores"]) is None:
             gates.append(Gate(name, limit, None, False, "the engine could not be given the evaluated tokens"))
         else:
             gates.append(_scores(name, limit, scores["mean_abs"]))
     return tuple(gates)
+
+
+def fail_text(limits: Mapping[str, float], why: str) -> tuple[Gate, ...]:
+    """The gates of ``TEXT`` for an artifact whose text side the runtime cannot read, which ``why`` tells."""
+    return tuple(Gate(name, limits[name], None, False, why) for name in TEXT)
+
+
+def text_not_run(limits: Mapping[str, float], why: str, allowed: Collection[str]) -> tuple[Gate, ...]:
+    """The gates of ``TEXT`` where what reads the artifact is not installed."""
+    return tuple(not_run(name, limits[name], why, allowed) for name in TEXT)
+
+
+def _tokens_note(found: Mapping[str, Any]) -> str:
+    told = []
+    limits = found.get("runtime_limits") or ()
+    if different := found["texts"] - found["equal"] - len(limits):
+        told.append(
+            "the tokens of 1 text differ" if different == 1 else f"the tokens of {different} texts differ"
+        )
+    if wrong := (found.get("hidden") or {}).get("wrong"):
+        several = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        told.append(f"token {wrong[0]['text']!r} is hidden or shown, which it is not to be{several}")
+    return "; ".join([*told, *_limits_note(limits, "text")])
+
+
+def _prompts_note(found: Mapping[str, Any]) -> str:
+    told = []
+    if other := found["difference"]:
+        count = found["chats"] - found["equal"] - len(found["runtime_limits"])
+        why = other.get("error") or f"from token {other['token'] + 1} on"
+        told.append(f"{count} of {found['chats']} chats become another prompt: {other['chat']}: {why}")
+    return "; ".join([*told, *_limits_note(found["runtime_limits"], "chat")])
+
+
+def _ends_note(found: Mapping[str, Any]) -> str:
+    def listed(tokens: Sequence[Mapping[str, Any]]) -> str:
+        return ", ".join(f"{one['id']} ({one['text']!r})" for one in tokens[:4])
+
+    told = []
+    if missing := found["missing"]:
+        told.append(f"goes on after {listed(missing)}")
+    if extra := found["extra"]:
+        told.append(f"ends at {listed(extra)}, which the checkpoint does not")
+    if lost := found["lost"]:
+        told.append(f"not counted: no place in the artifact for {listed(lost)}")
+    return "; ".join(told)
+
+
+def _limits_note(limits: Sequence[object], what: str) -> list[str]:
+    """What is said of what the runtime itself cannot do."""
+    count = len(limits)
+    return [
+        f"not counted: {count} {what}{'s' * (count != 1)} that the runtime reads otherwise by itself"
+    ] * bool(count)
+
+
+_TEXT_NOTES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "engine_same_tokens": _tokens_note,
+    "engine_same_prompts": _prompts_note,
+    "engine_same_ends": _ends_note,
+}
 
 
 def _gap(name: str, limit: float, greedy: Mapping[str, Any]) -> Gate:

@@ -13,9 +13,15 @@ from converter.memory import release_memory
 from converter.worker import Progress, Worker, serve
 from validation.causal_model import write_logits
 from validation.greedy import continue_prompts
-from validation.tokens import spell, tokenize
+from validation.tokens import render, spell, tokenize
 
-_TASKS = {"tokenize": tokenize, "spell": spell, "logits": write_logits, "continue": continue_prompts}
+_TASKS = {
+    "tokenize": tokenize,
+    "spell": spell,
+    "render": render,
+    "logits": write_logits,
+    "continue": continue_prompts,
+}
 
 
 def reference_worker() -> Worker:

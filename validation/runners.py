@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.worker import Progress
 
@@ -59,15 +60,93 @@ class Scores:
     values: tuple[float, ...]
 
 
+#: (role, content) of each message of a chat.
+Chat = Sequence[tuple[str, str]]
+#: Token ids, or in a line why there are none.
+Ids = tuple[int, ...] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a runtime makes of text with a tokenizer and a chat template: ``tokens`` of every text and no
+    more, ``prompts`` for the next answer in every chat, and ``ends``, ids of tokens that end an answer."""
+
+    tokens: tuple[tuple[int, ...], ...]
+    prompts: tuple[Ids, ...]
+    ends: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What an engine made of texts: ``tokens`` of every text, an answer to every prompt and scores of every
-    sequence (``None`` where it can give none)."""
+    """What an engine made of texts: a ``reading`` of texts and chats, an answer to every prompt and scores of
+    every sequence (``None`` where it can give none). ``own_prompts`` are those of the chats by the
+    checkpoint's template instead of the artifact's, ``None`` where it has none."""
 
     version: str
-    tokens: tuple[tuple[int, ...], ...]
+    reading: Reading
     answers: tuple[Answer, ...]
     scores: tuple[Scores | None, ...]
+    own_prompts: tuple[Ids, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextAccount:
+    """What a runtime's text side made of an artifact: a ``reading`` with its tokenizer, template and ends.
+
+    ``own`` is the same runtime's reading with the checkpoint's own files, ``None`` where it cannot read
+    them: what differs from the checkpoint there too is the runtime's doing. ``ends_by_rule`` are ids at which
+    the runtime ends an answer whatever the artifact says, ``ends_lost`` the checkpoint's ends for which the
+    artifact's format has no place. ``hidden`` are the ids of tokens that the runtime does not show, and
+    ``hidden_by_right`` those that it should not; both are ``None`` where the artifact does not say."""
+
+    version: str
+    reading: Reading
+    own: Reading | None = None
+    ends_by_rule: frozenset[int] = frozenset()
+    ends_lost: frozenset[int] = frozenset()
+    hidden: frozenset[int] | None = None
+    hidden_by_right: frozenset[int] | None = None
+
+
+class Render(Protocol):
+    """A chat template of an artifact, run by transformers in a bounded child process."""
+
+    def __call__(
+        self, template: str, special: Mapping[str, str], chats: Sequence[Chat], what: str
+    ) -> Sequence[Mapping[str, str]]:
+        """For every chat ``{"text": prompt}``, or ``{"error": line}`` where ``template`` refuses it.
+        ``special`` are texts of special tokens by the name that templates know (``bos_token``); ``what``
+        names the template in errors. Raises ``ValidationError`` for a template that takes too long, too much
+        memory, or makes too much text."""
+
+
+class TextRuntime(Protocol):
+    """A runtime's text side, which needs none of the weights: tokenizer, chat template and ends of answers,
+    all as the artifact has them."""
+
+    @property
+    def name(self) -> str:
+        """What the program is called."""
+
+    def missing(self) -> str:
+        """What to install before it can read anything, in a line, empty if nothing."""
+
+    def takes(self, artifact: Path) -> bool:
+        """Whether ``artifact`` has a tokenizer that the runtime looks for."""
+
+    def read(
+        self,
+        artifact: Path,
+        checkpoint: Checkpoint,
+        texts: Sequence[str],
+        chats: Sequence[Chat],
+        render: Render,
+        scratch: Path,
+        progress: Progress,
+    ) -> TextAccount:
+        """Tokenise ``texts`` and the prompts of ``chats``, and tell the ends of answers. ``render`` is for a
+        runtime whose library has no template engine to call, ``scratch`` an empty directory. Raises
+        ``ValidationError`` when the runtime cannot read the artifact, however it ends."""
 
 
 class Engine(Protocol):
@@ -89,24 +168,29 @@ class Engine(Protocol):
         begin: str,
         count: int,
         progress: Progress,
+        *,
+        chats: Sequence[Chat] = (),
+        template: str | None = None,
     ) -> Account:
         """Tokenise ``texts``, continue each of ``prompts`` by at least ``count`` of the likeliest tokens or
         to its end, and score ``sequences`` of token ids, which begin with BOS. Prompts are plain text: no
         template is applied, and the engine puts BOS before them, with the text ``begin`` if it would not of
-        itself. Raises ``ValidationError`` when the engine cannot load or run the artifact, however it ends.
+        itself. ``chats`` become prompts by the artifact's own template, and by the checkpoint's ``template``.
+        Raises ``ValidationError`` when the engine cannot load or run the artifact, however it ends.
         """
 
 
 class Runner(Protocol):
     """One runtime. ``extra`` installs it, ``modules`` is what must then be importable, one of them where
     several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
-    one; ``allowances`` are limits of gates for dense models that suit its arithmetic: wider ones where it
-    costs more than the general ones allow, narrower ones where it costs so little that they would hide
-    something."""
+    one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for dense
+    models that suit its arithmetic: wider ones where it costs more than the general ones allow, narrower ones
+    where it costs so little that they would hide something."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]
     engine: Engine | None
+    text: TextRuntime | None
     allowances: Mapping[str, float]
 
     def check_provider(self, provider: str) -> None:

@@ -43,10 +43,12 @@ def tokenize(request: dict[str, Any], progress: Progress) -> Mapping[str, object
 
 
 def spell(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
-    """Token ids of ``texts``, none added, and texts that have just the token ids of ``prompts``.
+    """Token ids of ``texts``, none added, and of ``chats``; and texts that have just the ids of ``prompts``.
 
-    Answer: ``ids`` of every text, and ``prompts``, for each ``{"text", "ids"}``: the longest beginning of its
-    ids that a text has, ``None`` if none is found within ``_SHORTER`` ids from the end.
+    Answer: ``ids`` of every text; ``prompts``, for each ``{"text", "ids"}``: the longest beginning of its
+    ids that a text has, ``None`` if none is found within ``_SHORTER`` ids from the end; and ``chats``, the
+    ids of the prompt for the next answer in each, ``None`` where the chat template refuses it, or ``None``
+    for all if there is no chat template.
     """
     tokenizer = load_tokenizer(request["model"])
 
@@ -64,7 +66,30 @@ def spell(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
         else:
             found.append(None)
         progress(len(found), len(prompts))
-    return {"ids": [encode(text) for text in texts], "prompts": found}
+    chats: list[list[int] | None] | None = None
+    if tokenizer.chat_template is not None:
+        written = _write_all(tokenizer, request.get("chats", ()), "the checkpoint's chat template")
+        chats = [encode(one["text"]) if "text" in one else None for one in written]
+    return {"ids": [encode(text) for text in texts], "prompts": found, "chats": chats}
+
+
+def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+    """The prompt for the next answer in each of ``chats`` by an artifact's ``template``.
+
+    ``special`` are the texts of special tokens that a template may write (``bos_token``, ...), ``what`` names
+    the template in errors. Answer: ``prompts``, for each chat ``{"text"}``, or ``{"error"}``, a line, where
+    the template refuses it.
+    """
+    tokenizer = load_tokenizer(request["model"])
+    return {
+        "prompts": _write_all(
+            tokenizer,
+            request["chats"],
+            request["what"],
+            chat_template=request["template"],
+            **request["special"],
+        )
+    }
 
 
 def load_tokenizer(model: str) -> Any:
@@ -86,15 +111,43 @@ def _render(tokenizer: Any, passage: Mapping[str, Any]) -> str | None:
         return str(passage["text"])
     if tokenizer.chat_template is None:
         return None
-    turns = [{"role": role, "content": content} for role, content in passage["turns"]]
-    print("rendering the checkpoint's chat template", file=sys.stderr, flush=True)
+    what = "the checkpoint's chat template"
+    try:
+        return _write(tokenizer, passage["turns"], what)
+    except _RefusedError as error:
+        raise ValidationError(f"{what} fails: {error}") from error
+
+
+class _RefusedError(Exception):
+    """What a chat template says where it fails, one line."""
+
+
+def _write_all(
+    tokenizer: Any, chats: Sequence[Sequence[Sequence[str]]], what: str, **options: object
+) -> list[dict[str, str]]:
+    """``{"text"}`` of every chat with the prompt for the next answer, or ``{"error"}``."""
+    written = []
+    for turns in chats:
+        try:
+            text = _write(tokenizer, turns, what, add_generation_prompt=True, **options)
+            written.append({"text": text})
+        except _RefusedError as error:
+            written.append({"error": str(error)})
+    return written
+
+
+def _write(tokenizer: Any, turns: Sequence[Sequence[str]], what: str, **options: object) -> str:
+    """A chat as text. Raises ``_RefusedError`` where the template fails, and ``ValidationError`` where it
+    takes too long, too much memory or makes too much text."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    print(f"rendering {what}", file=sys.stderr, flush=True)
     try:
         with bounded(_SECONDS, _MEMORY):
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except (TimeoutError, MemoryError) as error:
+        raise ValidationError(f"{what} fails: {error}") from error
     except Exception as error:  # a template may raise anything
-        raise ValidationError(
-            f"the checkpoint's chat template fails: {str(error) or type(error).__name__}"
-        ) from error
+        raise _RefusedError(" ".join(str(error).split()) or type(error).__name__) from error
     if len(text) > _LONGEST:
-        raise ValidationError(f"the checkpoint's chat template makes {len(text)} characters of one chat")
+        raise ValidationError(f"{what} makes {len(text)} characters of one chat")
     return text

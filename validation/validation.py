@@ -26,9 +26,10 @@ from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
 from validation.reference import Model, default_cache, reference_logits
-from validation.runners import AS_IT_IS, Engine, Runner, Runtime, find_runner
+from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens
+from validation.tokenization import read_text_side
 from validation.trials import Refusal, Trial
 from validation.weights import TensorExactness, WeightExactness, measure
 
@@ -192,6 +193,8 @@ class _Bench:
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
             judged = (*judged, *judge_engine(self.limits, described["engine"]))
+        elif self.runner.text is not None and self.runner.text.takes(artifact):
+            judged = (*judged, *self._text_side(self.runner.text, artifact, described))
         entry = {
             "passed": gates.verdict(judged),
             "weights": weights_entry(weights),
@@ -309,6 +312,19 @@ class _Bench:
     def _engine(self, engine: Engine, artifact: Path) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             return measure_engine(self.prepared, engine, artifact, self.reference, Path(name), self.progress)
+
+    def _text_side(self, runtime: TextRuntime, artifact: Path, described: dict[str, Any]) -> tuple[Gate, ...]:
+        """The gates of the runtime's text side; what it found goes to ``described``. An artifact that it
+        cannot read fails them: the logits say what they say."""
+        if missing := runtime.missing():
+            return gates.text_not_run(self.limits, missing, self.prepared.settings.allow_unrun)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+            try:
+                found = read_text_side(self.prepared, runtime, artifact, Path(name), self.progress)
+            except ValidationError as error:
+                return gates.fail_text(self.limits, str(error))
+        described["engine"] = found
+        return judge_engine(self.limits, found)
 
     def _own_logits(self, stored: Mapping[str, StoredTensor]) -> NDArray[np.float32] | str:
         """Float32 logits of transformers on the artifact's own weights, or why there are none."""

@@ -268,8 +268,18 @@ def validation_options(command: Command) -> Command:
                 "--allow-unrun",
                 "allow_unrun",
                 multiple=True,
-                type=click.Choice(["graph_kld", "same_as_built"]),
-                help="Go on without this gate where it cannot run, for want of room, memory or packages. The "
+                type=click.Choice(
+                    [
+                        "graph_kld",
+                        "same_as_built",
+                        "engine_same_tokens",
+                        "engine_same_prompts",
+                        "engine_same_ends",
+                    ]
+                ),
+                metavar="GATE",
+                help="Go on without this gate where it cannot run, for want of room, memory or packages: "
+                "graph_kld, same_as_built, engine_same_tokens, engine_same_prompts or engine_same_ends. The "
                 "result is not fully proven then. Repeatable.",
             ),
             click.option(

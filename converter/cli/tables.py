@@ -111,7 +111,11 @@ def _engine(engine: Mapping[str, Any]) -> str:
     """What the runtime's program for text made of the artifact, in one line."""
     tokens = engine["tokenizer"]
     told = f"{tokens['equal']} of {tokens['texts']} texts with the checkpoint's tokens"
-    return escape(f"{engine['name']} {engine['version']}: {told}; {engine_text(engine)}")
+    if prompts := engine.get("prompts"):
+        told += f"; {prompts['equal']} of {prompts['chats']} chats with its prompt"
+    if engine.get("greedy"):
+        told += f"; {engine_text(engine)}"
+    return escape(f"{engine['name']} {engine['version']}: {told}")
 
 
 def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:

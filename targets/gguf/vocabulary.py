@@ -77,12 +77,17 @@ def vocabulary_warnings(architecture: Architecture, tokenizer: Tokenizer) -> lis
             f"gguf: {len(mixed)} tokens mix newlines with other text, such as {mixed[0]!r}; llama.cpp never "
             "uses them"
         )
-    if lost := _special(architecture, tokenizer).lost:
+    if lost := lost_ends(architecture, tokenizer):
         warnings.append(
             f"gguf: tokens {', '.join(map(str, lost))} end an answer too, for which llama.cpp has no place: "
             "it goes on after them"
         )
     return warnings
+
+
+def lost_ends(architecture: Architecture, tokenizer: Tokenizer) -> list[int]:
+    """Ids of tokens that end an answer for which llama.cpp has no place in a file."""
+    return list(_special(architecture, tokenizer).lost)
 
 
 def token_types(tokenizer: Tokenizer) -> list[int]:

@@ -24,7 +24,7 @@ CASES = [
     pytest.param(derivation, target, id=f"{derivation.name}-{target}")
     for derivation in DERIVATIONS
     for target, gate in derivation.gates.items()
-    if gate in (GRAPH, VALUES) and (target != "litert" or derivation.name in LITERT)
+    if gate != BUILT and (target != "litert" or derivation.name in LITERT)
 ]
 
 Make = Callable[[str], Prepared]
@@ -91,14 +91,14 @@ def test_a_mistake_fails_a_gate(derivation: Derivation, target: str, prepared: M
         if gate not in (GRAPH, VALUES) and target != "litert"
     ],
 )
-def test_what_changes_no_logit_is_caught_by_the_comparison(
+def test_what_changes_no_logit_is_caught_by_the_comparison_too(
     derivation: Derivation, target: str, prepared: Make, tmp_path: Path
 ) -> None:
     """Tokens, prompts and ends of answers; and an epsilon that costs less than float arithmetic does."""
     model = prepared(derivation.model)
     judged = replace(model, settings=replace(model.settings, foreign=False))
     artifact = derivation.write(target, model.checkpoint, tmp_path)
-    assert list(failing(judged, target, artifact)) == ["same_as_built"]
+    assert {BUILT, derivation.gates[target]} <= set(failing(judged, target, artifact))
 
 
 def test_the_mistakes_are_of_every_kind() -> None:

@@ -95,14 +95,45 @@ def test_a_checkpoint_on_no_lattice_is_caught_by_on_lattice_fraction(
     assert failing(latent, off_lattice=True) == []
 
 
+def edit_template(change: Callable[[str], str], demo: Any) -> Callable[[GgufFile], None]:
+    template = change(demo.checkpoint.tokenizer.chat_template).encode()
+    return edit_key("tokenizer.chat_template", struct.pack("<IQ", 8, len(template)) + template)
+
+
 @pytest.mark.parametrize("foreign", [False, True])
-def test_a_letter_of_the_template_is_caught_by_same_as_built(
+def test_a_template_for_a_role_that_no_chat_has_is_caught_by_same_as_built(
     foreign: bool, demo: Any, failing: Failing, tmp_path: Path
 ) -> None:
-    template = demo.checkpoint.tokenizer.chat_template.encode() + b"x"
-    value = struct.pack("<IQ", 8, len(template)) + template
-    wrong = edited(demo, tmp_path / "wrong.gguf", edit_key("tokenizer.chat_template", value))
+    change = edit_template(lambda text: text.replace('"developer": "system"', '"developer": "user"'), demo)
+    wrong = edited(demo, tmp_path / "wrong.gguf", change)
     assert failing(demo, wrong, foreign=foreign) == ([] if foreign else ["same_as_built"])
+
+
+def test_a_letter_of_the_template_is_caught_by_engine_same_prompts(
+    demo: Any, failing: Failing, tmp_path: Path
+) -> None:
+    wrong = edited(demo, tmp_path / "wrong.gguf", edit_template(lambda text: text + "x", demo))
+    assert failing(demo, wrong, foreign=True) == ["engine_same_prompts"]
+
+
+def test_a_hidden_token_is_caught_by_engine_same_tokens(demo: Any, failing: Failing, tmp_path: Path) -> None:
+    token, control = demo.checkpoint.tokenizer.tokens.index("<|channel>"), 3
+
+    def edit(one: GgufFile) -> None:
+        keys = dict(one.keys)
+        types = bytearray(keys["tokenizer.ggml.token_type"])
+        struct.pack_into("<i", types, 16 + 4 * token, control)  # behind the array's type and length
+        edit_key("tokenizer.ggml.token_type", bytes(types))(one)
+
+    wrong = edited(demo, tmp_path / "wrong.gguf", edit)
+    assert failing(demo, wrong, foreign=True) == ["engine_same_tokens"]
+
+
+def test_another_end_is_caught_by_engine_same_ends(demo: Any, failing: Failing, tmp_path: Path) -> None:
+    wrong = edited(
+        demo, tmp_path / "wrong.gguf", edit_key("tokenizer.ggml.eos_token_id", struct.pack("<II", 4, 3))
+    )
+    assert failing(demo, wrong, foreign=True) == ["engine_same_ends"]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,67 @@ def test_the_facts_say_how_far_the_engine_says_the_same() -> None:
     assert "452 tokens are off by 0.0138 nats on average, 0.1 at most" in told["its scores"]
 
 
+READ: dict[str, Any] = {
+    "name": "onnxruntime-genai",
+    "version": "0.18.0",
+    "tokenizer": {
+        "texts": 50,
+        "equal": 49,
+        "equal_fraction": 1.0,
+        "difference": None,
+        "runtime_limits": [{"text": "====", "token": 1, "checkpoint": [24, 346], "engine": [7]}],
+        "hidden": {"tokens": 15, "wrong": [{"id": 3, "text": "<unk>"}]},
+    },
+    "prompts": {
+        "chats": 6,
+        "equal": 4,
+        "equal_fraction": 5 / 6,
+        "refused": 1,
+        "difference": {"chat": "one turn", "token": 2, "checkpoint": [5], "engine": [6]},
+        "runtime_limits": [{"chat": "quotes and code", "error": "the chat template fails: no items"}],
+    },
+    "ends": {
+        "checkpoint": [1, 16],
+        "engine": [3, 9, 16],
+        "equal_fraction": 1 / 3,
+        "missing": [{"id": 1, "text": "<eos>"}],
+        "extra": [{"id": 3, "text": "<unk>"}],
+        "by_rule": [{"id": 9, "text": "<|tool_response>"}],
+        "lost": [],
+    },
+}
+
+
+def test_what_a_text_side_reads_otherwise_is_told_with_whose_doing_it_is() -> None:
+    told = facts(READ)
+    assert told["its tokens"] == (
+        "49 of 50 texts have the checkpoint's tokens; onnxruntime-genai by itself: one with “====” has from"
+        " token 2 on 7 for 24 346; 15 special tokens are hidden, wrong: “<unk>”"
+    )
+    assert told["its prompts"] == (
+        "4 of 6 chats have the checkpoint's prompt, which refuses 1 more; one turn: from token 3 on 6 for 5;"
+        " quotes and code, by itself: the chat template fails: no items"
+    )
+    assert told["its ends"] == (
+        "1 of 2 tokens that end an answer are the checkpoint's; missing: “<eos>”; not the checkpoint's:"
+        " “<unk>”; always: “<|tool_response>”"
+    )
+    assert "its text" not in told
+    assert continuations(report(READ)["targets"]["litert"]) == []
+
+
+def test_the_pages_and_the_terminal_tell_of_a_text_side_without_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "&lt;|tool_response&gt;" in render_html(report(READ))
+    assert "its prompts: 4 of 6 chats" in render_markdown(report(READ))
+    print_report(report(READ), None)
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.endswith(
+        "onnxruntime-genai 0.18.0: 49 of 50 texts with the checkpoint's tokens; 4 of 6 chats with its prompt"
+    )
+
+
 def test_the_first_other_token_of_a_text_is_shown() -> None:
     other = copy.deepcopy(ENGINE)
     other["tokenizer"] |= {

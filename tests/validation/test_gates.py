@@ -17,6 +17,7 @@ from validation.gates import (
     EXPERTS,
     KNOWN,
     MAY_NOT_RUN,
+    TEXT,
     WEIGHTS,
     Gate,
     check_unrun,
@@ -28,6 +29,7 @@ from validation.gates import (
     not_run,
     verdict,
 )
+from validation.gates import ENGINE as ENGINE_GATES
 from validation.metrics import LogitMetrics, compare
 from validation.weights import NAN_ULP, TensorExactness, WeightExactness
 
@@ -248,6 +250,15 @@ def greedy(largest: float, gap: float | None, equal: int = 3) -> dict[str, objec
 
 ENGINE = {
     "tokenizer": {"texts": 4, "equal": 4, "equal_fraction": 1.0},
+    "prompts": {
+        "chats": 4,
+        "equal": 4,
+        "equal_fraction": 1.0,
+        "refused": 0,
+        "difference": None,
+        "runtime_limits": [],
+    },
+    "ends": {"equal_fraction": 1.0, "missing": [], "extra": [], "lost": []},
     "greedy": greedy(0.5, 0.5),
     "scores": {"mean_abs": 0.1},
 }
@@ -269,5 +280,58 @@ ENGINE = {
 )
 def test_the_gates_of_an_engine(part: str, value: object, failed: list[str]) -> None:
     gates = judge_engine(limits({}), {**ENGINE, part: value})
-    assert [gate.name for gate in gates] == ["engine_same_tokens", "engine_gap", "engine_mean_abs"]
+    assert [gate.name for gate in gates] == list(ENGINE_GATES)
     assert [gate.name for gate in gates if not gate.passed] == failed
+
+
+def test_without_answers_the_text_side_alone_is_judged() -> None:
+    read = {key: ENGINE[key] for key in TEXT.values()}
+    assert [gate.name for gate in judge_engine(limits({}), read)] == list(TEXT)
+    without = judge_engine(limits({}), {**read, "prompts": None})  # a checkpoint without a chat template
+    assert [gate.name for gate in without] == ["engine_same_tokens", "engine_same_ends"]
+
+
+LIMIT = {"text": "a", "token": 1, "checkpoint": [5], "engine": [6]}
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "passed", "note"),
+    [
+        (
+            "engine_same_tokens",
+            {"texts": 4, "equal": 3, "equal_fraction": 1.0, "runtime_limits": [LIMIT]},
+            True,
+            "not counted: 1 text that the runtime reads otherwise by itself",
+        ),
+        (
+            "engine_same_tokens",
+            {"texts": 4, "equal": 4, "equal_fraction": 0.8, "hidden": {"wrong": [{"text": "<x>"}]}},
+            False,
+            "token '<x>' is hidden or shown, which it is not to be",
+        ),
+        (
+            "engine_same_prompts",
+            {
+                "chats": 4,
+                "equal": 2,
+                "equal_fraction": 0.5,
+                "difference": {"chat": "one turn", "error": "it fails"},
+                "runtime_limits": [],
+            },
+            False,
+            "2 of 4 chats become another prompt: one turn: it fails",
+        ),
+        (
+            "engine_same_ends",
+            {"equal_fraction": 0.3, "missing": [{"id": 1, "text": "<eos>"}], "lost": []}
+            | {"extra": [{"id": 3, "text": "<unk>"}]},
+            False,
+            "goes on after 1 ('<eos>'); ends at 3 ('<unk>'), which the checkpoint does not",
+        ),
+    ],
+)
+def test_a_gate_of_the_text_side_says_what_differs(
+    gate: str, value: dict[str, object], passed: bool, note: str
+) -> None:
+    judged = {one.name: one for one in judge_engine(limits({}), {**ENGINE, TEXT[gate]: value})}
+    assert (judged[gate].passed, judged[gate].note) == (passed, note)

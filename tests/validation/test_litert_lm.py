@@ -17,7 +17,7 @@ from litert_repacking import TOKENIZER, edit_tokenizer, repack
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
-from validation.engine import TEXTS, measure_engine
+from validation.engine import measure_engine
 from validation.gates import DENSE, EXPERTS, judge_engine
 from validation.logits import map_logits
 from validation.preparation import Settings, prepare
@@ -25,6 +25,7 @@ from validation.reference import Model, reference_logits
 from validation.runtimes import litert, llamacpp, onnxruntime
 from validation.runtimes.litert_lm import engine
 from validation.runtimes.litert_lm_engine import run_engine
+from validation.tokenization import CHATS, TEXTS
 from validation.validation import validate
 
 REQUEST = {"texts": [], "prompts": [], "sequences": [], "begin": "", "count": 4}
@@ -91,6 +92,48 @@ def test_every_text_has_the_checkpoints_tokens(found: dict[str, Any]) -> None:
     tokens = found["tokenizer"]
     assert tokens["texts"] == tokens["equal"] > len(TEXTS) + 20
     assert (tokens["equal_fraction"], tokens["difference"]) == (1, None)
+
+
+def test_every_chat_has_the_checkpoints_prompt_and_answers_end_where_its_do(found: dict[str, Any]) -> None:
+    prompts, ends = found["prompts"], found["ends"]
+    assert prompts["chats"] == prompts["equal"] == len(CHATS)
+    assert prompts["runtime_limits"] == []
+    assert ends["checkpoint"] == ends["engine"] == [1, 16]
+
+
+def edit_metadata(change: Callable[[Any], None]) -> Callable[[bytes], bytes]:
+    """A change to the message ``LlmMetadata`` of a bundle."""
+
+    def edited(content: bytes) -> bytes:
+        from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+        message = llm_metadata_pb2.LlmMetadata.FromString(content)
+        change(message)
+        return message.SerializeToString(deterministic=True)
+
+    return edited
+
+
+def other_template(message: Any) -> None:
+    message.jinja_prompt_template = message.jinja_prompt_template.replace("<turn|>", "<turn|> ")
+
+
+def other_stop(message: Any) -> None:
+    message.stop_tokens[0].token_ids.ids[0] = 3
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"), [(other_template, "engine_same_prompts"), (other_stop, "engine_same_ends")]
+)
+def test_other_metadata_fail_their_gate(
+    change: Callable[[Any], None],
+    gate: str,
+    demo: Path,
+    measured: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
+    assert failed(measured(DEMO, wrong)) == {gate}
 
 
 def test_the_text_is_the_references_up_to_a_near_tie(found: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from targets.litert.reading import open_models
 from targets.litert.widening import coded_values, widen, widened_bytes
 from targets.plan import counted
 from targets.writing import destination_error
-from validation.runners import AS_IT_IS, CPU, Engine, Runtime
+from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.litert_lm import engine
 
 
@@ -35,6 +35,7 @@ class LiteRt:
     extra: str = "litert"
     modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
     engine: Engine | None = engine
+    text: TextRuntime | None = None
     #: One scale for a whole row of activations costs small random models like E4B up to 0.016.
     #: Without rounding, everything is float32: 7e-13 to 2e-11 measured.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"mean_kld": 0.018, "graph_kld": 1e-7})

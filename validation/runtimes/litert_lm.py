@@ -14,7 +14,8 @@ from typing import Final
 
 from converter.errors import ValidationError
 from converter.worker import Progress, run_worker, without_directories
-from validation.runners import Account, Answer, Scores
+from targets.litert.metadata import minijinja_template
+from validation.runners import Account, Answer, Chat, Ids, Reading, Scores
 
 #: The kind of file that the engine opens.
 SUFFIX: Final = ".litertlm"
@@ -41,6 +42,9 @@ class LiteRtLm:
         begin: str,
         count: int,
         progress: Progress,
+        *,
+        chats: Sequence[Chat] = (),
+        template: str | None = None,
     ) -> Account:
         """Run ``artifact``; see the protocol. The engine writes no cache beside it, or anywhere."""
         request: Mapping[str, object] = {
@@ -50,20 +54,28 @@ class LiteRtLm:
             "sequences": [list(ids) for ids in sequences],
             "begin": begin,
             "count": count,
+            "chats": [[{"role": role, "content": content} for role, content in chat] for chat in chats],
+            "template": None if template is None else minijinja_template(template),
         }
         what = f"{self.name} on {artifact.name}"
         try:
             result = run_worker("validation.runtimes.litert_lm_engine", request, progress, what=what)
         except ValidationError as error:
             raise _explained(error, what) from error
+        own = result["own_prompts"]
         return Account(
             result["version"],
-            tuple(map(tuple, result["tokens"])),
+            Reading(tuple(map(tuple, result["tokens"])), _prompts(result["prompts"]), tuple(result["ends"])),
             tuple(
                 Answer(tuple(one["pieces"]), tuple(one["tokens"]), one["whole"]) for one in result["answers"]
             ),
             tuple(one and Scores(one["first"], tuple(one["values"])) for one in result["scores"]),
+            own and _prompts(own),
         )
+
+
+def _prompts(found: Sequence[Sequence[int] | str]) -> tuple[Ids, ...]:
+    return tuple(one if isinstance(one, str) else tuple(one) for one in found)
 
 
 def _explained(error: ValidationError, what: str) -> ValidationError:

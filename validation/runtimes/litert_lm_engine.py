@@ -34,6 +34,9 @@ def run_engine(request: dict[str, Any], progress: Progress) -> Mapping[str, obje
     ) as engine:
         begin = "" if engine.bos_token_id is not None else request["begin"]
         tokens = [engine.tokenize(text) for text in texts]
+        chats, template = request.get("chats", ()), request.get("template")
+        written = [_prompt(engine, chat) for chat in chats]
+        own = None if template is None else [_prompt(engine, chat, template) for chat in chats]
         progress(1, total)
         answers, scores = [], []
         for prompt in prompts:
@@ -42,7 +45,35 @@ def run_engine(request: dict[str, Any], progress: Progress) -> Mapping[str, obje
         for ids in sequences:
             scores.append(_score(engine, ids[: context - 1], begin))
             progress(1 + len(answers) + len(scores), total)
-    return {"version": version("litert-lm"), "tokens": tokens, "answers": answers, "scores": scores}
+        ends = [_end(ids) for ids in engine.eos_token_ids]
+    return {
+        "version": version("litert-lm"),
+        "tokens": tokens,
+        "prompts": written,
+        "own_prompts": own,
+        "ends": ends,
+        "answers": answers,
+        "scores": scores,
+    }
+
+
+def _prompt(engine: Any, chat: Sequence[Mapping[str, str]], template: str | None = None) -> list[int] | str:
+    """Token ids of the prompt for the next answer, by the bundle's template or another, or why there are
+    none. The engine puts its start token before what the template writes, and leaves it out there."""
+    try:
+        with engine.create_conversation(messages=list(chat[:-1]) or None, chat_template=template) as one:
+            text = one.render_message_to_string(chat[-1])
+    except RuntimeError as error:
+        return f"the chat template fails: {' '.join(str(error).split())}"
+    if not text:  # so it is where the template fails
+        return "the chat template writes nothing"
+    start = [] if engine.bos_token_id is None else [engine.bos_token_id]
+    return [*start, *engine.tokenize(text)]
+
+
+def _end(ids: Sequence[int]) -> int:
+    """The one token of a stop sequence, -1 for a sequence of several, which is no end of any checkpoint."""
+    return ids[0] if len(ids) == 1 else -1
 
 
 def _session(engine: Any, count: int | None = None) -> Any:

@@ -15,8 +15,9 @@ from pathlib import Path
 from converter.errors import CheckpointError, DestinationError, ValidationError
 from converter.worker import Progress, run_worker
 from targets.gguf.widening import widen, widened_bytes
-from validation.runners import AS_IT_IS, CPU, Engine, Runtime
+from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.llamacpp_library import MODULES, find_library
+from validation.runtimes.llamacpp_text import text
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class LlamaCpp:
     extra: str = "llamacpp"
     modules: tuple[str | tuple[str, ...], ...] = (MODULES,)
     engine: Engine | None = None
+    text: TextRuntime | None = text
     #: Without rounding, what is left is a table of float16 for GELU: 3e-8 to 2.2e-6 measured, 9e-7 on a real
     #: model of 0.27 B. An epsilon of 1e-3 costs the shipped model 1e-5.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"graph_kld": 8e-6})

@@ -31,7 +31,7 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     firsts: list[int] = request.get("firsts") or [0] * len(sequences)
     library = open_library()
     llama = library.functions
-    log = _Log(llama)
+    log = Log(llama)
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(os.fsencode(request["artifact"]), _model_params(llama))
     if not model:
@@ -74,7 +74,7 @@ def _check_sequences(sequences: Sequence[Sequence[int]], vocabulary: int, contex
         )
 
 
-class _Log:
+class Log:
     """llama.cpp's log on standard error, and its first error, which is the cause of those that follow."""
 
     def __init__(self, llama: Any) -> None:

@@ -14,7 +14,8 @@ from typing import Final
 
 from converter.errors import UsageError, ValidationError
 from converter.worker import Progress, run_worker
-from validation.runners import AS_IT_IS, CPU, Engine, Runtime
+from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
+from validation.runtimes.genai_text import text
 
 #: ONNX's type of norms in a graph that computes in it.
 _HALF: Final = "FLOAT16"
@@ -32,6 +33,7 @@ class OnnxRuntime:
     extra: str = "onnx"
     modules: tuple[str, ...] = ("onnx", "onnxruntime")
     engine: Engine | None = None
+    text: TextRuntime | None = text
     #: Without rounding, everything is float32: 6e-13 to 4e-11 measured, also on a real model of 0.27 B.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"graph_kld": 1e-7})
 

@@ -1,0 +1,101 @@
+"""The text side of ONNX models: onnxruntime-genai's tokenizer over the files beside the model.
+
+It runs in a child (``genai_text_model``), which reads neither graph nor weights. Its tokenizer and its
+template engine do not do all that transformers' do, whatever files they are given. So the child reads the
+checkpoint's own files too, with no more configuration than it takes to load them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from converter.checkpoint import Checkpoint
+from converter.worker import Progress, run_worker
+from targets.sampling import end_tokens
+from validation.runners import Chat, Reading, Render, TextAccount
+
+#: Where onnxruntime-genai looks first.
+CONFIG: Final = "genai_config.json"
+_MODULE: Final = "onnxruntime_genai"
+#: The class under which it merges as Gemma's tokenizers do.
+_CLASS: Final = "GemmaTokenizer"
+
+
+@dataclass(frozen=True, slots=True)
+class GenAiText:
+    """onnxruntime-genai's tokenizer; see ``validation.runners.TextRuntime``."""
+
+    name: str = "onnxruntime-genai"
+
+    def missing(self) -> str:
+        """Where onnxruntime-genai is not installed: it has no wheel for every machine that onnxruntime has
+        one for."""
+        if find_spec(_MODULE) is not None:
+            return ""
+        return "onnxruntime-genai is not installed: pip install onnxruntime-genai"
+
+    def takes(self, artifact: Path) -> bool:
+        """Whether ``genai_config.json`` lies beside the model: a model alone has no tokenizer."""
+        return artifact.with_name(CONFIG).is_file()
+
+    def read(
+        self,
+        artifact: Path,
+        checkpoint: Checkpoint,
+        texts: Sequence[str],
+        chats: Sequence[Chat],
+        render: Render,
+        scratch: Path,
+        progress: Progress,
+    ) -> TextAccount:
+        """See the protocol; templates run in onnxruntime-genai's own engine."""
+        _write_own(checkpoint, scratch)
+        request: Mapping[str, object] = {
+            "artifact": str(artifact.parent.resolve()),
+            "checkpoint": str(scratch.resolve()),
+            "texts": list(texts),
+            "chats": [[{"role": role, "content": content} for role, content in chat] for chat in chats],
+        }
+        what = f"onnxruntime-genai on the files beside {artifact.name}"
+        result = run_worker("validation.runtimes.genai_text_model", request, progress, what=what)
+        own = result["own"]
+        return TextAccount(result["version"], _reading(result["reading"]), own and _reading(own))
+
+
+def _reading(found: Mapping[str, Any]) -> Reading:
+    return Reading(
+        tuple(map(tuple, found["tokens"])),
+        tuple(one if isinstance(one, str) else tuple(one) for one in found["prompts"]),
+        tuple(found["ends"]),
+    )
+
+
+def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
+    """The checkpoint's tokenizer and template as they are, and the least that onnxruntime-genai asks for
+    beside them; not by the converter's rules, so that a mistake in those is not taken for the runtime's."""
+    tokenizer = checkpoint.tokenizer
+    shutil.copyfile(checkpoint.path / "tokenizer.json", directory / "tokenizer.json")
+    special = {
+        f"{name}_token": tokenizer.tokens[id]
+        for name in ("bos", "eos", "pad", "unk")
+        if (id := getattr(tokenizer, name)) is not None
+    }
+    model = {
+        "type": "gemma3_text",
+        "context_length": checkpoint.architecture.context,
+        "eos_token_id": end_tokens(checkpoint.architecture, tokenizer),
+    }
+    for name, values in ((CONFIG, {"model": model}), ("tokenizer_config.json", special)):
+        document = values if name == CONFIG else {"tokenizer_class": _CLASS, **values}
+        (directory / name).write_text(json.dumps(document), "utf-8")
+    if tokenizer.chat_template is not None:
+        (directory / "chat_template.jinja").write_text(tokenizer.chat_template, "utf-8")
+
+
+text = GenAiText()

@@ -1,0 +1,286 @@
+"""Whether text, chats and the ends of answers are to a runtime what they are to the checkpoint.
+
+A runtime's tokenizer, its template engine and its rules for the ends of answers are those that users have, so
+they are asked themselves, with what the artifact holds. The other side is the checkpoint's tokenizer in
+transformers. What a runtime gets wrong with the checkpoint's own files too is the runtime's limit: it is
+listed, and not held against the artifact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from converter.tokenizer import Tokenizer
+from targets.sampling import end_tokens
+from validation.continuation import characters
+from validation.preparation import Prepared, Progress, stage_of
+from validation.runners import Chat, Ids, TextAccount, TextRuntime
+from validation.text import read_passages
+
+#: Characters of a passage that are tokenised: a user's own text may have millions.
+_PASSAGE: Final = 20_000
+#: Added tokens that have a text each; Gemma has thousands without use.
+_SPECIAL: Final = 64
+#: Characters that are shown of a text whose tokens differ, and tokens.
+_SHOWN: Final = 40
+_TOKENS_SHOWN: Final = 5
+#: Texts in which tokenizers differ first; the special tokens of the checkpoint come beside them. The
+#: character 0, at which texts end in C, is not among them.
+TEXTS: Final = (
+    "",
+    " ",
+    "   two  and   three spaces, before and behind   ",
+    "\n",
+    "\n\n\nlines\r\nand\n \n\tmore\n",
+    "\t\ttabs\tbetween\twords\t",
+    "def f(x):\n    if x:\n\treturn {'a': [1, 2.5e-10]}\n",
+    "x" * 300,
+    "aB3_" * 100,
+    "=" * 120 + "\n" + "-" * 77,
+    "1234567890 007 3.14159 1,000,000",
+    "naïve café — “quotes”, soft\u00adhyphen, e\u0301 and é",
+    "敏捷的棕色狐狸跳过懒狗。今天天气很好。",
+    "いろはにほへと ちりぬるを 한국어 텍스트",
+    "مرحبا بالعالم שלום עולם नमस्ते दुनिया",
+    "😀 👩‍👩‍👧‍👦 🇩🇪 👍🏽 ☃️ 𐍈",
+    "\u200b\u200d\ufeff\u00a0\u3000",
+    "a\u0001b\u0007c\u007f",
+    "<unused> <0x41> ▁ ▁▁ </s>",
+)
+#: Chats whose prompts are compared, by what is particular to each. Every one ends with the user, so that the
+#: next answer is the model's.
+CHATS: Final[Mapping[str, Chat]] = {
+    "one turn": (("user", "What is the capital of France?"),),
+    "several turns": (
+        ("user", "Name a prime."),
+        ("assistant", "7"),
+        ("user", "And a larger one?\n\nOne that is even, if there is any."),
+        ("assistant", "There is none:\n\n- 2 is the only even prime\n- and 2 < 7"),
+        ("user", "ok"),
+    ),
+    "a system message": (("system", "Answer in one sentence."), ("user", "Why is the sky blue?")),
+    "white space": (("user", "  \n\ttwo  spaces \n\n"), ("assistant", " \n yes \n"), ("user", " again  ")),
+    "quotes and code": (
+        ("user", "\"a\" 'b' `c` \\ \\n {{ d }} {% e %} {# f #} <b>&amp;</b>\n```\nx = [1]\n```"),
+    ),
+    "several scripts": (("user", "naïve “é” 狐狸 いろは 한국 مرحبا 👩‍👩‍👧 \u2028\u00a0x"),),
+    "special tokens": (("user", "<turn|>\n<|turn>model\n<end_of_turn> <eos><bos> [INST]"),),
+}
+
+
+def read_text_side(
+    prepared: Prepared, runtime: TextRuntime, artifact: Path, scratch: Path, progress: Progress
+) -> dict[str, Any]:
+    """The ``engine`` of the report's ``runtime`` block for a runtime that is asked for its text side alone:
+    ``name``, ``version``, ``tokenizer``, ``prompts`` (``None`` without a chat template) and ``ends``.
+
+    Raises ``ValidationError`` when the runtime cannot read the artifact, or the artifact's template runs on.
+    """
+    texts = compared_texts(prepared)
+    spelled = spell(prepared, texts, progress)
+
+    def render(
+        template: str, special: Mapping[str, str], chats: Sequence[Chat], what: str
+    ) -> Sequence[Mapping[str, str]]:
+        request = {
+            "task": "render",
+            "model": str(prepared.checkpoint.path.resolve()),
+            "template": template,
+            "special": dict(special),
+            "chats": list(chats),
+            "what": what,
+        }
+        found: Sequence[Mapping[str, str]] = prepared.worker.call(
+            request, stage_of(progress, "chats"), what="transformers"
+        )["prompts"]
+        return found
+
+    account = runtime.read(
+        artifact,
+        prepared.checkpoint,
+        texts,
+        list(CHATS.values()) if spelled["chats"] is not None else [],
+        render,
+        scratch,
+        stage_of(progress, "text side"),
+    )
+    return {"name": runtime.name, "version": account.version, **_compare(prepared, texts, spelled, account)}
+
+
+def _compare(
+    prepared: Prepared, texts: Sequence[str], spelled: Mapping[str, Any], account: TextAccount
+) -> dict[str, Any]:
+    checkpoint, own = prepared.checkpoint, account.own
+    tokens = compare_tokens(
+        texts,
+        spelled["ids"],
+        account.reading.tokens,
+        checkpoint.tokenizer.tokens,
+        own.tokens if own else None,
+    )
+    if account.hidden is not None and account.hidden_by_right is not None:
+        _judge_hidden(tokens, account.hidden, account.hidden_by_right, checkpoint.tokenizer)
+    return {
+        "tokenizer": tokens,
+        "prompts": compare_prompts(spelled["chats"], account.reading.prompts, own.prompts if own else None),
+        "ends": compare_ends(
+            end_tokens(checkpoint.architecture, checkpoint.tokenizer),
+            account.reading.ends,
+            checkpoint.tokenizer,
+            account.ends_by_rule,
+            account.ends_lost,
+        ),
+    }
+
+
+def _judge_hidden(
+    tokens: dict[str, Any], hidden: frozenset[int], right: frozenset[int], tokenizer: Tokenizer
+) -> None:
+    """Add to a comparison of tokens which of them are hidden from a reader, and are not to be, or the other
+    way round; each such token counts as a text that differs."""
+    wrong = sorted(hidden ^ right)
+    tokens["hidden"] = {
+        "tokens": len(hidden),
+        "wrong": [{"id": id, "text": tokenizer.tokens[id]} for id in wrong],
+    }
+    different = round((1 - tokens["equal_fraction"]) * tokens["texts"])
+    tokens["equal_fraction"] = 1 - (different + len(wrong)) / (tokens["texts"] + len(wrong))
+
+
+def compared_texts(prepared: Prepared) -> list[str]:
+    """What the tokenizers are compared on: hard texts, special tokens, and the passages."""
+    added = [token.content for token in prepared.checkpoint.tokenizer.added.values()]
+    special = ["".join(added), *(f"a {token} b{token}" for token in added[:_SPECIAL])]
+    passages = read_passages(prepared.settings.text)
+    plain = [passage.text for passage in passages if passage.text]
+    chats = ["\n".join(content for _, content in passage.turns) for passage in passages if passage.turns]
+    return [*TEXTS, *special, *(text[:_PASSAGE] for text in (*plain, *chats))]
+
+
+def spell(
+    prepared: Prepared, texts: Sequence[str], progress: Progress, prompts: Sequence[Sequence[int]] = ()
+) -> dict[str, Any]:
+    """What the checkpoint's tokenizer makes of ``texts``, ``prompts`` and ``CHATS``; see ``tokens.spell``."""
+    request: Mapping[str, object] = {
+        "task": "spell",
+        "model": str(prepared.checkpoint.path.resolve()),
+        "texts": list(texts),
+        "prompts": [list(ids) for ids in prompts],
+        "chats": [list(chat) for chat in CHATS.values()],
+    }
+    return prepared.worker.call(request, stage_of(progress, "engine texts"), what="tokenizer")
+
+
+def compare_tokens(
+    texts: Sequence[str],
+    known: Sequence[Sequence[int]],
+    made: Sequence[Sequence[int]],
+    vocabulary: Sequence[str],
+    own: Sequence[Sequence[int]] | None = None,
+) -> dict[str, Any]:
+    """How many texts have the same tokens, and the shortest that has not, around its first other token.
+
+    ``own`` is what the runtime makes with the checkpoint's own files. A text of which it makes the same
+    tokens there and with the artifact's files, which are not the checkpoint's, is one of the
+    ``runtime_limits``.
+    """
+
+    def entry(index: int) -> dict[str, Any]:
+        ours, theirs = list(known[index]), list(made[index])
+        at = _first_other(ours, theirs)
+        begin = max(characters(vocabulary[id] for id in ours[:at]) - _SHOWN // 4, 0)
+        return {"text": texts[index][begin : begin + _SHOWN], **_tokens_from(at, ours, theirs)}
+
+    unlike = [index for index in range(len(texts)) if list(known[index]) != list(made[index])]
+    limits = [index for index in unlike if own is not None and list(own[index]) == list(made[index])]
+    different = [index for index in unlike if index not in limits]
+    return {
+        "texts": len(texts),
+        "equal": len(texts) - len(unlike),
+        "equal_fraction": 1 - len(different) / len(texts),
+        "difference": entry(min(different, key=lambda index: len(texts[index]))) if different else None,
+        "runtime_limits": [entry(index) for index in limits],
+    }
+
+
+def compare_prompts(
+    known: Sequence[Sequence[int] | None] | None, made: Sequence[Ids], own: Sequence[Ids] | None = None
+) -> dict[str, Any] | None:
+    """How many of ``CHATS`` become the same prompt, token by token, and the first that does not; ``None`` if
+    the checkpoint has no chat template (``known`` is ``None`` then).
+
+    A chat that the checkpoint's template refuses (``None`` in ``known``) is counted as ``refused`` and not
+    compared. ``own`` and ``runtime_limits`` are as in ``compare_tokens``.
+    """
+    if known is None:
+        return None
+
+    def entry(name: str, ours: Sequence[int], theirs: Ids) -> dict[str, Any]:
+        if isinstance(theirs, str):
+            return {"chat": name, "error": theirs}
+        return {"chat": name, **_tokens_from(_first_other(ours, theirs), ours, theirs)}
+
+    refused = equal = 0
+    different, limits = [], []
+    for index, (name, ours) in enumerate(zip(CHATS, known, strict=True)):
+        theirs = made[index]
+        if ours is None:
+            refused += 1
+        elif not isinstance(theirs, str) and list(theirs) == list(ours):
+            equal += 1
+        elif own is not None and own[index] == theirs:
+            limits.append(entry(name, ours, theirs))
+        else:
+            different.append(entry(name, ours, theirs))
+    compared = len(known) - refused
+    return {
+        "chats": compared,
+        "equal": equal,
+        "equal_fraction": 1 - len(different) / compared if compared else 1.0,
+        "refused": refused,
+        "difference": different[0] if different else None,
+        "runtime_limits": limits,
+    }
+
+
+def compare_ends(
+    known: Collection[int],
+    made: Collection[int],
+    tokenizer: Tokenizer,
+    by_rule: Collection[int] = (),
+    lost: Collection[int] = (),
+) -> dict[str, Any]:
+    """Tokens that end an answer: the ``checkpoint``'s and the ``engine``'s. Those of the engine alone are its
+    own (``by_rule``, which it always has) or ``extra``; those of the checkpoint alone have no place in the
+    artifact (``lost``) or are ``missing``. Each is ``{"id", "text"}``; ``equal_fraction`` leaves out what the
+    artifact cannot help."""
+    ours, theirs = set(known), set(made)
+    extra, missing = theirs - ours - set(by_rule), ours - theirs - set(lost)
+    common = ours & theirs
+
+    def listed(ids: Collection[int]) -> list[dict[str, Any]]:
+        names = tokenizer.tokens
+        return [{"id": id, "text": names[id] if 0 <= id < len(names) else None} for id in sorted(ids)]
+
+    judged = len(common | extra | missing)
+    return {
+        "checkpoint": sorted(ours),
+        "engine": sorted(theirs),
+        "equal_fraction": len(common) / judged if judged else 1.0,
+        "extra": listed(extra),
+        "missing": listed(missing),
+        "by_rule": listed((theirs - ours) & set(by_rule)),
+        "lost": listed((ours - theirs) & set(lost)),
+    }
+
+
+def _first_other(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    pairs = zip(ours, theirs, strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
+def _tokens_from(at: int, ours: Sequence[int], theirs: Sequence[int]) -> dict[str, Any]:
+    end = at + _TOKENS_SHOWN
+    return {"token": at, "checkpoint": list(ours[at:end]), "engine": list(theirs[at:end])}
