@@ -17,7 +17,7 @@ from converter.earlier import (
     with_earlier_manifest,
     with_earlier_report,
 )
-from converter.errors import QatconvertError, UsageError
+from converter.errors import DestinationError, QatconvertError, UsageError
 from converter.memory import check_memory
 from converter.names import Source, one_line, printable, resolve
 from converter.opening import Model, Place, download_place, local_place, open_place
@@ -430,7 +430,8 @@ def validate(
         }
         report = _assemble(model, prepared, {target.name: entry})
         if output_directory is not None and scratch is not None:
-            _publish_reports(report, scratch, output_directory)
+            whole = _with_others(report, output_directory, digests.entries(model.checkpoint.path), warn)
+            _publish_reports(whole, scratch, output_directory)
     return Outcome(output_directory, report, _passed(report))
 
 
@@ -468,6 +469,25 @@ def _recorded(target: Target, artifact: Path) -> _Recorded:
 def _section(content: Mapping[str, object], key: str) -> Mapping[str, object]:
     found = content.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _with_others(
+    report: Mapping[str, Any],
+    directory: Path,
+    files: Sequence[Mapping[str, object]],
+    warn: Callable[[str], None],
+) -> Mapping[str, Any]:
+    """``report`` of one target with what the report in ``directory`` says of others, if these lie there and
+    are of the same checkpoint, whose ``files`` are given with their digests."""
+    earlier = read_earlier(directory)
+    if earlier is None:
+        return report
+    try:
+        check_staying(earlier, list(report["targets"]), files)
+    except DestinationError as error:
+        warn(f"the new report has one target only: {error}")
+        return report
+    return with_earlier_report(earlier, report)
 
 
 def _publish_reports(report: Mapping[str, Any], scratch: Path, directory: Path) -> None:

@@ -181,9 +181,8 @@ def _graph_facts(graph: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 def _built_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How the artifact stands beside what the converter makes of the checkpoint, and by which options."""
     found = []
-    if options := entry.get("options"):
-        values = ", ".join(f"{key} {value}" for key, value in options.items() if key != "from")
-        found.append(("options", f"known from the {options['from']}: {values}"))
+    if entry.get("options"):
+        found.append(("options", options_told(entry)))
     if differences := entry.get("differences"):
         deciding, descriptive = differences["deciding"], differences["descriptive"]
         told = f"{deciding} deciding and {descriptive} descriptive differences from what is built"
@@ -191,6 +190,13 @@ def _built_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("as built", ("everything" if not deciding + descriptive else told) + foreign))
         found += [("differs", line) for line in difference_lines(entry)]
     return found
+
+
+def options_told(entry: Mapping[str, Any]) -> str:
+    """By which options a target's artifact is taken to be converted, and what tells them."""
+    options = entry["options"]
+    values = ", ".join(f"{key} {value}" for key, value in options.items() if key != "from")
+    return f"known from the {options['from']}: {values}"
 
 
 def difference_lines(entry: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from converter.names import one_line
-from validation.figures import difference_lines, engine_text, share, target_verdict
+from validation.figures import difference_lines, engine_text, options_told, share, target_verdict
 
 
 def size(count: float) -> str:
@@ -83,6 +83,8 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     for target, gate in failed:
         console.print(f"{target}: {_gate(gate)}", soft_wrap=True)
     for target, entry in report["targets"].items():
+        if (entry.get("options") or {}).get("from") == "artifact":  # no manifest said how it was converted
+            console.print(f"{target}: options {escape(options_told(entry))}", soft_wrap=True)
         if entry.get("foreign"):  # of any other artifact a gate tells
             for line in difference_lines(entry):
                 console.print(f"{target}: differs in {escape(line)}", soft_wrap=True)

@@ -69,6 +69,31 @@ def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, m
     check_manifest(out)
 
 
+def test_a_new_proof_of_one_target_leaves_what_the_report_says_of_others(qatconvert, model, out):
+    assert qatconvert(model, "-t", "onnx", "--no-validate", "-o", out).returncode == 0
+    before = read(out / "report.json")["targets"]["onnx"]
+    artifact = next((out / "gguf").iterdir())
+    words = ["--reference", model, "--positions", "64", "-o", out, "--force"]
+    done = qatconvert("validate", artifact, *words)
+    assert done.returncode == 0, done.stderr
+    merged = read(out / "report.json")
+    assert merged["targets"]["gguf"]["passed"] is True
+    assert merged["targets"]["onnx"] == {"reference": None, **before}
+    check_manifest(out)
+    assert "options known from" not in done.stdout  # but from the manifest
+
+    other(model)
+    alone = shutil.copy(artifact, out.parent)
+    done = qatconvert("validate", alone, *words[:-3], "-q")
+    assert done.returncode == 3
+    assert "gguf: options known from the artifact: " in done.stdout
+    assert "off_lattice q8_0" in done.stdout
+    done = qatconvert("validate", alone, *words)
+    assert "the new report has one target only: " in done.stderr
+    assert "of another checkpoint (generation_config.json differs)" in done.stderr
+    assert list(read(out / "report.json")["targets"]) == ["gguf"]
+
+
 def test_a_target_that_is_there_is_refused_and_named(qatconvert, error_of, model, out):
     before = content(out)
     for targets in (["gguf"], ["onnx", "gguf"]):
