@@ -17,6 +17,10 @@ from typing import Final
 #: 1 GB. One number in a configuration can make transformers fill all memory (``num_labels``).
 LOADING_SECONDS: Final = 180
 LOADING_MEMORY: Final = 2 << 30
+#: What a chat template may take in a runtime's own engine, which cannot be interrupted: the system ends the
+#: process after twice as many seconds of work.
+TEMPLATE_SECONDS: Final = 5
+TEMPLATE_MEMORY: Final = 1 << 30
 _STATM: Final = Path("/proc/self/statm")
 _DATA: Final = 5  # the field of statm that counts pages of private memory, which is what RLIMIT_DATA limits
 

@@ -93,7 +93,7 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
     assert {"name", "version", "mean_kld_same_weights"} <= set(entry["runtime"])
     assert {gate["name"] for gate in entry["gates"]} == {
         "exact_fraction", "exact_values", "on_lattice_fraction", "mean_kld", "same_top_p",
-        "graph_kld", "same_as_built",
+        "graph_kld", "same_as_built", "engine_same_tokens", "engine_same_prompts", "engine_same_ends",
     }  # fmt: skip
     assert all(set(gate) == {"name", "limit", "value", "passed"} for gate in entry["gates"])
 

@@ -33,6 +33,7 @@ from validation.tokenization import (
 from validation.validation import validate
 
 TEMPLATE = "tokenizer.chat_template"
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
 def quiet(*_: object) -> None:
@@ -143,8 +144,7 @@ def test_a_template_that_writes_no_prompt_says_why(
 
 
 def test_a_template_that_runs_on_fails_the_gates_in_one_line(gguf: Path, tmp_path: Path) -> None:
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    wrong = with_template(gguf, tmp_path / "wrong.gguf", endless)
+    wrong = with_template(gguf, tmp_path / "wrong.gguf", ENDLESS)
     settings = {"positions": 64, "same_weights": False, "foreign": True, "cache": tmp_path / "cache"}
     entry = validate(open_checkpoint(DEMO), "gguf", wrong, **settings)["entry"]
     judged = {gate["name"]: gate for gate in entry["gates"] if gate["name"] in gates.TEXT}
@@ -170,6 +170,17 @@ def test_a_damaged_tokenizer_fails_the_gates_in_one_line(onnx: Path, tmp_path: P
         "onnxruntime-genai on the files beside model.onnx: cannot load the tokenizer:"
     )
     assert str(tmp_path) not in judged[0]["note"]
+
+
+def test_a_template_that_runs_on_in_the_runtimes_own_engine_fails_the_gates(
+    onnx: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "onnx"
+    shutil.copytree(onnx.parent, directory)
+    (directory / "chat_template.jinja").write_text(ENDLESS, "utf-8")
+    judged = text_gates(directory / onnx.name, tmp_path)
+    assert [gate["passed"] for gate in judged] == [False] * 3
+    assert judged[0]["note"].endswith("the process ended with SIGXCPU: rendering chat_template.jinja")
 
 
 def test_a_model_without_the_runtimes_configuration_has_no_text_side(onnx: Path, tmp_path: Path) -> None:

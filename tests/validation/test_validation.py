@@ -99,6 +99,9 @@ def test_the_demo_passes_every_gate_with_room(found: dict[str, Any]) -> None:
         "same_top_p",
         "graph_kld",
         "same_as_built",
+        "engine_same_tokens",
+        "engine_same_prompts",
+        "engine_same_ends",
     ]
     assert gates["exact_fraction"]["value"] == gates["exact_values"]["value"] == 1.0
     assert gates["graph_kld"]["value"] < gates["graph_kld"]["limit"] / 10

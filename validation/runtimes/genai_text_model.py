@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from converter.errors import ValidationError
 from converter.worker import Progress, serve, without_directories
-from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
+from validation.bounds import (
+    LOADING_MEMORY,
+    LOADING_SECONDS,
+    TEMPLATE_MEMORY,
+    TEMPLATE_SECONDS,
+    bounded,
+)
 
 
 def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
@@ -16,26 +23,28 @@ def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
     by those in ``checkpoint``, ``None`` where the tokenizer does not load them."""
     import onnxruntime_genai
 
-    with bounded(LOADING_SECONDS, LOADING_MEMORY):
-        try:
-            tokenizer = onnxruntime_genai.Tokenizer(request["artifact"])
-        except Exception as error:  # its exceptions have no common base of their own
-            raise ValidationError(f"cannot load the tokenizer: {_line(error)}") from error
-        reading = _read(tokenizer, request)
-        progress(1, 2)
-        try:
-            own = _read(onnxruntime_genai.Tokenizer(request["checkpoint"]), request)
-        except Exception:  # as above
-            own = None
+    reading = _read(request["artifact"], request)
+    progress(1, 2)
+    try:
+        own = _read(request["checkpoint"], request)
+    except ValidationError:
+        own = None
     return {"version": onnxruntime_genai.__version__, "reading": reading, "own": own}
 
 
-def _read(tokenizer: Any, request: Mapping[str, Any]) -> dict[str, object]:
-    return {
-        "tokens": [_encode(tokenizer, text) for text in request["texts"]],
-        "prompts": [_prompt(tokenizer, chat) for chat in request["chats"]],
-        "ends": [int(id) for id in tokenizer.eos_token_ids],
-    }
+def _read(directory: str, request: Mapping[str, Any]) -> dict[str, object]:
+    from onnxruntime_genai import Tokenizer
+
+    with bounded(LOADING_SECONDS, LOADING_MEMORY):
+        try:
+            tokenizer = Tokenizer(directory)
+        except Exception as error:  # its exceptions have no common base of their own
+            raise ValidationError(f"cannot load the tokenizer: {_line(error)}") from error
+        tokens = [_encode(tokenizer, text) for text in request["texts"]]
+    print("rendering chat_template.jinja", file=sys.stderr, flush=True)  # told if the process ends
+    with bounded(TEMPLATE_SECONDS, TEMPLATE_MEMORY):
+        prompts = [_prompt(tokenizer, chat) for chat in request["chats"]]
+    return {"tokens": tokens, "prompts": prompts, "ends": [int(id) for id in tokenizer.eos_token_ids]}
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
 from converter.errors import ValidationError
 from converter.worker import Progress, serve
+from validation.bounds import bounded
 
 #: Tells the engine to keep no cache: it would write one beside the bundle, as large as its weights.
 _NO_CACHE: Final = ":nocache"
@@ -16,6 +18,9 @@ _NO_CACHE: Final = ":nocache"
 _SPARE: Final = 8
 #: How litert-lm 0.18.1 breaks off a text some of whose bytes are no characters.
 _SHRUNK: Final = "Stable text shrunk"
+#: What all prompts may take together, each of which has a session; an engine's memory is its own affair.
+_TEMPLATE_SECONDS: Final = 60
+_UNBOUNDED: Final = 1 << 40
 #: Tokens before those that are scored; more only where a character has several.
 _LONGEST_HEAD: Final = 16
 
@@ -35,7 +40,9 @@ def run_engine(request: dict[str, Any], progress: Progress) -> Mapping[str, obje
         begin = "" if engine.bos_token_id is not None else request["begin"]
         tokens = [engine.tokenize(text) for text in texts]
         chats, template = request.get("chats", ()), request.get("template")
-        written = [_prompt(engine, chat) for chat in chats]
+        print("rendering the bundle's chat template", file=sys.stderr, flush=True)  # told if the process ends
+        with bounded(_TEMPLATE_SECONDS, _UNBOUNDED):
+            written = [_prompt(engine, chat) for chat in chats]
         own = None if template is None else [_prompt(engine, chat, template) for chat in chats]
         progress(1, total)
         answers, scores = [], []
