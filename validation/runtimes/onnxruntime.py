@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import UsageError, ValidationError
+from converter.excerpt import Excerpt
 from converter.worker import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime
 
@@ -79,12 +80,13 @@ class OnnxRuntime:
         )
         return Runtime("onnxruntime", result["version"], result["settings"])
 
-    def unrounded_bytes(self, artifact: Path) -> int:
+    def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """None: the artifact itself computes without rounding to integers; see the protocol."""
+        _refuse(excerpt, artifact)
         return 0
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress
+        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """The artifact at accuracy level 0, at which its products are computed in float32.
 
@@ -93,6 +95,7 @@ class OnnxRuntime:
         """
         from targets.onnx.protobuf import read_graph
 
+        _refuse(excerpt, artifact)
         tensors = read_graph(artifact).initializers.values()
         if any(one.dtype == _HALF and "norm" in one.name for one in tensors):
             raise ValidationError(
@@ -100,6 +103,12 @@ class OnnxRuntime:
                 "without rounding; convert with --onnx-dtype float32 to have the graph measured"
             )
         return artifact, {"accuracy_level": 0}
+
+
+def _refuse(excerpt: Excerpt | None, artifact: Path) -> None:
+    """Refuse to make an excerpt of a graph, in which nothing tells the nodes of one layer from another's."""
+    if excerpt is not None:
+        raise ValidationError(f"{artifact.name}: an ONNX graph is not cut to some of its layers")
 
 
 def short_name(provider: str) -> str:
