@@ -25,11 +25,13 @@ Rows = Callable[[int, int], NDArray[Any]]
 @dataclass(frozen=True, slots=True)
 class Excerpt:
     """``layers`` are the indices of the kept layers, ascending, ``of`` is the number of the model's layers,
-    and ``own`` how many of these have keys and values of their own: the first ones."""
+    ``own`` how many of these have keys and values of their own: the first ones. ``attention`` has
+    ``"sliding"`` or ``"full"`` of each of the model's layers."""
 
     layers: tuple[int, ...]
     of: int
     own: int
+    attention: tuple[str, ...]
 
     @property
     def sharing(self) -> int:
@@ -40,6 +42,15 @@ class Excerpt:
     def is_prefix(self) -> bool:
         """Whether every kept layer keeps its index."""
         return self.layers == tuple(range(len(self.layers)))
+
+    def stand_in(self, layer: int) -> int | None:
+        """The layer from which the excerpt takes keys and values where the model takes those of ``layer``:
+        what is the last of its kind with its own there is the last kept one here, and so on backwards.
+        ``None`` if there is none."""
+        alike = [one for one in range(self.own) if self.attention[one] == self.attention[layer]]
+        kept = [one for one in alike if one in self.layers]
+        place = alike.index(layer) - len(alike)
+        return kept[place] if -place <= len(kept) else None
 
     def __str__(self) -> str:
         """``layers 0-4, 15 and 19 of 35``."""
@@ -94,7 +105,8 @@ def find_excerpt(architecture: Architecture) -> Excerpt | None:
     kept = [*_first_own(layers[:own], 2 if own < len(layers) else 1), *_first_sharing(layers[own:])]
     if len(kept) == len(layers):
         return None
-    return Excerpt(tuple(layer.index for layer in kept), len(layers), own)
+    attention = tuple(layer.attention for layer in layers)
+    return Excerpt(tuple(layer.index for layer in kept), len(layers), own, attention)
 
 
 def _first_own(own: Sequence[Layer], ending: int) -> Sequence[Layer]:

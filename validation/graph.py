@@ -32,10 +32,9 @@ def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None
     """One line on what the unrounded form of ``artifact``, or of an excerpt, lacks in ``room``; ``None`` if
     it lacks nothing. Raises ``ValidationError`` for an artifact that cannot be read or cut."""
     needed = runner.unrounded_bytes(artifact, excerpt)
-    if needed > room.disk:
-        return f"its weights as floats need {amount(needed)} of temporary files, {amount(room.disk)} are free"
-    if needed > room.memory:
-        return f"its weights as floats need {amount(needed)} of memory, {amount(room.memory)} are free"
+    for free, what in ((room.disk, "temporary files"), (room.memory, "memory")):
+        if needed > free:
+            return f"the run without rounding needs {amount(needed)} of {what}, {amount(free)} are free"
     return None
 
 
@@ -46,7 +45,7 @@ def measured(
     ``formed`` says how the artifact was run, ``excerpt`` which of its layers were, if not all."""
     beyond = metrics.kld[tokens.beyond]
     return {
-        "form": formed if excerpt is None else f"{formed}, {excerpt}",
+        "form": formed,
         **({} if excerpt is None else {"layers": list(excerpt.layers), "layers_of": excerpt.of}),
         "positions": metrics.positions,
         "mean_kld": _finite(metrics.mean_kld),

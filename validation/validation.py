@@ -416,7 +416,7 @@ class _Bench:
             cut, cut_tensors(stored, cut, excerpt), "excerpt", {"layers": list(excerpt.layers)}
         )
         metrics = self._compare(own, map_logits(output, self.tokens.positions), "excerpt metrics")
-        described["graph"] = graph.measured(metrics, self.tokens, "its weights as floats", excerpt)
+        described["graph"] = graph.measured(metrics, self.tokens, f"an excerpt, {excerpt}", excerpt)
         note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
         return graph.judge(self.limits[gates.GRAPH], metrics, self.tokens, note)
 

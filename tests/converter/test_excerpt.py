@@ -96,8 +96,14 @@ def test_sharing_layers_read_from_the_last_of_their_kind() -> None:
     assert [one.kv_source for one in cut.layers] == [None] * 5 + [3, 4]
 
 
+def test_a_layer_stands_in_for_the_one_that_is_as_far_from_the_last_of_its_kind() -> None:
+    kinds = ("sliding", "sliding", "full") * 3
+    excerpt = Excerpt((0, 1, 2, 6, 8), 9, 6, kinds)
+    assert [excerpt.stand_in(layer) for layer in range(6)] == [None, None, None, 0, 1, 2]
+
+
 def test_rows_and_columns_of_the_kept_layers() -> None:
-    excerpt = Excerpt((0, 1, 3), 4, 4)
+    excerpt = Excerpt((0, 1, 3), 4, 4, ("sliding",) * 4)
     whole = np.arange(4 * 5 * 8).reshape(4 * 5, 8)
     kept = [*range(10), *range(15, 20)]
     rows = excerpt.rows(lambda start, stop: whole[start:stop], 5)

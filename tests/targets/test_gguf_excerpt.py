@@ -157,5 +157,5 @@ def test_llama_cpp_runs_it(cut, tmp_path):
 
 
 def test_layers_are_counted_up_to_the_last(e2b):
-    assert Excerpt((0, 1, 3), 4, 4).sharing == 0
+    assert Excerpt((0, 1, 3), 4, 4, ("sliding",) * 4).sharing == 0
     assert find_excerpt(e2b.checkpoint.architecture).sharing == 2
