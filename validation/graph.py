@@ -4,12 +4,15 @@ A runtime that rounds activations is off by more than most wrong graphs are: its
 a window that is too long, a RoPE base. So the runtime runs the artifact once more in a form in which it
 rounds nothing, with the artifact's own metadata, graph and weights, and is compared with transformers in
 float32 on the same weights. What is left between both is float arithmetic.
+
+A model for which there is no room is run as an excerpt, its first layers of every kind. What is wrong in a
+layer that is left out does not show then.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +20,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.amounts import amount
-from converter.memory import free_memory
+from converter.excerpt import Excerpt
 from validation.gates import GRAPH, Gate, judge_graph, not_run
 from validation.metrics import LogitMetrics
+from validation.room import Room
 from validation.runners import Runner
 from validation.text import Tokens
 
-#: Share of the memory that is free which the widened weights may take.
-_SHARE = 0.9
 
-
-def shortage(runner: Runner, artifact: Path, directory: Path) -> str | None:
-    """One line on what the unrounded form of ``artifact`` lacks, room in ``directory`` or memory; ``None`` if
-    it lacks nothing. Raises ``ValidationError`` for an artifact that cannot be read."""
-    needed = runner.unrounded_bytes(artifact)
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        return f"its weights as floats need {amount(needed)} of temporary files, {amount(free)} are free"
-    memory = int(free_memory() * _SHARE)
-    if needed > memory:
-        return f"its weights as floats need {amount(needed)} of memory, {amount(memory)} are free"
+def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None = None) -> str | None:
+    """One line on what the unrounded form of ``artifact``, or of an excerpt, lacks in ``room``; ``None`` if
+    it lacks nothing. Raises ``ValidationError`` for an artifact that cannot be read or cut."""
+    needed = runner.unrounded_bytes(artifact, excerpt)
+    for free, what in ((room.disk, "temporary files"), (room.memory, "memory")):
+        if needed > free:
+            return f"the run without rounding needs {amount(needed)} of {what}, {amount(free)} are free"
     return None
 
 
-def measured(metrics: LogitMetrics, tokens: Tokens, formed: str) -> dict[str, Any]:
+def measured(
+    metrics: LogitMetrics, tokens: Tokens, formed: str, excerpt: Excerpt | None = None
+) -> dict[str, Any]:
     """The ``graph`` block of the report: divergences over all positions and beyond the window alone;
-    ``formed`` says how the artifact was run."""
+    ``formed`` says how the artifact was run, ``excerpt`` which of its layers were, if not all."""
     beyond = metrics.kld[tokens.beyond]
     return {
         "form": formed,
+        **({} if excerpt is None else {"layers": list(excerpt.layers), "layers_of": excerpt.of}),
         "positions": metrics.positions,
         "mean_kld": _finite(metrics.mean_kld),
         "max_kld": _finite(metrics.max_kld),
@@ -53,11 +54,13 @@ def measured(metrics: LogitMetrics, tokens: Tokens, formed: str) -> dict[str, An
     }
 
 
-def judge(limit: float, metrics: LogitMetrics, tokens: Tokens) -> Gate:
+def judge(limit: float, metrics: LogitMetrics, tokens: Tokens, note: str = "") -> Gate:
     """The gate: the mean divergence over all positions, or over those beyond the window if it is larger
-    there, so that neither hides the other."""
+    there, so that neither hides the other. ``note`` goes before the gate's own."""
     beyond = metrics.kld[tokens.beyond]
-    return judge_graph(limit, max(metrics.mean_kld, _mean(beyond)) if beyond.size else metrics.mean_kld)
+    value = max(metrics.mean_kld, _mean(beyond)) if beyond.size else metrics.mean_kld
+    gate = judge_graph(limit, value)
+    return replace(gate, note="; ".join(filter(None, (note, gate.note))))
 
 
 def without(limits: Mapping[str, float], why: str, allowed: tuple[str, ...]) -> Gate:

@@ -19,6 +19,7 @@ from validation import gates
 from validation.baseline import check_baseline
 from validation.reference import check_dtype
 from validation.reference_process import reference_worker
+from validation.room import Room, room_in
 from validation.runners import CPU
 from validation.text import Tokens, cut, digest, encode, read_passages
 
@@ -37,7 +38,8 @@ class Settings:
     that have several. ``cache`` is the directory of the cache of reference logits (default:
     ``reference.default_cache()``). ``foreign`` is for another tool's artifact: what is not as this one builds
     it is listed and not judged. ``allow_unrun`` names gates without which the user goes on if they cannot
-    run; ``off_lattice`` says that the user accepts matrices that lie on no lattice.
+    run; ``off_lattice`` says that the user accepts matrices that lie on no lattice. ``room`` tells what there
+    is for temporary files in a directory and in memory, by which models are cut.
     """
 
     positions: int = 512
@@ -52,6 +54,7 @@ class Settings:
     foreign: bool = False
     allow_unrun: tuple[str, ...] = ()
     off_lattice: bool = False
+    room: Callable[[Path], Room] = room_in
 
 
 @dataclass(frozen=True, slots=True)

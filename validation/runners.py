@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
+from converter.excerpt import Excerpt
 from converter.worker import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
@@ -219,16 +220,17 @@ class Runner(Protocol):
         and ``tokens_per_second``. Raises ``ValidationError`` when the runtime cannot load or run the
         artifact, however it ends."""
 
-    def unrounded_bytes(self, artifact: Path) -> int:
-        """Bytes of temporary files that ``unrounded`` writes."""
+    def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
+        """Bytes of temporary files that ``unrounded`` writes. Raises ``ValidationError`` for a damaged
+        artifact and for one of which the runner makes no excerpts."""
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress
+        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """The artifact in a form that the runtime runs without rounding to integers, and the choice by which
         ``logits`` does: a file in ``directory`` with the artifact's own metadata, graph and weights, the
-        weights widened to floats, or the artifact itself. Raises ``ValidationError`` if there is no such
-        form."""
+        weights widened to floats, or the artifact itself; with ``excerpt``, of these layers of the model
+        alone. Raises ``ValidationError`` if there is no such form."""
 
 
 def find_runner(target: str) -> Runner:

@@ -6,13 +6,13 @@ Logits of this checkpoint are what a runtime with perfect arithmetic would give 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from converter.amounts import amount
 from converter.checkpoint import Checkpoint
 from converter.errors import ValidationError
 from converter.weight import Weight
@@ -54,15 +54,15 @@ def write_checkpoint(
     (directory / "config.json").write_text(json.dumps(text_config(checkpoint)), "utf-8")
 
 
-def disk_shortage(checkpoint: Checkpoint, directory: Path) -> str | None:
-    """One line on the space that ``write_checkpoint`` lacks in ``directory``, ``None`` if it has enough."""
+def disk_shortage(checkpoint: Checkpoint, free: int) -> str | None:
+    """One line on the space that ``write_checkpoint`` lacks where ``free`` bytes are left, ``None`` if it has
+    enough."""
     needed = 4 * sum(weight.size for weight in checkpoint.weights.values()) + (64 << 20)
-    free = shutil.disk_usage(directory).free
     if free >= needed:
         return None
     return (
-        f"not measured: logits of the artifact's own weights need {needed / 1e9:.1f} GB for temporary files,"
-        f" {free / 1e9:.1f} GB are free"
+        f"logits of the artifact's own weights need {amount(needed)} of temporary files,"
+        f" {amount(free)} are free"
     )
 
 

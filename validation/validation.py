@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError, ValidationError
+from converter.excerpt import find_excerpt
 from targets.plan import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
 from validation import gates, graph, trials
 from validation.as_built import Built, built
 from validation.engine import measure_engine
+from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.gates import Gate, judge, judge_engine, not_run
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
 from validation.reference import Model, default_cache, reference_logits
+from validation.room import Room
 from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens
@@ -188,7 +191,7 @@ class _Bench:
         built = self._as_built(artifact)
         own = self._own_logits(stored)
         described |= self._same_weights(own, chosen)
-        graph = self._graph(artifact, own, trials_, described)
+        graph = self._graph(artifact, stored, own, trials_, described)
         judged = (*chosen.gates, graph, *built.gates)
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
@@ -330,21 +333,35 @@ class _Bench:
         """Float32 logits of transformers on the artifact's own weights, or why there are none."""
         if not self.prepared.settings.same_weights:
             return "--no-same-weights leaves out the logits that it is compared with"
-        if shortage := disk_shortage(self.checkpoint, self.scratch):
+        if shortage := disk_shortage(self.checkpoint, self._room().disk):
             return shortage
+        return self._logits_of(self.checkpoint, stored, "same weights", {})
+
+    def _logits_of(
+        self,
+        checkpoint: Checkpoint,
+        stored: Mapping[str, StoredTensor],
+        stage: str,
+        source: Mapping[str, object],
+    ) -> NDArray[np.float32]:
+        """Float32 logits of transformers on ``checkpoint`` with an artifact's weights; ``source`` tells them
+        from others of the same bench."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             directory = Path(name)
-            write_checkpoint(self.checkpoint, stored, directory, stage_of(self.progress, "same weights"))
+            write_checkpoint(checkpoint, stored, directory, stage_of(self.progress, stage))
             return reference_logits(
                 Model(directory, (), self.reference.shape[1]),
                 self.tokens.sequences,
                 firsts=self.tokens.firsts,
-                source={},
+                source=source,
                 scratch=self.scratch,
                 worker=self.prepared.worker,
                 max_memory=self.prepared.settings.max_memory,
-                progress=stage_of(self.progress, "same weights reference"),
+                progress=stage_of(self.progress, f"{stage} reference"),
             )
+
+    def _room(self) -> Room:
+        return self.prepared.settings.room(self.scratch)
 
     def _same_weights(self, own: NDArray[np.float32] | str, chosen: Trial) -> dict[str, object]:
         """How far the runtime is from float32 arithmetic on the artifact's own weights."""
@@ -361,6 +378,7 @@ class _Bench:
     def _graph(
         self,
         artifact: Path,
+        stored: Mapping[str, StoredTensor],
         own: NDArray[np.float32] | str,
         tried: Sequence[Trial],
         described: dict[str, Any],
@@ -369,9 +387,11 @@ class _Bench:
         ``described``."""
         allowed = self.prepared.settings.allow_unrun
         if isinstance(own, str):
-            return graph.without(self.limits, own, allowed)
-        if lack := graph.shortage(self.runner, artifact, self.scratch):
-            return graph.without(self.limits, lack, allowed)
+            if not self.prepared.settings.same_weights:
+                return graph.without(self.limits, own, allowed)
+            return self._graph_of_excerpt(artifact, stored, own, described)
+        if lack := graph.shortage(self.runner, artifact, self._room()):
+            return self._graph_of_excerpt(artifact, stored, lack, described)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:
                 form, choice = self.runner.unrounded(
@@ -385,6 +405,36 @@ class _Bench:
         formed = "the artifact itself" if form == artifact else "its weights as floats"
         described["graph"] = graph.measured(metrics, self.tokens, formed)
         return graph.judge(self.limits[gates.GRAPH], metrics, self.tokens)
+
+    def _graph_of_excerpt(
+        self, artifact: Path, stored: Mapping[str, StoredTensor], lack: str, described: dict[str, Any]
+    ) -> Gate:
+        """As ``_graph``, of the model's first layers of every kind: for the whole there is no room, which
+        ``lack`` says."""
+        allowed = self.prepared.settings.allow_unrun
+        excerpt = find_excerpt(self.checkpoint.architecture)
+        if excerpt is None:
+            return graph.without(self.limits, f"{lack}; no layer can be left out", allowed)
+        room = self._room()
+        cut = cut_checkpoint(self.checkpoint, excerpt)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as name:
+            try:
+                less = disk_shortage(cut, room.disk) or graph.shortage(self.runner, artifact, room, excerpt)
+                if less:
+                    return graph.without(self.limits, f"{lack}; for {excerpt} alone, {less}", allowed)
+                form, choice = self.runner.unrounded(
+                    artifact, Path(name), stage_of(self.progress, "excerpt as floats"), excerpt
+                )
+            except ValidationError as error:
+                return graph.without(self.limits, f"{lack}; {error}", allowed)
+            output, _ = self._run(form, "excerpt without rounding", choice)
+        own = self._logits_of(
+            cut, cut_tensors(stored, cut, excerpt), "excerpt", {"layers": list(excerpt.layers)}
+        )
+        metrics = self._compare(own, map_logits(output, self.tokens.positions), "excerpt metrics")
+        described["graph"] = graph.measured(metrics, self.tokens, f"an excerpt, {excerpt}", excerpt)
+        note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
+        return graph.judge(self.limits[gates.GRAPH], metrics, self.tokens, note)
 
 
 def _way(proof: Proof) -> Mapping[str, object]:

@@ -63,12 +63,12 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
         table.add_column(
             heading, justify="left" if heading in ("artifact", "gates") else "right", overflow="fold"
         )
-    failed = []
+    told_of = []
     for target, entry in report["targets"].items():
         table.add_row(*_row(entry["artifact"], entry, target_verdict(entry)))
         if baseline := entry.get("baseline"):
             table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
-        failed += [(target, gate) for gate in entry.get("gates", ()) if not gate["passed"]]
+        told_of += [(target, gate) for gate in entry.get("gates", ()) if _is_told(gate)]
     references = [
         (entry.get("reference", report["reference"]), _number(entry["logits"]["ppl_reference"], ".3f"))
         for entry in report["targets"].values()
@@ -80,7 +80,7 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
         table.caption_justify = "left"
     console = _console()
     console.print(table)
-    for target, gate in failed:
+    for target, gate in told_of:
         console.print(f"{target}: {_gate(gate)}", soft_wrap=True)
     for target, entry in report["targets"].items():
         if (entry.get("options") or {}).get("from") == "artifact":  # no manifest said how it was converted
@@ -99,9 +99,16 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
         console.print(f"written to {escape(one_line(str(output)))}{details}")
 
 
+def _is_told(gate: Mapping[str, Any]) -> bool:
+    """Whether the table is not enough: a gate that did not pass, or that a part of the model was run for."""
+    return not gate["passed"] or (gate["name"] == "graph_kld" and "note" in gate)
+
+
 def _gate(gate: Mapping[str, Any]) -> str:
-    """What became of a gate that did not pass, in one line."""
+    """What became of a gate, in one line."""
     note = escape(gate.get("note", ""))
+    if gate["passed"]:
+        return f"gate {gate['name']} passed ({note})"
     if gate["passed"] is None:
         without = "" if gate.get("allowed") else f" (--allow-unrun {gate['name']} goes on without it)"
         return f"gate {gate['name']} {note}{without}"

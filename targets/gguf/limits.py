@@ -21,7 +21,7 @@ from targets.gguf.vocabulary import tokenizer_model
 MOST_LAYERS: Final = 512
 MOST_EXPERTS: Final = 1024
 #: Gemma 3's loader tells 27B from the rest by its 62 layers, and scales its queries by another rule.
-_LAYERS_OF_27B: Final = 62
+LAYERS_OF_27B: Final = 62
 
 
 def check(checkpoint: Checkpoint) -> None:
@@ -98,7 +98,7 @@ def _check_gemma3(architecture: Architecture) -> None:
         if len({getattr(one, name) for one in architecture.layers}) > 1:
             raise TargetError(f"gguf: llama.cpp's Gemma 3 has one {name} for all layers, not several")
     size = layer.head_dim
-    if len(architecture.layers) == _LAYERS_OF_27B:
+    if len(architecture.layers) == LAYERS_OF_27B:
         size = architecture.hidden // layer.heads
     if not math.isclose(architecture.attention_scale, size**-0.5, rel_tol=1e-6):
         raise TargetError(

@@ -168,6 +168,13 @@ def _decoded_item(kind: int, value: bytes, place: int) -> object:
     return value[place + 8 : place + 8 + length].decode("utf-8", "replace")
 
 
+def item_size(value: bytes) -> int:
+    """Bytes of an item of an entry's value; 0 if it is no array or one of strings."""
+    kind = int.from_bytes(value[4:8], "little")
+    is_array = int.from_bytes(value[:4], "little") == _ARRAY
+    return struct.calcsize("<" + _SCALARS[kind]) if is_array and kind in _SCALARS else 0
+
+
 def first_difference(one: bytes, other: bytes) -> int | None:
     """Index of the first item in which the values of two entries differ, both arrays of one type of item;
     ``None`` for other values."""

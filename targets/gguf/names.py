@@ -15,6 +15,10 @@ ARCHITECTURES: Final = {"gemma4": gguf.MODEL_ARCH.GEMMA4, "gemma3": gguf.MODEL_A
 
 #: The tensor that divides the full-attention layers' RoPE frequencies.
 ROPE_FREQS: Final = "rope_freqs.weight"
+#: The table of embeddings for every layer, which has columns for each, and the matrix of as many rows that
+#: is added to what is looked up there.
+PER_LAYER_EMBEDDING: Final = "per_layer_token_embd.weight"
+PER_LAYER_PROJECTION: Final = "per_layer_model_proj.weight"
 
 #: Scales that multiply a matrix multiplication's output keep the matrix's name, with this suffix
 #: (llama.cpp, ``llama_model_gemma4::load_arch_tensors``); gguf-py's map does not know them.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import weakref
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from converter.checkpoint import Checkpoint
 from converter.document import open_at_once
 from converter.errors import CheckpointError
+from converter.excerpt import Rows
 from converter.weight import Weight
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
@@ -85,6 +87,19 @@ class File:
         return np.frombuffer(data, np.uint8)
 
 
+class _Bytes:
+    """Rows of one tensor as they are stored."""
+
+    def __init__(self, file: File, tensor: Tensor) -> None:
+        self._file = file
+        self._start = tensor.offset
+        self._size = tensor.bytes // math.prod(tensor.shape[:-1])
+
+    def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
+        data = self._file.read(self._start + start * self._size, (stop - start) * self._size)
+        return data.reshape(-1, self._size)
+
+
 class _Rows:
     """Dequantised rows of one tensor, minus a constant."""
 
@@ -138,11 +153,21 @@ def split_files(path: Path) -> list[Path]:
     return files
 
 
-def stored_tensors(artifact: Path) -> list[tuple[Tensor, File, Callable[[int, int], NDArray[np.float32]]]]:
-    """Every tensor of the model whose (first) file is ``artifact``, in order, with the file that it lies in
-    and its rows dequantised, in the file's own scale. Raises ``CheckpointError`` for a damaged file."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A tensor of a model: its description, its rows as they are stored, bytes ``[rows, bytes of a row]``,
+    and dequantised in the file's own scale, float32 ``[rows, columns]``."""
+
+    tensor: Tensor
+    stored: Rows
+    floats: Rows
+
+
+def stored_tensors(artifact: Path) -> list[Source]:
+    """Every tensor of the model whose (first) file is ``artifact``, in order. Raises ``CheckpointError`` for
+    a damaged file."""
     return [
-        (tensor, file, _Rows(file, tensor, np.float32(0)))
+        Source(tensor, _Bytes(file, tensor), _Rows(file, tensor, np.float32(0)))
         for file in map(File, split_files(artifact))
         for tensor in read_contents(file.path)[1]
     ]

@@ -7,6 +7,8 @@ the keys ``split.*`` are left out.
 
 A table in which rows are only looked up stays as it is: llama.cpp dequantises such rows and multiplies
 nothing.
+
+A model that is too large for this can be cut to an excerpt (``targets.gguf.excerpt``).
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import math
 import struct
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import gguf
 import numpy as np
-from numpy.typing import NDArray
 
+from converter.excerpt import Excerpt
+from targets.gguf.excerpt import excerpted_entries, excerpted_tensors
 from targets.gguf.metadata import Contents, Tensor, read_entries
-from targets.gguf.reading import File, split_files, stored_tensors
+from targets.gguf.names import PER_LAYER_EMBEDDING
+from targets.gguf.reading import Source, split_files, stored_tensors
 from targets.writing import RANGE, Bytes, processors, reserved
 
 _F32: Final = gguf.GGMLQuantizationType.F32
@@ -32,20 +36,22 @@ _VERSION: Final = 3
 _SPLIT: Final = "split."
 _HEAD: Final = "output.weight"
 _EMBEDDING: Final = "token_embd.weight"
-_PER_LAYER_EMBEDDING: Final = "per_layer_token_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """One tensor of the widened file: where it comes from, its ``type`` and ``bytes`` there, and its
-    ``offset`` from the beginning of the tensors' data."""
+    """One tensor of the widened file: where it comes from, whether it becomes float32, its ``bytes`` then,
+    and its ``offset`` from the beginning of the tensors' data."""
 
-    tensor: Tensor
-    file: File
-    floats: Callable[[int, int], NDArray[np.float32]]
+    source: Source
     widened: bool
     bytes: int
     offset: int
+
+    @property
+    def tensor(self) -> Tensor:
+        """Its description, with the type that it has in the artifact."""
+        return self.source.tensor
 
     @property
     def rows(self) -> int:
@@ -55,27 +61,28 @@ class _Copy:
     def data(self, start: int, stop: int) -> Bytes:
         """Rows as they stand in the widened file."""
         if self.widened:
-            return self.floats(start, stop).reshape(-1).view(np.uint8)
-        size = self.tensor.bytes // self.rows
-        return self.file.read(self.tensor.offset + start * size, (stop - start) * size)
+            return self.source.floats(start, stop).reshape(-1).view(np.uint8)
+        return self.source.stored(start, stop).reshape(-1)
 
 
-def widened_bytes(artifact: Path) -> int:
-    """Bytes of the file that ``widen`` writes. Raises ``CheckpointError`` for a damaged artifact."""
-    contents = read_entries(split_files(artifact)[0])
-    copies = _copies(artifact, _alignment(contents))
+def widened_bytes(artifact: Path, excerpt: Excerpt | None = None) -> int:
+    """Bytes of the file that ``widen`` writes. Raises ``CheckpointError`` as it does."""
+    contents = _contents(artifact, excerpt)
+    copies = _copies(artifact, _alignment(contents), excerpt)
     return _padded(len(_header(contents, copies)), _alignment(contents)) + _length(copies)
 
 
-def widen(artifact: Path, path: Path, progress: Callable[[int, int], None]) -> None:
-    """Write the model whose (first) file is ``artifact`` to ``path``, with float32 weights.
+def widen(
+    artifact: Path, path: Path, progress: Callable[[int, int], None], excerpt: Excerpt | None = None
+) -> None:
+    """Write the model whose (first) file is ``artifact`` to ``path``, with float32 weights, or an excerpt.
 
     ``progress`` counts the bytes written. Memory is bounded by ranges of rows. Raises ``CheckpointError`` for
-    a damaged artifact or one with a type that cannot be dequantised, ``DestinationError`` if ``path`` cannot
-    be written."""
-    contents = read_entries(split_files(artifact)[0])
+    a damaged artifact, one with a type that cannot be dequantised and one of which ``excerpt`` cannot be
+    made; ``DestinationError`` if ``path`` cannot be written."""
+    contents = _contents(artifact, excerpt)
     alignment = _alignment(contents)
-    copies = _copies(artifact, alignment)
+    copies = _copies(artifact, alignment, excerpt)
     header = _header(contents, copies)
     begin = _padded(len(header), alignment)
     total = begin + _length(copies)
@@ -106,25 +113,37 @@ def _pieces(copies: list[_Copy]) -> Iterator[tuple[_Copy, int, int]]:
             yield copy, start, min(start + step, copy.rows)
 
 
-def _copies(artifact: Path, alignment: int) -> list[_Copy]:
-    stored = stored_tensors(artifact)
-    looked_up = {_PER_LAYER_EMBEDDING}
-    if any(tensor.name == _HEAD for tensor, *_ in stored):
+def _copies(artifact: Path, alignment: int, excerpt: Excerpt | None) -> list[_Copy]:
+    sources = stored_tensors(artifact)
+    if excerpt is not None:
+        sources = excerpted_tensors(artifact, sources, excerpt)
+    looked_up = {PER_LAYER_EMBEDDING}
+    if any(source.tensor.name == _HEAD for source in sources):
         looked_up.add(_EMBEDDING)  # else the head multiplies with it too
     copies: list[_Copy] = []
     offset = 0
-    for tensor, file, floats in stored:
+    for source in sources:
+        tensor = source.tensor
         widened = tensor.type != _F32 and tensor.name not in looked_up
         size = 4 * math.prod(tensor.shape) if widened else tensor.bytes
-        copies.append(_Copy(tensor, file, floats, widened, size, offset))
+        copies.append(_Copy(source, widened, size, offset))
         offset += _padded(size, alignment)
     return copies
 
 
+def _contents(artifact: Path, excerpt: Excerpt | None) -> Contents:
+    """What the (first) file says, with the keys of an excerpt; those of split models are left out."""
+    path = split_files(artifact)[0]
+    contents = read_entries(path)
+    entries = tuple((key, value) for key, value in contents.entries if not key.startswith(_SPLIT))
+    if excerpt is not None:
+        entries = excerpted_entries(path, entries, contents.metadata.architecture, excerpt)
+    return replace(contents, entries=entries)
+
+
 def _header(contents: Contents, copies: list[_Copy]) -> bytes:
-    entries = [(key, value) for key, value in contents.entries if not key.startswith(_SPLIT)]
-    parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(copies), len(entries))]
-    for key, value in entries:
+    parts = [b"GGUF", struct.pack("<IQQ", _VERSION, len(copies), len(contents.entries))]
+    for key, value in contents.entries:
         parts += [_text(key), value]
     for copy in copies:
         shape = copy.tensor.shape[::-1]

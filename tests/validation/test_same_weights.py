@@ -97,8 +97,9 @@ def test_a_tensor_that_the_artifact_lacks_is_an_error(
         write_checkpoint(checkpoint, stored, tmp_path)
 
 
-def test_a_disk_that_is_large_enough_is_no_shortage(
-    checkpoint_factory: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_what_a_disk_lacks_is_said(checkpoint_factory: Callable[..., Path]) -> None:
     checkpoint = open_checkpoint(checkpoint_factory("text"))
-    assert disk_shortage(checkpoint, tmp_path) is None
+    assert disk_shortage(checkpoint, 1 << 30) is None
+    assert disk_shortage(checkpoint, 50_000_000) == (
+        "logits of the artifact's own weights need 77.6 MB of temporary files, 50 MB are free"
+    )

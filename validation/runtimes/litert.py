@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError, ValidationError
+from converter.excerpt import Excerpt
 from converter.worker import Progress, run_worker, without_directories
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from targets.litert.reading import open_models
@@ -83,9 +84,10 @@ class LiteRt:
             )
         return Runtime("LiteRT", result["version"], result["settings"])
 
-    def unrounded_bytes(self, artifact: Path) -> int:
+    def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """Bytes of the file that ``unrounded`` writes, twice if ``logits`` copies its models again; raises
-        ``ValidationError``."""
+        ``ValidationError`` for a damaged artifact and for an excerpt."""
+        _refuse(excerpt, artifact)
         try:
             models = open_models(artifact)
             return sum(map(widened_bytes, models)) * (1 if len(models) == 1 else 2)
@@ -93,15 +95,22 @@ class LiteRt:
             raise _explained(error, artifact) from error
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress
+        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """See ``validation.runners.Runner``: the artifact's graphs with its codes as float32, for which
         XNNPACK rounds nothing; a ``.tflite``, or a bundle of the models where there are several. ``progress``
         counts values."""
+        _refuse(excerpt, artifact)
         try:
             return _widened(artifact, directory, progress), AS_IT_IS
         except (CheckpointError, DestinationError) as error:
             raise _explained(error, artifact) from error
+
+
+def _refuse(excerpt: Excerpt | None, artifact: Path) -> None:
+    """Refuse to make an excerpt of a compiled graph."""
+    if excerpt is not None:
+        raise ValidationError(f"{artifact.name}: a LiteRT graph is not cut to some of its layers")
 
 
 def _widened(artifact: Path, directory: Path, progress: Progress) -> Path:

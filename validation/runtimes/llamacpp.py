@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from converter.errors import CheckpointError, DestinationError, ValidationError
+from converter.excerpt import Excerpt
 from converter.worker import Progress, run_worker
 from targets.gguf.widening import widen, widened_bytes
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
@@ -68,20 +69,20 @@ class LlamaCpp:
             )
         return Runtime("llama.cpp", result["version"], result["settings"])
 
-    def unrounded_bytes(self, artifact: Path) -> int:
-        """See the protocol. Raises ``ValidationError`` for a damaged artifact."""
+    def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
+        """See the protocol."""
         try:
-            return widened_bytes(artifact)
+            return widened_bytes(artifact, excerpt)
         except CheckpointError as error:
             raise ValidationError(str(error)) from error
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress
+        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """See the protocol: a GGUF file with the artifact's metadata and its weights as float32."""
         path = directory / "unrounded.gguf"
         try:
-            widen(artifact, path, progress)
+            widen(artifact, path, progress, excerpt)
         except (CheckpointError, DestinationError) as error:
             raise ValidationError(str(error)) from error
         return path, AS_IT_IS

@@ -8,11 +8,12 @@ sequences, the child decodes one sequence token by token through the cache and c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
 from converter.errors import UsageError, ValidationError
+from converter.excerpt import Excerpt
 from converter.worker import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.genai_text import text
@@ -81,14 +82,16 @@ class OnnxRuntime:
         )
         return Runtime("onnxruntime", result["version"], result["settings"])
 
-    def unrounded_bytes(self, artifact: Path) -> int:
-        """None: the artifact itself computes without rounding to integers; see the protocol."""
-        return 0
+    def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
+        """None: the artifact itself computes without rounding to integers; of an excerpt those of its codes
+        and floats. See the protocol."""
+        return 0 if excerpt is None else _excerpt(artifact, excerpt, None, lambda done, total: None)
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress
+        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
-        """The artifact at accuracy level 0, at which its products are computed in float32.
+        """The artifact, or a copy of the nodes and weights of an excerpt, at accuracy level 0, at which
+        products are computed in float32.
 
         Raises ``ValidationError`` for a graph that computes in float16, which rounds everywhere, and
         ``CheckpointError`` for a damaged one.
@@ -101,7 +104,25 @@ class OnnxRuntime:
                 f"{artifact.name}: computes in float16, which rounds every activation, so it cannot be run "
                 "without rounding; convert with --onnx-dtype float32 to have the graph measured"
             )
-        return artifact, {"accuracy_level": 0}
+        path = artifact
+        if excerpt is not None:
+            path = directory / "excerpt.onnx"
+            _excerpt(artifact, excerpt, path, progress)
+        return path, {"accuracy_level": 0}
+
+
+def _excerpt(artifact: Path, excerpt: Excerpt, output: Path | None, progress: Progress) -> int:
+    """Bytes of an excerpt, which is written to ``output`` if that is given; raises ``ValidationError``."""
+    request: Mapping[str, object] = {
+        "artifact": str(artifact.resolve()),
+        "output": None if output is None else str(output),
+        **asdict(excerpt),
+    }
+    result = run_worker(
+        "validation.runtimes.onnxruntime_excerpt", request, progress, what=f"an excerpt of {artifact.name}"
+    )
+    size: int = result["bytes"]
+    return size
 
 
 def short_name(provider: str) -> str:
