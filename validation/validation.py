@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
-from converter.errors import UsageError, ValidationError
+from converter.errors import CheckpointError, UsageError, ValidationError
 from converter.excerpt import find_excerpt
 from targets.plan import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
@@ -416,16 +416,16 @@ class _Bench:
         if excerpt is None:
             return graph.without(self.limits, f"{lack}; no layer can be left out", allowed)
         room = self._room()
-        cut = cut_checkpoint(self.checkpoint, excerpt)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:
+                cut = cut_checkpoint(self.checkpoint, excerpt)
                 less = disk_shortage(cut, room.disk) or graph.shortage(self.runner, artifact, room, excerpt)
                 if less:
                     return graph.without(self.limits, f"{lack}; for {excerpt} alone, {less}", allowed)
                 form, choice = self.runner.unrounded(
                     artifact, Path(name), stage_of(self.progress, "excerpt as floats"), excerpt
                 )
-            except ValidationError as error:
+            except (CheckpointError, ValidationError) as error:
                 return graph.without(self.limits, f"{lack}; {error}", allowed)
             output, _ = self._run(form, "excerpt without rounding", choice)
         own = self._logits_of(

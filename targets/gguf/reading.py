@@ -92,12 +92,12 @@ class _Bytes:
 
     def __init__(self, file: File, tensor: Tensor) -> None:
         self._file = file
-        self._start = tensor.offset
-        self._size = tensor.bytes // math.prod(tensor.shape[:-1])
+        self._tensor = tensor
 
     def __call__(self, start: int, stop: int) -> NDArray[np.uint8]:
-        data = self._file.read(self._start + start * self._size, (stop - start) * self._size)
-        return data.reshape(-1, self._size)
+        size = self._tensor.bytes // math.prod(self._tensor.shape[:-1])
+        data = self._file.read(self._tensor.offset + start * size, (stop - start) * size)
+        return data.reshape(stop - start, size)
 
 
 class _Rows:

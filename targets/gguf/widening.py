@@ -108,7 +108,7 @@ def widen(
 
 def _pieces(copies: list[_Copy]) -> Iterator[tuple[_Copy, int, int]]:
     for copy in copies:
-        step = max(1, RANGE // copy.tensor.shape[-1])
+        step = max(1, RANGE // max(1, copy.tensor.shape[-1]))
         for start in range(0, copy.rows, step):
             yield copy, start, min(start + step, copy.rows)
 

@@ -18,6 +18,7 @@ pytest.importorskip("ai_edge_litert")
 from litert_decoder import CONTEXT, POISON, VOCABULARY, at_once, write_decoder, write_embedder
 
 from converter.errors import UsageError, ValidationError
+from converter.excerpt import Excerpt
 from targets.litert import bundle
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from validation.decoding import DECODED
@@ -272,3 +273,14 @@ def test_only_the_processor_runs_them() -> None:
     runner.check_provider("CPU")
     with pytest.raises(UsageError, match="provider 'cuda' does not run LiteRT bundles here; available: cpu"):
         runner.check_provider("cuda")
+
+
+def test_a_compiled_graph_is_not_cut_to_some_of_its_layers(tmp_path: Path) -> None:
+    excerpt = Excerpt((0,), 2, 2, ("full", "full"))
+    model = write_decoder(tmp_path / "model.tflite")
+    for ask in (
+        lambda: runner.unrounded_bytes(model, excerpt),
+        lambda: runner.unrounded(model, tmp_path, silent, excerpt),
+    ):
+        with pytest.raises(ValidationError, match=r"model\.tflite: a LiteRT graph is not cut"):
+            ask()
