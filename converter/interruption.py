@@ -10,8 +10,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -58,6 +59,8 @@ class _Handler:
 
 
 _handler = _Handler()
+#: What blocks that go on have to undo at their end, the last one first.
+_to_undo: dict[object, Callable[[], object]] = {}
 
 
 def install() -> None:
@@ -68,11 +71,30 @@ def install() -> None:
             signal.signal(number, _handler)
 
 
-def ignore() -> None:
-    """Let no further signal change how the program ends: its status is settled, and the interpreter, on its
-    way out, would give a handler of ours back to the system's default, which kills."""
+def finish() -> None:
+    """Undo what a signal kept from being undone, and let no further one change how the program ends: its
+    status is settled, and the interpreter, on its way out, would give a handler of ours back to the system's
+    default, which kills."""
     for number in STATUSES:
         signal.signal(number, signal.SIG_IGN)
+    while _to_undo:
+        _, undo = _to_undo.popitem()
+        undo()
+
+
+def undone_later(step: Callable[..., object], *arguments: object) -> Callable[[], None]:
+    """``step(*arguments)`` to be called once, at the end of a block, by what is returned; no signal cuts it
+    short. If one comes between the block and the call, which no statement of Python excludes, ``finish``
+    calls it."""
+    key = object()
+
+    def undo() -> None:
+        with deferred():
+            if (found := _to_undo.pop(key, None)) is not None:
+                found()
+
+    _to_undo[key] = partial(step, *arguments)
+    return undo
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,12 +68,10 @@ def scratch_directory(output: Path, work: str = "qatconvert") -> Iterator[Path]:
             if output.is_dir():
                 recover(output)
             directory = lock.place.directory
-            number = _make(lock)
-            try:
+            with ExitStack() as undo:
+                with interruption.deferred():  # a signal is raised when it is known what to remove
+                    undo.callback(interruption.undone_later(_remove, directory, _make(lock)))
                 yield directory
-            finally:
-                with interruption.deferred():
-                    _remove(directory, number)
     except OSError as error:
         where = error.filename or output
         raise DestinationError(f"{where}: {error.strerror or error}; choose another --output") from error
@@ -107,6 +105,18 @@ def locked(output: Path, work: str) -> Iterator[Lock]:
     ``DestinationError`` if another run has the lock, or if its file is not ours."""
     if output.is_dir():
         _clear_beside(output)
+    with ExitStack() as undo:
+        with interruption.deferred():  # a signal is raised when it is known what to release
+            place, handle = _take(output)
+            undo.callback(interruption.undone_later(_release, place.lock, handle))
+        _clear(place, handle)
+        lock = Lock(place, handle, work)
+        lock.record(None)
+        yield lock
+
+
+def _take(output: Path) -> tuple[_Place, int]:
+    """The place and the open file of the lock of ``output``, held."""
     while True:
         place = _place(output)
         place.lock.parent.mkdir(parents=True, exist_ok=True)
@@ -114,16 +124,8 @@ def locked(output: Path, work: str) -> Iterator[Lock]:
         if handle is None:
             continue
         if _place(output) == place:
-            break
+            return place, handle
         _release(place.lock, handle)  # the output appeared meanwhile: its lock is another
-    try:
-        _clear(place, handle)
-        lock = Lock(place, handle, work)
-        lock.record(None)
-        yield lock
-    finally:
-        with interruption.deferred():
-            _release(place.lock, handle)
 
 
 def _clear_beside(output: Path) -> None:
@@ -131,13 +133,13 @@ def _clear_beside(output: Path) -> None:
     place = _beside(output)
     if not os.path.lexists(place.lock):
         return
-    handle = _acquire(place.lock, output)
-    if handle is None:
-        return
-    try:
+    with ExitStack() as undo:
+        with interruption.deferred():
+            handle = _acquire(place.lock, output)
+            if handle is None:
+                return
+            undo.callback(interruption.undone_later(_release, place.lock, handle))
         _clear(place, handle)
-    finally:
-        _release(place.lock, handle)
 
 
 def _clear(place: _Place, handle: int) -> None:
@@ -219,15 +221,14 @@ def _holder(handle: int) -> str:
 
 
 def _make(lock: Lock) -> int:
-    """The number of a new and empty scratch directory."""
+    """The number of a new and empty scratch directory. For a caller that lets signals wait."""
     directory = lock.place.directory
     if os.path.lexists(directory):
         _check_empty(directory)
         directory.rmdir()
-    with interruption.deferred():
-        directory.mkdir()
-        number = directory.lstat().st_ino
-        lock.record(number)
+    directory.mkdir()
+    number = directory.lstat().st_ino
+    lock.record(number)
     return number
 
 

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as error:
-        interruption.ignore()
+        interruption.finish()
         click.echo("qatconvert: interrupted", err=True)
         status = error.status if isinstance(error, interruption.Interrupted) else 130
     sys.exit(status)

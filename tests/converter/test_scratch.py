@@ -178,3 +178,55 @@ def test_what_took_the_place_of_the_scratch_directory_meanwhile_is_not_removed(t
         scratch.mkdir()
         (scratch / "precious").write_text("p")
     assert (scratch / "precious").read_text() == "p"
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from converter import interruption, scratch
+
+interruption.install()
+output = Path(sys.argv[1])
+steps = 0
+
+def trace(frame, event, argument):
+    global steps
+    if frame.f_code.co_filename != scratch.__file__:
+        return None
+    if event == "line":
+        steps += 1
+        if steps == at:
+            os.kill(os.getpid(), signal.SIGINT)
+    return trace
+
+at, interrupted, left = 0, 0, []
+while steps >= at:
+    at, steps = at + 1, 0
+    interruption._handler._raised = float("-inf")  # as if minutes had passed
+    sys.settrace(trace)
+    try:
+        with scratch.scratch_directory(output) as directory:
+            (directory / "half").write_text("x")
+    except KeyboardInterrupt:
+        interrupted += 1
+        sys.settrace(None)
+        interruption.finish()
+        for number in interruption.STATUSES:
+            signal.signal(number, interruption._handler)
+    sys.settrace(None)
+    if found := sorted(os.listdir(output.parent)):
+        left.append((at, found))
+        for name in found:
+            path = output.parent / name
+            path.unlink() if path.is_file() else __import__("shutil").rmtree(path)
+print(at, interrupted, left)
+"""
+
+
+def test_a_signal_at_any_line_leaves_neither_lock_nor_directory(tmp_path):
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    tried, interrupted, left = done.stdout.split(maxsplit=2)
+    assert int(interrupted) == int(tried) - 1 > 40
+    assert left.strip() == "[]"
