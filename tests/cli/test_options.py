@@ -8,6 +8,7 @@ import click
 import pytest
 
 from converter.cli.options import EFFECT, VALIDATION
+from validation.gates import MAY_NOT_RUN
 
 COMMANDS = {
     name: import_module(f"converter.cli.{name}").command for name in ("convert", "inspect", "validate")
@@ -50,6 +51,13 @@ def cases(command: str) -> list[click.Parameter]:
 def test_every_option_says_what_it_has_an_effect_with(command):
     options = [one.name for one in COMMANDS[command].params if isinstance(one, click.Option)]
     assert [name for name in options if name not in EFFECT] == []
+
+
+@pytest.mark.parametrize("command", ["convert", "validate"])
+def test_every_gate_that_may_not_run_can_be_allowed_and_stands_in_the_help(command):
+    (option,) = [one for one in COMMANDS[command].params if one.name == "allow_unrun"]
+    assert tuple(option.type.choices) == MAY_NOT_RUN
+    assert all(name in option.help for name in MAY_NOT_RUN)
 
 
 @pytest.mark.parametrize("parameter", cases("convert"), ids=lambda one: one.name)
