@@ -397,10 +397,10 @@ class _Bench:
                 form, choice = self.runner.unrounded(
                     artifact, Path(name), stage_of(self.progress, "weights as floats")
                 )
+                same = [trial for trial in tried if not trial.rounded] if form == artifact else []
+                output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
             except ValidationError as error:
                 return graph.without(self.limits, str(error), allowed)
-            same = [trial for trial in tried if not trial.rounded] if form == artifact else []
-            output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
         metrics = self._compare(own, map_logits(output, self.tokens.positions), "graph metrics")
         formed = "the artifact itself" if form == artifact else "its weights as floats"
         described["graph"] = graph.measured(metrics, self.tokens, formed)
@@ -425,9 +425,9 @@ class _Bench:
                 form, choice = self.runner.unrounded(
                     artifact, Path(name), stage_of(self.progress, "excerpt as floats"), excerpt
                 )
+                output, _ = self._run(form, "excerpt without rounding", choice)
             except (CheckpointError, ValidationError) as error:
                 return graph.without(self.limits, f"{lack}; {error}", allowed)
-            output, _ = self._run(form, "excerpt without rounding", choice)
         own = self._logits_of(
             cut, cut_tensors(stored, cut, excerpt), "excerpt", {"layers": list(excerpt.layers)}
         )

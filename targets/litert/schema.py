@@ -28,6 +28,7 @@ OPERATORS: Final[Mapping[int, str]] = {
     7: "EMBEDDING_LOOKUP",
     9: "FULLY_CONNECTED",
     18: "MUL",
+    206: "STABLEHLO_COMPOSITE",
 }
 
 _BLOCKWISE: Final = 2
@@ -66,10 +67,12 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An operator by ``BuiltinOperator``'s number, and the tensors that it reads, -1 for one left out."""
+    """An operator by ``BuiltinOperator``'s number, and the tensors that it reads, -1 for one left out, and
+    makes."""
 
     code: int
     inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +162,4 @@ class _Reader:
         index = table.number(0, "<I")
         if index >= len(codes):
             raise self._damaged(f"an operator has code {index} of {len(codes)}")
-        return Operator(codes[index], table.integers(1))
+        return Operator(codes[index], table.integers(1), table.integers(2))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from converter.errors import CheckpointError
@@ -18,6 +19,14 @@ from converter.errors import CheckpointError
 _TEXT_BYTES: Final = 1 << 12
 #: Bytes of a text that count as one part.
 _PART: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Bytes that are overwritten in a copy of a flatbuffer."""
+
+    place: int
+    content: bytes
 
 
 class Flatbuffer:
@@ -94,6 +103,11 @@ class Table:
         self._size = buffer.number(self._fields, "<H")
         buffer.check(self._fields, self._size)
         buffer.number(self._fields + 2, "<H")
+
+    @property
+    def place(self) -> int:
+        """The byte at which it begins."""
+        return self._place
 
     def number(self, field: int, format: str) -> int:
         """An integer of a format of ``struct``, 0 if it is left out."""

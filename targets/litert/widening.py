@@ -2,7 +2,11 @@
 
 XNNPACK rounds the input of a product with codes to int8, and that of a product with numbers not at all. So
 this model shows what the graph computes. Sums of blocks with negative scales stay what they are: the graph
-adds them.
+adds them. So do codes of tables in which rows are only looked up, as LiteRT multiplies them with their
+scales in float32.
+
+A model that is too large for this can be cut to an excerpt (``targets.litert.excerpt``), which leaves holes
+where the weights of other layers were.
 
 The file may come from a stranger. The graph is not taken apart: its bytes are copied, and the few that say
 type, place and length of codes are overwritten, each at a place that ``targets.litert.tables`` has checked.
@@ -12,8 +16,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -21,27 +27,23 @@ import numpy as np
 
 from converter.document import shown
 from converter.errors import CheckpointError
+from converter.excerpt import Excerpt
+from targets.litert.excerpt import cut
 from targets.litert.reading import Codes, coded_products
-from targets.litert.schema import GRAPH_BYTES, TYPES, Model, Tensor
-from targets.litert.tables import Flatbuffer, Table
+from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor
+from targets.litert.tables import Flatbuffer, Patch, Table
 from targets.writing import RANGE, Output, destination_error
 
 _FLOAT: Final = 4
 _ALIGNMENT: Final = 64
 #: Bytes that are copied at a time.
 _CHUNK: Final = 16 << 20
+#: Bytes from which on a weight that nothing reads is left out of an excerpt.
+_LARGE: Final = 1 << 12
 #: Types of weights whose products round nothing; what is computed has the first.
 _NUMBERS: Final = ("FLOAT", "FLOAT16")
 #: ``TensorType`` of integers that are no weights: positions, shapes, flags.
 _INDICES: Final = frozenset((2, 4, 6))
-
-
-@dataclass(frozen=True, slots=True)
-class _Patch:
-    """Bytes that are overwritten in a copy of the graph."""
-
-    place: int
-    content: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +59,32 @@ class _Wide:
         return self.rows * self.codes.columns * _FLOAT
 
 
-def widened_bytes(model: Model) -> int:
-    """Bytes of the file that ``widen`` writes; raises ``CheckpointError`` as it does."""
-    return _Widening(model).end
+def widened_bytes(model: Model, excerpt: Excerpt | None = None) -> int:
+    """Bytes that ``widen`` writes, without holes; raises ``CheckpointError`` as it does."""
+    widening = _Widening(model, excerpt)
+    kept = sum(stop - start for start, stop in widening.kept())
+    return kept + sum(wide.size for wide in widening.buffers.values())
 
 
-def coded_values(model: Model) -> int:
+def coded_values(model: Model, excerpt: Excerpt | None = None) -> int:
     """Number of values that ``widen`` writes; raises ``CheckpointError`` as it does."""
-    return sum(wide.size // _FLOAT for wide in _Widening(model).buffers.values())
+    return sum(wide.size // _FLOAT for wide in _Widening(model, excerpt).buffers.values())
 
 
-def widen(model: Model, output: BinaryIO, progress: Callable[[int], None] = lambda values: None) -> None:
+def widen(
+    model: Model,
+    output: BinaryIO,
+    progress: Callable[[int], None] = lambda values: None,
+    excerpt: Excerpt | None = None,
+) -> None:
     """Write a model with float32 weights from where ``output``, a real file, stands, and stand behind it
-    then.
+    then; with ``excerpt``, its functions with these layers alone.
 
     ``progress`` is called with the number of values written. Raises ``CheckpointError`` for a model with
-    weights of other types or that keeps codes where no place is told, ``DestinationError`` if the file cannot
-    be written.
+    weights of other types, that keeps codes where no place is told or that cannot be cut,
+    ``DestinationError`` if the file cannot be written.
     """
-    widening = _Widening(model)
+    widening = _Widening(model, excerpt)
     base, path = output.tell(), Path(str(output.name))
     try:
         output.flush()
@@ -100,22 +109,29 @@ def widen(model: Model, output: BinaryIO, progress: Callable[[int], None] = lamb
 
 
 class _Widening:
-    """Which bytes of a model change; ``end`` is the size of the new one, ``buffers`` are those of codes."""
+    """Which bytes of a model change; ``end`` is the size of the new one, ``buffers`` are those of codes that
+    become numbers."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, excerpt: Excerpt | None) -> None:
         data = model.shard.read(model.start, min(model.size, GRAPH_BYTES), "the graph")
+        self._model = model
         self._flatbuffer = Flatbuffer(data, self._damaged, 1 << 20)
-        self.patches: list[_Patch] = []
+        self.patches: list[Patch] = []
+        if excerpt is not None:
+            self._model, self.patches = cut(model, self._flatbuffer, excerpt)
         self.buffers: dict[int, _Wide] = {}
         self.end = -(-model.size // _ALIGNMENT) * _ALIGNMENT
         self._others: set[int] = set()
+        self._unread = set() if excerpt is None else _unread(self._model.subgraphs)
         root = self._flatbuffer.root()
-        for subgraph, table in zip(model.subgraphs, root.tables(2), strict=True):
-            products = coded_products(model, subgraph)
+        multiplied = {buffer for one in self._model.subgraphs for buffer in _multiplied(one)}
+        for subgraph, table in zip(self._model.subgraphs, root.tables(2), strict=True):
+            products = coded_products(self._model, subgraph)
             for tensor, entry in zip(subgraph.tensors, table.tables(0), strict=True):
                 if TYPES.get(tensor.type) == "INT4":
-                    self._add(tensor, entry, products(tensor))
+                    codes = products(tensor)
+                    if tensor.buffer in multiplied:
+                        self._add(tensor, entry, codes)
                 else:
                     self._pass(tensor, entry)
         if mixed := self._others & self.buffers.keys():
@@ -128,12 +144,11 @@ class _Widening:
         return CheckpointError(f"{self._model.shard.path}: cannot be widened to float32: {problem}")
 
     def kept(self) -> Iterator[tuple[int, int]]:
-        """The stretches of the model without codes, from one byte to another; what is left out stays a
-        hole."""
+        """The stretches of the model that are copied, from one byte to another, without codes that become
+        numbers and what no operator of an excerpt reads; what is left out stays a hole."""
+        left = {wide.codes.codes.buffer for wide in self.buffers.values()} | self._unread
         start = 0
-        for buffer in sorted(
-            (wide.codes.codes.buffer for wide in self.buffers.values()), key=lambda one: one.offset
-        ):
+        for buffer in sorted(left, key=lambda one: one.offset):
             if buffer.offset > start:
                 yield start, buffer.offset
             start = max(start, buffer.offset + buffer.size)
@@ -155,7 +170,7 @@ class _Widening:
             raise self._damaged(f"tensor {shown(tensor.name)} has scales of another kind")
         for place in (entry.where(1), quantization.where(4)):
             assert place is not None  # the numbers there are not 0
-            self.patches.append(_Patch(place, b"\0"))
+            self.patches.append(Patch(place, b"\0"))
         wide = _Wide(codes, tensor.shape[0], self.end)
         known = self.buffers.setdefault(index, wide)
         if known is wide:
@@ -168,5 +183,42 @@ class _Widening:
         offset, size = entry.where(1), entry.where(2)
         if offset is None or size is None or entry.number(1, "<Q") <= 1:
             raise self._damaged(f"its codes lie within the graph ({shown(wide.codes.codes.name)})")
-        self.patches.append(_Patch(offset, struct.pack("<Q", wide.offset)))
-        self.patches.append(_Patch(size, struct.pack("<Q", wide.size)))
+        self.patches.append(Patch(offset, struct.pack("<Q", wide.offset)))
+        self.patches.append(Patch(size, struct.pack("<Q", wide.size)))
+
+
+def _multiplied(subgraph: Subgraph) -> Iterator[Buffer]:
+    """Where codes lie that something else than a look-up reads."""
+    for operator in subgraph.operators:
+        if OPERATORS.get(operator.code) == "EMBEDDING_LOOKUP":
+            continue
+        for index in operator.inputs:
+            if 0 <= index < len(subgraph.tensors) and (buffer := subgraph.tensors[index].buffer):
+                yield buffer
+
+
+def _unread(subgraphs: Sequence[Subgraph]) -> set[Buffer]:
+    """Where large weights lie that nothing reads, and nothing that is read lies with them."""
+    read: set[Buffer] = set()
+    for subgraph in subgraphs:
+        indices = {index for one in subgraph.operators for index in (*one.inputs, *one.outputs)}
+        for index in indices.intersection(range(len(subgraph.tensors))):
+            read.update(_held(subgraph, subgraph.tensors[index]))
+    places = sorted((one.offset, one.offset + one.size) for one in read)
+    starts = [start for start, _ in places]
+    ends = [0, *accumulate((end for _, end in places), max)]
+    every = {one.buffer for subgraph in subgraphs for one in subgraph.tensors}
+
+    def apart(one: Buffer) -> bool:
+        return ends[bisect_left(starts, one.offset + one.size)] <= one.offset
+
+    return {one for one in every if one is not None and one.size >= _LARGE and apart(one)}
+
+
+def _held(subgraph: Subgraph, tensor: Tensor) -> Iterator[Buffer]:
+    """Where a tensor and its scales lie."""
+    scheme = tensor.blockwise
+    scales = () if scheme is None else subgraph.tensors[scheme.scales : scheme.scales + 1]
+    for one in (tensor, *scales):
+        if one.buffer is not None:
+            yield one.buffer

@@ -16,6 +16,7 @@ from derivations import DERIVATIONS, GRAPH, Derivation
 from tampering import GgufFile
 
 from converter.architecture import SLIDING
+from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.excerpt import find_excerpt
 from targets.plan import find_target
@@ -31,8 +32,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "26b-a4b": {"text": TWELVE_LAYERS},
     "gemma3-text": {"text": TWELVE_LAYERS},
 }
-#: Mistakes that are tried in ONNX too, of each sort one: every proof takes a quarter of a minute.
-ONNX_MISTAKES = ("epsilon-1e-3", "window-65", "kv-source", "per-layer-input-factor")
+#: Lattices and layouts of configurations of which LiteRT's graphs are exported for other tests too.
+LITERT = {"demo": ("max7", "hub"), "e2b": ("extremum8", "transformers")}
+#: Mistakes that are tried in other targets than GGUF too, of each sort one: every proof takes a quarter of a
+#: minute, and a graph of LiteRT's a whole one.
+MISTAKES = {
+    "onnx": ("epsilon-1e-3", "window-65", "kv-source", "per-layer-input-factor"),
+    "litert": ("window-65",),
+}
 ENDLESS = 1 << 40
 SAID = "; what is wrong in other layers does not show"
 
@@ -48,8 +55,8 @@ class Case:
 
     @property
     def little(self) -> Room:
-        """For GGUF the memory lacks, for ONNX the disk, for the logits of its own weights."""
-        if self.target == "gguf":
+        """For GGUF and LiteRT the memory lacks, for ONNX the disk, for the logits of its own weights."""
+        if self.target != "onnx":
             return Room(ENDLESS, find_runner(self.target).unrounded_bytes(self.artifact) - 1)
         return Room(4 * self.prepared.checkpoint.parameters + (64 << 20) - 1, ENDLESS)
 
@@ -76,21 +83,29 @@ def case(
     checkpoint_factory: Callable[..., Path],
     write_gguf: Callable[..., Any],
     write_onnx: Callable[..., Any],
+    litert_bundle: Callable[..., Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Make]:
-    """``case(model, target)``: ``demo`` or a key of ``MODELS``, made once."""
+    """``case(model, target)``: ``demo`` or a key of ``MODELS``, made once; for LiteRT of a lattice and layout
+    of its own."""
     made: dict[tuple[str, str], Case] = {}
     cache = tmp_path_factory.mktemp("reference-cache")
     with ExitStack() as stack:
 
         def make(model: str, target: str = "gguf") -> Case:
             if (model, target) not in made:
-                directory = DEMO if model == "demo" else checkpoint_factory(model, **MODELS[model])
-                write = write_gguf if target == "gguf" else write_onnx
-                written = write(directory, tmp_path_factory.mktemp(f"{model}-{target}"))
+                if target == "litert":
+                    scheme, layout = LITERT[model]
+                    directory = DEMO if model == "demo" else checkpoint_factory(model, scheme, layout=layout)
+                    checkpoint, path = open_checkpoint(directory), litert_bundle(model, scheme, layout)
+                else:
+                    directory = DEMO if model == "demo" else checkpoint_factory(model, **MODELS[model])
+                    write = write_gguf if target == "gguf" else write_onnx
+                    written = write(directory, tmp_path_factory.mktemp(f"{model}-{target}"))
+                    checkpoint, path = written.checkpoint, written.path
                 settings = Settings(foreign=True, cache=cache)
-                prepared = stack.enter_context(prepare(written.checkpoint, settings))
-                made[model, target] = Case(prepared, written.path, target)
+                prepared = stack.enter_context(prepare(checkpoint, settings))
+                made[model, target] = Case(prepared, path, target)
             return made[model, target]
 
         yield make
@@ -118,6 +133,8 @@ def edited(artifact: Path, path: Path, key: str, value: bytes) -> Path:
         ("demo", "onnx", [0, 1, 2, 6, 8], 9, "layers 0-2, 6 and 8 of 9"),
         ("gemma3-text", "onnx", [0, 1, 2, 3, 4, 5], 12, "layers 0-5 of 12"),
         ("26b-a4b", "onnx", [0, 1, 2, 3, 4, 5], 12, "layers 0-5 of 12"),
+        ("demo", "litert", [0, 1, 2, 6, 8], 9, "layers 0-2, 6 and 8 of 9"),
+        ("e2b", "litert", [0, 1, 2, 3, 4, 5, 9], 10, "layers 0-5 and 9 of 10"),
     ],
 )
 def test_the_right_artifact_passes_and_the_report_says_what_was_run(
@@ -129,7 +146,7 @@ def test_the_right_artifact_passes_and_the_report_says_what_was_run(
     assert judged["passed"] is True
     assert judged["value"] < judged["limit"]
     lack = (
-        "the run without rounding needs" if target == "gguf" else "logits of the artifact's own weights need"
+        "the run without rounding needs" if target != "onnx" else "logits of the artifact's own weights need"
     )
     assert judged["note"].startswith(f"run on {told} alone, since {lack} ")
     assert judged["note"].endswith(SAID)
@@ -146,10 +163,10 @@ def test_the_right_artifact_passes_and_the_report_says_what_was_run(
     [
         pytest.param(one, target, id=f"{one.name}-{target}")
         for one in DERIVATIONS
-        for target in ("gguf", "onnx")
+        for target in ("gguf", "onnx", "litert")
         if one.model == "demo"
         and one.gates.get(target) == GRAPH
-        and (target == "gguf" or one.name in ONNX_MISTAKES)
+        and (target == "gguf" or one.name in MISTAKES[target])
     ],
 )
 def test_a_mistake_fails_it(derivation: Derivation, target: str, case: Make, tmp_path: Path) -> None:
@@ -255,3 +272,26 @@ def test_the_command_says_it(memory: int, status: int, told: str, demo_output: P
     assert told in done.stdout
     for page in ("report.md", "report.html"):
         assert "layers 0-2, 6 and 8 of 9" in (tmp_path / "out" / page).read_text("utf-8")
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_runtime_that_fails_on_the_unrounded_form_leaves_the_gate_unrun(
+    enough: bool, case: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of the artifact is not lost, whatever a runtime does with a form that nobody ships."""
+    demo = case("demo")
+    original = type(find_runner("gguf")).unrounded
+
+    def cut_off(self: Any, *arguments: Any) -> Any:
+        path, choice = original(self, *arguments)
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        return path, choice
+
+    monkeypatch.setattr(type(find_runner("gguf")), "unrounded", cut_off)
+    entry = demo.prove(Room(ENDLESS, ENDLESS) if enough else demo.little)
+    assert entry["passed"] is None
+    assert entry["logits"]["mean_kld"] > 0
+    assert "did not run: " in gate(entry)["note"]
+    assert "cannot load the model" in gate(entry)["note"]
+    assert str(demo.artifact.parent) not in gate(entry)["note"]

@@ -86,11 +86,11 @@ class LiteRt:
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """Bytes of the file that ``unrounded`` writes, twice if ``logits`` copies its models again; raises
-        ``ValidationError`` for a damaged artifact and for an excerpt."""
-        _refuse(excerpt, artifact)
+        ``ValidationError`` for a damaged artifact and one of which ``excerpt`` cannot be made."""
         try:
             models = open_models(artifact)
-            return sum(map(widened_bytes, models)) * (1 if len(models) == 1 else 2)
+            size = sum(widened_bytes(model, excerpt) for model in models)
+            return size * (1 if len(models) == 1 else 2)
         except CheckpointError as error:
             raise _explained(error, artifact) from error
 
@@ -100,27 +100,21 @@ class LiteRt:
         """See ``validation.runners.Runner``: the artifact's graphs with its codes as float32, for which
         XNNPACK rounds nothing; a ``.tflite``, or a bundle of the models where there are several. ``progress``
         counts values."""
-        _refuse(excerpt, artifact)
         try:
-            return _widened(artifact, directory, progress), AS_IT_IS
+            return _widened(artifact, directory, progress, excerpt), AS_IT_IS
         except (CheckpointError, DestinationError) as error:
             raise _explained(error, artifact) from error
 
 
-def _refuse(excerpt: Excerpt | None, artifact: Path) -> None:
-    """Refuse to make an excerpt of a compiled graph."""
-    if excerpt is not None:
-        raise ValidationError(f"{artifact.name}: a LiteRT graph is not cut to some of its layers")
-
-
-def _widened(artifact: Path, directory: Path, progress: Progress) -> Path:
+def _widened(artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None) -> Path:
     models = open_models(artifact)
-    advance = counted(lambda _, done, total: progress(done, total), "", sum(map(coded_values, models)))
+    values = sum(coded_values(model, excerpt) for model in models)
+    advance = counted(lambda _, done, total: progress(done, total), "", values)
     path = directory / f"{artifact.stem}-unrounded.tflite"
     if len(models) == 1:
         try:
             with path.open("wb") as output:
-                widen(models[0], output, advance)
+                widen(models[0], output, advance, excerpt)
         except OSError as error:
             raise destination_error(path, error) from error
         return path
@@ -129,7 +123,7 @@ def _widened(artifact: Path, directory: Path, progress: Progress) -> Path:
     write_bundle(
         path,
         [
-            Section(MODEL, partial(widen, model, progress=advance), kind)
+            Section(MODEL, partial(widen, model, progress=advance, excerpt=excerpt), kind)
             for model, kind in zip(models, kinds, strict=True)
         ],
     )
