@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ from targets.plan import (
 
 if TYPE_CHECKING:
     from converter.checkpoint import Checkpoint
+    from converter.worker import Worker
     from validation.preparation import Prepared
     from validation.validation import Proof
 
@@ -136,9 +137,10 @@ def convert(
             place = _examined(source, conversion.offline, targets, conversion.options, progress)
             digests.know(place.known())
             digests.add(place.shard_files())
-        model = open_place(place)
-        digests.add(model.checkpoint.files)
-        return _convert(conversion, model, targets, destination, digests, progress, warn)
+        with _reference_worker(conversion.validation is not None) as worker:
+            model = open_place(place)
+            digests.add(model.checkpoint.files)
+            return _convert(conversion, model, targets, destination, digests, progress, warn, worker)
 
 
 def _check_destination(conversion: Conversion, names: Sequence[str], destination: Path) -> Earlier | None:
@@ -169,6 +171,7 @@ def _convert(
     digests: manifest.Digests,
     progress: Progress,
     warn: Callable[[str], None],
+    worker: Worker | None,
 ) -> Outcome:
     options = {**model.record(), **conversion.options}
     with model.unchanged():
@@ -194,7 +197,7 @@ def _convert(
         if conversion.validation is not None:
             # before anything is written: options that mean nothing must not cost a conversion
             settings = {**conversion.validation, "off_lattice": "off_lattice" in conversion.options}
-            prepared = stack.enter_context(_prepare(model, settings, plans, progress))
+            prepared = stack.enter_context(_prepare(model, settings, plans, progress, worker))
             _check_context(plans, prepared)
         work = f"conversion of {model.source.name}"
         scratch = stack.enter_context(output.scratch_directory(destination, work))
@@ -278,13 +281,31 @@ def _write(
     return told, files
 
 
+@contextmanager
+def _reference_worker(wanted: bool) -> Iterator[Worker | None]:
+    """The process that holds transformers, if it is wanted: it imports it while the checkpoint is opened and
+    converted."""
+    if not wanted:
+        yield None
+        return
+    from validation.reference_process import reference_worker
+
+    with reference_worker() as worker:
+        worker.start()
+        yield worker
+
+
 def _prepare(
-    model: Model, settings: Mapping[str, Any], plans: Sequence[Plan], progress: Progress
+    model: Model,
+    settings: Mapping[str, Any],
+    plans: Sequence[Plan],
+    progress: Progress,
+    worker: Worker | None,
 ) -> AbstractContextManager[Prepared]:
     from validation.preparation import Settings, prepare
 
     context = min((plan.context for plan in plans if plan.context is not None), default=None)
-    return prepare(model.checkpoint, Settings(**settings), progress, context)
+    return prepare(model.checkpoint, Settings(**settings), progress, context, worker)
 
 
 def _prove(
@@ -402,17 +423,18 @@ def validate(
     model = open_model(reference, offline=offline, progress=progress)
     if output_directory is not None:
         output.check_source(output_directory, model.checkpoint.files)
-    stored = target.describe(artifact, model.checkpoint)
-    if model.source.note:
-        warn(model.source.note)
-    values = sum(weight.size for weight in model.checkpoint.weights.values())
-    plan, options = _converted(target, artifact, model, progress)
     with ExitStack() as stack:
+        worker = stack.enter_context(_reference_worker(True))
+        stored = target.describe(artifact, model.checkpoint)
+        if model.source.note:
+            warn(model.source.note)
+        values = sum(weight.size for weight in model.checkpoint.weights.values())
+        plan, options = _converted(target, artifact, model, progress)
         digests = stack.enter_context(closing(manifest.Digests()))
         digests.know(model.place.known())
         digests.add(model.checkpoint.files)
         accepted = {"off_lattice": options.off_lattice, **(settings or {})}
-        prepared = stack.enter_context(_prepare(model, accepted, [plan], progress))
+        prepared = stack.enter_context(_prepare(model, accepted, [plan], progress, worker))
         _check_context([plan], prepared)
         scratch = None
         if output_directory is not None:

@@ -88,10 +88,10 @@ _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "Check failed", "er
 class Worker:
     """A child process that runs ``python -m module``; a context manager, which ends it.
 
-    The process starts with the first request and serves any number of them, so that what is slow to import
-    is imported once. After a crash, or if it was ended while it waited, the next request starts another.
-    ``environment`` is added to what it gets of the parent's (``child_environment``), what the process
-    leaves lying about goes to ``directory``, and ``error`` is what ``call`` raises.
+    The process starts with the first request, or ``start``, and serves any number of them, so that what is
+    slow to import is imported once. After a crash, or if it was ended while it waited, the next request
+    starts another. ``environment`` is added to what it gets of the parent's (``child_environment``), what
+    the process leaves lying about goes to ``directory``, and ``error`` is what ``call`` raises.
     """
 
     def __init__(
@@ -111,6 +111,10 @@ class Worker:
 
     def __enter__(self) -> Worker:
         return self
+
+    def start(self) -> None:
+        """Start the process before there is a request, so that it imports what it needs meanwhile."""
+        self._started()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

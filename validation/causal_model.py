@@ -17,7 +17,7 @@ from converter.memory import free_memory
 from converter.worker import Progress
 from targets.writing import processors
 from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
-from validation.logits import create_logits
+from validation.logits import LogitRows
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
 _SHARE = 0.75
@@ -53,16 +53,15 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     firsts = request.get("firsts") or [0] * len(sequences)
     vocabulary = model.config.get_text_config().vocab_size
     positions = sum(map(len, sequences)) - sum(firsts)
-    output = create_logits(Path(request["output"]), positions, vocabulary)
-    with torch.inference_mode():
+    with torch.inference_mode(), LogitRows(Path(request["output"]), positions, vocabulary) as output:
         # reading a model from disk costs more than padding: as few passes as memory for their logits allows
         most = (request.get("batch_bytes") or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
-        start, wanted = 0, iter(firsts)
+        done, wanted = 0, iter(firsts)
         for batch in batches(sequences, most):
             for rows in forward(model, batch, list(islice(wanted, len(batch)))):
-                output[start : start + rows.shape[0]] = rows.float().numpy()
-                start += rows.shape[0]
-            progress(start, output.shape[0])
+                output.write(rows.float().numpy())
+                done += rows.shape[0]
+            progress(done, positions)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     return {"versions": versions, "offloaded": offloaded, "vocabulary": vocabulary}
 

@@ -52,7 +52,7 @@ class LogitRows:
 
     def write(self, rows: NDArray[np.float32]) -> None:
         """Add rows ``[positions, vocabulary]`` to those that were written."""
-        view = np.ascontiguousarray(rows).data.cast("B")
+        view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
         self._file.seek(self._end)
         self._end += len(view)
         while view:  # an unbuffered file may take a part

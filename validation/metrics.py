@@ -31,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
+from targets.writing import processors
+from validation.parallel import in_flight
 
 #: Metrics that gates may name, with the side on which a value is good.
 LOWER_IS_BETTER = ("mean_kld", "p999_kld", "max_kld", "rms_delta_p", "max_abs", "ppl")
@@ -84,22 +86,28 @@ def compare(
     next_tokens: NDArray[np.int64],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LogitMetrics:
-    """Compare logits ``[positions, vocabulary]`` (any float dtype, maps welcome), one position at a time.
+    """Compare logits ``[positions, vocabulary]`` (any float dtype, maps welcome), one position at a time in
+    each thread.
 
     ``next_tokens``: int64 ``[positions]``, -1 where no token follows. Raises ``ValidationError`` when the
     shapes differ, there is no position, or a token is outside the vocabulary.
     """
     _check_shapes(reference, candidate, next_tokens)
     total = reference.shape[0]
-    rows: list[_Position] = []
-    faulty = faulty_reference = 0
-    for index in range(total):
+
+    def position(index: int) -> tuple[_Position, bool, bool]:
         p, q = reference[index].astype(np.float64), candidate[index].astype(np.float64)
         good_p, good_q = bool(np.isfinite(p).all()), bool(np.isfinite(q).all())
+        row = _compare_row(p, q, int(next_tokens[index])) if good_p and good_q else _Position(math.nan)
+        return row, good_p, good_q
+
+    rows: list[_Position] = []
+    faulty = faulty_reference = 0
+    for row, good_p, good_q in in_flight(position, range(total), processors()):
         faulty_reference += not good_p
         faulty += not good_q
-        rows.append(_compare_row(p, q, int(next_tokens[index])) if good_p and good_q else _Position(math.nan))
-        progress(index + 1, total)
+        rows.append(row)
+        progress(len(rows), total)
     return _summarise(rows, faulty, faulty_reference)
 
 

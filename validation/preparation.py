@@ -6,7 +6,7 @@ Whatever can be wrong with the options shows here, so that no finished conversio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -78,12 +78,14 @@ def prepare(
     settings: Settings,
     progress: Progress = lambda stage, done, total: None,
     context: int | None = None,
+    worker: Worker | None = None,
 ) -> Iterator[Prepared]:
-    """Check ``settings`` and make the token ids; the worker ends with the context.
+    """Check ``settings`` and make the token ids.
 
-    ``context`` is the most tokens that every artifact takes, if that is less than the model. Raises
-    ``UsageError`` for an option that means nothing and for a text that is too short, and ``ValidationError``
-    when the checkpoint's tokenizer or chat template fails.
+    ``worker`` is a ``reference_worker`` that may be started already; without one, there is one that ends with
+    the context. ``context`` is the most tokens that every artifact takes, if that is less than the model.
+    Raises ``UsageError`` for an option that means nothing and for a text that is too short, and
+    ``ValidationError`` when the checkpoint's tokenizer or chat template fails.
     """
     architecture = checkpoint.architecture
     gates.limits(settings.gates)  # an unknown gate costs no work
@@ -91,7 +93,9 @@ def prepare(
     check_dtype(settings.reference_dtype)
     gates.check_unrun(settings.allow_unrun)
     passages = read_passages(settings.text)
-    with reference_worker() as worker:
+    with ExitStack() as stack:
+        if worker is None:
+            worker = stack.enter_context(reference_worker())
         encoding = encode(
             checkpoint.path, passages, architecture.vocabulary, worker, stage_of(progress, "tokens")
         )

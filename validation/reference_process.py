@@ -1,11 +1,12 @@
 """The child process that holds ``transformers``: token ids, reference logits and reference text.
 
 It serves all tasks, and both models of a validation, because importing torch and transformers takes longer
-than most of what they are asked to do here.
+than most of what they are asked to do here. It does so before the first request comes.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,5 +37,13 @@ def _handle(request: dict[str, Any], progress: Progress) -> Mapping[str, object]
         release_memory()  # before other processes need it
 
 
+def _import() -> None:
+    """Import what all tasks take; what cannot be imported is told by the task that needs it."""
+    with contextlib.suppress(ImportError):
+        import torch  # noqa: F401
+        from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
 if __name__ == "__main__":
+    _import()
     serve(_handle)

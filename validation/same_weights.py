@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.amounts import amount
 from converter.checkpoint import Checkpoint
@@ -18,6 +19,8 @@ from converter.errors import ValidationError
 from converter.weight import Weight
 from converter.worker import Progress
 from targets.plan import StoredTensor
+from targets.writing import processors
+from validation.parallel import in_flight
 
 #: Bytes of a shard, unless a single tensor is larger.
 SHARD = 2 << 30
@@ -117,14 +120,17 @@ def _write_shard(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for weight in weights:
-            for start, stop in weight.row_ranges():
-                rows = np.ascontiguousarray(stored[weight.name].floats(start, stop), "<f4")
-                if rows.size != (stop - start) * weight.columns:
-                    raise ValidationError(
-                        f"{stored[weight.name].stored_as}: {rows.shape} values for {weight.name}"
-                    )
-                file.write(rows.data)
-                done += rows.size
-                progress(done, total)
+        ranges = ((weight, *rows) for weight in weights for rows in weight.row_ranges())
+        for rows in in_flight(lambda task: _rows(stored, *task), ranges, processors()):
+            file.write(rows.data)
+            done += rows.size
+            progress(done, total)
     return done
+
+
+def _rows(stored: Mapping[str, StoredTensor], weight: Weight, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows of an artifact's tensor, contiguous and little-endian."""
+    rows = np.ascontiguousarray(stored[weight.name].floats(start, stop), "<f4")
+    if rows.size != (stop - start) * weight.columns:
+        raise ValidationError(f"{stored[weight.name].stored_as}: {rows.shape} values for {weight.name}")
+    return rows

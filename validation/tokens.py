@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from converter.errors import ValidationError
@@ -92,8 +93,10 @@ def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
     }
 
 
+@lru_cache(maxsize=1)
 def load_tokenizer(model: str) -> Any:
-    """The checkpoint's tokenizer, within the bounds on what its files may make transformers do."""
+    """The checkpoint's tokenizer, within the bounds on what its files may make transformers do; it is kept
+    for the next task, since one of 262,144 tokens takes two seconds."""
     from transformers import AutoTokenizer, logging
 
     logging.set_verbosity_error()

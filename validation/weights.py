@@ -24,10 +24,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,6 +37,7 @@ from converter.errors import ValidationError
 from converter.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.worker import Progress
 from targets.plan import StoredTensor
+from validation.parallel import in_flight
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -178,7 +177,7 @@ def measure(
         weight = weights[index]
         return index, (stop - start) * weight.columns, _compare_rows(weight, stored[weight.name], start, stop)
 
-    for index, size, found in _in_flight(compare, tasks, threads or os.cpu_count() or 1):
+    for index, size, found in in_flight(compare, tasks, threads or os.cpu_count() or 1):
         sums[index] = sums[index].plus(found)
         done += size
         progress(done, total)
@@ -375,16 +374,6 @@ def _distances(reference, stored, block, found):  # type: ignore[no-untyped-def]
         if reference[i] != reference[i] or stored[i] != stored[i]:
             distance = np.int32(NAN_ULP)
         found[i // block] = max(found[i // block], distance)
-
-
-def _in_flight(function: Callable[[Task], Result], tasks: Iterable[Task], threads: int) -> Iterator[Result]:
-    """Results in order, with a bounded number of tasks in flight, so that memory is bounded too."""
-    waiting = iter(tasks)
-    with ThreadPoolExecutor(threads) as pool:
-        running: list[Future[Result]] = [pool.submit(function, task) for task in islice(waiting, 2 * threads)]
-        while running:
-            yield running.pop(0).result()
-            running += [pool.submit(function, task) for task in islice(waiting, 1)]
 
 
 def _finish(weight: Weight, tensor: StoredTensor, found: _Sum) -> TensorExactness:

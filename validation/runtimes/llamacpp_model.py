@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from converter.errors import ValidationError
 from converter.worker import Progress, serve
 from targets.writing import processors
-from validation.logits import create_logits
+from validation.logits import LogitRows
 from validation.runtimes.llamacpp_library import open_library
 
 #: Most tokens of one batch: their logits lie in memory together (256 x 262144 x 4 bytes = 0.27 GB).
@@ -43,18 +43,16 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     if not context:
         raise ValidationError(f"cannot make a context ({log.first_error or 'it does not say why'})")
     rows = sum(len(ids) - first for ids, first in zip(sequences, firsts, strict=True))
-    output = create_logits(Path(request["output"]), rows, vocabulary)
     total = sum(map(len, sequences))
-    row = done = 0
-    for ids, first in zip(sequences, firsts, strict=True):
-        llama.llama_memory_clear(llama.llama_get_memory(context), True)
-        for start in range(0, len(ids), _BATCH):
-            batch = ids[start : start + _BATCH]
-            logits = _decode(llama, context, batch, start, first, vocabulary)
-            output[row : row + len(logits)] = logits
-            row += len(logits)
-            done += len(batch)
-            progress(done, total)
+    done = 0
+    with LogitRows(Path(request["output"]), rows, vocabulary) as output:
+        for ids, first in zip(sequences, firsts, strict=True):
+            llama.llama_memory_clear(llama.llama_get_memory(context), True)
+            for start in range(0, len(ids), _BATCH):
+                batch = ids[start : start + _BATCH]
+                output.write(_decode(llama, context, batch, start, first, vocabulary))
+                done += len(batch)
+                progress(done, total)
     return {
         "vocabulary": vocabulary,
         "version": library.version,
@@ -110,7 +108,8 @@ def _decode(
     llama: Any, context: Any, tokens: Sequence[int], start: int, first: int, vocabulary: int
 ) -> NDArray[np.float32]:
     """Logits ``[rows, vocabulary]`` of those of consecutive tokens, the first of which is at position
-    ``start``, that lie at position ``first`` or behind it."""
+    ``start``, that lie at position ``first`` or behind it; in llama.cpp's memory, which the next call uses
+    again."""
     wanted = range(max(start, first), start + len(tokens))
     batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:
@@ -125,8 +124,7 @@ def _decode(
             raise ValidationError(f"llama_decode fails with status {status}")
         if not wanted:
             return np.empty((0, vocabulary), np.float32)
-        logits = np.ctypeslib.as_array(llama.llama_get_logits(context), (len(wanted), vocabulary))
-        return logits.astype(np.float32)
+        return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(wanted), vocabulary))
     finally:
         llama.llama_batch_free(batch)
 
