@@ -7,10 +7,14 @@ accelerate, and the modules on disk are read back from the checkpoint's own file
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from converter.errors import ValidationError
 from converter.memory import free_memory
@@ -18,11 +22,14 @@ from converter.worker import Progress
 from targets.writing import processors
 from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.logits import LogitRows
+from validation.metrics import compare
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
 _SHARE = 0.75
 #: Bytes of float32 logits of one padded batch, unless a single sequence has more.
 _BATCH_BYTES = 1 << 30
+#: Magnitude from which on llama.cpp's GELU is 0 or the value itself.
+_GELU_ENDS = 10.0
 #: Names of text weights in multimodal checkpoints, as patterns, and in the text-only class.
 _TEXT_NAMES = {
     r"^model\.language_model\.": "model.",
@@ -38,8 +45,11 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     position whose logits are wanted; absent: 0), ``output``, ``dtype`` (a torch name),
     ``max_memory`` (bytes or null), ``scratch`` (directory for what must be rewritten to be offloaded),
     ``left_out`` (names of tensors that are known not to be text weights), ``batch_bytes`` (most bytes of
-    float32 logits of one pass of a model that is read from disk; null: 1 GiB).
-    Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``.
+    float32 logits of one pass of a model that is read from disk; null: 1 GiB), ``float16_gelu`` (whether GELU
+    goes through float16, as llama.cpp's does; absent: it does not), ``gelu_noise`` (whether to measure what
+    that costs; for dense models).
+    Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``, and with ``gelu_noise``
+    ``gelu_kld``: the mean divergence that it makes over the compared positions of the first sequence.
     """
     import torch
     import transformers
@@ -53,17 +63,31 @@ def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, ob
     firsts = request.get("firsts") or [0] * len(sequences)
     vocabulary = model.config.get_text_config().vocab_size
     positions = sum(map(len, sequences)) - sum(firsts)
+    gelu = Float16Gelu(model) if request.get("float16_gelu") else None
+    noise = {}
     with torch.inference_mode(), LogitRows(Path(request["output"]), positions, vocabulary) as output:
         # reading a model from disk costs more than padding: as few passes as memory for their logits allows
         most = (request.get("batch_bytes") or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
         done, wanted = 0, iter(firsts)
         for batch in batches(sequences, most):
-            for rows in forward(model, batch, list(islice(wanted, len(batch)))):
+            starts = list(islice(wanted, len(batch)))
+            if gelu is not None and request.get("gelu_noise") and not done:
+                with gelu.leaving_last():
+                    *every, plain = forward(model, [*batch, batch[0]], [*starts, starts[0]])
+                exact, rounded = plain.float().numpy(), every[0].float().numpy()
+                noise = {"gelu_kld": compare(exact, rounded, np.full(len(exact), -1)).mean_kld}
+            else:
+                every = list(forward(model, batch, starts))
+            for rows in every:
                 output.write(rows.float().numpy())
                 done += rows.shape[0]
             progress(done, positions)
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    return {"versions": versions, "offloaded": offloaded, "vocabulary": vocabulary}
+    return {
+        "versions": {"transformers": transformers.__version__, "torch": torch.__version__},
+        "offloaded": offloaded,
+        "vocabulary": vocabulary,
+        **noise,
+    }
 
 
 def batches(sequences: Sequence[Sequence[int]], most: int) -> list[list[Sequence[int]]]:
@@ -119,6 +143,40 @@ def load_model(request: Mapping[str, Any]) -> Any:
     _check_loaded(model, info, set(request["left_out"]))
     model.eval()
     return model
+
+
+class Float16Gelu:
+    """GELU of a model that takes and gives float16, as llama.cpp's table of it does on processors
+    (``ggml_vec_gelu_f32``): 0 up to -10, the value itself from 10 on."""
+
+    def __init__(self, model: Any) -> None:
+        from transformers.activations import GELUTanh
+
+        self._left = 0
+        for module in model.modules():
+            if isinstance(module, GELUTanh):
+                module.act = self
+
+    @contextmanager
+    def leaving_last(self) -> Iterator[None]:
+        """Leave the last sequence of a batch to float32. The model must be dense: experts see tokens without
+        their sequences."""
+        self._left = 1
+        try:
+            yield
+        finally:
+            self._left = 0
+
+    def __call__(self, values: Any) -> Any:
+        """GELU of ``values``, whose first dimension is that of a batch's sequences."""
+        import torch
+
+        gelu = partial(torch.nn.functional.gelu, approximate="tanh")
+        inner = torch.where(values <= -_GELU_ENDS, 0.0, gelu(values.half().float()).half().to(values.dtype))
+        rounded = torch.where(values >= _GELU_ENDS, values, inner)
+        if not self._left:
+            return rounded
+        return torch.cat([rounded[: -self._left], gelu(values[-self._left :])])
 
 
 def _check_loaded(model: Any, info: Mapping[str, Any], left_out: Set[str]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,10 @@ from validation.room import Room
 from validation.runners import Runner
 from validation.text import Tokens
 
+#: How much more than a shared rounding itself the graph may be off, and the most that this may allow.
+_TIMES: Final = 4
+_MOST: Final = 1e-4
+
 
 def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None = None) -> str | None:
     """One line on what the unrounded form of ``artifact``, or of an excerpt, lacks in ``room``; ``None`` if
@@ -38,11 +42,21 @@ def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None
     return None
 
 
+def limit_with_noise(limit: float, noise: float) -> float:
+    """The limit where a rounding that the runtime and the reference share costs this model ``noise``.
+
+    Both do the same, but not of the same numbers: one whose last bit differs is now and then rounded to
+    another neighbour. In a shallow model that is rare; through many layers it adds up to as much as the
+    rounding itself."""
+    return max(limit, min(limit + _TIMES * noise, _MOST))
+
+
 def measured(
-    metrics: LogitMetrics, tokens: Tokens, formed: str, excerpt: Excerpt | None = None
+    metrics: LogitMetrics, tokens: Tokens, formed: str, noise: float, excerpt: Excerpt | None = None
 ) -> dict[str, Any]:
     """The ``graph`` block of the report: divergences over all positions and beyond the window alone;
-    ``formed`` says how the artifact was run, ``excerpt`` which of its layers were, if not all."""
+    ``formed`` says how the artifact was run, ``noise`` what a rounding that both share costs, ``excerpt``
+    which of its layers were run, if not all."""
     beyond = metrics.kld[tokens.beyond]
     return {
         "form": formed,
@@ -51,6 +65,7 @@ def measured(
         "mean_kld": _finite(metrics.mean_kld),
         "max_kld": _finite(metrics.max_kld),
         "mean_kld_beyond_window": _finite(_mean(beyond)) if beyond.size else None,
+        **({"mean_kld_of_float16_gelu": _finite(noise)} if noise else {}),
     }
 
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +108,44 @@ def reference_logits(
     return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
 
 
+@dataclass(frozen=True, slots=True)
+class OwnLogits:
+    """Float32 logits ``[positions, vocabulary]`` of an artifact's own weights in transformers. ``noise`` is
+    the mean divergence that comes of a rounding of the runtime's that they have too (``own_logits``), as it
+    shows in this model."""
+
+    logits: NDArray[np.float32]
+    noise: float = 0.0
+
+
+def own_logits(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    *,
+    output: Path,
+    worker: Worker,
+    firsts: Sequence[int],
+    max_memory: int | None = None,
+    float16_gelu: bool = False,
+    dense: bool = True,
+    progress: Progress = lambda done, total: None,
+) -> OwnLogits:
+    """Logits of ``model``, a checkpoint of an artifact's own weights, in the file ``output``.
+
+    ``float16_gelu`` has GELU go through float16, as llama.cpp's does; what it costs is measured for ``dense``
+    models alone. The other arguments and what it raises
+    are as for ``reference_logits``."""
+    options = {
+        "dtype": "float32",
+        "max_memory": max_memory,
+        "float16_gelu": float16_gelu,
+        "gelu_noise": float16_gelu and dense,
+    }
+    answer = _compute(model, sequences, firsts, output, worker, options, progress)
+    logits = map_logits(output, sum(map(len, sequences)) - sum(firsts))
+    return OwnLogits(logits, float(answer.get("gelu_kld", 0.0)))
+
+
 def _ingredients(
     sequences: Sequence[Sequence[int]], firsts: Sequence[int], source: Mapping[str, object], dtype: str
 ) -> dict[str, object]:
@@ -130,8 +169,8 @@ def _compute(
     worker: Worker,
     options: Mapping[str, object],
     progress: Progress,
-) -> None:
-    """Have the child process write the logits; leaves no file behind when it fails."""
+) -> Mapping[str, Any]:
+    """Have the child process write the logits, and give its answer; leaves no file behind when it fails."""
     _clear_offload(output.parent)
     with _offload(output.parent) as offload:
         request: Mapping[str, object] = {
@@ -155,6 +194,7 @@ def _compute(
             f"reference: transformers has {result['vocabulary']} logits,"
             f" the vocabulary {model.vocabulary} tokens"
         )
+    return result
 
 
 @contextmanager

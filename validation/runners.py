@@ -186,13 +186,15 @@ class Runner(Protocol):
     several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
     one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for dense
     models that suit its arithmetic: wider ones where it costs more than the general ones allow, narrower ones
-    where it costs so little that they would hide something."""
+    where it costs so little that they would hide something. ``float16_gelu`` says that its GELU goes through
+    float16, which transformers on the artifact's own weights then does too."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]
     engine: Engine | None
     text: TextRuntime | None
     allowances: Mapping[str, float]
+    float16_gelu: bool
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);

@@ -1,12 +1,14 @@
 """An artifact's own weights as a float32 checkpoint, to tell the runtime's error from the weights' error.
 
-Logits of this checkpoint are what a runtime with perfect arithmetic would give for the artifact.
+Logits of this checkpoint are what a runtime with perfect arithmetic would give for the artifact. Of a table
+in which rows are only looked up, it has those of the tokens in question; the others are holes, of zeros. A
+model like E2B has half of its weights in one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from targets.plan import StoredTensor
 from targets.writing import processors
 from validation.parallel import in_flight
 
+#: Tables in which rows are looked up; the head multiplies with the first too where it is tied to it.
+EMBEDDING = "embed_tokens.weight"
+PER_LAYER = "embed_tokens_per_layer.weight"
 #: Bytes of a shard, unless a single tensor is larger.
 SHARD = 2 << 30
 
@@ -32,15 +37,18 @@ def write_checkpoint(
     directory: Path,
     progress: Progress = lambda done, total: None,
     shard: int = SHARD,
+    *,
+    tokens: Collection[int] | None = None,
 ) -> None:
-    """Write the text model of ``checkpoint`` with the weights of ``stored`` (canonical name to tensor).
+    """Write the text model of ``checkpoint`` with the weights of ``stored`` (canonical name to tensor), for
+    logits of sequences of ``tokens`` (default: of any).
 
     The result is float32 safetensors under the text-only class's names, with the text part of the config.
     Memory is bounded by a range of rows. Raises ``ValidationError`` when the artifact lacks a tensor or a
     tensor has another number of values.
     """
     weights = list(checkpoint.weights.values())
-    total = sum(weight.size for weight in weights)
+    total = _values(checkpoint, tokens)
     for weight in weights:
         if weight.name not in stored:
             raise ValidationError(f"the artifact has no tensor for {weight.name}")
@@ -50,17 +58,24 @@ def write_checkpoint(
     for number, members in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         index |= {_text_name(weight): file for weight in members}
-        done = _write_shard(directory / file, members, stored, done, total, progress)
+        ranges = [(weight, rows) for weight in members for rows in _ranges(checkpoint, weight, tokens)]
+        done = _write_shard(directory / file, members, ranges, stored, done, total, progress)
+    size = 4 * sum(weight.size for weight in weights)
     (directory / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": 4 * total}, "weight_map": index}), "utf-8"
+        json.dumps({"metadata": {"total_size": size}, "weight_map": index}), "utf-8"
     )
     (directory / "config.json").write_text(json.dumps(text_config(checkpoint)), "utf-8")
 
 
-def disk_shortage(checkpoint: Checkpoint, free: int) -> str | None:
+def needed_disk(checkpoint: Checkpoint, tokens: Collection[int] | None = None) -> int:
+    """Bytes that ``write_checkpoint`` writes, and what the files around them take."""
+    return 4 * _values(checkpoint, tokens) + (64 << 20)
+
+
+def disk_shortage(checkpoint: Checkpoint, free: int, tokens: Collection[int] | None = None) -> str | None:
     """One line on the space that ``write_checkpoint`` lacks where ``free`` bytes are left, ``None`` if it has
     enough."""
-    needed = 4 * sum(weight.size for weight in checkpoint.weights.values()) + (64 << 20)
+    needed = needed_disk(checkpoint, tokens)
     if free >= needed:
         return None
     return (
@@ -79,6 +94,29 @@ def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
     for stale in ("architectures", "auto_map", "quantization_config", "torch_dtype"):
         text.pop(stale, None)
     return text | {"dtype": "float32", "tie_word_embeddings": checkpoint.architecture.tied_head}
+
+
+def _values(checkpoint: Checkpoint, tokens: Collection[int] | None) -> int:
+    """Values that are written for sequences of ``tokens``."""
+    return sum(
+        (stop - start) * weight.columns
+        for weight in checkpoint.weights.values()
+        for start, stop in _ranges(checkpoint, weight, tokens)
+    )
+
+
+def _ranges(
+    checkpoint: Checkpoint, weight: Weight, tokens: Collection[int] | None
+) -> Iterator[tuple[int, int]]:
+    """Ranges of a weight's rows that the logits of sequences of ``tokens`` need, ascending."""
+    multiplied = checkpoint.architecture.tied_head and weight.name == EMBEDDING
+    if tokens is None or multiplied or weight.name not in (EMBEDDING, PER_LAYER):
+        yield from weight.row_ranges()
+        return
+    # where a table has fewer rows than there are tokens, transformers looks up the first for the rest
+    for row in sorted({0, *tokens}):
+        if row < weight.rows:
+            yield row, row + 1
 
 
 def _text_name(weight: Weight) -> str:
@@ -100,15 +138,19 @@ def _shards(weights: list[Weight], limit: int) -> list[list[Weight]]:
 def _write_shard(
     path: Path,
     weights: list[Weight],
+    ranges: Iterable[tuple[Weight, tuple[int, int]]],
     stored: Mapping[str, StoredTensor],
     done: int,
     total: int,
     progress: Progress,
 ) -> int:
-    """One safetensors file: length of the header (8 bytes), header in JSON, tensors without gaps."""
+    """One safetensors file: length of the header (8 bytes), header in JSON, tensors without gaps, of which
+    ``ranges`` of rows are written."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
+    places = {}
     for weight in weights:
+        places[weight.name] = offset
         end = offset + 4 * weight.size
         header[_text_name(weight)] = {
             "dtype": "F32",
@@ -120,8 +162,16 @@ def _write_shard(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        ranges = ((weight, *rows) for weight in weights for rows in weight.row_ranges())
-        for rows in in_flight(lambda task: _rows(stored, *task), ranges, processors()):
+        begin = file.tell()
+        file.truncate(begin + offset)
+
+        def read(task: tuple[Weight, tuple[int, int]]) -> tuple[int, NDArray[np.float32]]:
+            weight, (start, stop) = task
+            place = begin + places[weight.name] + 4 * start * weight.columns
+            return place, _rows(stored, weight, start, stop)
+
+        for place, rows in in_flight(read, ranges, processors()):
+            file.seek(place)
             file.write(rows.data)
             done += rows.size
             progress(done, total)

@@ -25,9 +25,12 @@ SHIPPED = Path(__file__).with_name("passages.toml")
 _LARGEST_TEXT = 4 << 20
 #: A user's own text is cut into sequences of about this many tokens.
 SEQUENCE = 256
-#: Compared positions of the long sequence, all beyond the sliding window, and its largest share of all.
+#: Compared positions beyond the sliding window, and their largest share of all.
 BEYOND = 64
 _SHARE_BEYOND = 8
+#: Share of all positions that the long sequence has before them, where the window is long enough: their
+#: tokens are computed anyway, and those of another sequence would be computed too.
+_SHARE_BEFORE = 2
 #: The kind of the long sequence.
 LONG = "beyond the window"
 
@@ -44,16 +47,23 @@ class Passage:
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """Token sequences, each with BOS first, the kind of each, and the index of each one's first position with
-    logits that are compared: those before it are context."""
+    logits that are compared: those before it are context. ``far`` are how many positions of the last sequence
+    lie beyond the sliding window."""
 
     sequences: tuple[tuple[int, ...], ...]
     kinds: tuple[str, ...]
     firsts: tuple[int, ...]
+    far: int = 0
 
     @property
     def positions(self) -> int:
         """Positions of all sequences whose logits are compared."""
         return sum(len(ids) - first for ids, first in zip(self.sequences, self.firsts, strict=True))
+
+    @property
+    def ids(self) -> frozenset[int]:
+        """The tokens that occur."""
+        return frozenset(id for ids in self.sequences for id in ids)
 
     @property
     def whole(self) -> Tokens:
@@ -67,8 +77,8 @@ class Tokens:
 
     @property
     def beyond(self) -> slice:
-        """The rows of logits of the sequences that have context, which come last."""
-        return slice(self.whole.positions, self.positions)
+        """The rows of logits of the positions beyond the sliding window, which come last."""
+        return slice(self.positions - self.far, self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +150,9 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
 
     With a sliding ``window``, a long sequence has its last ``BEYOND`` positions (an eighth of ``positions``
     if that is less) behind so many tokens that none of them sees the first: a window that is wrong in either
-    direction changes them. Its text is that of all passages one behind the other, as often as it takes; it is
-    left out if it is longer than ``context``, the most tokens that model and artifact take.
+    direction changes them. Up to half of ``positions`` are the ones before them, but for the first
+    ``BEYOND``. Its text is that of all passages one behind the other, as often as it takes; it is left out if
+    it is longer than ``context``, the most tokens that model and artifact take.
 
     The rest are the passages. A text of a single kind is cut into consecutive sequences of nearly equal
     length, none much longer than ``SEQUENCE``. Otherwise every passage is cut at its share, and what a short
@@ -150,13 +161,15 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
     beyond = min(BEYOND, positions // _SHARE_BEYOND) if window is not None else 0
     if window is not None and context is not None:
         beyond = max(0, min(beyond, context - window))
-    passages = _cut_passages(encoding, positions - beyond, beyond)
     if window is None or not beyond:
-        return passages
+        return _cut_passages(encoding, positions, 0)
+    before = max(0, min(window - BEYOND, positions // _SHARE_BEFORE))
+    passages = _cut_passages(encoding, positions - beyond - before, beyond + before)
     return Tokens(
         (*passages.sequences, _long(encoding, window + beyond)),
         (*passages.kinds, LONG),
-        (*passages.firsts, window),
+        (*passages.firsts, window - before),
+        beyond,
     )
 
 

@@ -27,7 +27,7 @@ from validation.gates import Gate, judge, judge_engine, not_run
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
-from validation.reference import Model, default_cache, reference_logits
+from validation.reference import Model, OwnLogits, default_cache, own_logits, reference_logits
 from validation.room import Room
 from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
@@ -329,47 +329,43 @@ class _Bench:
         described["engine"] = found
         return judge_engine(self.limits, found)
 
-    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> NDArray[np.float32] | str:
-        """Float32 logits of transformers on the artifact's own weights, or why there are none."""
+    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> OwnLogits | str:
+        """Logits of transformers on the artifact's own weights, or why there are none."""
         if not self.prepared.settings.same_weights:
             return "--no-same-weights leaves out the logits that it is compared with"
-        if shortage := disk_shortage(self.checkpoint, self._room().disk):
+        if shortage := disk_shortage(self.checkpoint, self._room().disk, self.tokens.ids):
             return shortage
-        return self._logits_of(self.checkpoint, stored, "same weights", {})
+        return self._logits_of(self.checkpoint, stored, "same weights")
 
-    def _logits_of(
-        self,
-        checkpoint: Checkpoint,
-        stored: Mapping[str, StoredTensor],
-        stage: str,
-        source: Mapping[str, object],
-    ) -> NDArray[np.float32]:
-        """Float32 logits of transformers on ``checkpoint`` with an artifact's weights; ``source`` tells them
-        from others of the same bench."""
+    def _logits_of(self, checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], stage: str) -> OwnLogits:
+        """Logits of transformers on ``checkpoint`` with an artifact's weights."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             directory = Path(name)
-            write_checkpoint(checkpoint, stored, directory, stage_of(self.progress, stage))
-            return reference_logits(
+            write_checkpoint(
+                checkpoint, stored, directory, stage_of(self.progress, stage), tokens=self.tokens.ids
+            )
+            return own_logits(
                 Model(directory, (), self.reference.shape[1]),
                 self.tokens.sequences,
                 firsts=self.tokens.firsts,
-                source=source,
-                scratch=self.scratch,
+                output=self.scratch / f"{stage.replace(' ', '-')}-reference.npy",
                 worker=self.prepared.worker,
                 max_memory=self.prepared.settings.max_memory,
+                float16_gelu=self.runner.float16_gelu,
+                dense=checkpoint.architecture.experts is None,
                 progress=stage_of(self.progress, f"{stage} reference"),
             )
 
     def _room(self) -> Room:
         return self.prepared.settings.room(self.scratch)
 
-    def _same_weights(self, own: NDArray[np.float32] | str, chosen: Trial) -> dict[str, object]:
+    def _same_weights(self, own: OwnLogits | str, chosen: Trial) -> dict[str, object]:
         """How far the runtime is from float32 arithmetic on the artifact's own weights."""
         if isinstance(own, str):
             note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
             return {"mean_kld_same_weights": None, **note}
         logits = map_logits(chosen.output, self.tokens.positions)
-        metrics = self._compare(own, logits, "same weights metrics")
+        metrics = self._compare(own.logits, logits, "same weights metrics")
         return {
             "mean_kld_same_weights": _number(metrics.mean_kld),
             "max_abs_same_weights": _number(metrics.max_abs),
@@ -379,7 +375,7 @@ class _Bench:
         self,
         artifact: Path,
         stored: Mapping[str, StoredTensor],
-        own: NDArray[np.float32] | str,
+        own: OwnLogits | str,
         tried: Sequence[Trial],
         described: dict[str, Any],
     ) -> Gate:
@@ -401,10 +397,16 @@ class _Bench:
                 output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
             except ValidationError as error:
                 return graph.without(self.limits, str(error), allowed)
-        metrics = self._compare(own, map_logits(output, self.tokens.positions), "graph metrics")
+        metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "graph metrics")
         formed = "the artifact itself" if form == artifact else "its weights as floats"
-        described["graph"] = graph.measured(metrics, self.tokens, formed)
-        return graph.judge(self.limits[gates.GRAPH], metrics, self.tokens)
+        described["graph"] = graph.measured(metrics, self.tokens, formed, own.noise)
+        return graph.judge(self._graph_limit(own), metrics, self.tokens)
+
+    def _graph_limit(self, own: OwnLogits) -> float:
+        """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""
+        limit = self.limits[gates.GRAPH]
+        given = gates.GRAPH in self.prepared.settings.gates
+        return limit if given else graph.limit_with_noise(limit, own.noise)
 
     def _graph_of_excerpt(
         self, artifact: Path, stored: Mapping[str, StoredTensor], lack: str, described: dict[str, Any]
@@ -419,7 +421,8 @@ class _Bench:
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:
                 cut = cut_checkpoint(self.checkpoint, excerpt)
-                less = disk_shortage(cut, room.disk) or graph.shortage(self.runner, artifact, room, excerpt)
+                less = disk_shortage(cut, room.disk, self.tokens.ids)
+                less = less or graph.shortage(self.runner, artifact, room, excerpt)
                 if less:
                     return graph.without(self.limits, f"{lack}; for {excerpt} alone, {less}", allowed)
                 form, choice = self.runner.unrounded(
@@ -428,13 +431,13 @@ class _Bench:
                 output, _ = self._run(form, "excerpt without rounding", choice)
             except (CheckpointError, ValidationError) as error:
                 return graph.without(self.limits, f"{lack}; {error}", allowed)
-        own = self._logits_of(
-            cut, cut_tensors(stored, cut, excerpt), "excerpt", {"layers": list(excerpt.layers)}
+        own = self._logits_of(cut, cut_tensors(stored, cut, excerpt), "excerpt")
+        metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "excerpt metrics")
+        described["graph"] = graph.measured(
+            metrics, self.tokens, f"an excerpt, {excerpt}", own.noise, excerpt
         )
-        metrics = self._compare(own, map_logits(output, self.tokens.positions), "excerpt metrics")
-        described["graph"] = graph.measured(metrics, self.tokens, f"an excerpt, {excerpt}", excerpt)
         note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
-        return graph.judge(self.limits[gates.GRAPH], metrics, self.tokens, note)
+        return graph.judge(self._graph_limit(own), metrics, self.tokens, note)
 
 
 def _way(proof: Proof) -> Mapping[str, object]:

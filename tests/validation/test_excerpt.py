@@ -24,6 +24,7 @@ from validation.excerpt import cut_checkpoint
 from validation.preparation import Prepared, Settings, prepare
 from validation.room import Room
 from validation.runners import find_runner
+from validation.same_weights import needed_disk
 from validation.validation import prove
 
 TWELVE_LAYERS = {"num_hidden_layers": 12, "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 2}
@@ -58,7 +59,7 @@ class Case:
         """For GGUF and LiteRT the memory lacks, for ONNX the disk, for the logits of its own weights."""
         if self.target != "onnx":
             return Room(ENDLESS, find_runner(self.target).unrounded_bytes(self.artifact) - 1)
-        return Room(4 * self.prepared.checkpoint.parameters + (64 << 20) - 1, ENDLESS)
+        return Room(needed_disk(self.prepared.checkpoint, self.prepared.tokens.ids) - 1, ENDLESS)
 
     def prove(self, room: Room, artifact: Path | None = None, **settings: Any) -> dict[str, Any]:
         """The entry of the report, of another artifact of the model if one is given."""
@@ -215,8 +216,7 @@ def test_a_disk_that_is_too_small_for_its_own_logits_leaves_room_for_those_of_th
     case: Make,
 ) -> None:
     mixture = case("26b-a4b")
-    checkpoint = mixture.prepared.checkpoint
-    whole = 4 * checkpoint.parameters + (64 << 20)
+    whole = needed_disk(mixture.prepared.checkpoint, mixture.prepared.tokens.ids)
     entry = mixture.prove(Room(whole - 1, ENDLESS))
     assert entry["runtime"]["mean_kld_same_weights"] is None
     assert entry["runtime"]["note"].startswith("not measured: logits of the artifact's own weights need ")
@@ -230,7 +230,7 @@ def test_without_room_for_the_excerpt_the_gate_does_not_run(lacking: str, case: 
     excerpt = find_excerpt(demo.prepared.checkpoint.architecture)
     assert excerpt is not None
     cut = cut_checkpoint(demo.prepared.checkpoint, excerpt)
-    disk = 4 * cut.parameters + (64 << 20)
+    disk = needed_disk(cut, demo.prepared.tokens.ids)
     memory = find_runner("gguf").unrounded_bytes(demo.artifact, excerpt)
     enough = Room(disk, memory)
     assert gate(demo.prove(enough))["passed"] is True

@@ -16,8 +16,9 @@ from converter.errors import ValidationError
 from converter.shards import open_shards
 from converter.worker import Worker
 from targets.plan import StoredTensor
-from validation.reference import Model, reference_logits
-from validation.same_weights import disk_shortage, write_checkpoint
+from validation.metrics import compare
+from validation.reference import Model, own_logits, reference_logits
+from validation.same_weights import disk_shortage, needed_disk, write_checkpoint
 
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
 
@@ -85,6 +86,57 @@ def test_the_checkpoint_is_sharded_float32_of_the_artifacts_values(
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "gemma4_text"
     assert config["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tables_have_the_rows_that_are_looked_up_and_give_the_same_logits(
+    tied: bool, checkpoint_factory: Callable[..., Path], worker: Worker, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("e2b", tied=tied))
+    tokens = {id for ids in SEQUENCES for id in ids}
+    found, sizes = [], []
+    for number, given in enumerate((None, tokens)):
+        own = tmp_path / str(number)
+        own.mkdir()
+        write_checkpoint(checkpoint, unchanged(checkpoint), own, shard=1 << 20, tokens=given)
+        model = Model(own, (), checkpoint.architecture.vocabulary)
+        output = tmp_path / f"{number}.npy"
+        found.append(own_logits(model, SEQUENCES, firsts=[0, 0, 0], output=output, worker=worker).logits)
+        sizes.append(needed_disk(checkpoint, given))
+        for name in ("embed_tokens_per_layer.weight", "embed_tokens.weight"):
+            tensor = open_shards(own).tensors[f"model.{name}"]
+            written = set(np.flatnonzero(tensor.read_rows(0, tensor.rows).any(axis=1)))
+            whole = given is None or (tied and name == "embed_tokens.weight")
+            assert written == (set(range(tensor.rows)) if whole else {0, *tokens})
+    np.testing.assert_array_equal(*found)
+    assert sizes[1] < sizes[0]
+
+
+@pytest.mark.parametrize("model", ["e2b", "gemma3"])
+def test_gelu_through_float16_costs_what_is_told(
+    model: str, checkpoint_factory: Callable[..., Path], worker: Worker, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory(model))
+    (tmp_path / "own").mkdir()
+    write_checkpoint(checkpoint, unchanged(checkpoint), tmp_path / "own")
+    own = Model(tmp_path / "own", (), checkpoint.architecture.vocabulary)
+    firsts = [10, 0, 0]
+    made = [
+        own_logits(
+            own,
+            SEQUENCES,
+            firsts=firsts,
+            output=tmp_path / f"{rounded}.npy",
+            worker=worker,
+            float16_gelu=rounded,
+        )
+        for rounded in (False, True)
+    ]
+    rows = slice(len(SEQUENCES[0]) - 10)  # of the first
+    plain, rounded = (one.logits[rows] for one in made)
+    assert made[0].noise == 0
+    assert 1e-9 < made[1].noise < 1e-4
+    assert made[1].noise == pytest.approx(compare(plain, rounded, np.full(len(plain), -1)).mean_kld, rel=1e-3)
 
 
 def test_a_tensor_that_the_artifact_lacks_is_an_error(

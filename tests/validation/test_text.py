@@ -92,11 +92,24 @@ def test_ids_are_those_of_the_checkpoints_tokenizer_and_chat_template(model: Pat
 def test_the_last_positions_lie_beyond_the_sliding_window(shipped: Encoding) -> None:
     tokens = cut(shipped, 512, window=1024)
     assert tokens.positions == 512
-    assert (len(tokens.sequences[-1]), tokens.firsts[-1]) == (1024 + 64, 1024)
+    assert (len(tokens.sequences[-1]), tokens.firsts[-1]) == (1024 + 64, 1024 - 256)
     assert tokens.kinds[-1] == "beyond the window"
     assert tokens.sequences[-1][0] == shipped.bos
     assert set(tokens.firsts[:-1]) == {0}
-    assert (tokens.beyond, tokens.whole.positions) == (slice(448, 512), 448)
+    assert (tokens.beyond, tokens.whole.positions) == (slice(448, 512), 192)
+
+
+@pytest.mark.parametrize(("window", "before", "computed"), [(64, 0, 576), (128, 64, 576), (512, 256, 768)])
+def test_a_long_sequence_is_compared_at_positions_before_those_too(
+    window: int, before: int, computed: int, shipped: Encoding
+) -> None:
+    """Its tokens are computed in any case; half of all positions are left to the passages on their own."""
+    tokens = cut(shipped, 512, window=window)
+    assert tokens.positions == 512
+    assert tokens.firsts[-1] == window - before
+    assert tokens.beyond == slice(448, 512)
+    assert sum(map(len, tokens.sequences)) == computed
+    assert set(tokens.kinds[:-1]) == {"prose", "code", "languages", "chat"}
 
 
 @given(st.integers(8, 700), st.integers(1, 3000), st.integers(1, 6000))
@@ -105,8 +118,10 @@ def test_no_sequence_is_longer_than_the_context_unless_a_passage_is(
 ) -> None:
     tokens = cut(Encoding(2, (("a", (5, 6, 7) * 300), ("b", (8, 9) * 300))), positions, window, context)
     assert tokens.positions == positions
-    assert all(first == window < len(ids) <= context for ids, first in zip(*long_ones(tokens), strict=True))
-    assert bool(long_ones(tokens)[0]) == (context > window)
+    long = list(zip(*long_ones(tokens), strict=True))
+    assert all(0 < first <= window < len(ids) <= context for ids, first in long)
+    assert all(len(ids) - window == tokens.far for ids, _ in long)
+    assert bool(long) == bool(tokens.far) == (context > window)
 
 
 def long_ones(tokens: Tokens) -> tuple[list[tuple[int, ...]], list[int]]:

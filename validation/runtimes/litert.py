@@ -40,6 +40,7 @@ class LiteRt:
     #: One scale for a whole row of activations costs small random models like E4B up to 0.016.
     #: Without rounding, everything is float32: 7e-13 to 2e-11 measured.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"mean_kld": 0.018, "graph_kld": 1e-7})
+    float16_gelu: bool = False
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` for anything but the CPU."""

@@ -37,6 +37,7 @@ class OnnxRuntime:
     text: TextRuntime | None = text
     #: Without rounding, everything is float32: 6e-13 to 4e-11 measured, also on a real model of 0.27 B.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"graph_kld": 1e-7})
+    float16_gelu: bool = False
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none
