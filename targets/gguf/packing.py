@@ -75,7 +75,7 @@ def _unpack_q4_0(blocks, scales, out):  # type: ignore[no-untyped-def]
 
 def unpack_q4_0(data: Bytes) -> Floats:
     """Values, float32 ``[rows, columns]``, of Q4_0 bytes, uint8 ``[rows, columns / 32 * 18]``: to the bit
-    those of gguf-py, which takes five times as long."""
+    those of gguf-py, which takes four times as long (``benchmarks/gguf_reading.py``)."""
     blocks = np.ascontiguousarray(data).reshape(-1, Q4_0_BYTES)
     scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32).reshape(-1)
     out = np.empty((len(blocks), BLOCK), np.float32)

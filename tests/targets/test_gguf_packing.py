@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from converter.weight import EXACT, LatticeRows
-from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes
+from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes, unpack_q4_0
 
 Q4_0 = gguf.GGMLQuantizationType.Q4_0
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
@@ -36,6 +36,24 @@ def test_dequantised_blocks_are_scale_times_code(given_rows):
     assert packed.shape == (len(given_rows.codes), row_bytes("Q4_0", given_rows.codes.shape[1]))
     expected = given_rows.codes * np.repeat(given_rows.scales, 32, axis=1)
     np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), expected)
+
+
+def test_every_scale_and_every_code_is_dequantised_as_gguf_py_does():
+    """All 65,536 float16 scales, infinities and NaN among them, with all 16 codes in both halves."""
+    blocks = np.empty((1 << 16, 18), np.uint8)
+    blocks[:, :2] = np.arange(1 << 16, dtype="<u2")[:, None].view(np.uint8)
+    blocks[:, 2:] = np.arange(16) | (15 - np.arange(16)) << 4
+    data = blocks.reshape(256, -1)
+    with np.errstate(invalid="ignore"):
+        expected = gguf.quants.dequantize(data, Q4_0)
+    found = unpack_q4_0(data)
+    assert (found.shape, found.dtype) == ((256, 256 * 32), np.float32)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_rows_that_are_not_contiguous_are_dequantised_alike():
+    data = np.random.default_rng(0).integers(0, 256, (6, 36), dtype=np.uint8)
+    np.testing.assert_array_equal(unpack_q4_0(data[::2]), unpack_q4_0(data[::2].copy()))
 
 
 @settings(deadline=None)
