@@ -2,7 +2,8 @@
 
 Independent of how they were written: the flatbuffer alone says where the bytes are and what they mean. Norms
 and other vectors are constants without a name of their own; for them the graph must hold a constant with the
-checkpoint's numbers, which does not say that it is in its place: that only running the graph shows.
+checkpoint's numbers, which does not say that it is in its place: that only running the graph shows. A factor
+of 1 may be absent.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ _WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
 _MOST_PLACES: Final = 64
 #: Largest constant among which nameless vectors are sought, in bytes.
 _VECTOR_BYTES: Final = 4 << 20
+#: The format of a factor of 1, which changes nothing, so that the converter leaves the product out.
+LEFT_OUT: Final = "factor 1, left out"
 #: What the names of norms end with.
 _NORM: Final = "norm.weight"
 
@@ -112,6 +115,8 @@ def _rule(matrix: _Matrix, weight: Weight) -> Callable[[int, int], Floats] | Non
         return None
 
     def rows(start: int, stop: int) -> Floats:
+        if matrix.format == LEFT_OUT:
+            return weight.floats(start, stop)
         if matrix.offset:
             return (weight.floats(start, stop) + matrix.offset).astype(np.float32) - matrix.offset
         return encode(weight, matrix.format, start, stop, multiplied=matrix.multiplied).floats()
@@ -294,6 +299,8 @@ class _Tensors:
         floats = weight.floats(0, weight.rows)
         content = np.ascontiguousarray(floats + offset if offset else floats, "<f4").tobytes()
         stretch = self._vectors.get(content)
+        if stretch is None and (floats + offset == 1).all():
+            return _Matrix(LEFT_OUT, 0, (), _Ones(weight.columns, offset), offset=offset)
         if stretch is None:
             raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
         values = _Values(stretch, "<f4", weight.columns, offset)
@@ -324,6 +331,17 @@ def _uses(subgraph: Subgraph) -> Mapping[int, frozenset[tuple[str, int]]]:
         for index, tensor in enumerate(operator.inputs):
             found.setdefault(tensor, set()).add((OPERATORS.get(operator.code, str(operator.code)), index))
     return {tensor: frozenset(uses) for tensor, uses in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Ones:
+    """Rows of a factor of 1 that the graph does without, less ``offset``."""
+
+    columns: int
+    offset: float
+
+    def __call__(self, start: int, stop: int) -> Floats:
+        return np.full((stop - start, self.columns), 1 - self.offset, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

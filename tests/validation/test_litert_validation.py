@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("litert_torch")
+import torch
+from safetensors.torch import load_file, save_file
+
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
+from targets.litert.reading import LEFT_OUT
+from targets.plan import find_target
 from validation.gates import DENSE, EXPERTS, SAME_AS_BUILT
 from validation.logits import map_logits
 from validation.metrics import compare
@@ -112,3 +119,64 @@ def test_externalised_embedders_give_the_same_logits(
     signatures = set(runtime.settings["signatures"])  # type: ignore[call-overload]
     assert {"decode", "decode_embedder", "decode_per_layer_embedder"} < signatures
     assert compare(*made, np.full(len(TOKENS), -1)).mean_kld < 1e-9
+
+
+@pytest.fixture(scope="module")
+def constant(checkpoint_factory: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``constant(pattern, values)``: a model of four layers in which every value of the tensors whose names
+    match is the one of its layer."""
+    layers = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    source = checkpoint_factory("e2b", text={**layers, "num_kv_shared_layers": 2})
+
+    def make(pattern: str, values: tuple[float, ...]) -> Path:
+        directory = tmp_path_factory.mktemp("constant") / "model"
+        shutil.copytree(source, directory)
+        (file,) = directory.glob("*.safetensors")
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if found := re.search(rf"language_model\.layers\.([0-9]+)\.(?:{pattern})", name):
+                tensors[name] = torch.full_like(tensor, values[int(found[1])])
+        save_file(tensors, file, {"format": "pt"})
+        return directory
+
+    return make
+
+
+def converted(model: Path, directory: Path) -> Path:
+    checkpoint, target = open_checkpoint(model), find_target("litert")
+    plan = target.plan(checkpoint, "model", {})
+    target.write(checkpoint, plan, directory)
+    return directory / plan.artifacts[0]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "values"),
+    [("layer_scalar", (1.0, 0.0, -1.0, 0.5)), (r".*norm\.weight|layer_scalar", (0.5, 1.0, 0.0, -1.0))],
+)
+def test_scalars_and_vectors_that_the_converter_may_fold_are_proven(
+    pattern: str, values: tuple[float, ...], constant: Any, cache: Path, tmp_path: Path
+) -> None:
+    """A product with 1 is left out of the graph; 0, -1 and equal values are constants like others."""
+    model = constant(pattern, values)
+    artifact = converted(model, tmp_path)
+    entry = validate(open_checkpoint(model), "litert", artifact, scratch=tmp_path, cache=cache)["entry"]
+    assert entry["passed"] is True
+    formats = {
+        one["name"]: one["format"]
+        for one in entry["weights"]["per_tensor"]
+        if one["name"].endswith("layer_scalar")
+    }
+    left_out = {f"layers.{layer}.layer_scalar" for layer, value in enumerate(values) if value == 1}
+    assert {name for name, format in formats.items() if format == LEFT_OUT} == left_out
+
+
+def test_a_factor_that_is_not_left_out_where_it_should_be_is_caught(
+    constant: Any, cache: Path, tmp_path: Path
+) -> None:
+    right, wrong = (constant("layer_scalar", (first, 0.7, 0.6, 0.5)) for first in (1.0, 0.9))
+    artifact = converted(wrong, tmp_path)
+    entry = validate(open_checkpoint(right), "litert", artifact, scratch=tmp_path, cache=cache, foreign=True)[
+        "entry"
+    ]
+    failed = {gate["name"] for gate in entry["gates"] if gate["passed"] is False}
+    assert "graph_kld" in failed
