@@ -153,9 +153,11 @@ class Float16Gelu:
         from transformers.activations import GELUTanh
 
         self._left = 0
-        for module in model.modules():
-            if isinstance(module, GELUTanh):
-                module.act = self
+        found = [module for module in model.modules() if isinstance(module, GELUTanh)]
+        if not found:
+            raise ValidationError("transformers computes GELU in a way that is not known")
+        for module in found:
+            module.act = self
 
     @contextmanager
     def leaving_last(self) -> Iterator[None]:

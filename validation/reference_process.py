@@ -39,7 +39,7 @@ def _handle(request: dict[str, Any], progress: Progress) -> Mapping[str, object]
 
 def _import() -> None:
     """Import what all tasks take; what cannot be imported is told by the task that needs it."""
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError, OSError):  # the second of a library that cannot be loaded
         import torch  # noqa: F401
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 

@@ -151,8 +151,9 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
     With a sliding ``window``, a long sequence has its last ``BEYOND`` positions (an eighth of ``positions``
     if that is less) behind so many tokens that none of them sees the first: a window that is wrong in either
     direction changes them. Up to half of ``positions`` are the ones before them, but for the first
-    ``BEYOND``. Its text is that of all passages one behind the other, as often as it takes; it is left out if
-    it is longer than ``context``, the most tokens that model and artifact take.
+    ``BEYOND``, where the text is long enough. Its text is that of all passages one behind the other, as often
+    as it takes; it is left out if it is longer than ``context``, the most tokens that model and artifact
+    take.
 
     The rest are the passages. A text of a single kind is cut into consecutive sequences of nearly equal
     length, none much longer than ``SEQUENCE``. Otherwise every passage is cut at its share, and what a short
@@ -163,7 +164,9 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
         beyond = max(0, min(beyond, context - window))
     if window is None or not beyond:
         return _cut_passages(encoding, positions, 0)
-    before = max(0, min(window - BEYOND, positions // _SHARE_BEFORE))
+    before = 0
+    if 1 + sum(len(ids) for _, ids in encoding.passages) >= window + beyond:  # no text comes twice
+        before = max(0, min(window - BEYOND, positions // _SHARE_BEFORE))
     passages = _cut_passages(encoding, positions - beyond - before, beyond + before)
     return Tokens(
         (*passages.sequences, _long(encoding, window + beyond)),
@@ -185,13 +188,15 @@ def _cut_passages(encoding: Encoding, positions: int, beyond: int) -> Tokens:
     if len(passages) == 1:
         kind, ids = passages[0]
         count = max(1, -(-positions // SEQUENCE))
-        _check_length(len(ids) + count + beyond, positions + beyond)
+        if len(ids) + count < positions:
+            raise _too_few(len(ids) + 1, positions + beyond)
         lengths = [positions // count + (index < positions % count) for index in range(count)]
         starts = accumulate((length - 1 for length in lengths), initial=0)
         cuts = [ids[start : start + length - 1] for start, length in zip(starts, lengths, strict=False)]
         return Tokens(tuple((bos, *piece) for piece in cuts), (kind,) * count, (0,) * count)
     available = [len(ids) + 1 for _, ids in passages]
-    _check_length(sum(available) + beyond, positions + beyond)
+    if sum(available) < positions:
+        raise _too_few(sum(available), positions + beyond)
     lengths = _lengths([kind for kind, _ in passages], available, positions)
     kept = [
         (kind, (bos, *ids)[:length]) for (kind, ids), length in zip(passages, lengths, strict=True) if length
@@ -199,12 +204,11 @@ def _cut_passages(encoding: Encoding, positions: int, beyond: int) -> Tokens:
     return Tokens(tuple(ids for _, ids in kept), tuple(kind for kind, _ in kept), (0,) * len(kept))
 
 
-def _check_length(available: int, positions: int) -> None:
-    if available < positions:
-        raise UsageError(
-            f"the text has {available} tokens, too few for {positions} positions;"
-            f" give a longer one with --text, or --positions {available}"
-        )
+def _too_few(available: int, positions: int) -> UsageError:
+    return UsageError(
+        f"the text has {available} tokens, too few for {positions} positions;"
+        f" give a longer one with --text, or --positions {available}"
+    )
 
 
 def _lengths(kinds: Sequence[str], available: Sequence[int], positions: int) -> list[int]:

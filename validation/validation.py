@@ -360,7 +360,8 @@ class _Bench:
         return self.prepared.settings.room(self.scratch)
 
     def _same_weights(self, own: OwnLogits | str, chosen: Trial) -> dict[str, object]:
-        """How far the runtime is from float32 arithmetic on the artifact's own weights."""
+        """How far the runtime is from float32 arithmetic, with the GELU that it has, on the artifact's own
+        weights."""
         if isinstance(own, str):
             note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
             return {"mean_kld_same_weights": None, **note}
@@ -386,7 +387,11 @@ class _Bench:
             if not self.prepared.settings.same_weights:
                 return graph.without(self.limits, own, allowed)
             return self._graph_of_excerpt(artifact, stored, own, described)
-        if lack := graph.shortage(self.runner, artifact, self._room()):
+        try:
+            lack = graph.shortage(self.runner, artifact, self._room())
+        except ValidationError as error:
+            return graph.without(self.limits, str(error), allowed)
+        if lack:
             return self._graph_of_excerpt(artifact, stored, lack, described)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:

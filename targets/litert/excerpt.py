@@ -54,10 +54,12 @@ def cut(model: Model, flatbuffer: Flatbuffer, excerpt: Excerpt) -> tuple[Model, 
     tables = list(root.tables(_SUBGRAPHS))
     subgraphs = list(model.subgraphs)
     patches: dict[int, bytes] = {}
+    done: set[int] = set()
     for signature in root.tables(_SIGNATURES):
         index = signature.number(_SUBGRAPH, "<I")
-        if index >= len(subgraphs):
-            raise _uncut(f"a signature is of function {index} of {len(subgraphs)}")
+        if index >= len(subgraphs) or index in done:
+            raise _uncut(f"a signature is of function {index} of {len(subgraphs)}, or not the first of it")
+        done.add(index)
         function = _Function(subgraphs[index], tables[index], signature, excerpt)
         subgraphs[index] = function.subgraph
         for patch in function.patches:
@@ -103,6 +105,7 @@ class _Function:
     def __init__(self, whole: Subgraph, table: Table, signature: Table, excerpt: Excerpt) -> None:
         self._whole, self._excerpt = whole, excerpt
         self._makers = {value: one for one in whole.operators for value in one.outputs}
+        self._variables: dict[int, list[int]] = {}
         self.patches: list[Patch] = []
         outputs, gone_outputs = self._signed(signature, _SIGNED_OUTPUTS)
         _, gone_inputs = self._signed(signature, _SIGNED_INPUTS)
@@ -130,6 +133,8 @@ class _Function:
         loses."""
         places, entries = _tables(signature, field)
         found = {one.text(_NAME): one.number(_TENSOR, "<I") for one in entries}
+        if max(found.values(), default=0) >= len(self._whole.tensors):
+            raise _uncut("an input or output is no tensor of its function")
         gone = {
             name
             for name in found
@@ -144,16 +149,16 @@ class _Function:
         ``whole`` tells of a function that gives logits, in which every layer is."""
         found = self._found()
         end = self._excerpt.of
-        if whole and len(found) != end + 1:
-            missing = next(layer for layer in range(end + 1) if layer not in found)
-            name = f"layer {missing}" if missing < end else "the head"
-            raise _uncut(f"no norm stands before {name}")
-        kept = (*self._excerpt.layers, end)
-        return {
-            found[layer]: found[before + 1]
-            for before, layer in pairwise(kept)
+        needed = set(range(end + 1)) if whole else set()
+        pairs = [
+            (before + 1, layer)
+            for before, layer in pairwise((*self._excerpt.layers, end))
             if layer != before + 1 and layer in found
-        }
+        ]
+        for layer in sorted(needed.union(before for before, _ in pairs) - found.keys()):
+            name = f"layer {layer}" if layer < end else "the head"
+            raise _uncut(f"no norm stands before {name}")
+        return {found[late]: found[early] for early, late in pairs}
 
     def _found(self) -> dict[int, int]:
         """What goes into the norm before each layer that the function has, and before the head."""
@@ -180,13 +185,20 @@ class _Function:
         """What goes into the norm from which a product's input comes."""
         for _ in range(_STEPS):
             maker = self._makers.get(value)
-            read = [] if maker is None else [one for one in maker.inputs if not self._is_constant(one)]
+            read = self._read(maker) if maker is not None else []
             if maker is None or len(read) != 1:
                 break
             if OPERATORS.get(maker.code) == _NORM:
                 return read[0]
             value = read[0]
         raise _uncut(f"no norm makes {shown(self._name(value))}")
+
+    def _read(self, operator: Operator) -> list[int]:
+        """What an operator reads but for constants; the list may be long, and is asked for by many."""
+        if id(operator) not in self._variables:
+            found = [one for one in operator.inputs if not self._is_constant(one)]
+            self._variables[id(operator)] = found
+        return self._variables[id(operator)]
 
     def _sources(self, outputs: Mapping[str, int]) -> dict[int, int]:
         """For the caches of layers that are left out, those of the layers that stand in for them."""

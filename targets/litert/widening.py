@@ -66,6 +66,11 @@ def widened_bytes(model: Model, excerpt: Excerpt | None = None) -> int:
     return kept + sum(wide.size for wide in widening.buffers.values())
 
 
+def widened_length(model: Model, excerpt: Excerpt | None = None) -> int:
+    """Length of what ``widen`` writes, with holes; raises ``CheckpointError`` as it does."""
+    return _Widening(model, excerpt).end
+
+
 def coded_values(model: Model, excerpt: Excerpt | None = None) -> int:
     """Number of values that ``widen`` writes; raises ``CheckpointError`` as it does."""
     return sum(wide.size // _FLOAT for wide in _Widening(model, excerpt).buffers.values())

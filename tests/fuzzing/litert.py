@@ -15,16 +15,25 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from litert_graph import graph
 
+from converter.excerpt import Excerpt
 from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
 from fuzzing import Damage, Files, Format, damages
 from targets.litert.bundle import MODEL, PREFILL_DECODE, Section, read_section, read_sections, write_bundle
 from targets.litert.filling import fill
-from targets.litert.reading import describe
+from targets.litert.reading import describe, open_models
+from targets.litert.widening import widened_bytes
 
 _FILE = "m.litertlm"
 _BUFFERS = 4096
 _MATRIX, _TABLE, _NORM = "layers.0.mlp.down_proj.weight", "embed_tokens.weight", "norm.weight"
+_NAMES = (
+    *(f"layers.{layer}.self_attn.q_proj.weight" for layer in range(3)),
+    *(f"kv_cache_k_{layer}" for layer in (0, 1, 99)),
+    "logits",
+    "lm_head.weight",
+)
 _SHAPE = (32, 64)
+_EXCERPT = Excerpt((0,), 2, 2, ("full", "full"))
 _LARGEST = 1 << 20
 
 
@@ -119,8 +128,10 @@ def _change(model: Any, random: Random) -> None:
     subgraph = random.choice(model.subgraphs)
     tensor, operator = random.choice(subgraph.tensors), random.choice(subgraph.operators)
     quantized = [one for one in subgraph.tensors if one.quantization and one.quantization.details]
-    kind = random.randrange(8)
-    if kind == 0:
+    kind = random.randrange(10)
+    if kind >= 8 and model.signatureDefs:
+        _sign(random.choice(model.signatureDefs), random)
+    elif kind == 0:
         tensor.shape = random.choice(
             ([], [0], [-1, 32], [1 << 30] * 8, [32] * 9, [24], list(tensor.shape) * 2)
         )
@@ -132,7 +143,9 @@ def _change(model: Any, random: Random) -> None:
         buffer = random.choice(model.buffers)
         setattr(buffer, random.choice(("offset", "size")), damages.integer(random))
     elif kind == 4:
-        tensor.name = random.choice((*damages.TEXTS, _MATRIX, _TABLE, random.choice(subgraph.tensors).name))
+        tensor.name = random.choice(
+            (*damages.TEXTS, *_NAMES, _MATRIX, _TABLE, random.choice(subgraph.tensors).name)
+        )
     elif kind == 5:
         operator.inputs = [
             random.choice((-1, 0, 1, 5, 1 << 30, -(1 << 31))) for _ in range(random.choice((0, 2, 9)))
@@ -145,14 +158,29 @@ def _change(model: Any, random: Random) -> None:
         setattr(details, random.choice(("scales", "zeroPoints", "blockSize")), number)
 
 
+def _sign(signature: Any, random: Random) -> None:
+    """Another function, or another input or output of it."""
+    if random.randrange(3) == 0:
+        signature.subgraphIndex = random.choice((0, 1, (1 << 32) - 1))
+        return
+    entry = random.choice([*signature.inputs, *signature.outputs])
+    if random.randrange(2):
+        entry.name = random.choice(_NAMES)
+    else:
+        entry.tensorIndex = random.choice((0, 1, 1 << 30, (1 << 32) - 1))
+
+
 def read(directory: Path) -> None:
-    """Every section that has a reader, and every weight."""
+    """Every section that has a reader, every weight, and the graph as floats, whole and cut."""
     path = directory / _FILE
     for section in read_sections(path):
         if section.kind != MODEL:
             read_section(path, section, _LARGEST)
     for stored in describe(path, _CHECKPOINT).values():
         stored.floats(0, math.prod(stored.shape[:-1]))
+    for model in open_models(path):
+        for excerpt in (None, _EXCERPT):
+            widened_bytes(model, excerpt)
 
 
 FORMAT = Format("litert", write, damage, read)

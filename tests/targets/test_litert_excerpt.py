@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 
 import numpy as np
@@ -16,7 +17,10 @@ from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
 from converter.excerpt import Excerpt, find_excerpt
+from targets.litert.excerpt import _Function
 from targets.litert.reading import describe, open_models
+from targets.litert.schema import Operator, Subgraph, Tensor
+from targets.litert.tables import Flatbuffer
 from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.runtimes.litert import runner
 
@@ -189,3 +193,66 @@ def test_an_excerpt_of_another_model_is_refused(bundle):
     other = Excerpt((0, 1), 12, 12, ("sliding",) * 12)
     with pytest.raises(ValidationError, match="no norm stands before layer 9"):
         runner.unrounded_bytes(bundle, other)
+
+
+def overwritten(bundle, directory, place_of, content):
+    """A copy of a bundle with other bytes in its graph, at the place that ``place_of`` finds there."""
+    (model,) = open_models(bundle)
+    graph = Flatbuffer(model.shard.read(model.start, model.size, "the graph"), AssertionError, 1 << 20)
+    data = bytearray(bundle.read_bytes())
+    place = model.start + place_of(list(graph.root().tables(7)))  # signatures
+    data[place : place + len(content)] = content
+    path = directory / "wrong.litertlm"
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("place_of", "content", "message"),
+    [
+        (
+            lambda signatures: next(iter(signatures[0].tables(1))).where(1),
+            b"\xff\xff\xff\xff",
+            "an input or output is no tensor of its function",
+        ),
+        (lambda signatures: signatures[1].where(4), b"\xff\xff\0\0", "a signature is of function 65535 of "),
+        (lambda signatures: signatures[1].where(4), b"\0\0\0\0", "a signature is of function 0 of "),
+    ],
+    ids=["tensor", "function", "function-twice"],
+)
+def test_signatures_that_lead_nowhere_are_refused(place_of, content, message, bundle, excerpt, tmp_path):
+    wrong = overwritten(bundle, tmp_path, place_of, content)
+    with pytest.raises(ValidationError) as caught:
+        runner.unrounded_bytes(wrong, excerpt)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("layer", [1, 3, 8])
+def test_a_layer_that_is_not_found_is_named(layer, bundle, tmp_path):
+    data = bundle.read_bytes()
+    for kind in "qkv":
+        name = f"layers.{layer}.self_attn.{kind}_proj"
+        data = data.replace(name.encode(), f"layers.{layer}.self_attn.x_proj".encode())
+    wrong = tmp_path / "wrong.litertlm"
+    wrong.write_bytes(data)
+    attention = ("sliding", "sliding", "full") * 3
+    with pytest.raises(ValidationError, match=f"no norm stands before layer {layer}"):
+        runner.unrounded_bytes(wrong, Excerpt((0, 2, 5, 8), 9, 6, attention))
+
+
+def test_a_long_operator_that_many_ask_for_is_read_once(excerpt):
+    """Time that grows with the product of two numbers of a stranger's would be without end."""
+    count = 20_000
+    tensors = tuple(
+        Tensor("layers.0.self_attn.q_proj.weight" if index == 1 else "", 0, (1,), None, None, False)
+        for index in range(count + 2)
+    )
+    norm = Operator(206, (0, *(-1,) * count), tuple(range(2, count + 2)))
+    products = tuple(Operator(9, (value, 1), ()) for value in range(2, count + 2))
+    found = _Function.__new__(_Function)
+    found._whole, found._excerpt = Subgraph(tensors, (norm, *products)), excerpt
+    found._makers, found._variables = {value: norm for value in norm.outputs}, {}
+    begin = time.process_time()
+    assert found._found() == {0: 0}
+    assert time.process_time() - begin < 5  # a scan of each list for each product takes many times as long

@@ -22,7 +22,7 @@ from converter.excerpt import Excerpt
 from converter.worker import Progress, run_worker, without_directories
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from targets.litert.reading import open_models
-from targets.litert.widening import coded_values, widen, widened_bytes
+from targets.litert.widening import coded_values, widen, widened_bytes, widened_length
 from targets.plan import counted
 from targets.writing import destination_error
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
@@ -86,12 +86,14 @@ class LiteRt:
         return Runtime("LiteRT", result["version"], result["settings"])
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
-        """Bytes of the file that ``unrounded`` writes, twice if ``logits`` copies its models again; raises
+        """Bytes of the file that ``unrounded`` writes, and of the models that ``logits`` copies again; raises
         ``ValidationError`` for a damaged artifact and one of which ``excerpt`` cannot be made."""
         try:
             models = open_models(artifact)
-            size = sum(widened_bytes(model, excerpt) for model in models)
-            return size * (1 if len(models) == 1 else 2)
+            copied = models if len(models) > 1 else []
+            return sum(widened_bytes(model, excerpt) for model in models) + sum(
+                widened_length(model, excerpt) for model in copied
+            )
         except CheckpointError as error:
             raise _explained(error, artifact) from error
 
