@@ -196,7 +196,7 @@ def trace(frame, event, argument):
     if event == "line":
         steps += 1
         if steps == at:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)  # SIGINT is ignored in the background
     return trace
 
 at, interrupted, left = 0, 0, []
