@@ -18,6 +18,8 @@ from converter.stored import find_format
 from converter.tokenizer import Tokenizer, read_tokenizer
 from converter.weight import Weight
 
+#: The text that a checkpoint may bring to be judged on (``validation.evaluation``); no artifact holds it.
+EVALUATION_TEXT: Final = "evaluation_text.json"
 _HEAD: Final = "lm_head.weight"
 _EMBEDDING: Final = "embed_tokens.weight"
 _CLIP_BOUNDS: Final = ("input_min", "input_max", "output_min", "output_max")
@@ -41,8 +43,8 @@ class Checkpoint:
 
     ``format`` is the stored format's name, ``config`` is ``config.json`` as read. ``weights`` maps
     canonical names to the text model's weights, in model order; ``left_out`` lists every other tensor.
-    ``files`` are all files that were read. A checkpoint of which only the description was read has no
-    ``weights``.
+    ``files`` are all files that were read, and ``EVALUATION_TEXT`` where there is one. A checkpoint of which
+    only the description was read has no ``weights``.
     """
 
     path: Path
@@ -94,7 +96,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         weights=weights,
         left_out=left_out,
         tokenizer=tokenizer,
-        files=(path / "config.json", *shards.files, *tokenizer.files),
+        files=(path / "config.json", *shards.files, *tokenizer.files, *_evaluation_text(path)),
     )
 
 
@@ -107,7 +109,7 @@ def open_description(path: Path) -> Checkpoint:
     config = read_object(path / "config.json")
     stored, architecture = find_format(config), read_architecture(config)
     tokenizer = read_tokenizer(path, architecture.vocabulary)
-    files = [path / "config.json", *tokenizer.files]
+    files = [path / "config.json", *tokenizer.files, *_evaluation_text(path)]
     if os.path.lexists(path / INDEX) and not os.path.lexists(path / SINGLE):
         _check_index(path / INDEX, architecture)
         files.append(path / INDEX)
@@ -121,6 +123,12 @@ def open_description(path: Path) -> Checkpoint:
         tokenizer=tokenizer,
         files=tuple(files),
     )
+
+
+def _evaluation_text(path: Path) -> list[Path]:
+    """The text that a checkpoint brings to be judged on, if any."""
+    file = path / EVALUATION_TEXT
+    return [file] if os.path.lexists(file) else []
 
 
 def _check_index(index: Path, architecture: Architecture) -> None:

@@ -122,7 +122,8 @@ def _reference_facts(reference: Mapping[str, Any] | None) -> list[tuple[str, str
     found = []
     if reference:
         kinds = dict.fromkeys(sequence["kind"] for sequence in reference.get("sequences", ()))
-        about = f" ({', '.join(kinds)})" if kinds else ""
+        about = f" of {reference['text_name']}" if reference.get("text_name") else ""
+        about += f" ({', '.join(kinds)})" if kinds else ""
         found.append(("reference", f"{reference['runtime']} {reference['version']}, {reference['dtype']}"))
         found.append(("text", f"{reference['positions']} positions{about}"))
     return found

@@ -1,114 +1,44 @@
-"""Gates: the limits that an artifact must keep to be called proven.
-
-The defaults leave room for what runtimes lose by themselves over 512 positions. llama.cpp, onnxruntime and
-LiteRT round activations to 8 bits, which costs a mean KLD of 1e-4 to 1.6e-2 on models of a few million
-parameters, most on random ones: their distributions are flat, and the top token agrees in as little as 83 %
-of positions. Larger models lose less. LiteRT rounds a whole row of activations by one scale and so loses the
-most: 1.5e-4 on the shipped model, 1e-3 to 9e-3 on random models like Gemma 3, E2B, 12B and 31B, 1.2e-2 to
-1.6e-2 on those like E4B. A naive Q4_0 of a QAT checkpoint costs 0.02 (the shipped model), 0.05 (E2B,
-reported) and up to 1 (small random models). In a mixture of experts the same rounding flips near-ties of the
-router, which costs more: 0.05 to 0.07 on small random models, where naive Q4_0 costs 0.95, and the top token
-agrees in 78 % of positions; that of 26B-A4B agrees in 86 % and 70 % (reported).
-
-A runtime that decodes token by token is compared with itself, all positions at once. In float32 both agree to
-a mean KLD of 1e-11; where activations are rounded to 8 bits, a small difference moves some to the next step,
-which costs onnxruntime 6e-5 (the shipped model) to 2.5e-3 on small random dense models, up to 1.5e-2 with
-experts, and LiteRT nothing: its prefill leaves the same keys and values to the last bit. Keys and values that
-are lost cost more: 0.1 (the shipped model) to 1.3 if it is those of the first token alone, 0.5 to 3 if it is
-all.
-
-A runtime must make the checkpoint's own tokens of every text, its prompt of every chat, and end an answer at
-its ends; what it gets wrong with the checkpoint's own files too is listed and not counted. Where an engine's
-likeliest text leaves the reference's, the reference holds the two tokens nearly equal: up to 0.31 nats apart
-in small random dense models and 0.45 with experts (0.02 in the shipped model); with weights of another scheme
-the largest gap of four prompts is 2.4 to 7. Its log-probabilities of the evaluated tokens are off by 0.04
-to 0.13 nats on average in small random dense models, by 0.2 with experts (0.014 in the shipped model); with
-weights of another scheme by 0.7 to 1.4, with those that the shipped model had before its last training by
-0.33.
-"""
+"""Gates: what an artifact must keep to be called proven, judged by the limits in force (``limits``)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converter.errors import UsageError
 from targets.plan import Difference
-from validation.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, LogitMetrics
+from validation.limits import (
+    AT_LEAST,
+    DECODE,
+    ENGINE,
+    GRAPH,
+    RELATIVE,
+    TEXT,
+    UNROUNDED_DECODE,
+    WEIGHTS,
+)
+from validation.metrics import LogitMetrics
 from validation.weights import NAN_ULP, WeightExactness
 
-#: Limits that apply unless the user sets others, for dense models and for mixtures of experts.
-DENSE: Mapping[str, float] = {
-    "exact_fraction": 1.0,
-    "exact_values": 1.0,
-    "on_lattice_fraction": 0.999,
-    "graph_kld": 1e-4,
-    "mean_kld": 0.015,
-    "same_top_p": 0.8,
-    "decode_mean_kld": 0.01,
-    "engine_same_tokens": 1.0,
-    "engine_same_prompts": 1.0,
-    "engine_same_ends": 1.0,
-    "engine_gap": 1.0,
-    "engine_mean_abs": 0.25,
-}
-EXPERTS: Mapping[str, float] = {
-    "exact_fraction": 1.0,
-    "exact_values": 1.0,
-    "on_lattice_fraction": 0.999,
-    "graph_kld": 1e-2,
-    "mean_kld": 0.15,
-    "same_top_p": 0.72,
-    "decode_mean_kld": 0.06,
-    "engine_same_tokens": 1.0,
-    "engine_same_prompts": 1.0,
-    "engine_same_ends": 1.0,
-    "engine_gap": 2.0,
-    "engine_mean_abs": 0.6,
-}
-#: Both agree to 1e-11 where activations are float32, to 1e-5 where they are float16: then the gate of
-#: decoding is as narrow as this, unless it is set narrower.
-UNROUNDED_DECODE = 1e-3
-#: Gates that apply only where the runtime decodes token by token, by the key of what it measures then.
-DECODE: Mapping[str, str] = {"decode_mean_kld": "mean_kld"}
-#: Gates of a runtime's text side: tokenizer, chat template and ends of answers, by the block of ``engine``
-#: that each judges. They apply where the artifact has a tokenizer, and that of the prompts where the
-#: checkpoint has a chat template.
-TEXT: Mapping[str, str] = {
-    "engine_same_tokens": "tokenizer",
-    "engine_same_prompts": "prompts",
-    "engine_same_ends": "ends",
-}
-#: Gates that apply only where an engine answered with the artifact.
-ANSWERS = ("engine_gap", "engine_mean_abs")
-ENGINE = (*TEXT, *ANSWERS)
-#: Gates of the weights, read back from the file.
-WEIGHTS = ("exact_fraction", "exact_values", "on_lattice_fraction")
-#: The runtime without rounding against the reference on the same weights; ``judge_graph`` judges it.
-GRAPH = "graph_kld"
 #: Everything beside the weights' values against what the converter makes of the checkpoint. It has no limit
 #: that a user could set: what differs either decides nothing or makes another model.
 SAME_AS_BUILT = "same_as_built"
-_AT_LEAST = (*WEIGHTS, *HIGHER_IS_BETTER)
-#: Everything that may be given a limit.
-KNOWN = (*_AT_LEAST, GRAPH, *LOWER_IS_BETTER, *DECODE, *ENGINE)
 #: Gates that may not have run, which a user may allow.
-MAY_NOT_RUN = (GRAPH, SAME_AS_BUILT, *TEXT)
+MAY_NOT_RUN = (GRAPH, SAME_AS_BUILT, *TEXT, *RELATIVE)
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
     """A limit and the value measured against it; ``note`` says why where the numbers do not.
 
-    ``passed`` is ``None`` for a gate that did not run, which ``note`` explains; ``allowed`` says that the
-    user wants to go on without it.
+    ``passed`` is ``None`` for a gate that did not run, which ``note`` explains; ``limit`` is ``None`` where
+    it is relative to what was not measured. ``allowed`` says that the user wants to go on without it.
     """
 
     name: str
-    limit: float
+    limit: float | None
     value: float | None
     passed: bool | None
     note: str = ""
@@ -127,7 +57,7 @@ class Gate:
         return entry | {"allowed": True} if self.allowed else entry
 
 
-def not_run(name: str, limit: float, why: str, allowed: Collection[str]) -> Gate:
+def not_run(name: str, limit: float | None, why: str, allowed: Collection[str]) -> Gate:
     """A gate that did not run, ``allowed`` if the user named it."""
     return Gate(name, limit, None, None, f"did not run: {why}", name in allowed)
 
@@ -145,26 +75,11 @@ def verdict(gates: Iterable[Gate]) -> bool | None:
     return False if False in results else None if None in results else True
 
 
-def limits(
-    overrides: Mapping[str, float],
-    *,
-    experts: bool = False,
-    allowances: Mapping[str, float] = MappingProxyType({}),
-    off_lattice: bool = False,
-) -> dict[str, float]:
-    """The limits that apply to a dense model, or to one with ``experts``.
-
-    ``allowances`` are the runtime's own for dense models, ``overrides`` what the user set; ``off_lattice``
-    says that the user accepts matrices on no lattice. Raises ``UsageError`` for an unknown gate or a limit
-    that is no number.
-    """
-    for name, limit in overrides.items():
-        if name not in KNOWN:
-            raise UsageError(f"unknown gate {name!r}; known: {', '.join(KNOWN)}")
-        if not math.isfinite(limit):
-            raise UsageError(f"gate {name}: {limit} is no limit")
-    accepted = {"on_lattice_fraction": 0.0} if off_lattice else {}
-    return {**(EXPERTS if experts else {**DENSE, **allowances}), **accepted, **overrides}
+def noted(gates: Iterable[Gate], notes: Mapping[str, str]) -> tuple[Gate, ...]:
+    """The gates with what ``notes`` say of their limits, by name."""
+    return tuple(
+        replace(gate, note="; ".join(filter(None, (gate.note, notes.get(gate.name))))) for gate in gates
+    )
 
 
 def judge(
@@ -382,7 +297,7 @@ def _logits(name: str, limit: float, logits: LogitMetrics) -> Gate:
     value = float(getattr(logits, name))
     if not math.isfinite(value):
         return Gate(name, limit, None, False, _fault(logits))
-    return Gate(name, limit, value, value >= limit if name in _AT_LEAST else value <= limit)
+    return Gate(name, limit, value, value >= limit if name in AT_LEAST else value <= limit)
 
 
 def _fault(logits: LogitMetrics) -> str:

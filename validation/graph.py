@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from converter.amounts import amount
 from converter.excerpt import Excerpt
-from validation.gates import GRAPH, Gate, judge_graph, not_run
+from validation.gates import Gate, judge_graph, not_run
+from validation.limits import GRAPH
 from validation.metrics import LogitMetrics
 from validation.room import Room
 from validation.runners import Runner

@@ -7,15 +7,16 @@ fractions, not percent.
 
 With ``p`` the reference's softmax at a position, ``q`` the candidate's, and ``t`` the token that follows:
 
-==============  =====================================================================================
-``mean_kld``    mean over positions of ``KL(p || q) = sum p ln(p / q)``, in nats
-``p999_kld``    99.9th percentile of the same, linearly interpolated between positions
-``max_kld``     largest of the same
-``same_top_p``  share of positions where ``argmax p == argmax q``
-``rms_delta_p`` root mean square of ``q[t] - p[t]`` over positions that have a ``t``
-``max_abs``     largest difference between two logits, over positions and vocabulary (not one of the tool's)
-``ppl``         ``exp(mean of -ln q[t])``; ``ppl_reference`` the same of ``p``
-==============  =====================================================================================
+================== ========================================================================================
+``mean_kld``       mean over positions of ``KL(p || q) = sum p ln(p / q)``, in nats
+``p999_kld``       99.9th percentile of the same, linearly interpolated between positions
+``max_kld``        largest of the same
+``same_top_p``     share of positions where ``argmax p == argmax q``
+``rms_delta_p``    root mean square of ``q[t] - p[t]`` over positions that have a ``t``
+``mean_abs_log_p`` mean of ``|ln q[t] - ln p[t]|`` over the same positions (not one of the tool's)
+``max_abs``        largest difference between two logits, over positions and vocabulary (as little)
+``ppl``            ``exp(mean of -ln q[t])``; ``ppl_reference`` the same of ``p``
+================== ========================================================================================
 
 The divergence is summed as ``sum p (exp(d) - 1 - d)``, ``d = ln q - ln p``: the same number, since ``p`` and
 ``q`` both sum to one, but no term is negative and nothing cancels where the two nearly agree.
@@ -60,6 +61,7 @@ class LogitMetrics:
     max_abs: float
     ppl: float
     ppl_reference: float
+    mean_abs_log_p: float
     faulty: int
     faulty_reference: int
     kld: NDArray[np.float64]
@@ -180,6 +182,7 @@ def _summarise(rows: list[_Position], faulty: int, faulty_reference: int) -> Log
         max_abs=max(row.max_abs for row in rows) if whole else math.nan,
         ppl=_exp(float(surprise.mean())) if tokens else math.nan,
         ppl_reference=_exp(float(surprise_reference.mean())) if tokens else math.nan,
+        mean_abs_log_p=float(np.abs(surprise - surprise_reference).mean()) if tokens else math.nan,
         faulty=faulty,
         faulty_reference=faulty_reference,
         kld=kld,

@@ -15,13 +15,14 @@ from typing import Any
 from converter.architecture import SLIDING
 from converter.checkpoint import Checkpoint
 from converter.worker import Worker
-from validation import gates
+from validation import gates, limits
 from validation.baseline import check_baseline
+from validation.evaluation import Evaluation, find_evaluation
 from validation.reference import check_dtype
 from validation.reference_process import reference_worker
 from validation.room import Room, room_in
 from validation.runners import CPU
-from validation.text import Tokens, cut, digest, encode, read_passages
+from validation.text import Tokens, cut, encode
 
 #: ``progress(stage, done, total)``; the unit depends on the stage.
 Progress = Callable[[str, int, int], None]
@@ -31,7 +32,8 @@ Progress = Callable[[str, int, int], None]
 class Settings:
     """How artifacts are proven.
 
-    ``positions`` of logits are compared on ``text``, a file (default: the shipped text). ``gates`` overrides
+    ``positions`` of logits are compared on ``text``, a file (default: the checkpoint's own text, else the
+    shipped one). ``gates`` overrides
     limits by name. ``max_memory`` in bytes bounds the reference model's weights in memory. ``baseline`` names
     what is measured beside an artifact. ``same_weights`` has logits of the artifact's own weights computed,
     which needs 4 bytes per parameter of temporary files. ``provider`` is what runs the artifact, for runtimes
@@ -61,14 +63,14 @@ class Settings:
 class Prepared:
     """All of a validation that needs no artifact, the same for every target.
 
-    ``text`` is the digest of the text that ``tokens`` are of, ``worker`` a
-    ``reference_worker`` that is running already.
+    ``evaluation`` has the text that ``tokens`` are of, ``worker`` is a ``reference_worker`` that is running
+    already.
     """
 
     checkpoint: Checkpoint
     settings: Settings
     tokens: Tokens
-    text: str
+    evaluation: Evaluation
     worker: Worker
 
 
@@ -84,20 +86,25 @@ def prepare(
 
     ``worker`` is a ``reference_worker`` that may be started already; without one, there is one that ends with
     the context. ``context`` is the most tokens that every artifact takes, if that is less than the model.
-    Raises ``UsageError`` for an option that means nothing and for a text that is too short, and
-    ``ValidationError`` when the checkpoint's tokenizer or chat template fails.
+    Raises ``UsageError`` for an option that means nothing and for a text that is too short,
+    ``CheckpointError`` for a text of the checkpoint's own that is none, and ``ValidationError`` when its
+    tokenizer or chat template fails.
     """
     architecture = checkpoint.architecture
-    gates.limits(settings.gates)  # an unknown gate costs no work
+    limits.check(settings.gates)  # an unknown gate costs no work
     check_baseline(settings.baseline)
     check_dtype(settings.reference_dtype)
     gates.check_unrun(settings.allow_unrun)
-    passages = read_passages(settings.text)
+    evaluation = find_evaluation(checkpoint.path, settings.text)
     with ExitStack() as stack:
         if worker is None:
             worker = stack.enter_context(reference_worker())
         encoding = encode(
-            checkpoint.path, passages, architecture.vocabulary, worker, stage_of(progress, "tokens")
+            checkpoint.path,
+            evaluation.passages,
+            architecture.vocabulary,
+            worker,
+            stage_of(progress, "tokens"),
         )
         sliding = any(layer.attention == SLIDING for layer in architecture.layers)
         tokens = cut(
@@ -106,7 +113,7 @@ def prepare(
             architecture.sliding_window if sliding else None,
             min(architecture.context, context or architecture.context),
         )
-        yield Prepared(checkpoint, settings, tokens, digest(passages), worker)
+        yield Prepared(checkpoint, settings, tokens, evaluation, worker)
 
 
 def reference_entry(prepared: Prepared) -> dict[str, Any]:
@@ -118,7 +125,8 @@ def reference_entry(prepared: Prepared) -> dict[str, Any]:
         "dtype": prepared.settings.reference_dtype,
         "positions": tokens.positions,
         "torch": version("torch"),
-        "text": prepared.text,
+        "text": prepared.evaluation.sha256,
+        "text_name": prepared.evaluation.name,
         "sequences": [
             {"kind": kind, "positions": len(ids) - first, **({"context": first} if first else {})}
             for kind, ids, first in zip(tokens.kinds, tokens.sequences, tokens.firsts, strict=True)

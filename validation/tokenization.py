@@ -17,7 +17,6 @@ from targets.sampling import end_tokens
 from validation.continuation import characters
 from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Chat, Ids, TextAccount, TextRuntime
-from validation.text import read_passages
 
 #: Characters of a passage that are tokenised: a user's own text may have millions.
 _PASSAGE: Final = 20_000
@@ -153,7 +152,7 @@ def compared_texts(prepared: Prepared) -> list[str]:
     """What the tokenizers are compared on: hard texts, special tokens, and the passages."""
     added = [token.content for token in prepared.checkpoint.tokenizer.added.values()]
     special = ["".join(added), *(f"a {token} b{token}" for token in added[:_SPECIAL])]
-    passages = read_passages(prepared.settings.text)
+    passages = prepared.evaluation.passages
     plain = [passage.text for passage in passages if passage.text]
     chats = ["\n".join(content for _, content in passage.turns) for passage in passages if passage.turns]
     return [*TEXTS, *special, *(text[:_PASSAGE] for text in (*plain, *chats))]

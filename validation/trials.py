@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from validation.gates import DECODE, Gate
+from validation.gates import Gate, verdict
+from validation.limits import DECODE, Limits
 from validation.metrics import LogitMetrics
 from validation.runners import Runtime
 
@@ -19,19 +20,24 @@ _MARGIN = 1.1
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One way to run an artifact, ``choice``, and what came of it; its logits lie in the file ``output``.
-    ``again`` are further runs, for their speed alone."""
+
+    ``metrics`` are against the reference, ``same_weights`` against float32 arithmetic on the artifact's own
+    weights (``None``: not measured), ``gates`` what the ``limits`` in force say. ``again`` are further runs,
+    for their speed alone."""
 
     choice: Mapping[str, object]
     runtime: Runtime
     output: Path
     metrics: LogitMetrics
+    same_weights: LogitMetrics | None
+    limits: Limits
     gates: tuple[Gate, ...]
     again: tuple[Runtime, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passed."""
-        return all(gate.passed for gate in self.gates)
+        """Whether every gate passed; one that did not run says nothing for this way."""
+        return verdict(self.gates) is True
 
     @property
     def mean_kld(self) -> float:
@@ -127,7 +133,7 @@ def _entry(trial: Trial, chosen: bool) -> dict[str, Any]:
     return {
         **trial.choice,
         "chosen": chosen,
-        "passed": trial.passed,
+        "passed": verdict(trial.gates),
         **{name: value if math.isfinite(value) else None for name, value in figures.items()},
         "decode_mean_kld": decode.get("mean_kld"),
         "decode_tokens_per_second": decode.get("tokens_per_second"),

@@ -20,10 +20,12 @@ from converter.excerpt import find_excerpt
 from targets.plan import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
 from validation import gates, graph, trials
+from validation import limits as limiting
 from validation.as_built import Built, built
 from validation.engine import measure_engine
 from validation.excerpt import cut_checkpoint, cut_tensors
-from validation.gates import Gate, judge, judge_engine, not_run
+from validation.gates import Gate, judge, judge_engine, not_run, noted
+from validation.limits import ANSWERS, DECODE, GRAPH, Limits, OwnLoss
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.preparation import Prepared, Progress, Settings, prepare, reference_entry, stage_of
@@ -170,12 +172,13 @@ class _Bench:
         return self.prepared.tokens
 
     @property
-    def limits(self) -> Mapping[str, float]:
-        """Of the gates, for this model in this runtime."""
-        return gates.limits(
+    def limits(self) -> Limits:
+        """Of the gates, for this model in this runtime if it predicts the text."""
+        return limiting.absolute(
             self.prepared.settings.gates,
             experts=self.checkpoint.architecture.experts is not None,
             allowances=self.runner.allowances,
+            own=self.prepared.evaluation.limits.get(self.target, {}),
             off_lattice=self.prepared.settings.off_lattice,
         )
 
@@ -183,19 +186,19 @@ class _Bench:
         """The artifact's entry of the report, in the best of at least one way to run it."""
         stored = find_target(self.target).describe(artifact, self.checkpoint)
         weights = measure(self.checkpoint, stored, stage_of(self.progress, "weights"))
-        tried = self._timed_again(artifact, self._try_all(artifact, choices, weights))
+        own = self._own_logits(stored)  # first, since limits may go by what each way loses beside them
+        tried = self._timed_again(artifact, self._try_all(artifact, choices, weights, own))
         trials_ = [trial for trial in tried if isinstance(trial, Trial)]
         chosen = trials.best(trials_)
         runtime = chosen.runtime
         described: dict[str, Any] = {"name": runtime.name, "version": runtime.version, **runtime.settings}
         built = self._as_built(artifact)
-        own = self._own_logits(stored)
         described |= self._same_weights(own, chosen)
         graph = self._graph(artifact, stored, own, trials_, described)
         judged = (*chosen.gates, graph, *built.gates)
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
-            judged = (*judged, *judge_engine(self.limits, described["engine"]))
+            judged = (*judged, *self._judge_engine(chosen.limits, described["engine"]))
         elif self.runner.text is not None and self.runner.text.takes(artifact):
             judged = (*judged, *self._text_side(self.runner.text, artifact, described))
         entry = {
@@ -223,7 +226,11 @@ class _Bench:
         )
 
     def _try_all(
-        self, artifact: Path, choices: Sequence[Mapping[str, object]], weights: WeightExactness
+        self,
+        artifact: Path,
+        choices: Sequence[Mapping[str, object]],
+        weights: WeightExactness,
+        own: OwnLogits | str,
     ) -> list[Trial | Refusal]:
         """Every choice in order. Raises the first error if the runtime refuses them all."""
         tried: list[Trial | Refusal] = []
@@ -231,7 +238,7 @@ class _Bench:
         for choice in choices:
             suffix = "".join(f" {name} {value}" for name, value in choice.items()) if len(choices) > 1 else ""
             try:
-                tried.append(self._try(artifact, choice, weights, suffix.replace("_", " ")))
+                tried.append(self._try(artifact, choice, weights, own, suffix.replace("_", " ")))
             except ValidationError as error:
                 tried.append(Refusal(choice, str(error)))
                 errors.append(error)
@@ -258,20 +265,48 @@ class _Bench:
         return runtime
 
     def _try(
-        self, artifact: Path, choice: Mapping[str, object], weights: WeightExactness, suffix: str
+        self,
+        artifact: Path,
+        choice: Mapping[str, object],
+        weights: WeightExactness,
+        own: OwnLogits | str,
+        suffix: str,
     ) -> Trial:
         output, runtime = self._run(artifact, f"runtime{suffix}", choice)
         logits = map_logits(output, self.tokens.positions)
         metrics = self._compare(self.reference, logits, f"metrics{suffix}")
+        same = None
+        if not isinstance(own, str):
+            same = self._compare(own.logits, logits, f"same weights metrics{suffix}")
+        limits = limiting.in_force(
+            self.limits,
+            metrics.ppl_reference,
+            self.reference.shape[1],
+            OwnLoss.of(same) if same is not None else str(own),
+        )
         decode = runtime.settings.get("decode")
         judged = judge(
-            self.limits,
+            limits.values,
             weights,
             metrics,
             decode if isinstance(decode, Mapping) else None,
             rounded=trials.rounds(runtime),
         )
-        return Trial(choice, runtime, output, metrics, judged)
+        lacking = [name for name in limits.lacking if name not in ANSWERS and (decode or name not in DECODE)]
+        return Trial(choice, runtime, output, metrics, same, limits, self._noted(limits, judged, lacking))
+
+    def _noted(self, limits: Limits, judged: Sequence[Gate], lacking: Sequence[str]) -> tuple[Gate, ...]:
+        """The gates ``judged``, with what there is to say of their limits, and those that have none."""
+        allowed = self.prepared.settings.allow_unrun
+        unrun = [not_run(name, None, limits.lacking[name], allowed) for name in lacking]
+        return (*noted(judged, limits.notes), *unrun)
+
+    def _judge_engine(self, limits: Limits, engine: Mapping[str, Any]) -> tuple[Gate, ...]:
+        return self._noted(
+            limits,
+            judge_engine(limits.values, engine),
+            [name for name in limits.lacking if name in ANSWERS and "greedy" in engine],
+        )
 
     def measure_baseline(self, choice: Mapping[str, object]) -> dict[str, Any]:
         """Weights and logits of the naive requantisation, written and run in the same way."""
@@ -320,14 +355,14 @@ class _Bench:
         """The gates of the runtime's text side; what it found goes to ``described``. An artifact that it
         cannot read fails them: the logits say what they say."""
         if missing := runtime.missing():
-            return gates.text_not_run(self.limits, missing, self.prepared.settings.allow_unrun)
+            return gates.text_not_run(self.limits.values, missing, self.prepared.settings.allow_unrun)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:
                 found = read_text_side(self.prepared, runtime, artifact, Path(name), self.progress)
             except ValidationError as error:
-                return gates.fail_text(self.limits, str(error))
+                return gates.fail_text(self.limits.values, str(error))
         described["engine"] = found
-        return judge_engine(self.limits, found)
+        return self._judge_engine(self.limits, found)
 
     def _own_logits(self, stored: Mapping[str, StoredTensor]) -> OwnLogits | str:
         """Logits of transformers on the artifact's own weights, or why there are none."""
@@ -362,13 +397,13 @@ class _Bench:
     def _same_weights(self, own: OwnLogits | str, chosen: Trial) -> dict[str, object]:
         """How far the runtime is from float32 arithmetic, with the GELU that it has, on the artifact's own
         weights."""
-        if isinstance(own, str):
+        if isinstance(own, str) or (metrics := chosen.same_weights) is None:
             note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
             return {"mean_kld_same_weights": None, **note}
-        logits = map_logits(chosen.output, self.tokens.positions)
-        metrics = self._compare(own.logits, logits, "same weights metrics")
         return {
             "mean_kld_same_weights": _number(metrics.mean_kld),
+            "same_top_p_same_weights": _number(metrics.same_top_p),
+            "mean_abs_log_p_same_weights": _number(metrics.mean_abs_log_p),
             "max_abs_same_weights": _number(metrics.max_abs),
         }
 
@@ -385,12 +420,12 @@ class _Bench:
         allowed = self.prepared.settings.allow_unrun
         if isinstance(own, str):
             if not self.prepared.settings.same_weights:
-                return graph.without(self.limits, own, allowed)
+                return graph.without(self.limits.values, own, allowed)
             return self._graph_of_excerpt(artifact, stored, own, described)
         try:
             lack = graph.shortage(self.runner, artifact, self._room())
         except ValidationError as error:
-            return graph.without(self.limits, str(error), allowed)
+            return graph.without(self.limits.values, str(error), allowed)
         if lack:
             return self._graph_of_excerpt(artifact, stored, lack, described)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
@@ -401,7 +436,7 @@ class _Bench:
                 same = [trial for trial in tried if not trial.rounded] if form == artifact else []
                 output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
             except ValidationError as error:
-                return graph.without(self.limits, str(error), allowed)
+                return graph.without(self.limits.values, str(error), allowed)
         metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "graph metrics")
         formed = "the artifact itself" if form == artifact else "its weights as floats"
         described["graph"] = graph.measured(metrics, self.tokens, formed, own.noise)
@@ -409,9 +444,8 @@ class _Bench:
 
     def _graph_limit(self, own: OwnLogits) -> float:
         """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""
-        limit = self.limits[gates.GRAPH]
-        given = gates.GRAPH in self.prepared.settings.gates
-        return limit if given else graph.limit_with_noise(limit, own.noise)
+        limit = self.limits.values[GRAPH]
+        return limit if GRAPH in self.limits.given else graph.limit_with_noise(limit, own.noise)
 
     def _graph_of_excerpt(
         self, artifact: Path, stored: Mapping[str, StoredTensor], lack: str, described: dict[str, Any]
@@ -421,7 +455,7 @@ class _Bench:
         allowed = self.prepared.settings.allow_unrun
         excerpt = find_excerpt(self.checkpoint.architecture)
         if excerpt is None:
-            return graph.without(self.limits, f"{lack}; no layer can be left out", allowed)
+            return graph.without(self.limits.values, f"{lack}; no layer can be left out", allowed)
         room = self._room()
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:
@@ -429,13 +463,13 @@ class _Bench:
                 less = disk_shortage(cut, room.disk, self.tokens.ids)
                 less = less or graph.shortage(self.runner, artifact, room, excerpt)
                 if less:
-                    return graph.without(self.limits, f"{lack}; for {excerpt} alone, {less}", allowed)
+                    return graph.without(self.limits.values, f"{lack}; for {excerpt} alone, {less}", allowed)
                 form, choice = self.runner.unrounded(
                     artifact, Path(name), stage_of(self.progress, "excerpt as floats"), excerpt
                 )
                 output, _ = self._run(form, "excerpt without rounding", choice)
             except (CheckpointError, ValidationError) as error:
-                return graph.without(self.limits, f"{lack}; {error}", allowed)
+                return graph.without(self.limits.values, f"{lack}; {error}", allowed)
         own = self._logits_of(cut, cut_tensors(stored, cut, excerpt), "excerpt")
         metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "excerpt metrics")
         described["graph"] = graph.measured(

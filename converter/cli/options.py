@@ -29,7 +29,7 @@ class Gate(click.ParamType[tuple[str, float]]):
         """The gate's name and its limit."""
         if isinstance(value, tuple):
             return value
-        from validation.gates import KNOWN
+        from validation.limits import KNOWN
 
         name, _, limit = str(value).partition("=")
         try:

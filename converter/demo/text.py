@@ -41,11 +41,14 @@ def is_held_out(topic: str) -> bool:
     return hashlib.sha256(topic.encode()).digest()[0] % HELD_OUT_SHARE == 0
 
 
+def held_out_topics() -> dict[str, str]:
+    """The held-out topics' texts by topic name, a paragraph once only."""
+    return _documents({name: text for name, text in topics.items() if is_held_out(name)}, set())
+
+
 def held_out_documents() -> list[str]:
-    """The held-out topics' texts, by topic name, a paragraph once only."""
-    return list(
-        _documents({name: text for name, text in topics.items() if is_held_out(name)}, set()).values()
-    )
+    """The held-out topics' texts, by topic name."""
+    return list(held_out_topics().values())
 
 
 def training_documents() -> dict[str, str]:
@@ -85,7 +88,7 @@ def conversations(documents: Mapping[str, str], chooser: random.Random) -> list[
     chats = []
     for document in documents.values():
         for title, body in sections(document):
-            answer = _opening(body, 700)
+            answer = opening(body, 700)
             question = chooser.choice(QUESTIONS).format(title=title)
             turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             if chooser.random() < 0.25:
@@ -94,7 +97,8 @@ def conversations(documents: Mapping[str, str], chooser: random.Random) -> list[
     return chats
 
 
-def _opening(body: str, limit: int) -> str:
+def opening(body: str, limit: int) -> str:
+    """The first paragraphs of a text, as many as ``limit`` characters hold; the first is cut if need be."""
     paragraphs = body.split("\n\n")
     kept = paragraphs[0]
     for paragraph in paragraphs[1:]:

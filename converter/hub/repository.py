@@ -18,7 +18,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _DESCRIPTION = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
+    r"|evaluation_text\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
 )
 _LICENCE = re.compile(r"LICENSE(\.txt|\.md)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")

@@ -1,0 +1,69 @@
+"""The text that the demonstration model is judged on: excerpts of the held-out topics.
+
+    python -m converter.demo.evaluation
+
+writes ``evaluation_text.json`` into the shipped checkpoint. The text follows the topics that the model was
+trained on and is none of them, so that it says what rounding costs; on a text that the model does not know,
+rounded weights may well come out better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from converter.checkpoint import EVALUATION_TEXT
+from converter.demo import DEMO
+from converter.demo.text import conversations, held_out_topics, opening
+
+#: The topics that are read as they are, the longest ones, and the characters of each.
+TOPICS: Final = 4
+TOPIC_CHARACTERS: Final = 1800
+#: The chats, of those about the other topics the longest.
+CHATS: Final = 4
+SEED: Final = 4
+#: Limits of this model, where it loses so little that the general ones would hide something: at most twice
+#: what a right artifact measures.
+LIMITS: Final[Mapping[str, Mapping[str, float]]] = {}
+ABOUT: Final = (
+    "Excerpts of pydoc_data.topics, which ships with CPython. Copyright 2001 Python Software Foundation;"
+    " all rights reserved; Python Software Foundation License Version 2."
+)
+
+
+def evaluation_text() -> dict[str, object]:
+    """The content of the file. The topics are those of the running Python: another version words some
+    otherwise."""
+    topics = held_out_topics()
+    longest = sorted(topics, key=lambda name: (-len(topics[name]), name))[:TOPICS]
+    passages: list[dict[str, object]] = [
+        {"kind": "help topics", "text": opening(topics[name], TOPIC_CHARACTERS)} for name in sorted(longest)
+    ]
+    others = {name: text for name, text in topics.items() if name not in longest}
+    chats = conversations(others, random.Random(SEED))
+    chats.sort(key=lambda turns: -sum(len(turn["content"]) for turn in turns))
+    passages += [{"kind": "chats", "turns": turns} for turns in chats[:CHATS]]
+    return {"about": ABOUT, "passages": passages, "gates": LIMITS}
+
+
+def write_evaluation_text(directory: Path) -> None:
+    """Write the file into a checkpoint's directory."""
+    text = json.dumps(evaluation_text(), indent=1, ensure_ascii=False)
+    (directory / EVALUATION_TEXT).write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write the file of the shipped checkpoint, or of another directory."""
+    parser = argparse.ArgumentParser(
+        prog="python -m converter.demo.evaluation", description="Write the demonstration model's own text."
+    )
+    parser.add_argument("out", type=Path, nargs="?", default=DEMO)
+    write_evaluation_text(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
