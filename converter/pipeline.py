@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -207,8 +209,8 @@ def _convert(
         if earlier is not None:
             check_staying(earlier, names, digests.entries(model.checkpoint.path))
         with model.unchanged():
-            told, files = _write(model, pairs, scratch, progress, warn)
-        changing = {scratch / plan.artifacts[0] for target, plan in pairs if target.choices(plan)}
+            told, files = _write(model, pairs, scratch, progress, warn, measured=prepared is not None)
+        changing = {scratch / name for target, plan in pairs for name in _changing(target, plan)}
         digests.add(path for path in manifest.files_of(scratch) if path not in changing)
         with model.unchanged():  # the last of it is read here, by children too
             report, choices = _prove(prepared, model, pairs, told, digests, scratch, progress)
@@ -264,14 +266,18 @@ def _write(
     scratch: Path,
     progress: Progress,
     warn: Callable[[str], None],
+    *,
+    measured: bool,
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Write all artifacts; what each target warned of, before and after, which is told here, and the paths of
-    its files."""
+    its files. ``measured`` says that measuring is to choose among the ways of a target."""
     told: dict[str, list[str]] = {}
     files: dict[str, list[str]] = {}
     before: set[Path] = set()
     for target, plan in pairs:
-        warnings = target.write(model.checkpoint, plan, scratch, progress)
+        choice = _written_choice(target, plan, measured)
+        made = plan if choice is None else target.written(plan, choice)
+        warnings = target.write(model.checkpoint, made, scratch, progress)
         for warning in warnings:
             warn(warning)
         told[target.name] = [*plan.warnings, *warnings]
@@ -279,6 +285,27 @@ def _write(
         files[target.name] = sorted(path.relative_to(scratch).as_posix() for path in written - before)
         before = written
     return told, files
+
+
+def _replaced(target: Target, plan: Plan) -> bool:
+    """Whether a choice takes an artifact of its own."""
+    return any(target.written(plan, choice) is not plan for choice in target.choices(plan))
+
+
+def _changing(target: Target, plan: Plan) -> Sequence[str]:
+    """The files that a choice may change or replace once they are written."""
+    if not target.choices(plan):
+        return ()
+    return (*plan.artifacts, *plan.companions) if _replaced(target, plan) else plan.artifacts[:1]
+
+
+def _written_choice(target: Target, plan: Plan, measured: bool) -> Mapping[str, object] | None:
+    """The choice by which a target's artifact is written: the most accurate one, but the first where they are
+    to be measured and each has an artifact of its own; ``None`` where nothing is to be chosen."""
+    choices = target.choices(plan)
+    if not choices:
+        return None
+    return choices[0] if measured and _replaced(target, plan) else choices[-1]
 
 
 @contextmanager
@@ -326,12 +353,17 @@ def _prove(
     chosen: dict[str, Mapping[str, object]] = {}
     for target, plan in pairs:
         artifact, choices = scratch / plan.artifacts[0], target.choices(plan)
-        choice = choices[-1] if choices else None
+        choice = _written_choice(target, plan, prepared is not None)
         measured: dict[str, object] = {"passed": None}
         if prepared is not None:
             try:
-                proof = _measure(prepared, model, plan, artifact, scratch, progress, digests, choices)
-                measured, choice = proof.entry, proof.choice if choices else None
+                with tempfile.TemporaryDirectory(prefix=".others-", dir=scratch) as name:
+                    others = Path(name)
+                    proof = _measure(
+                        prepared, model, plan, artifact, scratch, progress, digests, choices, others
+                    )
+                    measured, choice = proof.entry, proof.choice if choices else None
+                    _take(proof.artifact, artifact, scratch, (*plan.artifacts, *plan.companions))
             except (QatconvertError, OSError, MemoryError) as error:
                 measured = {"passed": False, "error": _reason(error)}
         if choice is not None:
@@ -345,6 +377,16 @@ def _prove(
             **measured,
         }
     return _assemble(model, prepared, entries), chosen
+
+
+def _take(chosen: Path, artifact: Path, scratch: Path, names: Sequence[str]) -> None:
+    """Put the files of the artifact that was chosen in the place of those that were written at first, by
+    their names below the directory of each."""
+    if chosen == artifact:
+        return
+    directory = chosen.parents[len(Path(names[0]).parts) - 1]
+    for name in names:
+        os.replace(directory / name, scratch / name)
 
 
 def _reason(error: Exception) -> str:
@@ -366,9 +408,10 @@ def _measure(
     progress: Progress,
     digests: manifest.Digests,
     choices: Sequence[Mapping[str, object]] = (),
+    others: Path | None = None,
 ) -> Proof:
     """The measured part of a target's entry. Temporary files lie in ``scratch``, where there is room for
-    models, and are gone when this returns."""
+    models, and are gone when this returns; artifacts of other choices than the first, in ``others``."""
     from validation.validation import prove
 
     files = digests.entries(model.checkpoint.path)
@@ -380,6 +423,7 @@ def _measure(
         choices=choices,
         source={"files": [entry["sha256"] for entry in files]},
         scratch=scratch,
+        others=others,
         settle=digests.wait,
         unchanged=model.check_unchanged,
         progress=progress,

@@ -259,7 +259,8 @@ def _as_json(value: Mapping[str, object]) -> dict[str, Any]:
 
 def _make(one: _Planned, model: Model, scratch: Path, progress: Progress) -> tuple[str, ...]:
     """Write a target's files and make the recorded choice; the names of the files."""
-    one.target.write(model.checkpoint, one.plan, scratch, progress)
+    plan = one.plan if one.choice is None else one.target.written(one.plan, one.choice)
+    one.target.write(model.checkpoint, plan, scratch, progress)
     if one.choice is not None:
         one.target.choose(scratch / one.plan.artifacts[0], one.choice)
     return one.files

@@ -189,12 +189,17 @@ class Target(Protocol):
         it and no gate failed, and return warnings."""
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
-        """Ways to run the written artifact that only measuring can tell apart, by option and value: the
-        preferred one first, the most accurate one last. Empty where there is nothing to choose."""
+        """Ways to run an artifact that only measuring can tell apart, by option and value: the preferred one
+        first, the most accurate one last. Empty where there is nothing to choose."""
+
+    def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
+        """The plan by which an artifact is written that runs as one of ``choices``: ``plan`` itself where
+        ``choose`` and the runtime make any artifact do so. Where each choice has an artifact of its own, the
+        choices stand from the fastest to the slowest, so that the first that is good enough is kept."""
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
-        """Make the artifact, which ``write`` left in the scratch directory, run as one of ``choices``.
-        Changes no other file than the main one, whose path is given."""
+        """Make the artifact, which ``write`` left in the scratch directory by the plan that is ``written``
+        for a choice, run as it. Changes no other file than the main one, whose path is given."""
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """Every file of the artifact whose main (or first) file is given; raises ``CheckpointError`` if

@@ -423,11 +423,9 @@ def alternatives(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Heading and rows of the table that sets the ways to run the artifact side by side, a column each;
     empty unless several were measured."""
     tried = entry.get("alternatives") or []
-    known = {"chosen", "passed", "gates", "error", *(key for key, _, _ in _ALTERNATIVE)}
     heading, verdicts = ["figure"], ["gates"]
     for one in tried:
-        choice = {key: value for key, value in one.items() if key not in known}
-        name = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choice.items())
+        name = way_told(one)
         heading.append(f"{name} (chosen)" if one["chosen"] else name)
         failed = [gate["name"] for gate in one.get("gates", ()) if not gate["passed"]]
         why = one.get("error") or ", ".join(failed)
@@ -437,6 +435,13 @@ def alternatives(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
         for key, label, form in _ALTERNATIVE
     ]
     return [tuple(heading), *rows, tuple(verdicts)] if tried else []
+
+
+def way_told(alternative: Mapping[str, Any]) -> str:
+    """In which way an artifact was run: the option and its value."""
+    known = {"chosen", "passed", "gates", "error", *(key for key, _, _ in _ALTERNATIVE)}
+    choice = {key: value for key, value in alternative.items() if key not in known}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choice.items())
 
 
 def gate_row(gate: Mapping[str, Any]) -> tuple[str, ...]:

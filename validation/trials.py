@@ -12,6 +12,7 @@ from validation.gates import Gate, verdict
 from validation.limits import DECODE, Limits
 from validation.metrics import LogitMetrics
 from validation.runners import Runtime
+from validation.subject import Subject
 
 #: How many times as fast a way must be that comes after another: less may be noise.
 _MARGIN = 1.1
@@ -23,9 +24,10 @@ class Trial:
 
     ``metrics`` are against the reference, ``same_weights`` against float32 arithmetic on the artifact's own
     weights (``None``: not measured), ``gates`` what the ``limits`` in force say. ``again`` are further runs,
-    for their speed alone."""
+    for their speed alone. ``subject`` is what was run."""
 
     choice: Mapping[str, object]
+    subject: Subject
     runtime: Runtime
     output: Path
     metrics: LogitMetrics

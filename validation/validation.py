@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CheckpointError, UsageError, ValidationError
+from converter.errors import CheckpointError, TargetError, UsageError, ValidationError
 from converter.excerpt import find_excerpt
 from targets.plan import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
@@ -33,6 +33,7 @@ from validation.reference import Model, OwnLogits, default_cache, own_logits, re
 from validation.room import Room
 from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
 from validation.same_weights import disk_shortage, write_checkpoint
+from validation.subject import Subject, read_subject, subject_of
 from validation.text import Tokens
 from validation.tokenization import read_text_side
 from validation.trials import Refusal, Trial
@@ -45,10 +46,12 @@ _TURNS = 2
 @dataclass(frozen=True, slots=True)
 class Proof:
     """``entry`` is the target's entry of report.json without ``artifact``, ``bytes`` and ``bits_per_weight``,
-    ``choice`` the way to run the artifact that it is about."""
+    ``choice`` the way to run the artifact that it is about, ``artifact`` its main file: the one that was
+    given, or another that the choice took."""
 
     entry: dict[str, Any]
     choice: Mapping[str, object]
+    artifact: Path
 
 
 def validate(
@@ -107,6 +110,7 @@ def prove(
     choices: Sequence[Mapping[str, object]] = (),
     source: Mapping[str, object] | None = None,
     scratch: Path | None = None,
+    others: Path | None = None,
     settle: Callable[[], object] = lambda: None,
     unchanged: Callable[[], object] = lambda: None,
     progress: Progress = lambda stage, done, total: None,
@@ -115,9 +119,11 @@ def prove(
     fails is a result.
 
     ``plan`` is how it is to be. With ``choices`` (the target's), each is measured and judged, and
-    ``trials.best`` says which one the proof
-    is about; without, the artifact is run as it was written. ``settle`` is called before the runtime is:
-    whoever has other work going on waits for its end there, since speed is measured.
+    ``trials.best`` says which one the proof is about; without, the artifact is run as it was written. Where a
+    choice takes an artifact of its own, ``artifact`` is that of the first, the others are written below the
+    directory ``others`` (default: one that is gone at the end), in order, until one passes.
+    ``settle`` is called before the runtime is: whoever has other work going on waits for its end there, since
+    speed is measured.
 
     ``source`` identifies the checkpoint for the cache of reference logits: a mapping with the digests of its
     ``files``; otherwise they are hashed. A commit does not, as files can be damaged. ``unchanged`` raises if
@@ -142,11 +148,11 @@ def prove(
             unchanged=unchanged,
             progress=stage_of(progress, "reference"),
         )
-        bench = _Bench(prepared, target, runner, plan, reference, Path(name), progress)
+        bench = _Bench(prepared, target, runner, reference, Path(name), others or Path(name), progress)
         settle()
-        proof = bench.measure(artifact, choices or (AS_IT_IS,))
+        proof, options = bench.measure(artifact, plan, choices)
         if settings.baseline is not None:
-            measured = bench.measure_baseline(_way(proof))
+            measured = bench.measure_baseline(options, _way(proof))
             proof.entry["baseline"] = {"name": settings.baseline, **measured}
     return proof
 
@@ -158,9 +164,9 @@ class _Bench:
     prepared: Prepared
     target: str
     runner: Runner
-    plan: Plan
     reference: NDArray[np.float32]
     scratch: Path
+    others: Path
     progress: Progress
 
     @property
@@ -182,19 +188,25 @@ class _Bench:
             off_lattice=self.prepared.settings.off_lattice,
         )
 
-    def measure(self, artifact: Path, choices: Sequence[Mapping[str, object]]) -> Proof:
-        """The artifact's entry of the report, in the best of at least one way to run it."""
-        stored = find_target(self.target).describe(artifact, self.checkpoint)
-        weights = measure(self.checkpoint, stored, stage_of(self.progress, "weights"))
-        own = self._own_logits(stored)  # first, since limits may go by what each way loses beside them
-        tried = self._timed_again(artifact, self._try_all(artifact, choices, weights, own))
+    def measure(
+        self, artifact: Path, plan: Plan, choices: Sequence[Mapping[str, object]]
+    ) -> tuple[Proof, Mapping[str, object]]:
+        """The artifact's entry of the report, in the best way to run it, and the options by which it is
+        written."""
+        target = find_target(self.target)
+        first = target.written(plan, choices[0]) if choices else plan
+        given = read_subject(target, self.checkpoint, artifact, first, self.progress)
+        own = self._own_logits(given.stored)  # first, since limits may go by what each way loses beside them
+        tried = self._timed_again(self._try_all(given, choices or (AS_IT_IS,), own))
         trials_ = [trial for trial in tried if isinstance(trial, Trial)]
         chosen = trials.best(trials_)
-        runtime = chosen.runtime
+        runtime, subject = chosen.runtime, chosen.subject
+        artifact = subject.artifact
         described: dict[str, Any] = {"name": runtime.name, "version": runtime.version, **runtime.settings}
-        built = self._as_built(artifact)
+        described |= chosen.choice
+        built = self._as_built(artifact, subject.plan)
         described |= self._same_weights(own, chosen)
-        graph = self._graph(artifact, stored, own, trials_, described)
+        graph = self._graph(artifact, subject.stored, own, trials_, described)
         judged = (*chosen.gates, graph, *built.gates)
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
@@ -203,7 +215,7 @@ class _Bench:
             judged = (*judged, *self._text_side(self.runner.text, artifact, described))
         entry = {
             "passed": gates.verdict(judged),
-            "weights": weights_entry(weights),
+            "weights": weights_entry(subject.weights),
             "logits": logits_entry(chosen.metrics),
             "runtime": described,
             "gates": [gate.entry() for gate in judged],
@@ -211,9 +223,9 @@ class _Bench:
         }
         if len(tried) > 1:
             entry["alternatives"] = trials.alternatives(tried, chosen)
-        return Proof(entry, chosen.choice)
+        return Proof(entry, chosen.choice, artifact), subject.plan.options
 
-    def _as_built(self, artifact: Path) -> Built:
+    def _as_built(self, artifact: Path, plan: Plan) -> Built:
         """What differs from what the converter makes; a gate unless the artifact is another tool's."""
         settings, target = self.prepared.settings, find_target(self.target)
         try:
@@ -222,37 +234,56 @@ class _Bench:
             missing = not_run(gates.SAME_AS_BUILT, 0, str(error), settings.allow_unrun)
             return Built(() if settings.foreign else (missing,), {"foreign": settings.foreign})
         return built(
-            target.differences(artifact, self.checkpoint, self.plan, self.progress), foreign=settings.foreign
+            target.differences(artifact, self.checkpoint, plan, self.progress), foreign=settings.foreign
         )
 
     def _try_all(
         self,
-        artifact: Path,
+        given: Subject,
         choices: Sequence[Mapping[str, object]],
-        weights: WeightExactness,
         own: OwnLogits | str,
     ) -> list[Trial | Refusal]:
-        """Every choice in order. Raises the first error if the runtime refuses them all."""
+        """Every choice in order; where they have artifacts of their own, up to the first that passes. Raises
+        the first error if the runtime refuses them all."""
         tried: list[Trial | Refusal] = []
         errors = []
-        for choice in choices:
+        for number, choice in enumerate(choices):
             suffix = "".join(f" {name} {value}" for name, value in choice.items()) if len(choices) > 1 else ""
             try:
-                tried.append(self._try(artifact, choice, weights, own, suffix.replace("_", " ")))
+                subject = self._subject(given, choice, self.others / str(number)) if number else given
+                trial = self._try(subject, choice, own, suffix.replace("_", " "))
             except ValidationError as error:
                 tried.append(Refusal(choice, str(error)))
                 errors.append(error)
-        if len(errors) == len(choices):
+                continue
+            tried.append(trial)
+            if trial.passed and self._costs_an_artifact(given, choices[number + 1 :]):
+                break
+        if len(errors) == len(tried):
             raise errors[0]
         return trials.with_lost_cache(tried)
 
-    def _timed_again(self, artifact: Path, tried: Sequence[Trial | Refusal]) -> Sequence[Trial | Refusal]:
+    def _subject(self, given: Subject, choice: Mapping[str, object], directory: Path) -> Subject:
+        """What runs as ``choice``. Raises ``ValidationError`` if it cannot be written."""
+        directory.mkdir()
+        target = find_target(self.target)
+        try:
+            return subject_of(target, self.checkpoint, choice, given, directory, self.progress)
+        except TargetError as error:
+            raise ValidationError(str(error)) from error
+
+    def _costs_an_artifact(self, given: Subject, choices: Sequence[Mapping[str, object]]) -> bool:
+        """Whether one of ``choices`` would have to be written first."""
+        target = find_target(self.target)
+        return any(target.written(given.plan, choice) != given.plan for choice in choices)
+
+    def _timed_again(self, tried: Sequence[Trial | Refusal]) -> Sequence[Trial | Refusal]:
         """``tried``, with more runs in turn as long as speed alone decides against the preferred way."""
         for _ in range(_TURNS):
             if not trials.surprising([trial for trial in tried if isinstance(trial, Trial)]):
                 break
             tried = [
-                replace(trial, again=(*trial.again, self._timed(artifact, trial.choice)))
+                replace(trial, again=(*trial.again, self._timed(trial.subject.artifact, trial.choice)))
                 if isinstance(trial, Trial) and trial.passed
                 else trial
                 for trial in tried
@@ -266,13 +297,12 @@ class _Bench:
 
     def _try(
         self,
-        artifact: Path,
+        subject: Subject,
         choice: Mapping[str, object],
-        weights: WeightExactness,
         own: OwnLogits | str,
         suffix: str,
     ) -> Trial:
-        output, runtime = self._run(artifact, f"runtime{suffix}", choice)
+        output, runtime = self._run(subject.artifact, f"runtime{suffix}", choice)
         logits = map_logits(output, self.tokens.positions)
         metrics = self._compare(self.reference, logits, f"metrics{suffix}")
         same = None
@@ -287,13 +317,14 @@ class _Bench:
         decode = runtime.settings.get("decode")
         judged = judge(
             limits.values,
-            weights,
+            subject.weights,
             metrics,
             decode if isinstance(decode, Mapping) else None,
             rounded=trials.rounds(runtime),
         )
         lacking = [name for name in limits.lacking if name not in ANSWERS and (decode or name not in DECODE)]
-        return Trial(choice, runtime, output, metrics, same, limits, self._noted(limits, judged, lacking))
+        judged = self._noted(limits, judged, lacking)
+        return Trial(choice, subject, runtime, output, metrics, same, limits, judged)
 
     def _noted(self, limits: Limits, judged: Sequence[Gate], lacking: Sequence[str]) -> tuple[Gate, ...]:
         """The gates ``judged``, with what there is to say of their limits, and those that have none."""
@@ -308,14 +339,14 @@ class _Bench:
             [name for name in limits.lacking if name in ANSWERS and "greedy" in engine],
         )
 
-    def measure_baseline(self, choice: Mapping[str, object]) -> dict[str, Any]:
-        """Weights and logits of the naive requantisation, written and run in the same way."""
+    def measure_baseline(self, options: Mapping[str, object], choice: Mapping[str, object]) -> dict[str, Any]:
+        """Weights and logits of the naive requantisation, written by ``options`` and run in the same way."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as directory:
             naive = baselines.write_naive_q4_0(
                 self.target,
                 self.checkpoint,
                 Path(directory),
-                self.plan.options,
+                options,
                 stage_of(self.progress, "baseline"),
             )
             stored = find_target(self.target).describe(naive, self.checkpoint)

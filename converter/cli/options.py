@@ -120,6 +120,15 @@ def litert_options(command: Command) -> Command:
                 is_flag=True,
                 help="Put the embeddings of a LiteRT bundle into models of their own.",
             ),
+            click.option(
+                "--litert-activations",
+                "activations",
+                metavar="ROWS",
+                help="Rows in which a LiteRT bundle's products take their input, each rounded by its own "
+                "scale: 1, 2, layers (2, and 1 in the output head), or the projections that take 2, as in "
+                "down_proj,v_proj. More are more accurate, fewer faster. Default: the fastest that passes "
+                "the gates is kept.",
+            ),
         )
     ):
         command = option(command)
@@ -143,6 +152,7 @@ EFFECT: Mapping[str, tuple[str, ...]] = {
     "prefill_lengths": ("litert",),
     "context_length": ("litert",),
     "externalize_embedder": ("litert",),
+    "activations": ("litert",),
     "keep_tflite": ("litert",),
     "npu": ("litert",),
     "android_assets": ("litert",),
@@ -185,6 +195,7 @@ _OF_TARGETS = (
     "prefill_lengths",
     "context_length",
     "externalize_embedder",
+    "activations",
     "keep_tflite",
     "npu",
     "android_assets",

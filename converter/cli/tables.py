@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from converter.names import one_line
-from validation.figures import difference_lines, engine_text, options_told, share, target_verdict
+from validation.figures import difference_lines, engine_text, options_told, share, target_verdict, way_told
 
 
 def size(count: float) -> str:
@@ -131,10 +131,10 @@ def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:
     """The way to run the artifact that was chosen, then the others, each with its speed and verdict."""
     told = []
     for one in sorted(alternatives, key=lambda one: not one["chosen"]):
-        level, speed = one.get("accuracy_level"), one.get("decode_tokens_per_second")
+        speed = one.get("decode_tokens_per_second")
         figure = escape(one["error"]) if "error" in one else f"{speed:,.0f} tokens/s" if speed else "no speed"
         kept = "kept" if one["chosen"] else "passed" if one["passed"] else "failed"
-        told.append(f"accuracy level {level}: {kept}, {figure}")
+        told.append(f"{way_told(one)}: {kept}, {figure}")
     return "; ".join(told)
 
 

@@ -152,6 +152,10 @@ class GgufTarget:
         """See ``targets.plan.Target``: none, llama.cpp itself knows one way to run a file."""
         return ()
 
+    def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
+        """See ``targets.plan.Target``: no choice takes another artifact."""
+        return plan
+
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``: nothing is to be done."""
 

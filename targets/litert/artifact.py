@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from converter.checkpoint import Checkpoint
 from converter.weight import Weight
+from targets.litert.activations import two_rows, ways
 from targets.litert.android import check_assets, check_directory, write_assets
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
 from targets.litert.graph import (
@@ -47,7 +49,8 @@ _GRAPHS: Final = KeptGraphs()
 class LitertTarget:
     """LiteRT-LM's format. Options: ``prefill_lengths`` (tokens, a list), ``context_length`` (tokens),
     ``externalize_embedder``, ``keep_tflite`` (booleans), ``off_lattice`` (``q8_0``, ``bf16``, ``f16``,
-    ``q4_0``, ``f32``), ``npu`` (``qualcomm:SM8750``, a list), ``android_assets`` (a directory)."""
+    ``q4_0``, ``f32``), ``npu`` (``qualcomm:SM8750``, a list), ``android_assets`` (a directory),
+    ``activations`` (``1``, ``2`` rows, or names of the projections that take two)."""
 
     name = "litert"
     suffix = ".litertlm"
@@ -123,6 +126,7 @@ class LitertTarget:
                 "keep_tflite": chosen.keep_tflite,
                 "off_lattice": options.get("off_lattice") or "q8_0",
                 "npu": [str(npu) for npu in chosen.npus],
+                "activations": chosen.activations,
             },
             operators=operators(tensors, tied_head=architecture.tied_head),
             context=chosen.context,
@@ -189,8 +193,12 @@ class LitertTarget:
         return ()
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
-        """See ``targets.plan.Target``: none, LiteRT knows one way to run a graph."""
-        return ()
+        """See ``targets.plan.Target``: rows of activations, where nothing was given and a product rounds."""
+        return ways(plan.tensors) if plan.options["activations"] is None else ()
+
+    def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
+        """See ``targets.plan.Target``: another graph for every choice."""
+        return replace(plan, options={**plan.options, **choice})
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``: nothing is to be done."""
@@ -244,6 +252,7 @@ def _graphs(
 ) -> Mapping[str, bytes]:
     """The graphs of a plan by model type; they are exported once for all that need them."""
     chosen, formats = read_options(plan.options), _formats(plan)
+    rows = two_rows(chosen.activations, checkpoint.architecture)
 
     def export(directory: Path) -> Mapping[str, Path]:
         return export_graphs(
@@ -254,9 +263,12 @@ def _graphs(
             directory,
             progress,
             externalize_embedder=chosen.externalize_embedder,
+            two_rows=rows,
         )
 
-    key = graph_key(checkpoint, formats, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder)
+    key = graph_key(
+        checkpoint, formats, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder, rows
+    )
     return _GRAPHS.get(key, export, scratch)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -45,6 +45,7 @@ def export_graphs(
     progress: Progress = lambda done, total: None,
     *,
     externalize_embedder: bool = False,
+    two_rows: Collection[str] = (),
 ) -> Mapping[str, Path]:
     """Write the graphs of a text model below ``directory``; paths by LiteRT-LM's name of the kind.
 
@@ -52,7 +53,8 @@ def export_graphs(
     ``<name>|sums`` (float32 ``[rows, columns / 32]``), and a tied head becomes an input of its own if
     ``lm_head.weight`` has a format. Of a tensor of experts ``[E, N, K]`` the input is ``[E * N, K]``, and
     ``[N, E * K]`` for ``down_proj``, the experts side by side. ``prefill_lengths`` and ``context_length`` are
-    in tokens. With ``externalize_embedder`` the embeddings are graphs of their own.
+    in tokens. With ``externalize_embedder`` the embeddings are graphs of their own. The products of modules
+    named in ``two_rows`` (``down_proj``) split their input by magnitude.
 
     Equal arguments give equal bytes. Raises ``TargetError`` of one line, with the child's log as a note.
     """
@@ -65,6 +67,7 @@ def export_graphs(
             "context_length": context_length,
             "directory": str(directory.absolute()),
             "externalize_embedder": externalize_embedder,
+            "two_rows": sorted(two_rows),
         }
         files = ask(_MODULE, request, progress, work="the graph's export")
     finally:
@@ -101,6 +104,7 @@ def graph_key(
     prefill_lengths: Sequence[int],
     context_length: int,
     externalize_embedder: bool,
+    two_rows: Collection[str],
 ) -> str:
     """What equal exports have in common; the arguments are those of ``export_graphs``."""
     digest = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
@@ -108,7 +112,13 @@ def graph_key(
         digest.update(f"{name} {weight.shape}".encode())
         if len(weight.shape) < 2:
             digest.update(np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes())
-    asked = (sorted(formats.items()), list(prefill_lengths), context_length, externalize_embedder)
+    asked = (
+        sorted(formats.items()),
+        list(prefill_lengths),
+        context_length,
+        externalize_embedder,
+        sorted(two_rows),
+    )
     digest.update(f"{asked} {checkpoint.architecture}".encode())
     return digest.hexdigest()
 

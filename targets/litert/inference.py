@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
 from converter.document import shown
 from converter.errors import CheckpointError
 from converter.weight import Weight
+from targets.litert.activations import found_activations, projection
 from targets.litert.bundle import EMBEDDER, PREFILL_DECODE, read_sections
 from targets.litert.functions import Content, read_content
 from targets.litert.reading import open_models
-from targets.litert.schema import GRAPH_BYTES, TYPES
-from targets.litert.storage import LATTICE, is_matrix
+from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
+from targets.litert.storage import HEAD, LATTICE, is_matrix
 
 _PREFILL: Final = "prefill_"
 #: The option ``off_lattice`` for the format of matrices on no lattice; the first that gives it.
@@ -21,8 +23,9 @@ _OFF_LATTICE: Final[Mapping[str, str]] = {"FLOAT16": "q8_0", "FLOAT": "bf16"}
 
 
 def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, object]:
-    """Prefill lengths and context from the decoder's signatures, ``externalize_embedder`` from the models,
-    and ``off_lattice`` from the types of the ``weights`` on no lattice. Raises ``CheckpointError``."""
+    """Prefill lengths, context and ``activations`` from the decoder's signatures, ``externalize_embedder``
+    from the models, and ``off_lattice`` from the types of the ``weights`` on no lattice. Raises
+    ``CheckpointError``."""
     models = open_models(artifact)
     kinds = [PREFILL_DECODE]
     if artifact.suffix == ".litertlm":
@@ -36,6 +39,7 @@ def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, ob
         "prefill_lengths": _lengths(content, artifact),
         "context_length": _context(content, artifact),
         "externalize_embedder": EMBEDDER in kinds or _takes(content, "embeddings"),
+        "activations": _activations(content, model, {*weights, HEAD}),
     }
     off = {weight.name for weight in weights.values() if is_matrix(weight) and weight.lattice != LATTICE}
     for one in models:
@@ -52,6 +56,23 @@ def _lengths(content: Content, artifact: Path) -> list[int]:
     if not lengths:
         raise CheckpointError(f"{artifact}: has no signature {_PREFILL}N")
     return lengths
+
+
+def _activations(content: Content, model: Model, weights: Collection[str]) -> str:
+    """From the rows that products with codes of ``weights`` take in the function that decodes one token."""
+    decode = content.signatures.get("decode")
+    function = decode["function"] if isinstance(decode, dict) else 0
+    graph = model.subgraphs[function] if function < len(model.subgraphs) else Subgraph((), ())
+    rows: dict[int, set[str]] = {1: set(), 2: set()}
+    for operator in graph.operators:
+        read = [graph.tensors[index] for index in operator.inputs[:2] if 0 <= index < len(graph.tensors)]
+        if OPERATORS.get(operator.code) != "FULLY_CONNECTED" or len(read) != 2:
+            continue
+        values, weight = read
+        count = math.prod(values.shape[:-1])
+        if TYPES.get(weight.type) == "INT4" and weight.name in weights and count in rows:
+            rows[count].add(projection(weight.name))
+    return found_activations(rows[1], rows[2])
 
 
 def _takes(content: Content, name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from targets.litert.workarounds import allow_experts, text_configuration
 
 #: The format of a matrix that has a product of its own for the blocks of negative scale.
 WITH_SUMS: Final = "INT4+sums"
+_CODED: Final = ("INT4", WITH_SUMS)
 #: litert-torch's attention, which keeps keys and values as LiteRT-LM wants them.
 ATTENTION: Final = "lrt_transposed_attention"
 _EMBEDDING: Final = "embed_tokens.weight"
@@ -41,12 +42,13 @@ class TextModel:
     stand_ins: StandIns
 
 
-def build(checkpoint: Skeleton, formats: Mapping[str, str]) -> TextModel:
+def build(checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection[str] = ()) -> TextModel:
     """The text model of a checkpoint of any layout, all of whose matrices are stand-ins, named canonically.
 
     ``formats`` is by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of
     float32 ``[rows, columns / 32]``. A head tied to the embedding shares its stand-in unless ``formats`` has
-    ``lm_head.weight``. Norms and other vectors have their values. Raises ``TargetError`` for a model that
+    ``lm_head.weight``. Norms and other vectors have their values. ``two_rows`` are names of the modules whose
+    products split their input (``project``) if they round it. Raises ``TargetError`` for a model that
     does not have the tensors of the checkpoint.
     """
     architecture = checkpoint.architecture
@@ -60,8 +62,8 @@ def build(checkpoint: Skeleton, formats: Mapping[str, str]) -> TextModel:
     config.tie_word_embeddings = architecture.tied_head
     stand_ins = StandIns()
     places = _Places(architecture, formats, stand_ins)
-    _put_experts(model, architecture, places)
-    _put_projections(model, places)
+    _put_experts(model, architecture, places, two_rows)
+    _put_projections(model, places, two_rows)
     _put_values(model, checkpoint.weights, places)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     missing = architecture.tensors.keys() - places.used
@@ -103,6 +105,11 @@ class _Places:
         rows, columns = weight.shape
         return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // BLOCK))
 
+    def rounding(self, name: str) -> bool:
+        """Whether a product with a matrix rounds its input: one with codes does."""
+        own = self._formats.get(name)
+        return (self._formats.get(_EMBEDDING) if own is None and name == _HEAD else own) in _CODED
+
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._shapes.get(name)
         if shape is None:
@@ -114,7 +121,7 @@ def _canonical(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def _put_experts(model: Any, architecture: Architecture, places: _Places) -> None:
+def _put_experts(model: Any, architecture: Architecture, places: _Places, two_rows: Collection[str]) -> None:
     for name, module in list(model.named_modules()):
         if name.endswith(_EXPERTS) and architecture.experts is not None:
             prefix = _canonical(name)
@@ -123,16 +130,19 @@ def _put_experts(model: Any, architecture: Architecture, places: _Places) -> Non
                 architecture.experts,
                 module.act_fn,
                 lambda kind, prefix=prefix: places.pair(f"{prefix}.{kind}"),  # type: ignore[misc]
+                [kind for kind in two_rows if places.rounding(f"{prefix}.{kind}")],
             )
 
 
-def _put_projections(model: Any, places: _Places) -> None:
+def _put_projections(model: Any, places: _Places, two_rows: Collection[str]) -> None:
     for name, module in list(model.named_modules()):
         for kind, child in list(module.named_children()):
             if isinstance(child, torch.nn.Linear):
-                weight, sums = places.pair(_canonical(f"{name}.{kind}.weight" if name else f"{kind}.weight"))
+                canonical = _canonical(f"{name}.{kind}.weight" if name else f"{kind}.weight")
+                weight, sums = places.pair(canonical)
                 _check_shape(f"{name}.{kind}", tuple(child.weight.shape), tuple(weight.shape))
-                setattr(module, kind, Projection(weight, sums))
+                split = kind in two_rows and places.rounding(canonical)
+                setattr(module, kind, Projection(weight, sums, split))
 
 
 def _put_values(model: Any, weights: Mapping[str, Weight], places: _Places) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from converter.architecture import Architecture
 from converter.errors import UsageError
+from targets.litert.activations import check_activations, read_activations
 from targets.litert.npu import Npu, parse_all
 from targets.litert.storage import read_off_lattice
 
@@ -23,7 +24,7 @@ _MOST_LENGTHS: Final = 16
 class Options:
     """What was asked for. ``prefill_lengths`` (ascending) and ``context_length`` are in tokens, empty and
     ``None`` for what suits the model; ``off_lattice`` is the format of matrices on no lattice, ``npus`` the
-    neural processors to compile for as well."""
+    neural processors to compile for as well, ``activations`` what ``activations.read_activations`` gives."""
 
     prefill_lengths: tuple[int, ...]
     context_length: int | None
@@ -31,6 +32,7 @@ class Options:
     keep_tflite: bool
     off_lattice: str
     npus: tuple[Npu, ...]
+    activations: str | None = None
 
     @property
     def context(self) -> int:
@@ -49,6 +51,7 @@ def read_options(options: Mapping[str, object]) -> Options:
         bool(options.get("keep_tflite")),
         read_off_lattice(options),
         _npus(options.get("npu")),
+        read_activations(options.get("activations")),
     )
     if read.context_length is not None:
         _check_prefill(read.prefill_lengths, read.context_length)
@@ -59,8 +62,9 @@ def fitted(options: Options, architecture: Architecture) -> Options:
     """The options with the lengths that suit a model where none were given.
 
     Raises ``UsageError`` for a context shorter than the model's sliding window or longer than the model's
-    own, and for a prefill longer than the context.
+    own, for a prefill longer than the context, and for projections that the model does not have.
     """
+    check_activations(options.activations, architecture)
     context = options.context_length
     if context is None:
         context = min(CONTEXT, architecture.context)

@@ -47,7 +47,7 @@ HEAD: Final = "lm_head.weight"
 #: Matrices that are looked up by row.
 EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
 
-_ROUTER: Final = ".router.proj.weight"
+ROUTER: Final = ".router.proj.weight"
 
 
 def read_off_lattice(options: Mapping[str, object]) -> str:
@@ -65,7 +65,7 @@ def sums_name(name: str) -> str:
 
 def is_matrix(weight: Weight) -> bool:
     """Whether a weight is held by the rules for matrices; the rest is norms, scales and the router."""
-    return len(weight.shape) > 1 and not weight.name.endswith(_ROUTER)
+    return len(weight.shape) > 1 and not weight.name.endswith(ROUTER)
 
 
 def has_negative_scales(weight: Weight, advance: Callable[[int], None] = lambda values: None) -> bool:

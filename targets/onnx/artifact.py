@@ -176,6 +176,10 @@ class OnnxTarget:
             return ()
         return ({"accuracy_level": 4}, {"accuracy_level": 0})
 
+    def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
+        """See ``targets.plan.Target``: no choice takes another artifact."""
+        return plan
+
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``: rewrites the graph, which is small, and not the data."""
         level = choice["accuracy_level"]

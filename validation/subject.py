@@ -1,0 +1,48 @@
+"""An artifact that is measured, and the ones that other choices take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.checkpoint import Checkpoint
+from targets.plan import Plan, StoredTensor, Target
+from validation.preparation import Progress, stage_of
+from validation.weights import WeightExactness, measure
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An artifact, the ``plan`` by which it is to be, its tensors as they are ``stored``, and how exact their
+    ``weights`` are."""
+
+    artifact: Path
+    plan: Plan
+    stored: Mapping[str, StoredTensor]
+    weights: WeightExactness
+
+
+def read_subject(
+    target: Target, checkpoint: Checkpoint, artifact: Path, plan: Plan, progress: Progress
+) -> Subject:
+    """The artifact in the file ``artifact``, read back. Raises ``CheckpointError`` for a damaged one."""
+    stored = target.describe(artifact, checkpoint)
+    return Subject(artifact, plan, stored, measure(checkpoint, stored, stage_of(progress, "weights")))
+
+
+def subject_of(
+    target: Target,
+    checkpoint: Checkpoint,
+    choice: Mapping[str, object],
+    first: Subject,
+    directory: Path,
+    progress: Progress,
+) -> Subject:
+    """What runs as ``choice``, one of the target's: ``first``, or an artifact of its own, which is written
+    below ``directory``. Raises what ``target.write`` raises."""
+    plan = target.written(first.plan, choice)
+    if plan == first.plan:
+        return first
+    target.write(checkpoint, plan, directory, progress)
+    return read_subject(target, checkpoint, directory / plan.artifacts[0], plan, progress)
