@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -46,10 +46,11 @@ class Exports:
         progress: Callable[[int, int], None] = lambda done, total: None,
         *,
         externalize_embedder: bool = False,
+        two_rows: Collection[str] = (),
     ) -> Mapping[str, Path]:
         """See ``export_graphs``; the files in ``directory`` are copies, and progress is told again."""
         lengths = list(prefill_lengths)
-        asked = (sorted(formats.items()), lengths, context_length, externalize_embedder)
+        asked = (sorted(formats.items()), lengths, context_length, externalize_embedder, sorted(two_rows))
         key = hashlib.sha256(f"{_identity(checkpoint)} {asked}".encode()).hexdigest()
         kept = self._directory / key[:16]
         result = kept / "result.json"
@@ -66,6 +67,7 @@ class Exports:
                     kept,
                     lambda *step: steps.append(step),
                     externalize_embedder=externalize_embedder,
+                    two_rows=two_rows,
                 )
                 names = {kind: file.name for kind, file in made.items()}
                 result.write_text(json.dumps({"files": names, "steps": steps}))
