@@ -38,6 +38,9 @@ from validation.tokenization import read_text_side
 from validation.trials import Refusal, Trial
 from validation.weights import TensorExactness, WeightExactness, measure
 
+#: Steps of bfloat16 by which an artifact's value may be off that is the checkpoint's, as far as the
+#: artifact's types can hold it.
+_EXACT_ULP = 1
 #: How often speeds are measured again before they may decide against the preferred way.
 _TURNS = 2
 
@@ -152,6 +155,15 @@ def prove(
 
 
 @dataclass(frozen=True, slots=True)
+class _Own:
+    """Logits of the artifact's own weights as they were ``made``, and their ``metrics`` beside the reference:
+    what the weights alone cost."""
+
+    made: OwnLogits
+    metrics: LogitMetrics
+
+
+@dataclass(frozen=True, slots=True)
 class _Bench:
     """What an artifact and its baseline are measured with, the same for both."""
 
@@ -230,7 +242,7 @@ class _Bench:
         artifact: Path,
         choices: Sequence[Mapping[str, object]],
         weights: WeightExactness,
-        own: OwnLogits | str,
+        own: _Own | str,
     ) -> list[Trial | Refusal]:
         """Every choice in order. Raises the first error if the runtime refuses them all."""
         tried: list[Trial | Refusal] = []
@@ -269,21 +281,14 @@ class _Bench:
         artifact: Path,
         choice: Mapping[str, object],
         weights: WeightExactness,
-        own: OwnLogits | str,
+        own: _Own | str,
         suffix: str,
     ) -> Trial:
         output, runtime = self._run(artifact, f"runtime{suffix}", choice)
         logits = map_logits(output, self.tokens.positions)
         metrics = self._compare(self.reference, logits, f"metrics{suffix}")
-        same = None
-        if not isinstance(own, str):
-            same = self._compare(own.logits, logits, f"same weights metrics{suffix}")
-        limits = limiting.in_force(
-            self.limits,
-            metrics.ppl_reference,
-            self.reference.shape[1],
-            OwnLoss.of(same) if same is not None else str(own),
-        )
+        loss: OwnLoss | str = own if isinstance(own, str) else self._own_loss(own, weights, logits, suffix)
+        limits = limiting.in_force(self.limits, metrics.ppl_reference, self.reference.shape[1], loss)
         decode = runtime.settings.get("decode")
         judged = judge(
             limits.values,
@@ -293,7 +298,15 @@ class _Bench:
             rounded=trials.rounds(runtime),
         )
         lacking = [name for name in limits.lacking if name not in ANSWERS and (decode or name not in DECODE)]
+        same = None if isinstance(loss, str) else loss.same_weights
         return Trial(choice, runtime, output, metrics, same, limits, self._noted(limits, judged, lacking))
+
+    def _own_loss(
+        self, own: _Own, weights: WeightExactness, logits: NDArray[np.float32], suffix: str
+    ) -> OwnLoss:
+        same = self._compare(own.made.logits, logits, f"same weights metrics{suffix}")
+        exact = all(tensor.max_ulp <= _EXACT_ULP for tensor in weights.tensors)
+        return OwnLoss(same, own.metrics if exact else None)
 
     def _noted(self, limits: Limits, judged: Sequence[Gate], lacking: Sequence[str]) -> tuple[Gate, ...]:
         """The gates ``judged``, with what there is to say of their limits, and those that have none."""
@@ -364,13 +377,14 @@ class _Bench:
         described["engine"] = found
         return self._judge_engine(self.limits, found)
 
-    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> OwnLogits | str:
+    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> _Own | str:
         """Logits of transformers on the artifact's own weights, or why there are none."""
         if not self.prepared.settings.same_weights:
             return "--no-same-weights leaves out the logits that it is compared with"
         if shortage := disk_shortage(self.checkpoint, self._room().disk, self.tokens.ids):
             return shortage
-        return self._logits_of(self.checkpoint, stored, "same weights")
+        own = self._logits_of(self.checkpoint, stored, "same weights")
+        return _Own(own, self._compare(self.reference, own.logits, "own weights metrics"))
 
     def _logits_of(self, checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], stage: str) -> OwnLogits:
         """Logits of transformers on ``checkpoint`` with an artifact's weights."""
@@ -394,9 +408,9 @@ class _Bench:
     def _room(self) -> Room:
         return self.prepared.settings.room(self.scratch)
 
-    def _same_weights(self, own: OwnLogits | str, chosen: Trial) -> dict[str, object]:
+    def _same_weights(self, own: _Own | str, chosen: Trial) -> dict[str, object]:
         """How far the runtime is from float32 arithmetic, with the GELU that it has, on the artifact's own
-        weights."""
+        weights, and how far that is from the reference."""
         if isinstance(own, str) or (metrics := chosen.same_weights) is None:
             note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
             return {"mean_kld_same_weights": None, **note}
@@ -405,13 +419,14 @@ class _Bench:
             "same_top_p_same_weights": _number(metrics.same_top_p),
             "mean_abs_log_p_same_weights": _number(metrics.mean_abs_log_p),
             "max_abs_same_weights": _number(metrics.max_abs),
+            "mean_kld_own_weights": _number(own.metrics.mean_kld),
         }
 
     def _graph(
         self,
         artifact: Path,
         stored: Mapping[str, StoredTensor],
-        own: OwnLogits | str,
+        own: _Own | str,
         tried: Sequence[Trial],
         described: dict[str, Any],
     ) -> Gate:
@@ -437,10 +452,10 @@ class _Bench:
                 output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
             except ValidationError as error:
                 return graph.without(self.limits.values, str(error), allowed)
-        metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "graph metrics")
+        metrics = self._compare(own.made.logits, map_logits(output, self.tokens.positions), "graph metrics")
         formed = "the artifact itself" if form == artifact else "its weights as floats"
-        described["graph"] = graph.measured(metrics, self.tokens, formed, own.noise)
-        return graph.judge(self._graph_limit(own), metrics, self.tokens)
+        described["graph"] = graph.measured(metrics, self.tokens, formed, own.made.noise)
+        return graph.judge(self._graph_limit(own.made), metrics, self.tokens)
 
     def _graph_limit(self, own: OwnLogits) -> float:
         """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""

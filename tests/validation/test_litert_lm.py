@@ -18,7 +18,8 @@ from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
 from validation.engine import measure_engine
-from validation.gates import DENSE, EXPERTS, judge_engine
+from validation.gates import judge_engine
+from validation.limits import DENSE, EXPERTS
 from validation.logits import map_logits
 from validation.preparation import Settings, prepare
 from validation.reference import Model, reference_logits
