@@ -99,8 +99,9 @@ class OwnLoss:
     """What the runtime loses on the artifact's own weights, by which relative limits go.
 
     ``same_weights`` has the runtime beside float32 arithmetic on the artifact's weights. ``own_weights`` has
-    that arithmetic beside the reference, for an artifact in which every value is the checkpoint's, ``None``
-    for any other: codes times scales are then what training saw, and the checkpoint rounds them to bfloat16.
+    that arithmetic beside the reference, for an artifact in which every value is the checkpoint's but for the
+    rounding of its type, ``None`` for any other. Codes times scales differ from the checkpoint too, which
+    rounds them to bfloat16.
     """
 
     same_weights: LogitMetrics

@@ -38,9 +38,9 @@ from validation.tokenization import read_text_side
 from validation.trials import Refusal, Trial
 from validation.weights import TensorExactness, WeightExactness, measure
 
-#: Steps of bfloat16 by which an artifact's value may be off that is the checkpoint's, as far as the
-#: artifact's types can hold it.
-_EXACT_ULP = 1
+#: Relative error of a tensor that is the checkpoint's but for the rounding of its type: bfloat16 of codes
+#: times scales has 0.002, Q8_0 0.007, rounding to four bits 0.07 and more.
+_ROUNDED = 0.01
 #: How often speeds are measured again before they may decide against the preferred way.
 _TURNS = 2
 
@@ -305,8 +305,8 @@ class _Bench:
         self, own: _Own, weights: WeightExactness, logits: NDArray[np.float32], suffix: str
     ) -> OwnLoss:
         same = self._compare(own.made.logits, logits, f"same weights metrics{suffix}")
-        exact = all(tensor.max_ulp <= _EXACT_ULP for tensor in weights.tensors)
-        return OwnLoss(same, own.metrics if exact else None)
+        right = all(not tensor.wrong and tensor.rms_error <= _ROUNDED for tensor in weights.tensors)
+        return OwnLoss(same, own.metrics if right else None)
 
     def _noted(self, limits: Limits, judged: Sequence[Gate], lacking: Sequence[str]) -> tuple[Gate, ...]:
         """The gates ``judged``, with what there is to say of their limits, and those that have none."""
