@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from validation import gates, graph, trials
 from validation import limits as limiting
 from validation.as_built import Built, built
 from validation.engine import measure_engine
+from validation.entries import logits_entry, number, weights_entry
 from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.gates import Gate, judge, judge_engine, not_run, noted
 from validation.limits import ANSWERS, DECODE, GRAPH, Limits, OwnLoss
@@ -36,7 +35,7 @@ from validation.same_weights import disk_shortage, write_checkpoint
 from validation.text import Tokens
 from validation.tokenization import read_text_side
 from validation.trials import Refusal, Trial
-from validation.weights import TensorExactness, WeightExactness, measure
+from validation.weights import WeightExactness, measure
 
 #: Relative error of a tensor that is the checkpoint's but for the rounding of its type: bfloat16 of codes
 #: times scales has 0.002, Q8_0 0.007, rounding to four bits 0.07 and more.
@@ -415,11 +414,11 @@ class _Bench:
             note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
             return {"mean_kld_same_weights": None, **note}
         return {
-            "mean_kld_same_weights": _number(metrics.mean_kld),
-            "same_top_p_same_weights": _number(metrics.same_top_p),
-            "mean_abs_log_p_same_weights": _number(metrics.mean_abs_log_p),
-            "max_abs_same_weights": _number(metrics.max_abs),
-            "mean_kld_own_weights": _number(own.metrics.mean_kld),
+            "mean_kld_same_weights": number(metrics.mean_kld),
+            "same_top_p_same_weights": number(metrics.same_top_p),
+            "mean_abs_log_p_same_weights": number(metrics.mean_abs_log_p),
+            "max_abs_same_weights": number(metrics.max_abs),
+            "mean_kld_own_weights": number(own.metrics.mean_kld),
         }
 
     def _graph(
@@ -498,77 +497,6 @@ def _way(proof: Proof) -> Mapping[str, object]:
     """The way in which the proven artifact was run, for another that must be run in the same."""
     level = proof.entry["runtime"].get("accuracy_level")
     return proof.choice or ({"accuracy_level": level} if isinstance(level, int) else AS_IT_IS)
-
-
-def weights_entry(weights: WeightExactness) -> dict[str, Any]:
-    """The ``weights`` block of the report: totals over lattice weights, the others apart, every tensor."""
-    lattice, others = weights.lattice, weights.off_lattice
-    return {
-        "tensors": len(lattice),
-        "blocks": sum(tensor.blocks for tensor in lattice),
-        "exact_blocks": sum(tensor.exact_blocks for tensor in lattice),
-        "exact_fraction": weights.exact_fraction,
-        "not_representable_blocks": weights.count("not_representable"),
-        "off_lattice_blocks": weights.count("off_lattice"),
-        "wrong_blocks": weights.count("wrong"),
-        "on_lattice_fraction": weights.on_lattice_fraction,
-        "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
-        "formats": dict(sorted(Counter(tensor.format for tensor in lattice).items())),
-        "off_lattice": {
-            "tensors": len(others),
-            "values": sum(tensor.values for tensor in others),
-            "exact_values": sum(tensor.exact_values for tensor in others),
-            "wrong_values": sum(tensor.wrong for tensor in others),
-            "max_ulp": max((tensor.max_ulp for tensor in others), default=0),
-            "rms_error": max((tensor.rms_error for tensor in others), default=0.0),
-        },
-        "per_tensor": [_tensor_entry(tensor) for tensor in weights.tensors],
-    }
-
-
-def _tensor_entry(tensor: TensorExactness) -> dict[str, Any]:
-    return {
-        "name": tensor.weight,
-        "stored_as": tensor.stored_as,
-        "format": tensor.format,
-        "lattice": tensor.block is not None,
-        "values": tensor.values,
-        "blocks": tensor.blocks,
-        "exact_blocks": tensor.exact_blocks,
-        "exact_fraction": tensor.exact_fraction,
-        "max_ulp": tensor.max_ulp,
-        "rms_error": _number(tensor.rms_error),
-        "not_representable": tensor.not_representable,
-        "off_lattice": tensor.off_lattice,
-        "wrong": tensor.wrong,
-        **({"inexact_blocks": [asdict(block) for block in tensor.named]} if tensor.named else {}),
-    }
-
-
-def logits_entry(metrics: LogitMetrics) -> dict[str, Any]:
-    """The ``logits`` block of the report, with the divergence of every position to six digits."""
-    names = (
-        "mean_kld",
-        "p999_kld",
-        "max_kld",
-        "same_top_p",
-        "rms_delta_p",
-        "max_abs",
-        "ppl",
-        "ppl_reference",
-    )
-    return {
-        "positions": metrics.positions,
-        **{name: _number(getattr(metrics, name)) for name in names},
-        "faulty_positions": metrics.faulty,
-        "kld": [_number(float(f"{value:.6g}")) for value in metrics.kld],
-        "same_top": [int(same) for same in metrics.same_top],
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _identity(
