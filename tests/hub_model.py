@@ -19,6 +19,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
 BESIDE = (
     "config.json",
+    "evaluation_text.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -103,7 +103,8 @@ def _entries(settings: Settings, key: str, most: int) -> list[Settings]:
     """A list of between one and ``most`` objects."""
     values = settings.values.get(key)
     if not isinstance(values, list) or not values:
-        raise settings.error(key, f"is {kind(values)}, expected a list that is not empty")
+        found = kind(values) if key in settings.values else "missing"
+        raise settings.error(key, f"is {found}, expected a list that is not empty")
     if len(values) > most:
         raise settings.error(key, f"has {len(values)} entries, more than {most}")
     where = str(settings.error(key, "")).rstrip()

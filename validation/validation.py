@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from validation import gates, graph, trials
 from validation import limits as limiting
 from validation.as_built import Built, built
 from validation.engine import measure_engine
+from validation.entries import logits_entry, number, weights_entry
 from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.gates import Gate, judge, judge_engine, not_run, noted
 from validation.limits import ANSWERS, DECODE, GRAPH, Limits, OwnLoss
@@ -37,8 +36,11 @@ from validation.subject import Subject, read_subject, subject_of
 from validation.text import Tokens
 from validation.tokenization import read_text_side
 from validation.trials import Refusal, Trial
-from validation.weights import TensorExactness, WeightExactness, measure
+from validation.weights import WeightExactness, measure
 
+#: Relative error of a tensor that is the checkpoint's but for the rounding of its type: bfloat16 of codes
+#: times scales has 0.002, Q8_0 0.007, rounding to four bits 0.07 and more.
+_ROUNDED = 0.01
 #: How often speeds are measured again before they may decide against the preferred way.
 _TURNS = 2
 
@@ -158,6 +160,15 @@ def prove(
 
 
 @dataclass(frozen=True, slots=True)
+class _Own:
+    """Logits of the artifact's own weights as they were ``made``, and their ``metrics`` beside the reference:
+    what the weights alone cost."""
+
+    made: OwnLogits
+    metrics: LogitMetrics
+
+
+@dataclass(frozen=True, slots=True)
 class _Bench:
     """What an artifact and its baseline are measured with, the same for both."""
 
@@ -241,23 +252,23 @@ class _Bench:
         self,
         given: Subject,
         choices: Sequence[Mapping[str, object]],
-        own: OwnLogits | str,
+        own: _Own | str,
     ) -> list[Trial | Refusal]:
         """Every choice in order; where they have artifacts of their own, up to the first that passes. Raises
         the first error if the runtime refuses them all."""
         tried: list[Trial | Refusal] = []
         errors = []
-        for number, choice in enumerate(choices):
+        for turn, choice in enumerate(choices):
             suffix = "".join(f" {name} {value}" for name, value in choice.items()) if len(choices) > 1 else ""
             try:
-                subject = self._subject(given, choice, self.others / str(number)) if number else given
+                subject = self._subject(given, choice, self.others / str(turn)) if turn else given
                 trial = self._try(subject, choice, own, suffix.replace("_", " "))
             except ValidationError as error:
                 tried.append(Refusal(choice, str(error)))
                 errors.append(error)
                 continue
             tried.append(trial)
-            if trial.passed and self._costs_an_artifact(given, choices[number + 1 :]):
+            if trial.passed and self._costs_an_artifact(given, choices[turn + 1 :]):
                 break
         if len(errors) == len(tried):
             raise errors[0]
@@ -299,21 +310,16 @@ class _Bench:
         self,
         subject: Subject,
         choice: Mapping[str, object],
-        own: OwnLogits | str,
+        own: _Own | str,
         suffix: str,
     ) -> Trial:
         output, runtime = self._run(subject.artifact, f"runtime{suffix}", choice)
         logits = map_logits(output, self.tokens.positions)
         metrics = self._compare(self.reference, logits, f"metrics{suffix}")
-        same = None
-        if not isinstance(own, str):
-            same = self._compare(own.logits, logits, f"same weights metrics{suffix}")
-        limits = limiting.in_force(
-            self.limits,
-            metrics.ppl_reference,
-            self.reference.shape[1],
-            OwnLoss.of(same) if same is not None else str(own),
+        loss: OwnLoss | str = (
+            own if isinstance(own, str) else self._own_loss(own, subject.weights, logits, suffix)
         )
+        limits = limiting.in_force(self.limits, metrics.ppl_reference, self.reference.shape[1], loss)
         decode = runtime.settings.get("decode")
         judged = judge(
             limits.values,
@@ -324,7 +330,15 @@ class _Bench:
         )
         lacking = [name for name in limits.lacking if name not in ANSWERS and (decode or name not in DECODE)]
         judged = self._noted(limits, judged, lacking)
+        same = None if isinstance(loss, str) else loss.same_weights
         return Trial(choice, subject, runtime, output, metrics, same, limits, judged)
+
+    def _own_loss(
+        self, own: _Own, weights: WeightExactness, logits: NDArray[np.float32], suffix: str
+    ) -> OwnLoss:
+        same = self._compare(own.made.logits, logits, f"same weights metrics{suffix}")
+        right = all(not tensor.wrong and tensor.rms_error <= _ROUNDED for tensor in weights.tensors)
+        return OwnLoss(same, own.metrics if right else None)
 
     def _noted(self, limits: Limits, judged: Sequence[Gate], lacking: Sequence[str]) -> tuple[Gate, ...]:
         """The gates ``judged``, with what there is to say of their limits, and those that have none."""
@@ -395,13 +409,14 @@ class _Bench:
         described["engine"] = found
         return self._judge_engine(self.limits, found)
 
-    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> OwnLogits | str:
+    def _own_logits(self, stored: Mapping[str, StoredTensor]) -> _Own | str:
         """Logits of transformers on the artifact's own weights, or why there are none."""
         if not self.prepared.settings.same_weights:
             return "--no-same-weights leaves out the logits that it is compared with"
         if shortage := disk_shortage(self.checkpoint, self._room().disk, self.tokens.ids):
             return shortage
-        return self._logits_of(self.checkpoint, stored, "same weights")
+        own = self._logits_of(self.checkpoint, stored, "same weights")
+        return _Own(own, self._compare(self.reference, own.logits, "own weights metrics"))
 
     def _logits_of(self, checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], stage: str) -> OwnLogits:
         """Logits of transformers on ``checkpoint`` with an artifact's weights."""
@@ -425,24 +440,25 @@ class _Bench:
     def _room(self) -> Room:
         return self.prepared.settings.room(self.scratch)
 
-    def _same_weights(self, own: OwnLogits | str, chosen: Trial) -> dict[str, object]:
+    def _same_weights(self, own: _Own | str, chosen: Trial) -> dict[str, object]:
         """How far the runtime is from float32 arithmetic, with the GELU that it has, on the artifact's own
-        weights."""
+        weights, and how far that is from the reference."""
         if isinstance(own, str) or (metrics := chosen.same_weights) is None:
             note = {"note": f"not measured: {own}"} if self.prepared.settings.same_weights else {}
             return {"mean_kld_same_weights": None, **note}
         return {
-            "mean_kld_same_weights": _number(metrics.mean_kld),
-            "same_top_p_same_weights": _number(metrics.same_top_p),
-            "mean_abs_log_p_same_weights": _number(metrics.mean_abs_log_p),
-            "max_abs_same_weights": _number(metrics.max_abs),
+            "mean_kld_same_weights": number(metrics.mean_kld),
+            "same_top_p_same_weights": number(metrics.same_top_p),
+            "mean_abs_log_p_same_weights": number(metrics.mean_abs_log_p),
+            "max_abs_same_weights": number(metrics.max_abs),
+            "mean_kld_own_weights": number(own.metrics.mean_kld),
         }
 
     def _graph(
         self,
         artifact: Path,
         stored: Mapping[str, StoredTensor],
-        own: OwnLogits | str,
+        own: _Own | str,
         tried: Sequence[Trial],
         described: dict[str, Any],
     ) -> Gate:
@@ -468,10 +484,10 @@ class _Bench:
                 output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
             except ValidationError as error:
                 return graph.without(self.limits.values, str(error), allowed)
-        metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "graph metrics")
+        metrics = self._compare(own.made.logits, map_logits(output, self.tokens.positions), "graph metrics")
         formed = "the artifact itself" if form == artifact else "its weights as floats"
-        described["graph"] = graph.measured(metrics, self.tokens, formed, own.noise)
-        return graph.judge(self._graph_limit(own), metrics, self.tokens)
+        described["graph"] = graph.measured(metrics, self.tokens, formed, own.made.noise)
+        return graph.judge(self._graph_limit(own.made), metrics, self.tokens)
 
     def _graph_limit(self, own: OwnLogits) -> float:
         """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""
@@ -514,77 +530,6 @@ def _way(proof: Proof) -> Mapping[str, object]:
     """The way in which the proven artifact was run, for another that must be run in the same."""
     level = proof.entry["runtime"].get("accuracy_level")
     return proof.choice or ({"accuracy_level": level} if isinstance(level, int) else AS_IT_IS)
-
-
-def weights_entry(weights: WeightExactness) -> dict[str, Any]:
-    """The ``weights`` block of the report: totals over lattice weights, the others apart, every tensor."""
-    lattice, others = weights.lattice, weights.off_lattice
-    return {
-        "tensors": len(lattice),
-        "blocks": sum(tensor.blocks for tensor in lattice),
-        "exact_blocks": sum(tensor.exact_blocks for tensor in lattice),
-        "exact_fraction": weights.exact_fraction,
-        "not_representable_blocks": weights.count("not_representable"),
-        "off_lattice_blocks": weights.count("off_lattice"),
-        "wrong_blocks": weights.count("wrong"),
-        "on_lattice_fraction": weights.on_lattice_fraction,
-        "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
-        "formats": dict(sorted(Counter(tensor.format for tensor in lattice).items())),
-        "off_lattice": {
-            "tensors": len(others),
-            "values": sum(tensor.values for tensor in others),
-            "exact_values": sum(tensor.exact_values for tensor in others),
-            "wrong_values": sum(tensor.wrong for tensor in others),
-            "max_ulp": max((tensor.max_ulp for tensor in others), default=0),
-            "rms_error": max((tensor.rms_error for tensor in others), default=0.0),
-        },
-        "per_tensor": [_tensor_entry(tensor) for tensor in weights.tensors],
-    }
-
-
-def _tensor_entry(tensor: TensorExactness) -> dict[str, Any]:
-    return {
-        "name": tensor.weight,
-        "stored_as": tensor.stored_as,
-        "format": tensor.format,
-        "lattice": tensor.block is not None,
-        "values": tensor.values,
-        "blocks": tensor.blocks,
-        "exact_blocks": tensor.exact_blocks,
-        "exact_fraction": tensor.exact_fraction,
-        "max_ulp": tensor.max_ulp,
-        "rms_error": _number(tensor.rms_error),
-        "not_representable": tensor.not_representable,
-        "off_lattice": tensor.off_lattice,
-        "wrong": tensor.wrong,
-        **({"inexact_blocks": [asdict(block) for block in tensor.named]} if tensor.named else {}),
-    }
-
-
-def logits_entry(metrics: LogitMetrics) -> dict[str, Any]:
-    """The ``logits`` block of the report, with the divergence of every position to six digits."""
-    names = (
-        "mean_kld",
-        "p999_kld",
-        "max_kld",
-        "same_top_p",
-        "rms_delta_p",
-        "max_abs",
-        "ppl",
-        "ppl_reference",
-    )
-    return {
-        "positions": metrics.positions,
-        **{name: _number(getattr(metrics, name)) for name in names},
-        "faulty_positions": metrics.faulty,
-        "kld": [_number(float(f"{value:.6g}")) for value in metrics.kld],
-        "same_top": [int(same) for same in metrics.same_top],
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def _identity(

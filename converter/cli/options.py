@@ -252,7 +252,7 @@ def validation_options(command: Command) -> Command:
                 "--text",
                 "text_file",
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="Evaluate on this UTF-8 text instead of the built-in mixed text.",
+                help="Evaluate on this UTF-8 text instead of the checkpoint's own or the built-in one.",
             ),
             click.option(
                 "--reference-dtype",
@@ -286,12 +286,18 @@ def validation_options(command: Command) -> Command:
                         "engine_same_tokens",
                         "engine_same_prompts",
                         "engine_same_ends",
+                        "mean_kld",
+                        "same_top_p",
+                        "decode_mean_kld",
+                        "engine_gap",
+                        "engine_mean_abs",
                     ]
                 ),
                 metavar="GATE",
-                help="Go on without this gate where it cannot run, for want of room, memory or packages: "
-                "graph_kld, same_as_built, engine_same_tokens, engine_same_prompts or engine_same_ends. The "
-                "result is not fully proven then. Repeatable.",
+                help="Go on without this gate where it cannot run, for want of room, memory, packages or of "
+                "what its limit is relative to: graph_kld, same_as_built, engine_same_tokens, "
+                "engine_same_prompts, engine_same_ends, mean_kld, same_top_p, decode_mean_kld, engine_gap or "
+                "engine_mean_abs. The result is not fully proven then. Repeatable.",
             ),
             click.option(
                 "--baseline",

@@ -133,7 +133,8 @@ def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:
     for one in sorted(alternatives, key=lambda one: not one["chosen"]):
         speed = one.get("decode_tokens_per_second")
         figure = escape(one["error"]) if "error" in one else f"{speed:,.0f} tokens/s" if speed else "no speed"
-        kept = "kept" if one["chosen"] else "passed" if one["passed"] else "failed"
+        word = {True: "passed", False: "failed", None: "not judged"}[one["passed"]]
+        kept = "kept" if one["chosen"] else word
         told.append(f"{way_told(one)}: {kept}, {figure}")
     return "; ".join(told)
 

@@ -28,7 +28,11 @@ CHATS: Final = 4
 SEED: Final = 4
 #: Limits of this model, where it loses so little that the general ones would hide something: at most twice
 #: what a right artifact measures.
-LIMITS: Final[Mapping[str, Mapping[str, float]]] = {}
+LIMITS: Final[Mapping[str, Mapping[str, float]]] = {
+    "gguf": {"mean_kld": 1.2e-4, "same_top_p": 0.98},
+    "litert": {"mean_kld": 2.4e-4, "same_top_p": 0.975, "engine_gap": 0.1, "engine_mean_abs": 0.03},
+    "onnx": {"mean_kld": 1.2e-4, "same_top_p": 0.98, "decode_mean_kld": 1e-4},
+}
 ABOUT: Final = (
     "Excerpts of pydoc_data.topics, which ships with CPython. Copyright 2001 Python Software Foundation;"
     " all rights reserved; Python Software Foundation License Version 2."

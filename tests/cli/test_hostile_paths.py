@@ -85,6 +85,12 @@ def test_an_evaluation_text_that_is_none(refused, model, tmp_path, content, mess
     assert message in refused(model, "--validate", "--text", tmp_path / "text", status=2)
 
 
+def test_a_text_of_the_checkpoints_own_that_is_none(refused, model):
+    (model / "evaluation_text.json").write_text('{"passages": [{"kind": "\\u001b[2J", "text": "a"}]}')
+    told = refused(model, "--validate")
+    assert "evaluation_text.json: passages[0].kind is no name of at most 40 printable characters" in told
+
+
 def test_more_positions_than_the_text_has(refused, model, tmp_path):
     (tmp_path / "text").write_text("A short text.")
     told = refused(model, "--validate", "--text", tmp_path / "text", "--positions", 10**18, status=2)

@@ -95,7 +95,7 @@ def test_an_accuracy_level_that_is_given_is_written(level, qatconvert, reference
 def test_the_level_that_was_kept_is_told_with_its_speed_and_that_of_the_other(
     qatconvert, reference, tmp_path
 ):
-    options = ["--positions", "64", "--no-same-weights", "-o", tmp_path / "out"]
+    options = ["--positions", "64", "-o", tmp_path / "out"]
     done = qatconvert(reference, "--target", "onnx", *options)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("onnx: accuracy level"))
     kept, other = line.removeprefix("onnx: ").split("; ")

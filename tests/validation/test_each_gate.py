@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from tampering import GgufFile
 
+from converter.checkpoint import EVALUATION_TEXT
 from converter.demo import DEMO
+from validation.evaluation import read_own
+from validation.limits import OWN_NOTE
 from validation.validation import validate
 
 
@@ -148,7 +151,8 @@ def test_a_number_of_the_graph_is_caught_by_graph_kld(
     key: str, value: bytes, demo: Any, failing: Failing, tmp_path: Path
 ) -> None:
     wrong = edited(demo, tmp_path / "wrong.gguf", edit_key(key, value))
-    assert failing(demo, wrong, foreign=True) == ["graph_kld"]
+    failed = failing(demo, wrong, foreign=True)
+    assert [name for name in failed if name != "mean_kld"] == ["graph_kld"]
 
 
 @pytest.mark.parametrize(("gate", "other"), [("mean_kld", "same_top_p"), ("same_top_p", "mean_kld")])
@@ -164,3 +168,56 @@ def test_what_rounding_costs_a_model_is_caught_by_the_gates_of_the_logits(
     rounded = write_gguf(checkpoint_factory("text", "latent"), tmp_path, off_lattice="q4_0")
     open_to_all = {"mean_kld": 100.0, "same_top_p": 0.0}
     assert failing(rounded, off_lattice=True, gates={other: open_to_all[other]}) == [gate]
+
+
+def test_weights_that_are_off_are_caught_in_a_model_that_predicts_nothing(
+    checkpoint_factory: Callable[..., Path],
+    write_gguf: Callable[..., Any],
+    home: Path,
+    tmp_path: Path,
+) -> None:
+    """Every code of one matrix is off by one: less than what rounding activations costs this model."""
+
+    def change(data: bytearray) -> None:
+        codes = np.frombuffer(data, np.uint8).reshape(-1, 18)[:, 2:]
+        codes ^= np.uint8(0x01)
+
+    right = write_gguf(checkpoint_factory("text"), tmp_path)
+    wrong = edited(right, tmp_path / "wrong.gguf", edit_tensor("blk.1.attn_output.weight", change))
+    entries = [
+        validate(right.checkpoint, "gguf", path, cache=home, foreign=True)["entry"]
+        for path in (right.path, wrong)
+    ]
+    gates = [{gate["name"]: gate for gate in entry["gates"]} for entry in entries]
+    assert all(gate["passed"] for gate in gates[0].values())
+    failed = {name for name, gate in gates[1].items() if not gate["passed"]}
+    assert {"exact_fraction", "mean_kld"} <= failed <= {"exact_fraction", "mean_kld", "same_top_p"}
+    assert gates[1]["mean_kld"]["value"] < 0.015
+    assert gates[1]["mean_kld"]["limit"] == pytest.approx(
+        1.1 * entries[1]["runtime"]["mean_kld_same_weights"] + 1e-4
+    )
+
+
+def test_without_logits_of_its_own_weights_nothing_judges_such_a_model(e2b: Any, home: Path) -> None:
+    def of(**settings: Any) -> dict[str, Any]:
+        entry = validate(e2b.checkpoint, "gguf", e2b.path, cache=home, same_weights=False, **settings)[
+            "entry"
+        ]
+        return {"passed": entry["passed"], **{gate["name"]: gate for gate in entry["gates"]}}
+
+    unjudged = of()
+    assert unjudged["passed"] is None
+    for name in ("mean_kld", "same_top_p"):
+        assert (unjudged[name]["passed"], unjudged[name]["limit"]) == (None, None)
+        assert "--no-same-weights" in unjudged[name]["note"]
+    given = of(gates={"mean_kld": 0.5, "same_top_p": 0.5}, allow_unrun=("graph_kld",))
+    assert [given[name]["passed"] for name in ("mean_kld", "same_top_p", "graph_kld")] == [True, True, None]
+    assert given["mean_kld"]["limit"] == 0.5
+
+
+def test_the_shipped_model_is_judged_by_the_narrow_limits_of_its_own_text(demo: Any, home: Path) -> None:
+    entry = validate(demo.checkpoint, "gguf", demo.path, cache=home)["entry"]
+    gate = next(gate for gate in entry["gates"] if gate["name"] == "mean_kld")
+    own = read_own(DEMO / EVALUATION_TEXT).limits["gguf"]
+    assert (gate["limit"], gate["note"]) == (own["mean_kld"], OWN_NOTE)
+    assert 1.2 * gate["value"] < gate["limit"] < 2.5 * gate["value"]

@@ -13,25 +13,25 @@ import pytest
 from converter.errors import UsageError
 from targets.plan import Difference
 from validation.gates import (
-    DENSE,
-    EXPERTS,
-    KNOWN,
     MAY_NOT_RUN,
-    TEXT,
-    WEIGHTS,
     Gate,
     check_unrun,
     judge,
     judge_built,
     judge_engine,
     judge_graph,
-    limits,
     not_run,
+    noted,
     verdict,
 )
-from validation.gates import ENGINE as ENGINE_GATES
+from validation.limits import DENSE, EXPERTS, KNOWN, TEXT, WEIGHTS, absolute
+from validation.limits import ENGINE as ENGINE_GATES
 from validation.metrics import LogitMetrics, compare
 from validation.weights import NAN_ULP, TensorExactness, WeightExactness
+
+
+def limits(given: Mapping[str, float], **options: Any) -> Mapping[str, float]:
+    return absolute(given, **options).values
 
 
 def tensor(exact: int, blocks: int = 10_000, block: int | None = 32, **fields: Any) -> TensorExactness:
@@ -160,18 +160,12 @@ def test_decoding_is_judged_where_the_runtime_measures_it(equal: LogitMetrics) -
 
 
 def test_decoding_without_rounding_has_less_room(equal: LogitMetrics) -> None:
-    measured = {"mean_kld": 2e-3, "max_kld": 2e-3}
+    measured: dict[str, float | None] = {"mean_kld": 2e-3, "max_kld": 2e-3}
     assert judge(limits({}), weights(10_000), equal, measured)[-1].passed
     gate = judge(limits({}), weights(10_000), equal, measured, rounded=False)[-1]
     assert (gate.limit, gate.passed) == (1e-3, False)
     narrow = limits({"decode_mean_kld": 1e-6})
     assert judge(narrow, weights(10_000), equal, measured, rounded=False)[-1].limit == 1e-6
-
-
-@pytest.mark.parametrize(("name", "limit"), [("speed", 1.0), ("mean_kld", math.nan), ("max_kld", math.inf)])
-def test_an_unknown_gate_and_a_limit_that_is_none_are_usage_errors(name: str, limit: float) -> None:
-    with pytest.raises(UsageError, match=name):
-        limits({name: limit})
 
 
 def test_a_logit_that_is_not_finite_fails_every_gate_of_the_logits() -> None:
@@ -212,11 +206,6 @@ def test_only_what_decides_something_fails_an_artifact_that_is_not_as_built() ->
     assert gate.note == "gemma4.attention.sliding_window: expected 64, found 65 (and 1 more)"
 
 
-def test_no_user_may_loosen_what_is_built() -> None:
-    with pytest.raises(UsageError, match="unknown gate 'same_as_built'"):
-        limits({"same_as_built": 5})
-
-
 def test_a_gate_that_did_not_run_proves_nothing() -> None:
     passed, failed = Gate("a", 1, 1, True), Gate("b", 1, 2, False)
     unrun = not_run("graph_kld", 1e-4, "no room", ())
@@ -231,15 +220,13 @@ def test_a_gate_that_did_not_run_proves_nothing() -> None:
 
 def test_only_gates_that_may_not_run_can_be_allowed_not_to() -> None:
     check_unrun(MAY_NOT_RUN)
-    with pytest.raises(UsageError, match="gate 'mean_kld' always runs"):
-        check_unrun(["mean_kld"])
+    with pytest.raises(UsageError, match="gate 'exact_fraction' always runs"):
+        check_unrun(["exact_fraction"])
 
 
-def test_a_runtimes_allowance_is_for_dense_models_and_yields_to_the_user() -> None:
-    allowances = {"mean_kld": 0.5}
-    assert limits({}, allowances=allowances) == {**DENSE, "mean_kld": 0.5}
-    assert limits({}, experts=True, allowances=allowances) == EXPERTS
-    assert limits({"mean_kld": 0.1}, allowances=allowances)["mean_kld"] == 0.1
+def test_what_is_said_of_a_limit_goes_behind_what_is_said_of_the_value() -> None:
+    gates = noted([Gate("a", 1, 1, True), Gate("b", 1, 2, False, "too far")], {"b": "narrow", "c": "x"})
+    assert [gate.note for gate in gates] == ["", "too far; narrow"]
 
 
 def greedy(largest: float, gap: float | None, equal: int = 3) -> dict[str, object]:
@@ -260,7 +247,7 @@ ENGINE = {
     },
     "ends": {"equal_fraction": 1.0, "missing": [], "extra": [], "lost": []},
     "greedy": greedy(0.5, 0.5),
-    "scores": {"mean_abs": 0.1},
+    "scores": {"mean_abs": 0.05},
 }
 
 

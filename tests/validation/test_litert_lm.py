@@ -18,7 +18,8 @@ from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
 from validation.engine import measure_engine
-from validation.gates import DENSE, EXPERTS, judge_engine
+from validation.gates import judge_engine
+from validation.limits import DENSE, EXPERTS
 from validation.logits import map_logits
 from validation.preparation import Settings, prepare
 from validation.reference import Model, reference_logits
@@ -65,6 +66,11 @@ def demo(litert_bundle: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def found(measured: Callable[..., dict[str, Any]], demo: Path) -> dict[str, Any]:
     return measured(DEMO, demo)
+
+
+#: What those of random weights lose is another matter: limits of this kind that are relative in a proof.
+RANDOM = {**DENSE, "engine_gap": 0.85, "engine_mean_abs": 0.15}
+RANDOM_EXPERTS = {**EXPERTS, "engine_gap": 2.0, "engine_mean_abs": 0.4}
 
 
 def failed(found: dict[str, Any], limits: Any = DENSE) -> set[str]:
@@ -139,7 +145,7 @@ def test_other_metadata_fail_their_gate(
 def test_the_text_is_the_references_up_to_a_near_tie(found: dict[str, Any]) -> None:
     greedy = found["greedy"]
     assert greedy["prompts"] == len(greedy["texts"]) == 4
-    assert {one["kind"] for one in greedy["texts"]} == {"prose", "code", "languages", "chat"}
+    assert {one["kind"] for one in greedy["texts"]} == {"help topics", "chats"}
     assert greedy["equal_characters"] > greedy["characters"] / 2
     for one in greedy["texts"]:
         at = one["equal_characters"]
@@ -187,10 +193,10 @@ def test_the_weights_of_another_scheme_fail_though_the_tokens_are_equal(
 ) -> None:
     bundle = litert_bundle("e2b", "extremum8", "transformers")
     right = measured(checkpoint_factory("e2b", "extremum8", layout="transformers"), bundle)
-    assert failed(right) == set()
+    assert failed(right, RANDOM) == set()
     wrong = measured(checkpoint_factory("e2b"), bundle)
-    assert {"engine_mean_abs", "engine_gap"} == failed(wrong)
-    assert wrong["scores"]["mean_abs"] > 2 * DENSE["engine_mean_abs"] > 4 * right["scores"]["mean_abs"]
+    assert {"engine_mean_abs", "engine_gap"} == failed(wrong, RANDOM)
+    assert wrong["scores"]["mean_abs"] > 5 * right["scores"]["mean_abs"]
 
 
 def test_experts_flip_near_ties_and_keep_their_gates(
@@ -199,7 +205,7 @@ def test_experts_flip_near_ties_and_keep_their_gates(
     litert_bundle: Callable[..., Path],
 ) -> None:
     found = measured(checkpoint_factory("26b-a4b", "extremum8"), litert_bundle("26b-a4b", "extremum8", "hub"))
-    assert failed(found, EXPERTS) == set()
+    assert failed(found, RANDOM_EXPERTS) == set()
 
 
 def test_scores_are_those_of_the_tokens_behind_all_before_them(demo: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from converter.demo import DEMO
 from converter.tokenizer import AddedToken
 from converter.worker import Worker
 from validation import gates
+from validation.limits import DENSE
 from validation.preparation import Prepared, Settings, prepare
 from validation.runners import find_runner
 from validation.runtimes.llamacpp_text import ENDS_BY_TEXT
@@ -109,7 +110,7 @@ def test_the_shipped_model_reads_as_the_checkpoint_in_onnxruntime_genai(onnx: Pa
     assert [one["text"][:9] for one in tokens["runtime_limits"]] == ["========="]
     assert prompts["chats"] == prompts["equal"] == len(CHATS)
     assert ends["checkpoint"] == ends["engine"] == [1, 16]
-    assert all(gate.passed for gate in gates.judge_engine(gates.DENSE, found))
+    assert all(gate.passed for gate in gates.judge_engine(DENSE, found))
 
 
 def test_a_limit_of_the_runtime_excuses_no_other_tokens_of_the_same_text(

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validation.gates import Gate
+from validation.gates import Gate, not_run
+from validation.limits import Limits
 from validation.metrics import LogitMetrics, compare
 from validation.runners import Runtime
 from validation.trials import Refusal, Trial, alternatives, best, surprising, with_lost_cache
@@ -36,6 +37,8 @@ def trial(level: int, speed: float | None, *, passed: bool = True, mean_kld: flo
         Runtime("onnxruntime", "1", {} if decode is None else {"decode": decode}),
         Path(f"{level}.npy"),
         replace(METRICS, mean_kld=mean_kld),
+        None,
+        Limits({}),
         (Gate("mean_kld", 0.01, mean_kld if math.isfinite(mean_kld) else None, passed),),
     )
 
@@ -61,6 +64,14 @@ def test_if_none_passes_the_closest_to_the_reference_is_kept() -> None:
     assert level(far, near) == 0
     assert level(near, far) == 0
     assert level(trial(4, 100, passed=False, mean_kld=math.nan), near) == 0
+
+
+def test_a_gate_that_did_not_run_says_nothing_for_a_way() -> None:
+    """Nothing is known of either then, and the closer one is kept."""
+    unjudged = (not_run("mean_kld", None, "nothing to go by", ()),)
+    fast, near = (replace(one, gates=unjudged) for one in (trial(4, 100, mean_kld=0.3), trial(0, 10)))
+    assert level(fast, near) == 0
+    assert [one["passed"] for one in alternatives([fast, near], near)] == [None, None]
 
 
 def test_without_a_speed_the_preferred_way_is_kept() -> None:

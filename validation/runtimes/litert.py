@@ -39,7 +39,14 @@ class LiteRt:
     text: TextRuntime | None = None
     #: One scale for a whole row of activations costs small random models like E4B up to 0.016.
     #: Without rounding, everything is float32: 7e-13 to 2e-11 measured.
-    allowances: Mapping[str, float] = field(default_factory=lambda: {"mean_kld": 0.006, "graph_kld": 1e-7})
+    allowances: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "graph_kld": 1e-7,
+            "mean_kld": 0.006,
+            "same_top_p": 0.89,
+            "decode_mean_kld": 1e-3,
+        }
+    )
     float16_gelu: bool = False
 
     def check_provider(self, provider: str) -> None:
