@@ -120,8 +120,8 @@ def test_a_turn_after_an_answer_that_ended_itself_computes_what_a_fresh_generato
 @pytest.mark.parametrize("variant", ["demo", *sorted(VARIANTS)])
 def test_a_turn_after_an_answer_that_was_cut_off(variant, directory_of):
     """onnxruntime-genai 0.18 has not computed the last token that it generated, and then computes only those
-    that are appended: its keys and values are missing. A client gives that token again. Once the second half of
-    this test fails, nobody has to."""
+    that are appended: its keys and values are missing. A client gives that token again. Once the second half
+    of this test fails, nobody has to."""
     model = genai.Model(str(directory_of(variant)))
     generator = generator_of(model, PROMPT)
     generate(generator, 10)
