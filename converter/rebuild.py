@@ -31,7 +31,7 @@ from targets.plan import Plan, Progress, Target, check_installed, find_target, k
 _PIECE: Final = 8 << 20
 #: What the manifest records of a plan and the same plan has again. Warnings are not among it: some are about
 #: files elsewhere.
-_PLANNED: Final = ("bytes", "bits_per_weight", "operators", "memory", "tensors")
+_PLANNED: Final = ("bytes", "bits_per_weight", "operators", "memory", "kv_cache", "tensors")
 
 
 def rebuild(

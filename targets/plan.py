@@ -53,6 +53,15 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class KVCache:
+    """Memory that a runtime takes for keys and values before the first token: ``bytes`` for ``tokens``,
+    prompt and answer together."""
+
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main (or
     first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
@@ -61,8 +70,9 @@ class Plan:
     ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
     where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
     than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
-    than the model; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which must not be in the
-    output directory."""
+    than the model; ``kv_cache`` what the runtime allocates at once for one sequence, where the
+    artifact says for how many tokens; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which
+    must not be in the output directory."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -73,6 +83,7 @@ class Plan:
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: int | None = None
     context: int | None = None
+    kv_cache: KVCache | None = None
     elsewhere: Path | None = None
     companion_bytes: int = 0
     scales: str = "float16"
@@ -101,6 +112,7 @@ class Plan:
             "scales": self.scales,
             **({"operators": operators} if operators else {}),
             **({"memory": self.memory} if self.memory is not None else {}),
+            **({"kv_cache": asdict(self.kv_cache)} if self.kv_cache is not None else {}),
             "warnings": list(self.warnings),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
         }

@@ -9,7 +9,13 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from tampering import Tampering, file_tamperings
 
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json")
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "genai_config.json",
+    "config.json",
+)
 ADDED_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
@@ -17,7 +23,7 @@ ADDED_FILES = (
     "additional_chat_templates/tool_use.jinja",
     "custom_ops.so",
     "other.onnx",
-    "config.json",
+    "preprocessor_config.json",
 )
 
 

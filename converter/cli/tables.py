@@ -202,6 +202,9 @@ def _summary(found: Mapping[str, Any]) -> Table:
             table.add_row("", f"{operator}: {held}")
         if "memory" in target:
             table.add_row("", f"up to {size(target['memory'])} of memory to write it")
+        if "kv_cache" in target:
+            tokens, held = target["kv_cache"]["tokens"], target["kv_cache"]["bytes"]
+            table.add_row("", f"KV cache: {size(held)} for {tokens:,} tokens, allocated at once")
         for warning in target["warnings"]:
             table.add_row("", escape(warning))
     return table

@@ -10,11 +10,12 @@ from typing import Final
 from converter.checkpoint import Checkpoint
 from converter.weight import Weight
 from targets.onnx.accuracy import with_accuracy_level
-from targets.onnx.generation import generation_files, generation_warnings
+from targets.onnx.generation import generation_files, generation_warnings, kv_cache
 from targets.onnx.layout import lay_out
 from targets.onnx.storage import (
     BITS,
     BLOCK,
+    FLOAT_BYTES,
     Storage,
     is_exact,
     read_options,
@@ -90,6 +91,7 @@ class OnnxTarget:
             ),
             companions=tuple(f"onnx/{file}" for file in generation_files(checkpoint)),
             scales="float16" if storage.scales == "FLOAT16" else "float32",
+            kv_cache=kv_cache(checkpoint.architecture, FLOAT_BYTES[storage.dtype]),
             options={
                 "name": name,
                 "onnx_dtype": "float16" if storage.dtype == "FLOAT16" else "float32",

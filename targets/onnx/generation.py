@@ -1,4 +1,5 @@
-"""What lies beside ``model.onnx``: ``genai_config.json`` for onnxruntime-genai and the tokenizer's files.
+"""What lies beside ``model.onnx``: ``genai_config.json`` for onnxruntime-genai, the checkpoint's own
+``config.json`` for transformers and what uses it, and the tokenizer's files.
 
 The keys are those of onnxruntime-genai's configuration parser (``src/config.cpp``), which refuses others.
 What it does with them, checked with 0.18:
@@ -9,8 +10,10 @@ What it does with them, checked with 0.18:
   input declares. The sizes in the configuration count only where an input leaves them open.
 * A ``sliding_window`` entry makes the caches smaller than the text, or slides the inputs, which only a
   graph made for it survives: the window is the graph's own business, and there is no such entry.
-* With ``past_present_share_buffer`` the caches are allocated for ``max_length`` before the first token:
-  4.6 GB for 131,072 positions in E2B's proportions. Without it they grow with the text.
+* With ``past_present_share_buffer`` the caches are allocated for the search's ``max_length`` before the
+  first token, whatever a layer's window is. Without it they grow with the text, but ``rewind_to`` refuses
+  every model whose layers differ in heads or head size, and the last token of any other. So it is on, with a
+  length that small machines have room for; a client may set any other up to the context.
 * Unless told otherwise it uses half of the processor's cores; 0 leaves the number to onnxruntime.
 
 Its tokenizer (onnxruntime-extensions) knows classes by name, reads the chat template either from
@@ -24,10 +27,11 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from converter.architecture import Architecture
+from converter.architecture import Architecture, Layer
 from converter.checkpoint import Checkpoint
 from converter.document import Settings, read_object, read_text
 from converter.errors import CheckpointError
+from targets.plan import KVCache
 from targets.sampling import (
     RECOMMENDED,
     end_tokens,
@@ -40,6 +44,9 @@ from targets.sampling import (
 CONFIG: Final = "genai_config.json"
 TEMPLATE: Final = "chat_template.jinja"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+MODEL_CONFIG: Final = "config.json"
+#: Tokens of a search, prompt and answer together, unless its client asks for others or the model ends before.
+LENGTH: Final = 4096
 #: What its search can be told beyond temperature, top_p, top_k and end tokens.
 _HELD: Final = ("repetition_penalty",)
 #: Files that are copied byte for byte, where the checkpoint has them.
@@ -52,6 +59,8 @@ _TOKENIZER_CLASS: Final = "GemmaTokenizer"
 _PADDING_SIDE: Final = "right"
 #: What ``tokenizer_config.json`` must not ask of whoever loads it: another file, or code.
 _REFUSED: Final = ("auto_map", "chat_template", "tiktoken_file")
+#: What ``config.json`` must not tell whoever loads it: code to run, or a form that these weights lack.
+_NOT_TOLD: Final = ("auto_map", "custom_pipelines", "quantization_config")
 #: Where onnxruntime-extensions cuts a text before it merges: at spaces and line ends after anything else.
 _CUT: Final = re.compile("[^ \n\r\u2581][ \n\r\u2581]")
 
@@ -60,9 +69,12 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Name and content of every file that onnxruntime-genai and transformers need beside ``model.onnx``.
 
     Equal checkpoints give equal bytes. Raises ``CheckpointError`` for a damaged ``generation_config.json``
-    or ``tokenizer_config.json``.
+    or ``tokenizer_config.json``, and for a ``config.json`` with what JSON cannot hold.
     """
-    files = {CONFIG: _encoded(genai_config(checkpoint), CONFIG)}
+    files = {
+        CONFIG: _encoded(genai_config(checkpoint), CONFIG),
+        MODEL_CONFIG: _encoded(_model_config(checkpoint.config), str(checkpoint.path / MODEL_CONFIG)),
+    }
     for name in _COPIED:
         if (checkpoint.path / name).exists():
             files[name] = read_text(checkpoint.path / name, _LARGEST_COPY).encode("utf-8")
@@ -95,6 +107,32 @@ def generation_warnings(checkpoint: Checkpoint) -> list[str]:
     return warnings
 
 
+def kv_cache(architecture: Architecture, item_bytes: int) -> KVCache:
+    """What onnxruntime-genai allocates for one sequence of a search's default length: keys and values
+    ``[kv_heads, tokens, head_dim]``, ``item_bytes`` a number, for every layer that has its own cache."""
+    tokens = _length(architecture)
+    numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in _owners(architecture))
+    return KVCache(tokens, tokens * numbers * item_bytes)
+
+
+def _length(architecture: Architecture) -> int:
+    return min(LENGTH, architecture.context)
+
+
+def _owners(architecture: Architecture) -> list[Layer]:
+    """Layers with a cache of their own."""
+    return [layer for layer in architecture.layers if layer.kv_source is None]
+
+
+def _model_config(values: Mapping[str, object]) -> dict[str, object]:
+    """The checkpoint's ``config.json`` in its own order without what is not told, at any depth."""
+    return {
+        key: _model_config(value) if isinstance(value, dict) else value
+        for key, value in values.items()
+        if key not in _NOT_TOLD
+    }
+
+
 def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
     """``genai_config.json``; raises ``CheckpointError`` for a damaged ``generation_config.json``."""
     architecture = checkpoint.architecture
@@ -117,7 +155,7 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _decoder(architecture: Architecture) -> dict[str, object]:
-    owners = [layer for layer in architecture.layers if layer.kv_source is None]
+    owners = _owners(architecture)
     return {
         "filename": "model.onnx",
         "session_options": {"intra_op_num_threads": 0, "provider_options": []},
@@ -153,9 +191,9 @@ def _search(checkpoint: Checkpoint) -> dict[str, object]:
         "temperature": sampling["temperature"],
         "top_k": min(int(sampling["top_k"]), architecture.vocabulary),
         "top_p": sampling["top_p"],
-        "max_length": architecture.context,
+        "max_length": _length(architecture),
         **{key: value for key, value in penalties.items() if key in _HELD},
-        "past_present_share_buffer": False,
+        "past_present_share_buffer": True,
     }
 
 

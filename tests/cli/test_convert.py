@@ -57,6 +57,7 @@ def test_the_demo_leaves_artifact_modelfile_reports_and_manifest(demo):
         "manifest.json",
         "ollama/Modelfile",
         "onnx/chat_template.jinja",
+        "onnx/config.json",
         "onnx/genai_config.json",
         "onnx/generation_config.json",
         "onnx/model.onnx",

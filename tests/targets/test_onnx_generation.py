@@ -15,6 +15,7 @@ from converter.checkpoint import open_checkpoint
 from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
 from targets.onnx.generation import generation_files, generation_warnings
+from targets.plan import KVCache
 
 
 @pytest.fixture
@@ -141,12 +142,65 @@ def test_absurd_sampling_is_refused_by_name(generation, altered):
     assert "\n" not in str(error.value)
 
 
-def test_nothing_says_what_may_be_different_from_the_graph(checkpoint_factory):
-    """A window here would shrink the caches, and sharing allocates them for the whole context."""
-    config = config_of(open_checkpoint(checkpoint_factory("e2b")))
-    assert "sliding_window" not in config["model"]["decoder"]
-    assert config["search"]["past_present_share_buffer"] is False
-    assert config["search"]["max_length"] == config["model"]["context_length"]
+def test_no_window_is_told(checkpoint_factory):
+    """It would shrink the caches or slide the inputs, for which the graph is not made."""
+    assert "sliding_window" not in config_of(open_checkpoint(checkpoint_factory("e2b")))["model"]["decoder"]
+
+
+def test_a_search_has_the_room_of_small_machines_unless_the_model_ends_before(checkpoint_factory, altered):
+    """Caches are allocated at once: for a search of this length, not for the context."""
+    values = stored(open_checkpoint(checkpoint_factory("text")), "config.json")
+    for context, length in ((131072, 4096), (4096, 4096), (512, 512)):
+        longer = altered({"config.json": {**values, "max_position_embeddings": context}}, "text")
+        config = config_of(longer)
+        assert config["search"]["past_present_share_buffer"] is True
+        assert (config["model"]["context_length"], config["search"]["max_length"]) == (context, length)
+
+
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [*((variant, "float32") for variant in sorted(VARIANTS)), ("e2b", "float16")]
+)
+def test_the_plan_tells_the_memory_of_the_caches_that_the_graph_takes(
+    variant, dtype, checkpoint_factory, convert
+):
+    made = convert(checkpoint_factory(variant), "onnx", onnx_dtype=dtype)
+    graph = onnx.load(made.artifact, load_external_data=False).graph
+    inputs = [value.type.tensor_type for value in graph.input if value.name.startswith("past_key_values.")]
+    heads, head_size = 1, 3
+    numbers = sum(one.shape.dim[heads].dim_value * one.shape.dim[head_size].dim_value for one in inputs)
+    item = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}[inputs[0].elem_type]
+    tokens = config_of(made.checkpoint)["search"]["max_length"]
+    assert made.plan.kv_cache == KVCache(tokens, tokens * numbers * item)
+    assert made.plan.as_dict()["kv_cache"] == {"tokens": tokens, "bytes": tokens * numbers * item}
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_config_json_is_the_checkpoints_and_opens_in_transformers(variant, checkpoint_factory, convert):
+    from transformers import AutoConfig, AutoTokenizer
+
+    made = convert(checkpoint_factory(variant), "onnx")
+    directory = made.artifact.parent
+    assert stored(made.checkpoint, "config.json") == json.loads((directory / "config.json").read_text())
+    config = AutoConfig.from_pretrained(directory)
+    assert config.get_text_config().vocab_size == made.checkpoint.architecture.vocabulary
+    text = "Lists are <turn|> \n\n x"
+    expected = AutoTokenizer.from_pretrained(made.checkpoint.path).encode(text)
+    assert AutoTokenizer.from_pretrained(directory).encode(text) == expected
+
+
+def test_config_json_neither_runs_code_nor_tells_another_form_of_the_weights(altered):
+    values = stored(altered({}), "config.json")
+    told = {"auto_map": {"AutoConfig": "code.Config"}, "custom_pipelines": {"x": {"impl": "code.X"}}}
+    inner = {**values["vision_config"], **told, "quantization_config": {"quant_method": "other"}}
+    checkpoint = altered({"config.json": {**values, **told, "vision_config": inner}})
+    assert json.loads(generation_files(checkpoint)["config.json"]) == values
+
+
+def test_a_config_json_that_no_other_parser_reads_is_refused(altered):
+    values = stored(altered({}), "config.json")
+    with pytest.raises(CheckpointError, match=r"config\.json: holds what JSON cannot") as error:
+        generation_files(altered({"config.json": {**values, "extra": [float("inf")]}}))
+    assert "\n" not in str(error.value)
 
 
 def test_files_are_copied_byte_for_byte(altered):
@@ -156,7 +210,7 @@ def test_files_are_copied_byte_for_byte(altered):
     copied = ("tokenizer.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
     for name in copied:
         assert files[name] == (checkpoint.path / name).read_bytes()
-    assert set(files) == {*copied, "genai_config.json", "tokenizer_config.json"}
+    assert set(files) == {*copied, "config.json", "genai_config.json", "tokenizer_config.json"}
 
 
 def test_the_tokenizers_settings_are_kept(demo_checkpoint):
