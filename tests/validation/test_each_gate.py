@@ -176,10 +176,10 @@ def test_weights_that_are_off_are_caught_in_a_model_that_predicts_nothing(
     home: Path,
     tmp_path: Path,
 ) -> None:
-    """Every code of one matrix is off by one: less than what rounding activations costs this model."""
+    """The codes of a few blocks of one matrix are off by one: no more than rounding activations costs."""
 
     def change(data: bytearray) -> None:
-        codes = np.frombuffer(data, np.uint8).reshape(-1, 18)[:, 2:]
+        codes = np.frombuffer(data, np.uint8).reshape(-1, 18)[::48, 2:]
         codes ^= np.uint8(0x01)
 
     right = write_gguf(checkpoint_factory("text"), tmp_path)
@@ -192,7 +192,7 @@ def test_weights_that_are_off_are_caught_in_a_model_that_predicts_nothing(
     assert all(gate["passed"] for gate in gates[0].values())
     failed = {name for name, gate in gates[1].items() if not gate["passed"]}
     assert {"exact_fraction", "mean_kld"} <= failed <= {"exact_fraction", "mean_kld", "same_top_p"}
-    assert gates[1]["mean_kld"]["value"] < 0.015
+    assert gates[1]["mean_kld"]["value"] < 3 * gates[0]["mean_kld"]["value"]
     assert gates[1]["mean_kld"]["limit"] == pytest.approx(
         1.1 * entries[1]["runtime"]["mean_kld_same_weights"] + 1e-4
     )
