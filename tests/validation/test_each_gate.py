@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tampering import GgufFile
 
-from converter.checkpoint import EVALUATION_TEXT
+from converter.checkpoint import EVALUATION_TEXT, open_checkpoint
 from converter.demo import DEMO
+from validation.baseline import write_naive_q4_0
 from validation.evaluation import read_own
 from validation.limits import OWN_NOTE
 from validation.validation import validate
@@ -196,6 +197,18 @@ def test_weights_that_are_off_are_caught_in_a_model_that_predicts_nothing(
     assert gates[1]["mean_kld"]["limit"] == pytest.approx(
         1.1 * entries[1]["runtime"]["mean_kld_same_weights"] + 1e-4
     )
+
+
+@pytest.mark.parametrize("target", ["gguf", "onnx"])
+def test_naive_rounding_is_caught_in_a_model_that_predicts_nothing(
+    target: str, checkpoint_factory: Callable[..., Path], home: Path, tmp_path: Path
+) -> None:
+    """By limits that go by what the naive artifact's own runtime loses on its own weights."""
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+    naive = write_naive_q4_0(target, checkpoint, tmp_path)
+    entry = validate(checkpoint, target, naive, cache=home, foreign=True)["entry"]
+    failed = {gate["name"] for gate in entry["gates"] if not gate["passed"]}
+    assert failed == {"exact_fraction", "mean_kld", "same_top_p"}
 
 
 def test_without_logits_of_its_own_weights_nothing_judges_such_a_model(e2b: Any, home: Path) -> None:
