@@ -112,10 +112,12 @@ class OwnLoss:
         parts = (self.same_weights, self.own_weights)
         return sum(figure(part) for part in parts if part is not None)
 
-    def told(self, name: str) -> str:
-        """What is summed, by the keys of the report."""
-        same = f"{name}_same_weights"
-        return same if self.own_weights is None else f"({same} + {name}_own_weights)"
+    def told(self, name: str, less: str = "") -> str:
+        """What is summed, by the keys of the report, behind ``less``."""
+        same = f"{less}{name}_same_weights"
+        if self.own_weights is None:
+            return f"({same})" if less else same
+        return f"({same} + {less}{name}_own_weights)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ def in_force(limits: Limits, perplexity: float, vocabulary: int, own: OwnLoss | 
     for name in names:
         value, rule = _relative(name, own)
         narrowed = name in limits.notes and not _is_narrower(name, value, limits.values[name])
-        if not narrowed:
+        if math.isfinite(value) and not narrowed:  # what is not finite fails whatever the limit is
             values[name], notes[name] = value, f"limit: {rule}, {why}"
     return Limits(values, notes, limits.given)
 
@@ -207,7 +209,7 @@ def _relative(name: str, own: OwnLoss) -> tuple[float, str]:
         "mean_kld": (1.1 * kld + 1e-4, f"1.1 x {told} + 1e-4"),
         "same_top_p": (
             1 - 1.1 * own.sum(lambda part: 1 - part.same_top_p) - 0.01,
-            f"1 - 1.1 x {own.told('other_top')} - 0.01, other_top = 1 - same_top_p",
+            f"1 - 1.1 x {own.told('same_top_p', '1 - ')} - 0.01",
         ),
         "decode_mean_kld": (2 * kld + 1e-4, f"2 x {told} + 1e-4"),
         "engine_gap": (6 * log_p + 0.1, f"6 x {told_log_p} + 0.1"),

@@ -184,9 +184,8 @@ class Engine(Protocol):
 class Runner(Protocol):
     """One runtime. ``extra`` installs it, ``modules`` is what must then be importable, one of them where
     several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
-    one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for dense
-    models that suit its arithmetic: wider ones where it costs more than the general ones allow, narrower ones
-    where it costs so little that they would hide something. ``float16_gelu`` says that its GELU goes through
+    one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for trained
+    dense models that suit its arithmetic (``limits``), where the general ones would hide something. ``float16_gelu`` says that its GELU goes through
     float16, which transformers on the artifact's own weights then does too."""
 
     extra: str

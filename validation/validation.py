@@ -452,6 +452,8 @@ class _Bench:
             "mean_abs_log_p_same_weights": number(metrics.mean_abs_log_p),
             "max_abs_same_weights": number(metrics.max_abs),
             "mean_kld_own_weights": number(own.metrics.mean_kld),
+            "same_top_p_own_weights": number(own.metrics.same_top_p),
+            "mean_abs_log_p_own_weights": number(own.metrics.mean_abs_log_p),
         }
 
     def _graph(

@@ -23,6 +23,7 @@ from torch.func import functional_call
 from transformers import AutoTokenizer, Gemma4ForCausalLM, PreTrainedTokenizerBase
 
 from converter.demo import DEMO, DEMO_BASE
+from converter.demo.evaluation import write_evaluation_text
 from converter.demo.measure import comparison
 from converter.demo.model import VOCABULARY, new_model, save_checkpoint, save_tokenizer
 from converter.demo.quantisation import is_matrix, on_lattice, straight_through
@@ -195,6 +196,7 @@ def main() -> None:
     for stage, directory in ((BASE_STAGE, base), (QAT_STAGE, demo)):
         train(model, tokenizer, stage, options.seed, lambda line: print(line, flush=True))
         save_checkpoint(finished_weights(model, stage.quantised), vocabulary, directory)
+    write_evaluation_text(demo)
     print(comparison(base, demo))
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from tampering import GgufFile
 
-from converter.checkpoint import EVALUATION_TEXT
+from converter.checkpoint import EVALUATION_TEXT, open_checkpoint
 from converter.demo import DEMO
+from validation.baseline import write_naive_q4_0
 from validation.evaluation import read_own
 from validation.limits import OWN_NOTE
 from validation.validation import validate
@@ -176,10 +177,10 @@ def test_weights_that_are_off_are_caught_in_a_model_that_predicts_nothing(
     home: Path,
     tmp_path: Path,
 ) -> None:
-    """Every code of one matrix is off by one: less than what rounding activations costs this model."""
+    """The codes of a few blocks of one matrix are off by one: no more than rounding activations costs."""
 
     def change(data: bytearray) -> None:
-        codes = np.frombuffer(data, np.uint8).reshape(-1, 18)[:, 2:]
+        codes = np.frombuffer(data, np.uint8).reshape(-1, 18)[::48, 2:]
         codes ^= np.uint8(0x01)
 
     right = write_gguf(checkpoint_factory("text"), tmp_path)
@@ -192,10 +193,22 @@ def test_weights_that_are_off_are_caught_in_a_model_that_predicts_nothing(
     assert all(gate["passed"] for gate in gates[0].values())
     failed = {name for name, gate in gates[1].items() if not gate["passed"]}
     assert {"exact_fraction", "mean_kld"} <= failed <= {"exact_fraction", "mean_kld", "same_top_p"}
-    assert gates[1]["mean_kld"]["value"] < 0.015
+    assert gates[1]["mean_kld"]["value"] < 3 * gates[0]["mean_kld"]["value"]
     assert gates[1]["mean_kld"]["limit"] == pytest.approx(
         1.1 * entries[1]["runtime"]["mean_kld_same_weights"] + 1e-4
     )
+
+
+@pytest.mark.parametrize("target", ["gguf", "onnx"])
+def test_naive_rounding_is_caught_in_a_model_that_predicts_nothing(
+    target: str, checkpoint_factory: Callable[..., Path], home: Path, tmp_path: Path
+) -> None:
+    """By limits that go by what the naive artifact's own runtime loses on its own weights."""
+    checkpoint = open_checkpoint(checkpoint_factory("text"))
+    naive = write_naive_q4_0(target, checkpoint, tmp_path)
+    entry = validate(checkpoint, target, naive, cache=home, foreign=True)["entry"]
+    failed = {gate["name"] for gate in entry["gates"] if not gate["passed"]}
+    assert failed == {"exact_fraction", "mean_kld", "same_top_p"}
 
 
 def test_without_logits_of_its_own_weights_nothing_judges_such_a_model(e2b: Any, home: Path) -> None:

@@ -134,6 +134,14 @@ def test_what_the_checkpoints_own_rounding_costs_is_allowed_to_exact_weights() -
     assert found.values["mean_kld"] == pytest.approx(1.1 * 0.012 + 1e-4)
     assert found.values["same_top_p"] == pytest.approx(1 - 1.1 * 0.13 - 0.01)
     assert "1.1 x (mean_kld_same_weights + mean_kld_own_weights) + 1e-4" in found.notes["mean_kld"]
+    assert found.notes["same_top_p"].startswith(
+        "limit: 1 - 1.1 x (1 - same_top_p_same_weights + 1 - same_top_p_own_weights) - 0.01, since "
+    )
+
+
+def test_logits_that_are_not_finite_leave_the_general_limit() -> None:
+    found = of_random(absolute({}), OwnLoss(loss(math.nan, math.nan, math.nan)))
+    assert (found.values, found.notes) == (DENSE, {})
 
 
 def test_what_the_user_set_is_absolute_and_what_the_checkpoint_narrows_stays_narrow() -> None:

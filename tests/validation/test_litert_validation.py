@@ -90,8 +90,7 @@ def test_weights_of_another_lattice_fail(
 ) -> None:
     _, artifact = bundle("e2b")
     checkpoint = open_checkpoint(checkpoint_factory("e2b"))
-    settings = {"scratch": tmp_path, "cache": cache, "same_weights": False}
-    entry = validate(checkpoint, "litert", artifact, **settings)["entry"]  # type: ignore[arg-type]
+    entry = validate(checkpoint, "litert", artifact, scratch=tmp_path, cache=cache)["entry"]
     failed = {gate["name"] for gate in entry["gates"] if not gate["passed"]}
     assert {"exact_fraction", "mean_kld", "same_top_p"} <= failed
     assert "decode_mean_kld" not in failed

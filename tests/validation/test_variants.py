@@ -11,14 +11,17 @@ import pytest
 from converter.demo.variants import VARIANTS
 from converter.pipeline import Conversion, convert
 from validation.gates import SAME_AS_BUILT
-from validation.limits import ANSWERS, DECODE, GRAPH, RELATIVE, absolute
+from validation.limits import ANSWERS, DECODE, GRAPH, RELATIVE, UNROUNDED_DECODE, absolute
 from validation.runners import find_runner
 
 
 def relative(runtime: dict[str, Any]) -> dict[str, float]:
     """Limits of a model that predicts nothing, by what its runtime and the checkpoint's own rounding cost."""
     lost = runtime["mean_kld_same_weights"] + runtime["mean_kld_own_weights"]
-    return {"mean_kld": 1.1 * lost + 1e-4, "decode_mean_kld": 2 * lost + 1e-4}
+    decode = 2 * lost + 1e-4
+    if runtime.get("accuracy_level") == 0:  # chosen by the clock
+        decode = min(decode, UNROUNDED_DECODE)
+    return {"mean_kld": 1.1 * lost + 1e-4, "decode_mean_kld": decode}
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -44,7 +47,7 @@ def test_every_variant_is_exact_and_passes_the_default_gates(
         assert all("does not predict this text" in gates[name]["note"] for name in gates if name in RELATIVE)
         assert entry["weights"]["exact_fraction"] == 1.0
         naive = entry["baseline"]["logits"]
-        assert 0 < entry["logits"]["mean_kld"] <= expected["mean_kld"] < naive["mean_kld"] / 8
+        assert 0 < entry["logits"]["mean_kld"] <= expected["mean_kld"] < naive["mean_kld"] / 5
         assert naive["same_top_p"] < expected["same_top_p"] <= entry["logits"]["same_top_p"]
     levels = {one["accuracy_level"]: one for one in entry["alternatives"]}
     assert levels[0]["passed"]
