@@ -125,12 +125,12 @@ def _owners(architecture: Architecture) -> list[Layer]:
 
 
 def _model_config(values: Mapping[str, object]) -> dict[str, object]:
-    """The checkpoint's ``config.json`` in its own order without what is not told, at any depth."""
-    return {
-        key: _model_config(value) if isinstance(value, dict) else value
-        for key, value in values.items()
-        if key not in _NOT_TOLD
-    }
+    """The checkpoint's ``config.json`` in its own order, it and its parts without what is not told."""
+    return {key: _told(value) if isinstance(value, dict) else value for key, value in _told(values).items()}
+
+
+def _told(values: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key not in _NOT_TOLD}
 
 
 def genai_config(checkpoint: Checkpoint) -> dict[str, object]:

@@ -6,6 +6,7 @@ Only the length is set: caches, their buffers and all else are as the artifact's
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -228,3 +229,64 @@ def test_the_caches_take_the_memory_that_the_plan_tells(variant, checkpoint_fact
     command = [sys.executable, "-c", _MEASURE, str(made.artifact.parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) == pytest.approx(made.plan.kv_cache.bytes, rel=0.05)
+
+
+class Turns:
+    """An engine of onnxruntime-genai: requests and their turns, greedy, each of at most ``most`` tokens."""
+
+    def __init__(self, model, most):
+        self._engine, self._most = genai.Engine(model), most
+        self._events = self._engine.create_event_buffer(64)
+
+    def request(self):
+        return self._engine.create_request()
+
+    def begin(self, request, tokens):
+        options = genai.TurnOptions(request)
+        options.set_do_sample(False)
+        options.set_max_generated_tokens(self._most)
+        return request.begin_turn(np.array(tokens, np.int32), options)
+
+    def answers(self):
+        """What the turns that were begun generate, in the order of their first tokens."""
+        found = {}
+        while self._engine.has_pending_requests():
+            for event in self._engine.run(self._events):
+                if event.token is not None:
+                    found.setdefault(event.turn_id, []).append(int(event.token))
+        return list(found.values())
+
+
+def answer(model, tokens, count):
+    """What a fresh generator adds to ``tokens``."""
+    generator = generator_of(model, tokens)
+    generate(generator, count)
+    return sequence(generator)[len(tokens) :]
+
+
+@pytest.mark.parametrize("variant", ["e2b", "26b-a4b", "31b", "gemma3"])
+def test_the_turns_of_an_engine_are_cut_off_continued_and_taken_back(variant, directory_of):
+    model = genai.Model(str(directory_of(variant)))
+    turns = Turns(model, 10)
+    request = turns.request()
+    turns.begin(request, PROMPT)
+    (first,) = turns.answers()
+    assert first == answer(model, PROMPT, 10)
+    second = turns.begin(request, TURN)
+    assert turns.answers() == [answer(model, [*PROMPT, *first, *TURN], 10)]
+    request.rewind_to_start_of_turn(second)
+    turns.begin(request, TURN[::-1])
+    assert turns.answers() == [answer(model, [*PROMPT, *first, *TURN[::-1]], 10)]
+
+
+def test_an_answer_can_be_bound_to_a_form(directory_of):
+    model = genai.Model(str(directory_of("demo")))
+    tokenizer = genai.Tokenizer(model)
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=100)
+    parameters.set_guidance("regex", "[0-9]{3} (lists|maps)")
+    generator = genai.Generator(model, parameters)
+    append(generator, PROMPT[:20])
+    while not generator.is_done():
+        generator.generate_next_token()
+    assert re.fullmatch("[0-9]{3} (lists|maps)", tokenizer.decode(generator.get_sequence(0)[20:]))
