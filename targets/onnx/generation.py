@@ -28,6 +28,7 @@ from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.document import Settings, read_object, read_text
 from converter.errors import CheckpointError
+from converter.tokenizer_pipeline import LENGTH, RIGHT_STRIP
 from targets.sampling import (
     RECOMMENDED,
     end_tokens,
@@ -36,6 +37,7 @@ from targets.sampling import (
     read_sampling,
     read_suppressed,
 )
+from targets.tokenization import refuse_steps
 
 CONFIG: Final = "genai_config.json"
 TEMPLATE: Final = "chat_template.jinja"
@@ -70,6 +72,12 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.tokenizer.chat_template is not None:
         files[TEMPLATE] = checkpoint.tokenizer.chat_template.encode("utf-8")
     return files
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise ``TargetError`` for a tokenizer that onnxruntime-genai would run otherwise: whatever
+    ``tokenizer.json`` says, it takes Gemma's steps, as tried with 0.18."""
+    refuse_steps("onnx", "onnxruntime-genai", checkpoint.tokenizer, {LENGTH, RIGHT_STRIP})
 
 
 def generation_warnings(checkpoint: Checkpoint) -> list[str]:
