@@ -62,7 +62,7 @@ class Plan:
     where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
     than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
     than the model; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which must not be in the
-    output directory."""
+    output directory; ``requires`` the first versions of the runtimes that run it, by their names."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -76,6 +76,7 @@ class Plan:
     elsewhere: Path | None = None
     companion_bytes: int = 0
     scales: str = "float16"
+    requires: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -101,6 +102,7 @@ class Plan:
             "scales": self.scales,
             **({"operators": operators} if operators else {}),
             **({"memory": self.memory} if self.memory is not None else {}),
+            **({"requires": dict(self.requires)} if self.requires else {}),
             "warnings": list(self.warnings),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
         }
