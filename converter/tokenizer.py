@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from converter.document import Settings, kind, read_object, read_text, shown
 from converter.errors import CheckpointError
-from converter.tokenizer_pipeline import Step, Vocabulary, further_steps
+from converter.tokenizer_pipeline import Step, Vocabulary, further_steps, is_rebuilt
 
 #: Largest ``tokenizer.json`` that is read; Gemma 4's has 32 MB.
 _VOCABULARY_BYTES: Final = 64 << 20
@@ -41,8 +41,9 @@ class Tokenizer:
     filler and are listed in ``fillers``. ``beyond`` are added tokens whose ids the model has no
     embedding for. ``merges`` are in order of priority. ``bos`` ... ``mask`` are ids or ``None``;
     ``end_ids`` are all ids that end a generated text. ``add_bos`` says whether encoding begins with
-    ``bos``, ``space_prefix`` whether a space is put before the text, ``steps`` what is done to text and
-    tokens that not every runtime does. ``files`` are those read.
+    ``bos``, ``space_prefix`` whether a space is put before the text, ``steps`` what ``tokenizer.json``
+    does to text and tokens that not every runtime does, ``rebuilt`` whether transformers leaves them aside
+    but for those about tokens. ``files`` are those read.
     """
 
     tokens: tuple[str, ...]
@@ -62,6 +63,7 @@ class Tokenizer:
     add_bos: bool
     space_prefix: bool
     steps: tuple[Step, ...]
+    rebuilt: bool
     files: tuple[Path, ...]
 
 
@@ -103,6 +105,7 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
         add_bos=_adds_bos(document, config, bos, tokens),
         space_prefix=_prefixes_space(document),
         steps=further_steps(document, found),
+        rebuilt=is_rebuilt(config),
         files=tuple(files),
     )
 

@@ -27,6 +27,7 @@ PRE_TOKENIZER: Final = "pre-tokenizer"
 POST_PROCESSOR: Final = "post-processor"
 DECODER: Final = "decoder"
 MODEL: Final = "model"
+BYTES: Final = "tokens of bytes"
 DROPOUT: Final = "dropout"
 ADDED_TOKEN: Final = "added token"
 RIGHT_STRIP: Final = "added token that takes the space behind it"
@@ -35,13 +36,18 @@ LENGTH: Final = "length"
 #: What runtimes with the library ``tokenizers`` in them do as transformers does. That leaves out limits to
 #: length that a file sets; tokens behind a text are added on demand; dropout is chance.
 OF_THE_LIBRARY: Final = frozenset(
-    {NORMALIZER, SPACE_PREFIX, PRE_TOKENIZER, DECODER, MODEL, ADDED_TOKEN, RIGHT_STRIP}
+    {NORMALIZER, SPACE_PREFIX, PRE_TOKENIZER, DECODER, MODEL, BYTES, ADDED_TOKEN, RIGHT_STRIP}
 )
+#: What of it is left where transformers makes Gemma's pipeline itself.
+OF_THE_TOKENS: Final = frozenset({BYTES, ADDED_TOKEN, RIGHT_STRIP})
+#: Classes that do so (transformers 5.23, ``GemmaTokenizer``); all others that it knows for such a model take
+#: the pipeline of ``tokenizer.json``.
+_GEMMA_CLASSES: Final = ("GemmaTokenizer", "GemmaTokenizerFast")
 
 _STEPS: Final = {NORMALIZER: "normalizers", PRE_TOKENIZER: "pretokenizers", POST_PROCESSOR: "processors"}
 _STEPS_OF_DECODER: Final = "decoders"
 #: Bytes that occur in UTF-8 beside ASCII.
-_BYTES: Final = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
+_BYTES_OF_UTF8: Final = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
 _NAME: Final = re.compile(r"[A-Za-z]{1,40}")
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _DECODERS: Final = ("Replace", "ByteFallback", "Fuse")
@@ -90,6 +96,12 @@ def further_steps(document: Settings, vocabulary: Vocabulary) -> tuple[Step, ...
             if document.values.get(key) is not None
         ),
     )
+
+
+def is_rebuilt(config: Settings) -> bool:
+    """Whether transformers, by the class that ``tokenizer_config.json`` names, makes Gemma's pipeline itself
+    and takes the tokens alone from ``tokenizer.json``."""
+    return config.values.get("tokenizer_class") in _GEMMA_CLASSES
 
 
 def _flat(document: Settings, key: str, steps: str) -> Iterator[tuple[str, Settings]]:
@@ -142,7 +154,7 @@ def _normalizer(document: Settings) -> Iterator[Step]:
             yield Step(NORMALIZER, where, f"a Replace of {shown(text)} by {shown(content)}")
         elif kind == "Prepend" and part.values.get("prepend") in ("", SPACE):
             if part.values["prepend"]:
-                yield Step(SPACE_PREFIX, where, "a Prepend of U+2581")
+                yield Step(SPACE_PREFIX, where, "a Prepend that puts a space before the text")
         elif kind == "Strip" and not (part.flag("strip_left", True) or part.flag("strip_right", True)):
             continue
         else:
@@ -246,9 +258,9 @@ def _model(document: Settings, vocabulary: Vocabulary) -> Iterator[Step]:
         yield Step(MODEL, "model.byte_fallback", "false")
     else:
         plain = (code for code in range(0x80) if chr(code) not in vocabulary.ids and chr(code) != " ")
-        needed = (f"<0x{code:02X}>" for code in (*plain, *_BYTES))
+        needed = (f"<0x{code:02X}>" for code in (*plain, *_BYTES_OF_UTF8))
         if lacking := [text for text in needed if text not in vocabulary.ids]:
-            yield Step(MODEL, "model.vocab", f"without {len(lacking)} tokens of bytes, such as {lacking[0]}")
+            yield Step(BYTES, "model.vocab", f"without {len(lacking)} tokens of bytes, such as {lacking[0]}")
 
 
 def _is_reached(text: str, ranks: Mapping[tuple[str, str], int]) -> bool:

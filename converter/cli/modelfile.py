@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from converter.cli.console import warn
 from converter.cli.options import OutputPath, modelfile_options, read_license
 
 if TYPE_CHECKING:
@@ -55,24 +56,24 @@ def command(
     from converter.errors import DestinationError
     from converter.names import resolve
     from converter.output import write_file
-    from targets.ollama import write_modelfile
+    from targets.ollama import printed, write_modelfile
 
     if output is not None and output.exists() and not force:
         raise DestinationError(f"{output} exists: choose another --output, or add --force")
     source = resolve(model)
-    options = {
-        "system": system,
-        "licenses": [read_license(file) for file in license_files],
-        "num_ctx": num_ctx,
-    }
+    licenses = [read_license(file) for file in license_files]
+    options = {"system": system, "licenses": licenses, "num_ctx": num_ctx}
+    if any(printed(text) != text for text in licenses):
+        warn("the licence has characters that Ollama drops: spaces became plain ones, the rest is left out")
     note = ""
     if source.kind == "gguf" and source.path is not None:
         made = _of_gguf(source.path, path, output, options)
     else:
         made = _of_checkpoint(source, path, options, offline)
         note = "" if path else _NOTE
-    first, rest = write_modelfile(made).split("\n", 1)
-    text = f"{first}\n{note}{rest}"
+    text = write_modelfile(made)
+    if note:
+        text = text.replace("\n", f"\n{note}", 1)
     if output is None:
         click.echo(text, nl=False)
     else:

@@ -140,7 +140,7 @@ def _check_tokenizer(architecture: Architecture, tokenizer: Tokenizer) -> None:
         )
     # its tokenizer by scores knows the prefix; a file's limits to length concern training alone
     known = {LENGTH, SPACE_PREFIX} if by_scores else {LENGTH}
-    refuse_steps("gguf", "llama.cpp", tokenizer, known)
+    refuse_steps("gguf", "which llama.cpp does not follow", tokenizer, known)
     for left, right in tokenizer.merges:
         if " " in left or " " in right:
             raise TargetError(f"gguf: the merge {(left, right)!r} contains a space, which GGUF cannot write")

@@ -18,10 +18,9 @@ from converter.checkpoint import Checkpoint
 from converter.document import read_bytes
 from converter.errors import CheckpointError, TargetError
 from converter.tokenizer import Tokenizer
-from converter.tokenizer_pipeline import OF_THE_LIBRARY
 from targets.litert.bundle import Section
 from targets.sampling import RECOMMENDED, end_tokens, read_sampling, read_suppressed
-from targets.tokenization import refuse_steps
+from targets.tokenization import known_to_litert, refuse_steps
 
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
@@ -158,8 +157,10 @@ def tokenizer_file(directory: Path) -> str:
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Raise ``TargetError`` for a tokenizer that LiteRT-LM would run otherwise than transformers: it has the
-    library ``tokenizers`` in it (tried with 0.18.1), and so keeps to limits to length, for example."""
-    refuse_steps("litert", "LiteRT-LM", tokenizer, OF_THE_LIBRARY)
+    library ``tokenizers`` in it (tried with 0.18.1), and so does all that ``tokenizer.json`` says, which
+    transformers does not always."""
+    problem = "in which LiteRT-LM and transformers differ"
+    refuse_steps("litert", problem, tokenizer, known_to_litert(tokenizer))
 
 
 def minijinja_template(template: str) -> str:

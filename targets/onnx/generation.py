@@ -77,7 +77,8 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 def check_tokenizer(checkpoint: Checkpoint) -> None:
     """Raise ``TargetError`` for a tokenizer that onnxruntime-genai would run otherwise: whatever
     ``tokenizer.json`` says, it takes Gemma's steps, as tried with 0.18."""
-    refuse_steps("onnx", "onnxruntime-genai", checkpoint.tokenizer, {LENGTH, RIGHT_STRIP})
+    problem = "which onnxruntime-genai does not follow"
+    refuse_steps("onnx", problem, checkpoint.tokenizer, {LENGTH, RIGHT_STRIP})
 
 
 def generation_warnings(checkpoint: Checkpoint) -> list[str]:

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from converter.errors import CheckpointError, TargetError
-from targets.gguf import read_metadata
-from targets.ollama import gemma_modelfile, parse_modelfile, read_sampling, write_modelfile
+from targets.ollama import gemma_modelfile, read_sampling
 
 E2B, A12B, A26B, A31B = 5_100_000_000, 11_900_000_000, 26_000_000_000, 31_000_000_000
 
@@ -89,12 +88,3 @@ def test_sampling_comes_from_the_checkpoint(checkpoint_factory, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 1.5}))
     with pytest.raises(CheckpointError, match=r"top_p is 1\.5, outside 0\.\.1"):
         read_sampling(tmp_path)
-
-
-def test_a_written_gguf_says_all_that_its_modelfile_needs(checkpoint_factory, convert):
-    metadata = read_metadata(convert(checkpoint_factory("e2b")).artifact)
-    modelfile = gemma_modelfile(
-        "m.gguf", metadata.architecture, metadata.parameters, context=metadata.context
-    )
-    assert parameters(modelfile)["num_ctx"] == "4096"
-    assert parse_modelfile(write_modelfile(modelfile)) == modelfile
