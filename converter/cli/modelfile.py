@@ -25,7 +25,9 @@ _NOTE: Final = (
 
 @click.command("modelfile", short_help="Print an Ollama Modelfile for a checkpoint or a GGUF.")
 @click.argument("model")
-@click.option("--from", "path", help="What FROM says. Default: the GGUF given, or where convert puts one.")
+@click.option(
+    "--from", "path", help="What FROM says. Default: where convert puts the GGUF, or the GGUF given."
+)
 @modelfile_options
 @click.option(
     "-o",

@@ -56,8 +56,8 @@ def test_a_gguf_is_named_relative_to_the_modelfile(qatconvert, gguf, tmp_path):
     assert (target.parent / model).resolve() == gguf.resolve()
 
 
-def test_a_printed_modelfile_names_its_gguf_from_anywhere(qatconvert, gguf):
-    done = qatconvert("modelfile", os.path.relpath(gguf))
+def test_a_printed_modelfile_names_its_gguf_from_anywhere(qatconvert, gguf, tmp_path):
+    done = qatconvert("modelfile", os.path.relpath(gguf, tmp_path / "work"))
     assert parse_modelfile(done.stdout).model == str(gguf.absolute())
     assert "#" not in done.stdout
 
