@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from converter.architecture import Architecture, read_architecture
+from converter.card import Card, read_card
 from converter.document import read_object, shown
 from converter.errors import CheckpointError
 from converter.shards import INDEX, SINGLE, Shards, SourceTensor, open_shards, read_index
@@ -43,8 +44,8 @@ class Checkpoint:
 
     ``format`` is the stored format's name, ``config`` is ``config.json`` as read. ``weights`` maps
     canonical names to the text model's weights, in model order; ``left_out`` lists every other tensor.
-    ``files`` are all files that were read, and ``EVALUATION_TEXT`` where there is one. A checkpoint of which
-    only the description was read has no ``weights``.
+    ``card`` is the model card. ``files`` are all files that were read, and ``EVALUATION_TEXT`` where there is
+    one. A checkpoint of which only the description was read has no ``weights``.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Checkpoint:
     left_out: tuple[LeftOut, ...]
     tokenizer: Tokenizer
     files: tuple[Path, ...]
+    card: Card = field(default_factory=Card)
 
     @property
     def parameters(self) -> int:
@@ -87,7 +89,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     weights, rest = stored.weights(tensors, architecture.tensors)
     _check(shards, architecture, weights)
     left_out += tuple(_unused(architecture, name, tensors[name]) for name in rest)
-    tokenizer = read_tokenizer(path, architecture.vocabulary)
+    tokenizer, card = read_tokenizer(path, architecture.vocabulary), read_card(path)
     return Checkpoint(
         path=path,
         format=stored.name,
@@ -96,7 +98,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
         weights=weights,
         left_out=left_out,
         tokenizer=tokenizer,
-        files=(path / "config.json", *shards.files, *tokenizer.files, *_evaluation_text(path)),
+        files=(
+            path / "config.json",
+            *shards.files,
+            *tokenizer.files,
+            *_card_files(card),
+            *_evaluation_text(path),
+        ),
+        card=card,
     )
 
 
@@ -108,8 +117,8 @@ def open_description(path: Path) -> Checkpoint:
     """
     config = read_object(path / "config.json")
     stored, architecture = find_format(config), read_architecture(config)
-    tokenizer = read_tokenizer(path, architecture.vocabulary)
-    files = [path / "config.json", *tokenizer.files, *_evaluation_text(path)]
+    tokenizer, card = read_tokenizer(path, architecture.vocabulary), read_card(path)
+    files = [path / "config.json", *tokenizer.files, *_card_files(card), *_evaluation_text(path)]
     if os.path.lexists(path / INDEX) and not os.path.lexists(path / SINGLE):
         _check_index(path / INDEX, architecture)
         files.append(path / INDEX)
@@ -122,6 +131,7 @@ def open_description(path: Path) -> Checkpoint:
         left_out=(),
         tokenizer=tokenizer,
         files=tuple(files),
+        card=card,
     )
 
 
@@ -129,6 +139,10 @@ def _evaluation_text(path: Path) -> list[Path]:
     """The text that a checkpoint brings to be judged on, if any."""
     file = path / EVALUATION_TEXT
     return [file] if os.path.lexists(file) else []
+
+
+def _card_files(card: Card) -> tuple[Path, ...]:
+    return () if card.file is None else (card.file,)
 
 
 def _check_index(index: Path, architecture: Architecture) -> None:

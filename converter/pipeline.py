@@ -373,6 +373,7 @@ def _prove(
             "artifact": plan.artifacts[0],
             "bytes": sum((scratch / name).stat().st_size for name in plan.artifacts),
             "bits_per_weight": round(plan.bits_per_weight, 4),
+            **({"requires": dict(plan.requires)} if plan.requires else {}),
             **({"warnings": list(told[target.name])} if told[target.name] else {}),
             **measured,
         }
@@ -491,6 +492,7 @@ def validate(
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),
             "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
+            **({"requires": dict(plan.requires)} if plan.requires else {}),
             "options": {"from": options.origin, **plan.options},
             **proof.entry,
         }

@@ -14,6 +14,7 @@ from typing import Final, cast
 
 from converter.document import Settings, kind, read_object, read_text, shown
 from converter.errors import CheckpointError
+from converter.tokenizer_pipeline import Step, Vocabulary, further_steps, is_rebuilt
 
 #: Largest ``tokenizer.json`` that is read; Gemma 4's has 32 MB.
 _VOCABULARY_BYTES: Final = 64 << 20
@@ -21,7 +22,7 @@ _VOCABULARY_BYTES: Final = 64 << 20
 _LONGEST_TOKEN: Final = 1024
 _TEMPLATE_BYTES: Final = 4 << 20
 _LARGEST_VOCABULARY: Final = 1 << 21
-_NAMES: Final = ("bos", "eos", "pad", "unk")
+_NAMES: Final = ("bos", "eos", "pad", "unk", "mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,11 @@ class Tokenizer:
 
     ``tokens`` is indexed by id and as long as the model's vocabulary; ids that name no token hold a
     filler and are listed in ``fillers``. ``beyond`` are added tokens whose ids the model has no
-    embedding for. ``merges`` are in order of priority. ``bos`` ... ``unk`` are ids or ``None``;
+    embedding for. ``merges`` are in order of priority. ``bos`` ... ``mask`` are ids or ``None``;
     ``end_ids`` are all ids that end a generated text. ``add_bos`` says whether encoding begins with
-    ``bos``, ``space_prefix`` whether a space is put before the text. ``files`` are those read.
+    ``bos``, ``space_prefix`` whether a space is put before the text, ``steps`` what ``tokenizer.json``
+    does to text and tokens that not every runtime does, ``rebuilt`` whether transformers leaves them aside
+    but for those about tokens. ``files`` are those read.
     """
 
     tokens: tuple[str, ...]
@@ -54,10 +57,13 @@ class Tokenizer:
     eos: int | None
     pad: int | None
     unk: int | None
+    mask: int | None
     end_ids: tuple[int, ...]
     chat_template: str | None
     add_bos: bool
     space_prefix: bool
+    steps: tuple[Step, ...]
+    rebuilt: bool
     files: tuple[Path, ...]
 
 
@@ -82,9 +88,12 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
     tokens, fillers, beyond = _by_id(str(path), ids, added, vocabulary)
     by_content = {content: id for id, content in enumerate(tokens) if id not in fillers}
     special = {name: _special(name, model, config, names, by_content) for name in _NAMES}
+    merges, bos = _merges(model, ids), special["bos"]
+    contents = frozenset(token.content for token in added.values())
+    found = Vocabulary(ids, merges, contents, None if bos is None else tokens[bos])
     return Tokenizer(
         tokens=tokens,
-        merges=_merges(model, ids),
+        merges=merges,
         added={id: token for id, token in sorted(added.items()) if id < len(tokens)},
         fillers=fillers,
         beyond=beyond,
@@ -93,8 +102,10 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
         **special,
         end_ids=_end_ids(generation, special["eos"], len(tokens)),
         chat_template=_chat_template(directory, config, files),
-        add_bos=_adds_bos(document, config, special["bos"], tokens),
+        add_bos=_adds_bos(document, config, bos, tokens),
         space_prefix=_prefixes_space(document),
+        steps=further_steps(document, found),
+        rebuilt=is_rebuilt(config),
         files=tuple(files),
     )
 
@@ -273,7 +284,8 @@ def _merges(model: Settings, ids: Mapping[str, int]) -> tuple[tuple[str, str], .
 def _special(
     name: str, model: Settings, config: Settings, names: Settings, ids: Mapping[str, int]
 ) -> int | None:
-    """Id of the begin, end, padding or unknown token, by its name in the configuration files."""
+    """Id of the begin, end, padding, unknown or mask token, by its name in the configuration files; all but
+    the last, which no text model needs, by their usual text too."""
     key = f"{name}_token"
     for settings in (config, names):
         value = settings.values.get(key)
@@ -281,12 +293,14 @@ def _special(
         if content is None:
             continue
         if not isinstance(content, str) or content not in ids:
+            if name == "mask":
+                continue
             raise settings.error(key, f"is {shown(content)}, which is no token")
         return ids[content]
     unknown = model.values.get(key) if name == "unk" else None
     if isinstance(unknown, str) and unknown in ids:
         return ids[unknown]
-    return ids.get(f"<{name}>")
+    return None if name == "mask" else ids.get(f"<{name}>")
 
 
 def _end_ids(generation: Settings, eos: int | None, size: int) -> tuple[int, ...]:

@@ -70,9 +70,9 @@ class Plan:
     ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
     where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
     than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
-    than the model; ``kv_cache`` what the runtime allocates at once for one sequence, where the
-    artifact says for how many tokens; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which
-    must not be in the output directory."""
+    than the model; ``kv_cache`` what the runtime allocates at once for one sequence, where the artifact says
+    for how many tokens; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which must not be
+    in the output directory; ``requires`` the first versions of the runtimes that run it, by their names."""
 
     target: str
     artifacts: tuple[str, ...]
@@ -87,6 +87,7 @@ class Plan:
     elsewhere: Path | None = None
     companion_bytes: int = 0
     scales: str = "float16"
+    requires: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -113,6 +114,7 @@ class Plan:
             **({"operators": operators} if operators else {}),
             **({"memory": self.memory} if self.memory is not None else {}),
             **({"kv_cache": asdict(self.kv_cache)} if self.kv_cache is not None else {}),
+            **({"requires": dict(self.requires)} if self.requires else {}),
             "warnings": list(self.warnings),
             "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
         }

@@ -124,5 +124,9 @@ def end_texts(architecture: Architecture, tokenizer: Tokenizer) -> list[str]:
     """Texts of the end tokens that are cut out of a text as a whole, such as ``<turn|>``: wherever the text
     comes up, the token is meant. What has quotes or unprintable characters is left out."""
     ids = [id for id in end_tokens(architecture, tokenizer) if id in tokenizer.added]
-    texts = [tokenizer.tokens[id] for id in ids]
-    return [text for text in texts if text.isprintable() and text.strip() == text and '"' not in text]
+    return [text for text in (tokenizer.tokens[id] for id in ids) if is_stop(text)]
+
+
+def is_stop(text: str) -> bool:
+    """Whether every runtime can be told to stop at a text: it has no quotes and nothing unprintable."""
+    return text.isprintable() and text.strip() == text and '"' not in text

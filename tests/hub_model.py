@@ -24,9 +24,9 @@ BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "README.md",
 )
 UNUSED = (
-    "README.md",
     "picture.png",
     "pytorch_model.bin",
     "model-q4_0.gguf",

@@ -160,7 +160,15 @@ GGUF_DESCRIPTIVE = (
     "general.source.repo_url",
     "general.source.url",
     "general.basename",
+    "general.size_label",
+    "general.license.name",
+    "general.license.link",
+    "general.base_model.count",
+    "general.base_model.0.name",
+    "general.base_model.0.organization",
+    "general.base_model.0.repo_url",
     "general.tags",
+    "general.languages",
 )
 
 

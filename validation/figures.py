@@ -141,6 +141,8 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("size", f"{entry['bytes']:,} bytes"))
     if entry.get("bits_per_weight") is not None:
         found.append(("bits per weight", f"{entry['bits_per_weight']:.3f}"))
+    for runtime_name, version in entry.get("requires", {}).items():
+        found.append(("runs in", f"{runtime_name} {version} and newer"))
     if runtime := entry.get("runtime"):
         found.append(("runtime", f"{runtime['name']} {runtime['version']}"))
         own = runtime.get("mean_kld_same_weights")

@@ -5,15 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from converter.cli.console import warn
 from converter.cli.options import OutputPath, modelfile_options, read_license
 
 if TYPE_CHECKING:
     from converter.names import Source
     from targets.ollama import Modelfile
+
+#: Behind a FROM that holds in one place only.
+_NOTE: Final = (
+    "# this path holds for OUTPUT/ollama/Modelfile, which a conversion puts beside its GGUF;"
+    " anywhere else, --from PATH\n"
+)
 
 
 @click.command("modelfile", short_help="Print an Ollama Modelfile for a checkpoint or a GGUF.")
@@ -51,21 +58,24 @@ def command(
     from converter.errors import DestinationError
     from converter.names import resolve
     from converter.output import write_file
-    from targets.ollama import write_modelfile
+    from targets.ollama import printed, write_modelfile
 
     if output is not None and output.exists() and not force:
         raise DestinationError(f"{output} exists: choose another --output, or add --force")
     source = resolve(model)
-    options = {
-        "system": system,
-        "licenses": [read_license(file) for file in license_files],
-        "num_ctx": num_ctx,
-    }
+    licenses = [read_license(file) for file in license_files]
+    options = {"system": system, "licenses": licenses, "num_ctx": num_ctx}
+    if any(printed(text) != text for text in licenses):
+        warn("the licence has characters that Ollama drops: spaces became plain ones, the rest is left out")
+    note = ""
     if source.kind == "gguf" and source.path is not None:
         made = _of_gguf(source.path, path, output, options)
     else:
         made = _of_checkpoint(source, path, options, offline)
+        note = "" if path else _NOTE
     text = write_modelfile(made)
+    if note:
+        text = text.replace("\n", f"\n{note}", 1)
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -90,27 +100,31 @@ def _of_checkpoint(
     stops = []
     if os.path.lexists(directory / "tokenizer.json"):
         stops = end_texts(architecture, read_tokenizer(directory, architecture.vocabulary))
-    default = f"../gguf/{source.name}-q4_0.gguf"
     sampling, penalties = read_sampling(directory), read_penalties(directory)
-    return modelfile(path or default, architecture, sampling, options, stops, penalties)
+    return modelfile(
+        path or _planned_path(directory, source.name), architecture, sampling, options, stops, penalties
+    )
+
+
+def _planned_path(directory: Path, name: str) -> str:
+    """Where ``convert`` puts the GGUF, from the Modelfile's place; without the weights, which say what type
+    most bytes have, as of a QAT checkpoint."""
+    from converter.checkpoint import open_checkpoint
+    from converter.shards import INDEX, SINGLE
+    from targets.gguf import target
+
+    if not any(os.path.lexists(directory / file) for file in (SINGLE, INDEX)):
+        return f"../gguf/{name}-q4_0.gguf"
+    return f"../{target.plan(open_checkpoint(directory), name, {}).artifacts[0]}"
 
 
 def _of_gguf(gguf: Path, path: str | None, output: Path | None, options: Mapping[str, object]) -> Modelfile:
-    from targets.gguf import read_metadata
-    from targets.ollama import gemma_modelfile
+    from targets.gguf import modelfile_of_gguf, read_metadata
 
-    metadata = read_metadata(gguf)
-    # Ollama takes a model of several files by their directory
-    model = gguf.parent if metadata.splits > 1 else gguf
-    beside = output.parent if output is not None else Path()
-    default = os.path.relpath(model, beside)
-    licenses = options["licenses"]
-    return gemma_modelfile(
-        path or (default if default.startswith(".") else f"./{default}"),
-        metadata.architecture,
-        metadata.parameters,
-        context=metadata.context,
-        num_ctx=options["num_ctx"] if isinstance(options["num_ctx"], int) else None,
-        system=str(options["system"]) if options["system"] else None,
-        licenses=licenses if isinstance(licenses, list) else [],
-    )
+    if path is None:
+        # Ollama takes a model of several files by their directory
+        model = gguf.parent if read_metadata(gguf).splits > 1 else gguf
+        # what is printed may be put anywhere
+        path = os.path.abspath(model) if output is None else os.path.relpath(model, output.parent)
+        path = path if path.startswith((".", os.sep)) else f"./{path}"
+    return modelfile_of_gguf(gguf, path, options)

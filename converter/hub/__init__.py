@@ -56,10 +56,11 @@ def download(
     """The files of `source.repo` that a conversion reads, downloaded as far as they are missing.
 
     One request resolves the revision to a commit and lists the files; everything else is fetched at that
-    commit: configuration, tokenizer, chat template, licence and safetensors files (those that the index
-    names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are those
-    that the Hub lists; a server of its protocol that lists only names is asked for the rest file by file.
-    Every file is compared with its digest, also one that was in the cache: what is damaged is fetched anew.
+    commit: configuration, tokenizer, chat template, model card, licence and safetensors files (those that the
+    index names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are
+    those that the Hub lists; a server of its protocol that lists only names is asked for the rest file by
+    file. Every file is compared with its digest, also one that was in the cache: what is damaged is fetched
+    anew.
 
     `offline` (or HF_HUB_OFFLINE) uses the cache alone, and the digests that were recorded beside it. Without
     `weights`, only what describes the model is brought. `examine` is given the snapshot's folder when it has

@@ -18,7 +18,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _DESCRIPTION = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|evaluation_text\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
+    r"|evaluation_text\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)|README\.md"
 )
 _LICENCE = re.compile(r"LICENSE(\.txt|\.md)?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")
@@ -123,9 +123,9 @@ def refuse_unless_model(listing: Listing) -> None:
 def model_files(names: Collection[str], index: str | None, repo: str) -> set[str]:
     """The files of a model, where `names` are there and `index` is the text of the shards' index, if any.
 
-    Configuration, tokenizer, chat template and licence as far as they are in `names`, and the weights
-    whether in `names` or not: the shards that the index names, else `model.safetensors`. Raises HubError
-    when the index is damaged.
+    Configuration, tokenizer, chat template, model card and licence as far as they are in `names`, and the
+    weights whether in `names` or not: the shards that the index names, else `model.safetensors`. Raises
+    HubError when the index is damaged.
     """
     beside = {name for name in names if is_description(name) or _LICENCE.fullmatch(name)}
     return beside | ({SINGLE} if index is None else {INDEX} | _shards(index, repo))
@@ -152,7 +152,7 @@ def _is_safe(name: str) -> bool:
 
 
 def is_description(name: str) -> bool:
-    """Whether a file says what a model is: configuration, tokenizer or chat template."""
+    """Whether a file says what a model is: configuration, tokenizer, chat template or model card."""
     return _DESCRIPTION.fullmatch(name) is not None
 
 

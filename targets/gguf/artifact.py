@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,17 +10,19 @@ from typing import Final
 import gguf
 import numpy as np
 
-from converter.architecture import Architecture
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.weight import Weight
 from targets.gguf.comparison import MODELFILE, differences
+from targets.gguf.description import add_description
 from targets.gguf.generation import HELD, add_generation
 from targets.gguf.header import Header, file_names, groups, write_header
 from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
-from targets.gguf.limits import check
+from targets.gguf.limits import check, first_build
+from targets.gguf.modelfile import OPTIONS as MODELFILE_OPTIONS
+from targets.gguf.modelfile import modelfile
 from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
-from targets.gguf.options import HUB, inferred_options
+from targets.gguf.options import inferred_options
 from targets.gguf.packing import BLOCK, row_bytes
 from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import (
@@ -35,7 +36,7 @@ from targets.gguf.storage import (
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
 from targets.off_lattice import off_lattice_warnings
-from targets.ollama import Modelfile, gemma_modelfile, read_sampling, write_modelfile
+from targets.ollama import Modelfile, printed, read_sampling, write_modelfile
 from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.sampling import end_texts, generation_limits, read_penalties, read_suppressed
 from targets.writing import destination_error
@@ -43,10 +44,8 @@ from targets.writing import destination_error
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
 #: llama.cpp's own units for its ``--split-max-size``.
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-#: Options that end up in the file as they are given: the licence, the Hub repository, its commit.
+#: Options that end up in the file: the licence, the Hub repository, its commit.
 _GENERAL: Final = ("license", "repo", "revision")
-#: Options that concern the Modelfile alone.
-_MODELFILE: Final = ("system", "licenses", "num_ctx")
 
 
 class GgufTarget:
@@ -72,7 +71,7 @@ class GgufTarget:
         tensor_names(architecture, architecture.tensors)
         read_suppressed(checkpoint.path, architecture.vocabulary)
         # a text that no Modelfile can hold is noticed here
-        write_modelfile(modelfile("../gguf", architecture, read_sampling(checkpoint.path), options))
+        write_modelfile(_modelfile(checkpoint, "../gguf", options))
 
     def plan(
         self,
@@ -91,24 +90,28 @@ class GgufTarget:
         factors = rope_factors(checkpoint.architecture)
         if factors is not None:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
-        kept = {key: options[key] for key in (*_GENERAL, *_MODELFILE) if options.get(key)}
-        files = file_names(f"{name}-q4_0", len(groups(tensors, limit)))
+        kept = {key: options[key] for key in (*_GENERAL, *MODELFILE_OPTIONS) if options.get(key)}
+        files = file_names(_stem(name, tensors), len(groups(tensors, limit)))
+        ollama = _modelfile(checkpoint, "../gguf", options).requires
         return Plan(
             target=self.name,
             artifacts=tuple(f"gguf/{file}" for file in files),
             tensors=tuple(tensors),
-            warnings=tuple(_warnings(checkpoint, off_lattice)),
+            warnings=(*_warnings(checkpoint, off_lattice), *_licence_warnings(options)),
             companions=(MODELFILE,),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
+            requires={
+                "llama.cpp": first_build(checkpoint.architecture, checkpoint.tokenizer),
+                **({"ollama": ollama} if ollama else {}),
+            },
         )
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
         """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
-        name = plan.options["name"]
         limit = plan.options["split_max_size"]
-        path = directory / "gguf" / f"{name}-q4_0.gguf"
+        path = directory / "gguf" / f"{_stem(plan.options['name'], plan.tensors)}.gguf"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             layout = write_header(
@@ -122,7 +125,7 @@ class GgufTarget:
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
         try:
             (directory / MODELFILE).parent.mkdir(exist_ok=True)
-            (directory / MODELFILE).write_bytes(_modelfile(checkpoint, plan).encode("utf-8"))
+            (directory / MODELFILE).write_bytes(_modelfile_text(checkpoint, plan).encode("utf-8"))
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
         warnings = [
@@ -177,33 +180,8 @@ class GgufTarget:
     ) -> Sequence[Difference]:
         """See ``targets.plan.Target``. How a model is split into files decides nothing; the Modelfile is
         compared where the artifact lies in a directory ``gguf`` beside ``ollama``."""
-        header, text = _metadata(checkpoint, plan), _modelfile(checkpoint, plan)
+        header, text = _metadata(checkpoint, plan), _modelfile_text(checkpoint, plan)
         return differences(artifact, checkpoint, plan, header, text, progress)
-
-
-def modelfile(
-    path: str,
-    architecture: Architecture,
-    sampling: Mapping[str, float] | None,
-    options: Mapping[str, object],
-    stops: Sequence[str] = (),
-    penalties: Mapping[str, float] | None = None,
-) -> Modelfile:
-    """The Modelfile of a model whose GGUF lies at ``path`` as seen from the Modelfile; of ``options``,
-    ``system``, ``licenses`` and ``num_ctx`` count. See ``gemma_modelfile`` for the rest."""
-    context, licenses = options.get("num_ctx"), options.get("licenses")
-    return gemma_modelfile(
-        path,
-        gguf.MODEL_ARCH_NAMES[ARCHITECTURES[architecture.family]],
-        sum(math.prod(shape) for shape in architecture.tensors.values()),
-        context=architecture.context,
-        num_ctx=context if isinstance(context, int) else None,
-        sampling=sampling,
-        system=str(options["system"]) if options.get("system") else None,
-        licenses=[str(text) for text in licenses] if isinstance(licenses, list | tuple) else (),
-        stops=stops,
-        penalties=penalties,
-    )
 
 
 def split_limit(options: Mapping[str, object]) -> int | None:
@@ -230,49 +208,58 @@ def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
     format = OFF_LATTICE[off_lattice]
     warnings = off_lattice_warnings("gguf", matrices, Q4_0_LATTICE, format, in_blocks=in_blocks)
     warnings += vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
+    warnings += [f"gguf: {line}" for line in checkpoint.card.warnings]
     return warnings + generation_limits(checkpoint.path, "gguf", "llama.cpp", HELD)
 
 
-def _modelfile(checkpoint: Checkpoint, plan: Plan) -> str:
+def _licence_warnings(options: Mapping[str, object]) -> list[str]:
+    licenses = options.get("licenses")
+    texts = [str(text) for text in licenses] if isinstance(licenses, list | tuple) else []
+    if not any(printed(text) != text for text in texts):
+        return []
+    return [
+        "gguf: the licence has characters that Ollama drops: spaces became plain ones, the rest is left out"
+    ]
+
+
+def _modelfile_text(checkpoint: Checkpoint, plan: Plan) -> str:
     # Ollama takes a model of several files by their directory
     path = f"../{plan.artifacts[0]}" if len(plan.artifacts) == 1 else "../gguf"
-    return write_modelfile(
-        modelfile(
-            path,
-            checkpoint.architecture,
-            read_sampling(checkpoint.path),
-            plan.options,
-            end_texts(checkpoint.architecture, checkpoint.tokenizer),
-            read_penalties(checkpoint.path),
-        )
+    return write_modelfile(_modelfile(checkpoint, path, plan.options))
+
+
+def _modelfile(checkpoint: Checkpoint, path: str, options: Mapping[str, object]) -> Modelfile:
+    return modelfile(
+        path,
+        checkpoint.architecture,
+        read_sampling(checkpoint.path),
+        options,
+        end_texts(checkpoint.architecture, checkpoint.tokenizer),
+        read_penalties(checkpoint.path),
     )
 
 
 def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
     header = Header(None, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[checkpoint.architecture.family]])
-    options = plan.options
     header.add_type(gguf.GGUFType.MODEL)
-    header.add_name(str(options["name"]))
-    if license := options.get("license"):
-        header.add_license(str(license))
-    if repo := options.get("repo"):
-        url = f"{HUB}/{repo}"
-        header.add_source_repo_url(url)
-        if revision := options.get("revision"):
-            header.add_source_url(f"{url}/tree/{revision}")
+    add_description(header, checkpoint.card, plan.options, plan.tensors)
     header.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    header.add_file_type(_file_type(plan))
+    most = main_format(plan.tensors)
+    header.add_file_type(gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
     add_hyperparameters(header, checkpoint.architecture)
     add_vocabulary(header, checkpoint.architecture, checkpoint.tokenizer)
     add_generation(header, checkpoint.path, checkpoint.architecture.vocabulary)
     return header
 
 
-def _file_type(plan: Plan) -> gguf.LlamaFileType:
-    """The type of most of the weights, as llama.cpp counts it."""
+def _stem(name: object, tensors: Sequence[PlannedTensor]) -> str:
+    """The files' name without suffix: the model's, and the type that holds most bytes."""
+    return f"{name}-{main_format(tensors).lower()}"
+
+
+def main_format(tensors: Sequence[PlannedTensor]) -> str:
+    """The type that holds most bytes; the file is named after it, and its ``general.file_type`` says it."""
     sizes: dict[str, int] = {}
-    for tensor in plan.tensors:
-        if len(tensor.shape) > 1:
-            sizes[tensor.format] = sizes.get(tensor.format, 0) + int(np.prod(tensor.shape, dtype=np.int64))
-    most = max(sizes, key=lambda format: sizes[format], default="F32")
-    return gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"]
+    for tensor in tensors:
+        sizes[tensor.format] = sizes.get(tensor.format, 0) + tensor.bytes
+    return max(sizes, key=lambda format: sizes[format], default="F32")

@@ -22,6 +22,7 @@ from converter.document import read_text, shown
 from converter.errors import CheckpointError
 from converter.weight import Weight
 from targets.comparison import Bytes, Rows, differing_tensors
+from targets.gguf.description import NAMES_THAT_DECIDE
 from targets.gguf.header import Header, padded
 from targets.gguf.hyperparameters import rope_factors
 from targets.gguf.metadata import Contents, Tensor, decoded, first_difference, read_entries
@@ -40,9 +41,6 @@ DESCRIPTIVE: Final = re.compile(
     r"general\.(name|author|version|organization|finetune|basename|description|quantized_by|size_label|doi|uuid|url"
     r"|repo_url|license(\.name|\.link)?|tags|languages|source\..+|base_model\..+|datasets?(\..+)?)"
 )
-#: Words in ``general.name`` by which llama.cpp takes other tokens' spaces away (``llama-vocab.cpp``,
-#: ``_set_token_attr``): a name that has one is no mere name.
-_NAMES_THAT_DECIDE: Final = ("phi-3", "phi3", "modern-bert")
 _NAME: Final = "general.name"
 #: Where a file of a split model stands in it; the sizes at which it is cut decide nothing.
 _SPLIT: Final = "split."
@@ -81,7 +79,7 @@ def differences(
 def is_deciding(key: str, *values: object) -> bool:
     """Whether a difference in the key decides; ``values`` are what stands there on both sides."""
     if key == _NAME:
-        return any(word in str(value).lower() for value in values for word in _NAMES_THAT_DECIDE)
+        return any(word in str(value).lower() for value in values for word in NAMES_THAT_DECIDE)
     return DESCRIPTIVE.fullmatch(key) is None
 
 

@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import Final
 
 from targets.gguf.header import Header, Items
-from targets.sampling import read_penalties, read_sampling, read_suppressed
+from targets.sampling import RECOMMENDED, read_penalties, read_sampling, read_suppressed
 
 #: What a GGUF tells llama.cpp beyond temperature, top_p, top_k and tokens.
 HELD: Final = ("min_p", "repetition_penalty")
 
 
 def add_generation(header: Header, directory: Path, vocabulary: int) -> None:
-    """Add the sampling that llama.cpp takes as its default, and the tokens that must never be generated.
-    Raises ``CheckpointError`` for a damaged file."""
-    sampling = read_sampling(directory)
-    if "temperature" in sampling:
-        header.add_sampling_temp(sampling["temperature"])
-    if "top_p" in sampling:
-        header.add_sampling_top_p(sampling["top_p"])
-    if "top_k" in sampling:
-        header.add_sampling_top_k(int(sampling["top_k"]))
+    """Add the sampling that llama.cpp takes as its default (Google's recommendation where the checkpoint says
+    nothing), and the tokens that must never be generated. Raises ``CheckpointError`` for a damaged file."""
+    sampling = {**RECOMMENDED, **read_sampling(directory)}
+    header.add_sampling_temp(sampling["temperature"])
+    header.add_sampling_top_p(sampling["top_p"])
+    header.add_sampling_top_k(int(sampling["top_k"]))
     penalties = read_penalties(directory)
     if "min_p" in penalties:
         header.add_sampling_min_p(penalties["min_p"])

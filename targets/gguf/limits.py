@@ -15,13 +15,19 @@ from converter.architecture import FULL, SLIDING, Architecture, Layer
 from converter.checkpoint import Checkpoint
 from converter.errors import TargetError
 from converter.tokenizer import Tokenizer
+from converter.tokenizer_pipeline import LENGTH, SPACE_PREFIX
 from targets.gguf.vocabulary import tokenizer_model
+from targets.tokenization import refuse_steps
 
 #: ``LLAMA_MAX_LAYERS`` and ``LLAMA_MAX_EXPERTS``.
 MOST_LAYERS: Final = 512
 MOST_EXPERTS: Final = 1024
 #: Gemma 3's loader tells 27B from the rest by its 62 layers, and scales its queries by another rule.
 LAYERS_OF_27B: Final = 62
+#: The first llama.cpp for each ``tokenizer.ggml.model``. Gemma 3 came with build 4875 (ggml-org/llama.cpp,
+#: pull request 12343). Gemma 4 came with 8637 (21309), its tokenizer by merges a day later (21343); 8665 is
+#: the first release known to hold both.
+_FIRST_BUILDS: Final = {"llama": "b4875", "gemma4": "b8665"}
 
 
 def check(checkpoint: Checkpoint) -> None:
@@ -33,6 +39,11 @@ def check(checkpoint: Checkpoint) -> None:
     else:
         _check_gemma3(architecture)
     _check_tokenizer(architecture, checkpoint.tokenizer)
+
+
+def first_build(architecture: Architecture, tokenizer: Tokenizer) -> str:
+    """The first release of llama.cpp that runs the model rightly, such as ``b8665``."""
+    return _FIRST_BUILDS[tokenizer_model(architecture, tokenizer)]
 
 
 def _check_layers(architecture: Architecture) -> None:
@@ -122,10 +133,14 @@ def _check_tokenizer(architecture: Architecture, tokenizer: Tokenizer) -> None:
         raise TargetError("gguf: the tokenizer has no merges; llama.cpp does not load such a vocabulary")
     if not tokenizer.byte_fallback:
         raise TargetError("gguf: the tokenizer has no byte fallback; llama.cpp's tokenizers of Gemma need it")
-    if architecture.family == "gemma4" and tokenizer.space_prefix:
+    by_scores = tokenizer_model(architecture, tokenizer) == "llama"
+    if tokenizer.space_prefix and not by_scores:
         raise TargetError(
             "gguf: the tokenizer puts a space before the text; llama.cpp's tokenizer of Gemma 4 cannot"
         )
+    # its tokenizer by scores knows the prefix; a file's limits to length concern training alone
+    known = {LENGTH, SPACE_PREFIX} if by_scores else {LENGTH}
+    refuse_steps("gguf", "which llama.cpp does not follow", tokenizer, known)
     for left, right in tokenizer.merges:
         if " " in left or " " in right:
             raise TargetError(f"gguf: the merge {(left, right)!r} contains a space, which GGUF cannot write")

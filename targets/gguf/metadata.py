@@ -168,6 +168,12 @@ def _decoded_item(kind: int, value: bytes, place: int) -> object:
     return value[place + 8 : place + 8 + length].decode("utf-8", "replace")
 
 
+def item_count(value: bytes) -> int:
+    """Number of items of an entry's value; 0 if it is no array."""
+    is_array = int.from_bytes(value[:4], "little") == _ARRAY
+    return int.from_bytes(value[8:16], "little") if is_array else 0
+
+
 def item_size(value: bytes) -> int:
     """Bytes of an item of an entry's value; 0 if it is no array or one of strings."""
     kind = int.from_bytes(value[4:8], "little")

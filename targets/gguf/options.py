@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Final
 
 from converter.checkpoint import Checkpoint
-from targets.gguf.metadata import Metadata, Tensor, read_contents
+from targets.gguf.description import HUB
+from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.gguf.reading import split_files
-from targets.gguf.storage import OFF_LATTICE, Q4_0_LATTICE, is_matrix, storage_format
+from targets.gguf.storage import FORMATS, OFF_LATTICE, Q4_0_LATTICE, is_matrix, storage_format
 
-#: Where repositories' addresses begin.
-HUB: Final = "https://huggingface.co"
-#: Names that can be part of a file's name; another one in the metadata is none that a conversion wrote.
+#: Names that can be part of a file's name; another one is none that a conversion wrote.
 _NAME: Final = re.compile(r"[\w.+-][\w.+ -]{0,199}")
-_FILE_NAME: Final = re.compile(r"(.+?)(-q4_0)?(-[0-9]{5}-of-[0-9]{5})?\.gguf", re.DOTALL)
+_FILE_NAME: Final = re.compile(
+    rf"(.+?)(-({'|'.join(map(str.lower, FORMATS))}))?(-[0-9]{{5}}-of-[0-9]{{5}})?\.gguf", re.DOTALL
+)
 
 
 def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object]:
@@ -28,7 +29,7 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
     contents = [read_contents(file) for file in split_files(artifact)]
     metadata = contents[0][0]
     found: dict[str, object] = {
-        "name": _name(metadata, artifact),
+        "name": _name(artifact),
         "off_lattice": _off_lattice([tensor for _, tensors in contents for tensor in tensors], checkpoint),
     }
     if len(contents) > 1:
@@ -44,9 +45,7 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
     return found
 
 
-def _name(metadata: Metadata, artifact: Path) -> str:
-    if metadata.name and _NAME.fullmatch(metadata.name):
-        return metadata.name
+def _name(artifact: Path) -> str:
     match = _FILE_NAME.fullmatch(artifact.name)
     return match[1] if match and _NAME.fullmatch(match[1]) else "model"
 

@@ -13,6 +13,9 @@ from targets.gguf.packing import BLOCK
 #: comparing llama.cpp's arithmetic with a reference; it stores every such matrix without loss.
 OFF_LATTICE: Final = {"q8_0": "Q8_0", "bf16": "BF16", "f16": "F16", "q4_0": "Q4_0", "f32": "F32"}
 
+#: Every type that a file can have.
+FORMATS: Final = tuple(OFF_LATTICE.values())
+
 #: llama.cpp keeps the router in float32 (its converter forces that type): rounding the router's activations
 #: to 8 bits, as its Q4_0 kernels do, would change which experts a token reaches.
 _ROUTER: Final = ".router.proj.weight"

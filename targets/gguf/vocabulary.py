@@ -55,7 +55,9 @@ def add_vocabulary(header: Header, architecture: Architecture, tokenizer: Tokeni
         header.add_token_merges(Items(f"{left} {right}" for left, right in tokenizer.merges))
     _add_special(header, architecture, tokenizer)
     header.add_add_space_prefix(tokenizer.space_prefix)
-    header.add_add_bos_token(tokenizer.add_bos)
+    # as llama.cpp's converter has it: llama.cpp itself sets it for Gemma 4, and warns where a file has not.
+    # Where a chat template writes the token as well, llama.cpp and Ollama drop one of the two.
+    header.add_add_bos_token(True)
     header.add_add_eos_token(False)
     if tokenizer.chat_template:
         header.add_chat_template(tokenizer.chat_template)
@@ -182,7 +184,8 @@ def _special(architecture: Architecture, tokenizer: Tokenizer) -> _Special:
     rest = [id for id in ends if id not in (eos, eot)]
     rest.sort(key=lambda id: tokenizer.tokens[id] in _ENDS_BY_TEXT)
     spare = ("eot", "eom") if eot is None else ("eom",)
-    ids = {"bos": tokenizer.bos, "eos": eos, "unk": tokenizer.unk, "pad": tokenizer.pad, "eot": eot}
+    ids = {"bos": tokenizer.bos, "eos": eos, "unk": tokenizer.unk, "pad": tokenizer.pad}
+    ids |= {"mask": tokenizer.mask, "eot": eot}
     ids |= dict(zip(spare, rest, strict=False))
     lost = [id for id in rest[len(spare) :] if tokenizer.tokens[id] not in _ENDS_BY_TEXT]
     return _Special(ids, ends, lost)

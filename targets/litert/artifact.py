@@ -24,7 +24,12 @@ from targets.litert.graph import (
     graph_key,
     needed_memory,
 )
-from targets.litert.metadata import metadata_sections, template_warnings, tokenizer_file
+from targets.litert.metadata import (
+    check_tokenizer,
+    metadata_sections,
+    template_warnings,
+    tokenizer_file,
+)
 from targets.litert.npu import Npu, check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
@@ -77,6 +82,7 @@ class LitertTarget:
         """See ``targets.plan.Target``."""
         fitted(read_options(options), checkpoint.architecture)
         tokenizer_file(checkpoint.path)
+        check_tokenizer(checkpoint.tokenizer)
         read_sampling(checkpoint.path)
         read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
 

@@ -20,6 +20,7 @@ from converter.errors import CheckpointError, TargetError
 from converter.tokenizer import Tokenizer
 from targets.litert.bundle import Section
 from targets.sampling import RECOMMENDED, end_tokens, read_sampling, read_suppressed
+from targets.tokenization import known_to_litert, refuse_steps
 
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
@@ -152,6 +153,14 @@ def tokenizer_file(directory: Path) -> str:
         f"{directory}: LiteRT-LM holds tokenizers of {JSON_TOKENIZER} or SentencePiece's {SENTENCEPIECE}; "
         f"here is neither{found}"
     )
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raise ``TargetError`` for a tokenizer that LiteRT-LM would run otherwise than transformers: it has the
+    library ``tokenizers`` in it (tried with 0.18.1), and so does all that ``tokenizer.json`` says, which
+    transformers does not always."""
+    problem = "in which LiteRT-LM and transformers differ"
+    refuse_steps("litert", problem, tokenizer, known_to_litert(tokenizer))
 
 
 def minijinja_template(template: str) -> str:

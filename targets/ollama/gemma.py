@@ -1,9 +1,10 @@
 """Gemma in Ollama: which commands its Modelfile needs.
 
-Ollama itself makes Gemma 4's prompts (``RENDERER``) and takes its answers apart (``PARSER``). The renderer
-``gemma4`` stands for ``gemma4-small`` (E2B, E4B) or ``gemma4-large`` (12B and larger): Ollama decides by the
-name that the user gave the model, else by its number of weights (``server/renderer_resolution.go``).
-Gemma 3 has no renderer; Ollama uses the chat template in the GGUF.
+Ollama itself makes Gemma 4's prompts (``RENDERER``) and takes its answers apart (``PARSER``). Its renderers
+are ``gemma4-small`` (E2B and E4B, which have per-layer embeddings) and ``gemma4-large`` (all others). A bare
+``gemma4`` would leave the choice to the name that the user gives the model, else to its number of weights, by
+which the 12B is small (``server/renderer_resolution.go``). Gemma 3 has no renderer; Ollama uses the chat
+template in the GGUF.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ from typing import Final
 
 from converter.errors import TargetError
 from targets.ollama.modelfile import Modelfile
+from targets.ollama.printable import printed
 from targets.sampling import RECOMMENDED
 
 #: Context of a new model in tokens, where nothing else is asked for: Ollama reserves memory for all of it.
 CONTEXT: Final = 8192
 
 _END_OF_TURN: Final = {"gemma4": "<turn|>", "gemma3": "<end_of_turn>"}
-#: The first Ollama that runs Gemma 4, and the first that runs its 12B (earlier ones divide by zero).
-_REQUIRES: Final = "0.20.0"
+#: The first Ollama that has both renderers (0.20 has one for all sizes), and the first that runs the 12B
+#: (earlier ones divide by zero).
+_REQUIRES: Final = "0.21.0"
 _REQUIRES_12B: Final = "0.30.5"
-#: Weights of the 12B, whose text model has just under the 12e9 by which Ollama tells large models.
+#: Weights of the 12B, with room for its kin.
 _12B: Final = range(10 * 10**9, 16 * 10**9)
 
 
@@ -31,6 +34,7 @@ def gemma_modelfile(
     architecture: str,
     parameters: int,
     *,
+    per_layer_embeddings: bool,
     context: int | None = None,
     num_ctx: int | None = None,
     sampling: Mapping[str, float] | None = None,
@@ -42,10 +46,12 @@ def gemma_modelfile(
     """The Modelfile of a Gemma.
 
     ``model`` is the path of the GGUF relative to the Modelfile (of its directory, if it has several files),
-    ``architecture`` GGUF's name (``gemma4``), ``parameters`` the number of weights, ``context`` the trained
+    ``architecture`` GGUF's name (``gemma4``), ``parameters`` the number of weights,
+    ``per_layer_embeddings`` whether the model has such (E2B, E4B), ``context`` the trained
     context length, ``sampling`` the values of temperature, top_p and top_k (default: the recommended),
     ``stops`` the texts of tokens that end an answer beside the family's end of a turn, ``penalties`` the
-    values of min_p and repetition_penalty where they change anything.
+    values of min_p and repetition_penalty where they change anything, and of repeat_last_n where it is not
+    the whole text. Of ``licenses``, which only people read, what Ollama would drop is replaced (``printed``).
     ``num_ctx`` defaults to 8192 or the trained context, whichever is less. Raises ``TargetError`` for
     another architecture.
     """
@@ -53,7 +59,7 @@ def gemma_modelfile(
         raise TargetError(
             f"ollama: no Modelfile is known for architecture {architecture!r} (known: gemma3, gemma4)"
         )
-    is_12b = architecture == "gemma4" and parameters in _12B
+    is_12b = architecture == "gemma4" and parameters in _12B and not per_layer_embeddings
     values: dict[str, object] = {**RECOMMENDED, **(sampling or {})}
     values["num_ctx"] = num_ctx or min(CONTEXT, context or CONTEXT)
     gemma4 = architecture == "gemma4"
@@ -61,11 +67,12 @@ def gemma_modelfile(
     if "min_p" in penalties:
         values["min_p"] = penalties["min_p"]
     if "repetition_penalty" in penalties:  # over the whole text, as in transformers
-        values |= {"repeat_penalty": penalties["repetition_penalty"], "repeat_last_n": -1}
+        last = int(penalties.get("repeat_last_n", -1))
+        values |= {"repeat_penalty": penalties["repetition_penalty"], "repeat_last_n": last}
     # a stop from the Modelfile replaces the one that Ollama sets by itself, so it is always given
     return Modelfile(
         model=model,
-        renderer=("gemma4-large" if is_12b else "gemma4") if gemma4 else None,
+        renderer=f"gemma4-{'small' if per_layer_embeddings else 'large'}" if gemma4 else None,
         parser="gemma4" if gemma4 else None,
         parameters=(
             *((name, str(value)) for name, value in values.items()),
@@ -73,7 +80,7 @@ def gemma_modelfile(
         ),
         system=system,
         requires=(_REQUIRES_12B if is_12b else _REQUIRES) if gemma4 else None,
-        licenses=tuple(licenses),
+        licenses=tuple(printed(text) for text in licenses),
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from converter.errors import CheckpointError, UsageError
+from targets.ollama.printable import is_kept
 
 _SINGLE: Final = ("renderer", "parser", "template", "system", "adapter", "draft", "requires")
 _COMMANDS: Final = frozenset(("from", "license", "parameter", "message", *_SINGLE))
@@ -111,7 +112,7 @@ def _quoted(command: str, value: str) -> str:
     for candidate in candidates:
         if _read_back(candidate) == value:
             return candidate
-    dropped = next((letter for letter in value if not _is_kept(letter)), None)
+    dropped = next((letter for letter in value if not is_kept(letter)), None)
     if dropped is not None:
         raise UsageError(f"Modelfile: {command} cannot hold the character U+{ord(dropped):04X}; remove it")
     raise UsageError(
@@ -171,7 +172,7 @@ def _value(text: str, place: int) -> tuple[str, int]:
     while True:
         match = re.compile(r"[\r\n]").search(text, end)
         stop = match.start() if match else len(text)
-        value = _unquoted("".join(filter(_is_kept, text[place:stop])).strip())
+        value = _unquoted("".join(filter(is_kept, text[place:stop])).strip())
         if value is not None:
             return value, min(stop + 1, len(text))
         if match is None:
@@ -186,10 +187,6 @@ def _unquoted(value: str) -> str | None:
     if value.startswith('"'):
         return value[1:-1] if len(value) >= 2 and value.endswith('"') else None
     return value
-
-
-def _is_kept(letter: str) -> bool:
-    return letter.isprintable() or letter in "\t\r\n"
 
 
 def _error(text: str, place: int, what: str) -> CheckpointError:

@@ -10,7 +10,7 @@ from typing import Final
 from converter.checkpoint import Checkpoint
 from converter.weight import Weight
 from targets.onnx.accuracy import with_accuracy_level
-from targets.onnx.generation import generation_files, generation_warnings, kv_cache
+from targets.onnx.generation import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.layout import lay_out
 from targets.onnx.storage import (
     BITS,
@@ -68,6 +68,7 @@ class OnnxTarget:
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """See ``targets.plan.Target``."""
+        check_tokenizer(checkpoint)
         generation_files(checkpoint)
         generation_warnings(checkpoint)
 
@@ -78,8 +79,10 @@ class OnnxTarget:
         options: Mapping[str, object],
         progress: Progress = no_progress,
     ) -> Plan:
-        """See ``targets.plan.Target``. Raises ``UsageError`` for a bad option."""
+        """See ``targets.plan.Target``. Raises ``UsageError`` for a bad option and ``TargetError`` for a
+        tokenizer that onnxruntime-genai would run otherwise."""
         storage = read_options(options)
+        check_tokenizer(checkpoint)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}
         return Plan(
             target=self.name,

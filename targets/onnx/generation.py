@@ -31,6 +31,7 @@ from converter.architecture import Architecture, Layer
 from converter.checkpoint import Checkpoint
 from converter.document import Settings, read_object, read_text
 from converter.errors import CheckpointError
+from converter.tokenizer_pipeline import LENGTH, RIGHT_STRIP
 from targets.plan import KVCache
 from targets.sampling import (
     RECOMMENDED,
@@ -40,13 +41,14 @@ from targets.sampling import (
     read_sampling,
     read_suppressed,
 )
+from targets.tokenization import refuse_steps
 
 CONFIG: Final = "genai_config.json"
 TEMPLATE: Final = "chat_template.jinja"
 TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 MODEL_CONFIG: Final = "config.json"
 #: Tokens of a search, prompt and answer together, unless its client asks for others or the model ends before.
-LENGTH: Final = 4096
+SEARCH_LENGTH: Final = 4096
 #: What its search can be told beyond temperature, top_p, top_k and end tokens.
 _HELD: Final = ("repetition_penalty",)
 #: Files that are copied byte for byte, where the checkpoint has them.
@@ -84,6 +86,13 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return files
 
 
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise ``TargetError`` for a tokenizer that onnxruntime-genai would run otherwise: whatever
+    ``tokenizer.json`` says, it takes Gemma's steps, as tried with 0.18."""
+    problem = "which onnxruntime-genai does not follow"
+    refuse_steps("onnx", problem, checkpoint.tokenizer, {LENGTH, RIGHT_STRIP})
+
+
 def generation_warnings(checkpoint: Checkpoint) -> list[str]:
     """What onnxruntime-genai will do otherwise than the checkpoint asks, one line each."""
     warnings = []
@@ -116,7 +125,7 @@ def kv_cache(architecture: Architecture, item_bytes: int) -> KVCache:
 
 
 def _length(architecture: Architecture) -> int:
-    return min(LENGTH, architecture.context)
+    return min(SEARCH_LENGTH, architecture.context)
 
 
 def _owners(architecture: Architecture) -> list[Layer]:

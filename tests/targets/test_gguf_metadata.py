@@ -67,7 +67,7 @@ def test_rope_factors_still_the_pairs_that_do_not_rotate(checkpoint_factory, con
 def test_general_entries(checkpoint_factory, convert):
     options = {"license": "apache-2.0", "repo": "owner/name", "revision": "abc123"}
     found = values(convert(checkpoint_factory("text"), **options))
-    assert found["general.name"] == "model"
+    assert found["general.name"] == "Name"
     assert found["general.license"] == "apache-2.0"
     assert found["general.source.repo_url"] == "https://huggingface.co/owner/name"
     assert found["general.source.url"] == "https://huggingface.co/owner/name/tree/abc123"
@@ -117,7 +117,7 @@ def test_a_token_to_suppress_that_is_none_is_one_line(checkpoint_factory, tmp_pa
 def test_metadata_is_read_without_the_vocabulary(checkpoint_factory, convert):
     made = convert(checkpoint_factory("text"), license="apache-2.0")
     found = read_metadata(made.artifact)
-    assert (found.architecture, found.name, found.context, found.splits) == ("gemma4", "model", 4096, 1)
+    assert (found.architecture, found.name, found.context, found.splits) == ("gemma4", "Model", 4096, 1)
     assert found.quantisation == "Q4_0"
     assert found.license == "apache-2.0"
     assert found.chat_template

@@ -10,7 +10,10 @@ import gguf
 import pytest
 from tokenizers import Tokenizer as ReferenceTokenizer
 
+from converter.checkpoint import open_description
+from converter.errors import TargetError
 from converter.tokenizer import AddedToken, read_tokenizer
+from targets.gguf import target
 from targets.gguf.vocabulary import VISIBLE, merge_scores, scores_suffice, token_types
 
 HARD = [
@@ -92,6 +95,22 @@ def test_gemma3_with_sentencepiece_merges_is_written_as_scores(checkpoint_factor
     found = llama(convert(directory).artifact, hard_texts(), run=False)
     assert found["metadata"]["tokenizer.ggml.model"] == "llama"
     assert found["ids"] == expected(directory, hard_texts())
+
+
+def test_a_space_before_the_text_is_known_with_scores_alone(checkpoint_factory, convert, llama, tmp_path):
+    directory = sentencepiece_checkpoint(tmp_path, checkpoint_factory("gemma3"))
+    document = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    prefix = {"type": "Prepend", "prepend": "\u2581"}
+    document["normalizer"] = {"type": "Sequence", "normalizers": [prefix, document["normalizer"]]}
+    (directory / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    found = llama(convert(directory).artifact, hard_texts(), run=False)
+    assert found["metadata"]["tokenizer.ggml.add_space_prefix"] == "true"
+    assert found["ids"] == expected(directory, hard_texts())
+    document["normalizer"] = {"type": "Sequence", "normalizers": [prefix, {"type": "NFC"}]}
+    document["pre_tokenizer"] = {"type": "Metaspace", "prepend_scheme": "first", "split": False}
+    (directory / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(TargetError, match=r"normalizers\[1\] is NFC \(1 more like it\)"):
+        target.check_model(open_description(directory), {})
 
 
 def test_scores_order_tokens_as_merges_do(checkpoint_factory):

@@ -7,10 +7,15 @@ import json
 import pytest
 
 from converter.errors import CheckpointError, TargetError
-from targets.gguf import read_metadata
-from targets.ollama import gemma_modelfile, parse_modelfile, read_sampling, write_modelfile
+from targets.ollama import gemma_modelfile, read_sampling
 
-E2B, A12B, A31B = 5_100_000_000, 11_900_000_000, 31_000_000_000
+E2B, A12B, A26B, A31B = 5_100_000_000, 11_900_000_000, 26_000_000_000, 31_000_000_000
+
+
+def made(parameters, architecture="gemma4", per_layer_embeddings=None, **options):
+    """The Modelfile of a Gemma of so many weights; of the published ones, E2B has per-layer embeddings."""
+    own = parameters == E2B if per_layer_embeddings is None else per_layer_embeddings
+    return gemma_modelfile("m.gguf", architecture, parameters, per_layer_embeddings=own, **options)
 
 
 def parameters(modelfile):
@@ -18,8 +23,8 @@ def parameters(modelfile):
 
 
 def test_gemma4_has_renderer_parser_stop_and_version():
-    modelfile = gemma_modelfile("../gguf/m.gguf", "gemma4", E2B, context=131072)
-    assert (modelfile.renderer, modelfile.parser, modelfile.requires) == ("gemma4", "gemma4", "0.20.0")
+    modelfile = made(E2B, context=131072)
+    assert (modelfile.renderer, modelfile.parser, modelfile.requires) == ("gemma4-small", "gemma4", "0.21.0")
     assert parameters(modelfile) == {
         "temperature": "1.0",
         "top_p": "0.95",
@@ -30,23 +35,28 @@ def test_gemma4_has_renderer_parser_stop_and_version():
     assert (modelfile.system, modelfile.licenses) == (None, ())
 
 
-def test_the_12b_needs_a_later_ollama_and_the_large_renderer():
-    modelfile = gemma_modelfile("m.gguf", "gemma4", A12B)
-    assert (modelfile.renderer, modelfile.requires) == ("gemma4-large", "0.30.5")
-    assert gemma_modelfile("m.gguf", "gemma4", A31B).renderer == "gemma4"
+def test_the_12b_needs_a_later_ollama():
+    assert made(A12B).requires == "0.30.5"
+    assert made(A12B, per_layer_embeddings=True).requires == made(A31B).requires == "0.21.0"
+
+
+@pytest.mark.parametrize("parameters", [10**6, E2B, A12B, A26B, A31B])
+@pytest.mark.parametrize(
+    ("per_layer_embeddings", "renderer"), [(True, "gemma4-small"), (False, "gemma4-large")]
+)
+def test_the_architecture_alone_decides_the_renderer(parameters, per_layer_embeddings, renderer):
+    assert made(parameters, per_layer_embeddings=per_layer_embeddings).renderer == renderer
 
 
 def test_gemma3_uses_the_chat_template_in_the_gguf():
-    modelfile = gemma_modelfile("m.gguf", "gemma3", 4_000_000_000)
+    modelfile = made(4_000_000_000, "gemma3")
     assert (modelfile.renderer, modelfile.parser, modelfile.requires) == (None, None, None)
     assert parameters(modelfile)["stop"] == "<end_of_turn>"
 
 
 def test_what_is_given_wins():
     sampling = {"temperature": 0.3, "top_k": 20}
-    modelfile = gemma_modelfile(
-        "m.gguf", "gemma4", E2B, num_ctx=2048, sampling=sampling, system="Be brief.", licenses=["Apache-2.0"]
-    )
+    modelfile = made(E2B, num_ctx=2048, sampling=sampling, system="Be brief.", licenses=["Apache-2.0"])
     found = parameters(modelfile)
     assert (found["temperature"], found["top_p"], found["top_k"], found["num_ctx"]) == (
         "0.3",
@@ -58,12 +68,12 @@ def test_what_is_given_wins():
 
 
 def test_the_context_is_never_longer_than_the_trained_one():
-    assert parameters(gemma_modelfile("m.gguf", "gemma4", E2B, context=512))["num_ctx"] == "512"
+    assert parameters(made(E2B, context=512))["num_ctx"] == "512"
 
 
 def test_another_architecture_is_refused():
     with pytest.raises(TargetError, match="'llama'"):
-        gemma_modelfile("m.gguf", "llama", E2B)
+        made(E2B, "llama")
 
 
 def test_sampling_comes_from_the_checkpoint(checkpoint_factory, tmp_path):
@@ -78,12 +88,3 @@ def test_sampling_comes_from_the_checkpoint(checkpoint_factory, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 1.5}))
     with pytest.raises(CheckpointError, match=r"top_p is 1\.5, outside 0\.\.1"):
         read_sampling(tmp_path)
-
-
-def test_a_written_gguf_says_all_that_its_modelfile_needs(checkpoint_factory, convert):
-    metadata = read_metadata(convert(checkpoint_factory("e2b")).artifact)
-    modelfile = gemma_modelfile(
-        "m.gguf", metadata.architecture, metadata.parameters, context=metadata.context
-    )
-    assert parameters(modelfile)["num_ctx"] == "4096"
-    assert parse_modelfile(write_modelfile(modelfile)) == modelfile
