@@ -22,7 +22,7 @@ from targets.litert.graph import (
     graph_key,
     needed_memory,
 )
-from targets.litert.metadata import metadata_sections, template_warnings, tokenizer_file
+from targets.litert.metadata import edit_warnings, metadata_sections, template_warnings, tokenizer_file
 from targets.litert.npu import Npu, check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
@@ -158,7 +158,7 @@ class LitertTarget:
         for npu in chosen.npus:
             compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
             compile_bundle(path, npu, compiled, partial(progress, f"compile for {npu}"))
-        return models.warnings()
+        return [*models.warnings(), *edit_warnings(checkpoint)]
 
     def deliver(
         self,

@@ -181,6 +181,15 @@ def template_warnings(checkpoint: Checkpoint) -> list[str]:
     return [f"litert: the chat template calls {names}, which LiteRT-LM's template engine does not have"]
 
 
+def edit_warnings(checkpoint: Checkpoint) -> list[str]:
+    """What LiteRT-LM needs of the chat template and does not get, in one line. Transformers runs it then, in a
+    child process."""
+    template = template_for(checkpoint.tokenizer)
+    if template is None or not template.kept:
+        return []
+    return [f"litert: the chat template is not edited for LiteRT-LM ({template.kept})"]
+
+
 def _check_sentencepiece(path: Path) -> None:
     """Refuse a ``tokenizer.model`` of another kind (tiktoken's is text).
 

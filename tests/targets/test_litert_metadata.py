@@ -14,6 +14,7 @@ from converter.errors import CheckpointError, TargetError
 from targets.litert.bundle import read_sections, write_bundle
 from targets.litert.metadata import (
     cache_names,
+    edit_warnings,
     executor_metadata,
     llm_metadata,
     metadata_sections,
@@ -144,6 +145,18 @@ def test_thinking_and_calls_are_supported_where_the_template_writes_them(demo_ch
         for field in ("supports_thinking", "supports_function_calling"):
             assert message.HasField(field)
             assert getattr(message, field) is False
+
+
+def test_an_edit_that_cannot_be_made_is_told(demo_checkpoint, altered):
+    assert edit_warnings(open_checkpoint(demo_checkpoint)) == []
+    checkpoint = altered()
+    template = checkpoint.path / "chat_template.jinja"
+    template.write_text("{{ messages[0].get('name') is none }}{{ messages | length }}", encoding="utf-8")
+    assert edit_warnings(open_checkpoint(checkpoint.path)) == [
+        "litert: the chat template is not edited for LiteRT-LM (x.get('y') is x['y']: prompts would change)"
+    ]
+    template.unlink()
+    assert edit_warnings(open_checkpoint(checkpoint.path)) == []
 
 
 def test_methods_that_the_runtime_does_not_have_are_told(demo_checkpoint, altered):

@@ -26,6 +26,7 @@ from validation.runners import Template, find_runner
 from validation.runtimes.llamacpp_text import ENDS_BY_TEXT
 from validation.tokenization import (
     TEXTS,
+    Chats,
     compare_ends,
     compare_prompts,
     compare_tokens,
