@@ -182,7 +182,7 @@ def template_warnings(checkpoint: Checkpoint) -> list[str]:
 
 
 def edit_warnings(checkpoint: Checkpoint) -> list[str]:
-    """What LiteRT-LM needs of the chat template and does not get, in one line. Transformers runs it then, in a
+    """What LiteRT-LM needs of the chat template and does not get, in one line; transformers runs it in a
     child process."""
     template = template_for(checkpoint.tokenizer)
     if template is None or not template.kept:

@@ -145,14 +145,7 @@ def other_stop(message: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "gate"),
-    [
-        (other_template, "engine_same_prompts"),
-        (other_calls, "engine_same_prompts"),
-        (other_thinking, "engine_same_prompts"),
-        (unedited_template, "engine_same_prompts"),
-        (other_stop, "engine_same_ends"),
-    ],
+    ("change", "gate"), [(other_template, "engine_same_prompts"), (other_stop, "engine_same_ends")]
 )
 def test_other_metadata_fail_their_gate(
     change: Callable[[Any], None],
@@ -163,6 +156,29 @@ def test_other_metadata_fail_their_gate(
 ) -> None:
     wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
     assert failed(measured(DEMO, wrong)) == {gate}
+
+
+@pytest.mark.parametrize(
+    ("change", "chats"),
+    [
+        (other_calls, {"a call and its result", "two calls and an answer", "a result with fields"}),
+        (other_thinking, {"thinking on"}),
+        (unedited_template, {chat.name for chat in conversations()} - {"thinking with tools"}),
+    ],
+)
+def test_a_template_with_another_part_makes_other_prompts_of_its_chats(
+    change: Callable[[Any], None], chats: set[str], demo: Path, tmp_path: Path
+) -> None:
+    """Not by the engine's doing: by the converter's template it makes the right ones."""
+    wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
+    tokenizer = open_checkpoint(DEMO).tokenizer
+    given = conversations()
+    account = engine.run(wrong, [], [], [], "<bos>", 4, quiet, chats=given, tokenizer=tokenizer)
+    assert account.own_prompts is not None
+    pairs = zip(given, account.reading.prompts, account.own_prompts, strict=True)
+    assert {chat.name for chat, made, own in pairs if made != own} == chats | {"thinking with tools"}
+    assert account.template is not None
+    assert account.template.edits == ()
 
 
 def test_googles_template_makes_its_own_prompts(demo: Path, measured_prompts: Callable[..., Any]) -> None:

@@ -32,7 +32,10 @@ def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
         try:
             server = _start(request["model"], key)
         except RuntimeError as error:
-            return {"prompts": [{"error": f"{_line(str(error))}"}] * len(request["chats"])}
+            return {
+                "prompts": [{"error": f"the server does not take the template: {_line(str(error))}"}]
+                * len(request["chats"])
+            }
         address = urlsplit(server.listening_address)
         connection = HTTPConnection(str(address.hostname), address.port, timeout=_SECONDS)
         prompts = []
