@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from converter.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from converter.errors import ValidationError
 from converter.memory import free_memory
 from converter.worker import Progress
 from targets.writing import processors
-from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.logits import LogitRows
 from validation.metrics import compare
 

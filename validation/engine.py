@@ -23,11 +23,12 @@ from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Account, Engine, Scores
 from validation.text import Tokens
 from validation.tokenization import (
-    CHATS,
+    Chats,
     compare_ends,
     compare_prompts,
     compare_tokens,
     compared_texts,
+    describe_prompts,
     spell,
 )
 
@@ -61,7 +62,8 @@ def measure_engine(
     """
     checkpoint = prepared.checkpoint
     texts = compared_texts(prepared)
-    spelled = spell(prepared, texts, progress, [ids for _, ids in _beginnings(prepared)])
+    chats = Chats.given_to(engine)
+    spelled = spell(prepared, texts, progress, [ids for _, ids in _beginnings(prepared)], chats.given)
     prompts = [
         _Prompt(kind, one["text"], tuple(one["ids"]))
         for (kind, _), one in zip(_beginnings(prepared), spelled["prompts"], strict=True)
@@ -75,8 +77,8 @@ def measure_engine(
         checkpoint.tokenizer.tokens[_bos(prepared)],
         COUNT,
         stage_of(progress, "engine"),
-        chats=list(CHATS.values()) if spelled["chats"] is not None else [],
-        template=checkpoint.tokenizer.chat_template,
+        chats=chats.given if spelled["chats"] is not None else (),
+        tokenizer=checkpoint.tokenizer,
     )
     greedy = _greedy(prepared, prompts, account, scratch, progress)
     return {
@@ -85,7 +87,11 @@ def measure_engine(
         "tokenizer": compare_tokens(
             texts, spelled["ids"], account.reading.tokens, checkpoint.tokenizer.tokens
         ),
-        "prompts": compare_prompts(spelled["chats"], account.reading.prompts, account.own_prompts),
+        "prompts": describe_prompts(
+            compare_prompts(chats, spelled["chats"], account.reading.prompts, account.own_prompts),
+            checkpoint.tokenizer.chat_template,
+            account.template,
+        ),
         "ends": compare_ends(
             end_tokens(checkpoint.architecture, checkpoint.tokenizer),
             account.reading.ends,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converter.amounts import amount
+from validation.prompt_figures import other_tokens, prompts_told, template_told
 
 #: Metrics of the ``logits`` block in the order of the tables: key, label, and whether it is a share.
 METRICS = (
@@ -282,7 +283,9 @@ def _engine_facts(engine: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         return []
     found = [("engine", f"{engine['name']} {engine['version']}"), ("its tokens", _tokens_told(engine))]
     if prompts := engine.get("prompts"):
-        found.append(("its prompts", _prompts_told(prompts)))
+        found.append(("its prompts", prompts_told(prompts)))
+        if template := prompts.get("template"):
+            found.append(("its template", template_told(template)))
     if ends := engine.get("ends"):
         found.append(("its ends", _ends_told(ends)))
     if engine.get("greedy"):
@@ -302,24 +305,13 @@ def _tokens_told(engine: Mapping[str, Any]) -> str:
     tokens = engine["tokenizer"]
     told = f"{tokens['equal']} of {tokens['texts']} texts have the checkpoint's tokens"
     if other := tokens["difference"]:
-        told += f"; one with {visible(other['text'])} has {_other_tokens(other)}"
+        told += f"; one with {visible(other['text'])} has {other_tokens(other)}"
     for one in tokens.get("runtime_limits", ()):
-        told += f"; {engine['name']} by itself: one with {visible(one['text'])} has {_other_tokens(one)}"
+        told += f"; {engine['name']} by itself: one with {visible(one['text'])} has {other_tokens(one)}"
     if hidden := tokens.get("hidden"):
         told += f"; {hidden['tokens']} special tokens are hidden"
         if wrong := hidden["wrong"]:
             told += f", wrong: {', '.join(visible(one['text']) for one in wrong[:_DIFFERENCES])}"
-    return told
-
-
-def _prompts_told(prompts: Mapping[str, Any]) -> str:
-    told = f"{prompts['equal']} of {prompts['chats']} chats have the checkpoint's prompt"
-    if refused := prompts["refused"]:
-        told += f", which refuses {refused} more"
-    listed = [("", one) for one in (prompts["difference"],) if one]
-    listed += [(", by itself", one) for one in prompts["runtime_limits"]]
-    for why, one in listed:
-        told += f"; {one['chat']}{why}: {one.get('error') or _other_tokens(one)}"
     return told
 
 
@@ -340,10 +332,6 @@ def _ends_told(ends: Mapping[str, Any]) -> str:
     return told
 
 
-def _other_tokens(other: Mapping[str, Any]) -> str:
-    return f"from token {other['token'] + 1} on {_ids(other['engine'])} for {_ids(other['checkpoint'])}"
-
-
 def engine_text(engine: Mapping[str, Any]) -> str:
     """How far the engine says what the reference says, and what the first difference costs."""
     greedy = engine["greedy"]
@@ -356,10 +344,6 @@ def engine_text(engine: Mapping[str, Any]) -> str:
         return told
     gap = number(greedy["largest_gap"])
     return f"{told}; where one is not, the reference holds the two tokens at most {gap} nats apart"
-
-
-def _ids(ids: Any) -> str:
-    return " ".join(map(str, ids)) or "none"
 
 
 def continuations(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from converter.chats import Conversation, Inexpressible
 from converter.checkpoint import Checkpoint
 from converter.errors import UsageError
 from converter.excerpt import Excerpt
+from converter.tokenizer import Tokenizer
 from converter.worker import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
@@ -61,8 +63,6 @@ class Scores:
     values: tuple[float, ...]
 
 
-#: (role, content) of each message of a chat.
-Chat = Sequence[tuple[str, str]]
 #: Token ids, or in a line why there are none.
 Ids = tuple[int, ...] | str
 
@@ -78,16 +78,30 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Template:
+    """The chat template of an artifact: its ``text``, what runs it in the comparison (``engine``), and
+    ``edits``, in a few words each, that make it of the checkpoint's; ``kept`` says why one that the runtime
+    needs was not made, empty if there is none."""
+
+    text: str
+    engine: str
+    edits: tuple[str, ...] = ()
+    kept: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """What an engine made of texts: a ``reading`` of texts and chats, an answer to every prompt and scores of
     every sequence (``None`` where it can give none). ``own_prompts`` are those of the chats by the
-    checkpoint's template instead of the artifact's, ``None`` where it has none."""
+    checkpoint's template instead of the artifact's, ``None`` where it has none; ``template`` is the
+    artifact's."""
 
     version: str
     reading: Reading
     answers: tuple[Answer, ...]
     scores: tuple[Scores | None, ...]
     own_prompts: tuple[Ids, ...] | None = None
+    template: Template | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +109,9 @@ class TextAccount:
     """What a runtime's text side made of an artifact: a ``reading`` with its tokenizer, template and ends.
 
     ``own`` is the same runtime's reading with the checkpoint's own files, ``None`` where it cannot read
-    them: what differs from the checkpoint there too is the runtime's doing. ``ends_by_rule`` are ids at which
+    them: what differs from the checkpoint there too is the runtime's doing. ``own_prompts`` are those by the
+    checkpoint's template of a runtime that reads no other files. ``template`` is the artifact's.
+    ``ends_by_rule`` are ids at which
     the runtime ends an answer whatever the artifact says, ``ends_lost`` the checkpoint's ends for which the
     artifact's format has no place. ``hidden`` are the ids of tokens that the runtime does not show, and
     ``hidden_by_right`` those that it should not; both are ``None`` where the artifact does not say."""
@@ -103,6 +119,8 @@ class TextAccount:
     version: str
     reading: Reading
     own: Reading | None = None
+    own_prompts: tuple[Ids, ...] | None = None
+    template: Template | None = None
     ends_by_rule: frozenset[int] = frozenset()
     ends_lost: frozenset[int] = frozenset()
     hidden: frozenset[int] | None = None
@@ -113,7 +131,7 @@ class Render(Protocol):
     """A chat template of an artifact, run by transformers in a bounded child process."""
 
     def __call__(
-        self, template: str, special: Mapping[str, str], chats: Sequence[Chat], what: str
+        self, template: str, special: Mapping[str, str], chats: Sequence[Conversation], what: str
     ) -> Sequence[Mapping[str, str]]:
         """For every chat ``{"text": prompt}``, or ``{"error": line}`` where ``template`` refuses it.
         ``special`` are texts of special tokens by the name that templates know (``bos_token``); ``what``
@@ -135,12 +153,15 @@ class TextRuntime(Protocol):
     def takes(self, artifact: Path) -> bool:
         """Whether ``artifact`` has a tokenizer that the runtime looks for."""
 
+    def given(self, chat: Conversation) -> Conversation | Inexpressible:
+        """A chat as the runtime can be given it, or that it cannot."""
+
     def read(
         self,
         artifact: Path,
         checkpoint: Checkpoint,
         texts: Sequence[str],
-        chats: Sequence[Chat],
+        chats: Sequence[Conversation],
         render: Render,
         scratch: Path,
         progress: Progress,
@@ -160,6 +181,9 @@ class Engine(Protocol):
     def takes(self, artifact: Path) -> bool:
         """Whether ``artifact`` is of the kind that the engine opens."""
 
+    def given(self, chat: Conversation) -> Conversation | Inexpressible:
+        """A chat as the engine can be given it, or that it cannot."""
+
     def run(
         self,
         artifact: Path,
@@ -170,13 +194,14 @@ class Engine(Protocol):
         count: int,
         progress: Progress,
         *,
-        chats: Sequence[Chat] = (),
-        template: str | None = None,
+        chats: Sequence[Conversation] = (),
+        tokenizer: Tokenizer | None = None,
     ) -> Account:
         """Tokenise ``texts``, continue each of ``prompts`` by at least ``count`` of the likeliest tokens or
         to its end, and score ``sequences`` of token ids, which begin with BOS. Prompts are plain text: no
         template is applied, and the engine puts BOS before them, with the text ``begin`` if it would not of
-        itself. ``chats`` become prompts by the artifact's own template, and by the checkpoint's ``template``.
+        itself. ``chats`` become prompts by the artifact's own template, and by the one that the converter
+        makes of the checkpoint's ``tokenizer``.
         Raises ``ValidationError`` when the engine cannot load or run the artifact, however it ends.
         """
 

@@ -8,15 +8,18 @@ listed, and not held against the artifact.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from converter.chats import Conversation, Inexpressible, conversations
 from converter.tokenizer import Tokenizer
 from targets.sampling import end_tokens
 from validation.continuation import characters
 from validation.preparation import Prepared, Progress, stage_of
-from validation.runners import Chat, Ids, TextAccount, TextRuntime
+from validation.runners import Engine, Ids, Template, TextAccount, TextRuntime
 
 #: Characters of a passage that are tokenised: a user's own text may have millions.
 _PASSAGE: Final = 20_000
@@ -48,25 +51,24 @@ TEXTS: Final = (
     "a\u0001b\u0007c\u007f",
     "<unused> <0x41> ▁ ▁▁ </s>",
 )
-#: Chats whose prompts are compared, by what is particular to each. Every one ends with the user, so that the
-#: next answer is the model's.
-CHATS: Final[Mapping[str, Chat]] = {
-    "one turn": (("user", "What is the capital of France?"),),
-    "several turns": (
-        ("user", "Name a prime."),
-        ("assistant", "7"),
-        ("user", "And a larger one?\n\nOne that is even, if there is any."),
-        ("assistant", "There is none:\n\n- 2 is the only even prime\n- and 2 < 7"),
-        ("user", "ok"),
-    ),
-    "a system message": (("system", "Answer in one sentence."), ("user", "Why is the sky blue?")),
-    "white space": (("user", "  \n\ttwo  spaces \n\n"), ("assistant", " \n yes \n"), ("user", " again  ")),
-    "quotes and code": (
-        ("user", "\"a\" 'b' `c` \\ \\n {{ d }} {% e %} {# f #} <b>&amp;</b>\n```\nx = [1]\n```"),
-    ),
-    "several scripts": (("user", "naïve “é” 狐狸 いろは 한국 مرحبا 👩‍👩‍👧 \u2028\u00a0x"),),
-    "special tokens": (("user", "<turn|>\n<|turn>model\n<end_of_turn> <eos><bos> [INST]"),),
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Chats:
+    """The conversations whose prompts are compared: those that a runtime is ``given``, each in the form that
+    it takes, and those that are ``inexpressible`` there."""
+
+    given: tuple[Conversation, ...]
+    inexpressible: tuple[Inexpressible, ...] = ()
+
+    @classmethod
+    def given_to(cls, runtime: TextRuntime | Engine) -> Chats:
+        """All conversations, as ``runtime`` takes them."""
+        found = [runtime.given(chat) for chat in conversations()]
+        return cls(
+            tuple(one for one in found if isinstance(one, Conversation)),
+            tuple(one for one in found if isinstance(one, Inexpressible)),
+        )
 
 
 def read_text_side(
@@ -78,17 +80,18 @@ def read_text_side(
     Raises ``ValidationError`` when the runtime cannot read the artifact, or the artifact's template runs on.
     """
     texts = compared_texts(prepared)
-    spelled = spell(prepared, texts, progress)
+    chats = Chats.given_to(runtime)
+    spelled = spell(prepared, texts, progress, chats=chats.given)
 
     def render(
-        template: str, special: Mapping[str, str], chats: Sequence[Chat], what: str
+        template: str, special: Mapping[str, str], chats: Sequence[Conversation], what: str
     ) -> Sequence[Mapping[str, str]]:
         request = {
             "task": "render",
             "model": str(prepared.checkpoint.path.resolve()),
             "template": template,
             "special": dict(special),
-            "chats": list(chats),
+            "chats": [chat.request() for chat in chats],
             "what": what,
         }
         found: Sequence[Mapping[str, str]] = prepared.worker.call(
@@ -100,18 +103,27 @@ def read_text_side(
         artifact,
         prepared.checkpoint,
         texts,
-        list(CHATS.values()) if spelled["chats"] is not None else [],
+        chats.given if spelled["chats"] is not None else (),
         render,
         scratch,
         stage_of(progress, "text side"),
     )
-    return {"name": runtime.name, "version": account.version, **_compare(prepared, texts, spelled, account)}
+    return {
+        "name": runtime.name,
+        "version": account.version,
+        **_compare(prepared, texts, chats, spelled, account),
+    }
 
 
 def _compare(
-    prepared: Prepared, texts: Sequence[str], spelled: Mapping[str, Any], account: TextAccount
+    prepared: Prepared,
+    texts: Sequence[str],
+    chats: Chats,
+    spelled: Mapping[str, Any],
+    account: TextAccount,
 ) -> dict[str, Any]:
     checkpoint, own = prepared.checkpoint, account.own
+    own_prompts = own.prompts if own and account.own_prompts is None else account.own_prompts
     tokens = compare_tokens(
         texts,
         spelled["ids"],
@@ -123,7 +135,11 @@ def _compare(
         _judge_hidden(tokens, account.hidden, account.hidden_by_right, checkpoint.tokenizer)
     return {
         "tokenizer": tokens,
-        "prompts": compare_prompts(spelled["chats"], account.reading.prompts, own.prompts if own else None),
+        "prompts": describe_prompts(
+            compare_prompts(chats, spelled["chats"], account.reading.prompts, own_prompts),
+            checkpoint.tokenizer.chat_template,
+            account.template,
+        ),
         "ends": compare_ends(
             end_tokens(checkpoint.architecture, checkpoint.tokenizer),
             account.reading.ends,
@@ -159,15 +175,19 @@ def compared_texts(prepared: Prepared) -> list[str]:
 
 
 def spell(
-    prepared: Prepared, texts: Sequence[str], progress: Progress, prompts: Sequence[Sequence[int]] = ()
+    prepared: Prepared,
+    texts: Sequence[str],
+    progress: Progress,
+    prompts: Sequence[Sequence[int]] = (),
+    chats: Sequence[Conversation] = (),
 ) -> dict[str, Any]:
-    """What the checkpoint's tokenizer makes of ``texts``, ``prompts`` and ``CHATS``; see ``tokens.spell``."""
+    """What the checkpoint's tokenizer makes of ``texts``, ``prompts`` and ``chats``; see ``tokens.spell``."""
     request: Mapping[str, object] = {
         "task": "spell",
         "model": str(prepared.checkpoint.path.resolve()),
         "texts": list(texts),
         "prompts": [list(ids) for ids in prompts],
-        "chats": [list(chat) for chat in CHATS.values()],
+        "chats": [chat.request() for chat in chats],
     }
     return prepared.worker.call(request, stage_of(progress, "engine texts"), what="tokenizer")
 
@@ -205,13 +225,18 @@ def compare_tokens(
 
 
 def compare_prompts(
-    known: Sequence[Sequence[int] | None] | None, made: Sequence[Ids], own: Sequence[Ids] | None = None
+    chats: Chats,
+    known: Sequence[Mapping[str, Any]] | None,
+    made: Sequence[Ids],
+    own: Sequence[Ids] | None = None,
 ) -> dict[str, Any] | None:
-    """How many of ``CHATS`` become the same prompt, token by token, and the first that does not; ``None`` if
-    the checkpoint has no chat template (``known`` is ``None`` then).
+    """How many chats become the same prompt, token by token, and the first that does not; ``None`` if the
+    checkpoint has no chat template (``known`` is ``None`` then).
 
-    A chat that the checkpoint's template refuses (``None`` in ``known``) is counted as ``refused`` and not
-    compared. ``own`` and ``runtime_limits`` are as in ``compare_tokens``.
+    ``known`` is what ``spell`` gives of the chats. One that the checkpoint's template refuses is counted as
+    ``refused``, one of which it leaves out a part as ``left_out``, one that the runtime cannot be given is
+    listed under ``not_expressible``; none of them is compared. ``own`` and ``runtime_limits`` are as in
+    ``compare_tokens``.
     """
     if known is None:
         return None
@@ -221,27 +246,55 @@ def compare_prompts(
             return {"chat": name, "error": theirs}
         return {"chat": name, **_tokens_from(_first_other(ours, theirs), ours, theirs)}
 
-    refused = equal = 0
+    refused = left_out = equal = 0
     different, limits = [], []
-    for index, (name, ours) in enumerate(zip(CHATS, known, strict=True)):
+    for index, (chat, due) in enumerate(zip(chats.given, known, strict=True)):
         theirs = made[index]
-        if ours is None:
-            refused += 1
-        elif not isinstance(theirs, str) and list(theirs) == list(ours):
+        if "error" in due or "left_out" in due:
+            refused += "error" in due
+            left_out += "left_out" in due
+        elif not isinstance(theirs, str) and list(theirs) == list(due["ids"]):
             equal += 1
         elif own is not None and own[index] == theirs:
-            limits.append(entry(name, ours, theirs))
+            limits.append(entry(chat.name, due["ids"], theirs))
         else:
-            different.append(entry(name, ours, theirs))
-    compared = len(known) - refused
+            different.append(entry(chat.name, due["ids"], theirs))
+    compared = len(known) - refused - left_out
     return {
         "chats": compared,
         "equal": equal,
         "equal_fraction": 1 - len(different) / compared if compared else 1.0,
         "refused": refused,
+        "left_out": left_out,
         "difference": different[0] if different else None,
         "runtime_limits": limits,
+        "not_expressible": [{"chat": one.name, "why": one.why} for one in chats.inexpressible],
     }
+
+
+def describe_prompts(
+    compared: dict[str, Any] | None, own: str | None, template: Template | None
+) -> dict[str, Any] | None:
+    """What ``compare_prompts`` found, and under ``template`` which template made the prompts: SHA-256 of the
+    checkpoint's (``sha256``) and of the artifact's (``artifact_sha256``, ``None`` without one), the program
+    that runs the artifact's (``engine``), ``edits`` that make it of the checkpoint's, and ``kept``, why one
+    was not made."""
+    if compared is None:
+        return None
+    return {
+        **compared,
+        "template": {
+            "sha256": _sha256(own),
+            "artifact_sha256": _sha256(template.text) if template else None,
+            "engine": template.engine if template else None,
+            "edits": list(template.edits) if template else [],
+            **({"kept": template.kept} if template and template.kept else {}),
+        },
+    }
+
+
+def _sha256(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def compare_ends(

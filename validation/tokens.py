@@ -1,25 +1,20 @@
 """Token ids by the checkpoint's tokenizer in ``transformers``; a task of ``validation.reference_process``.
 
-Chat templates are programs that come with the checkpoint. They are rendered here, in a child process and
-in the sandboxed Jinja environment of ``transformers``, and nowhere else in this project.
+Chat templates are rendered as ``converter.rendering`` does, with the checkpoint's own special tokens.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
+from converter.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from converter.errors import ValidationError
+from converter.rendering import RefusedError, write_chat, write_chats
 from converter.worker import Progress
-from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 
-#: What a chat template may take: seconds, bytes, and characters of text that it makes. The sandbox keeps it
-#: from other objects, but not from running on and on.
-_SECONDS: Final = 5
-_MEMORY: Final = 1 << 30
-_LONGEST: Final = 1 << 20
+_OWN_TEMPLATE: Final = "the checkpoint's chat template"
 #: How many ids are left off until the rest is what a text has: a character may take several.
 _SHORTER: Final = 16
 
@@ -48,8 +43,8 @@ def spell(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
 
     Answer: ``ids`` of every text; ``prompts``, for each ``{"text", "ids"}``: the longest beginning of its
     ids that a text has, ``None`` if none is found within ``_SHORTER`` ids from the end; and ``chats``, the
-    ids of the prompt for the next answer in each, ``None`` where the chat template refuses it, or ``None``
-    for all if there is no chat template.
+    prompt for the next answer in each: ``{"text", "ids"}``, with ``"left_out"`` or as ``{"error"}`` as
+    ``rendering.write_chats`` has it, or ``None`` for all if there is no chat template.
     """
     tokenizer = load_tokenizer(request["model"])
 
@@ -67,10 +62,11 @@ def spell(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
         else:
             found.append(None)
         progress(len(found), len(prompts))
-    chats: list[list[int] | None] | None = None
+    chats: list[dict[str, object]] | None = None
     if tokenizer.chat_template is not None:
-        written = _write_all(tokenizer, request.get("chats", ()), "the checkpoint's chat template")
-        chats = [encode(one["text"]) if "text" in one else None for one in written]
+        chats = []
+        for one in write_chats(_apply(tokenizer), request.get("chats", ()), _OWN_TEMPLATE):
+            chats.append({**one, "ids": encode(one["text"])} if "text" in one else dict(one))
     return {"ids": [encode(text) for text in texts], "prompts": found, "chats": chats}
 
 
@@ -78,19 +74,10 @@ def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
     """The prompt for the next answer in each of ``chats`` by an artifact's ``template``.
 
     ``special`` are the texts of special tokens that a template may write (``bos_token``, ...), ``what`` names
-    the template in errors. Answer: ``prompts``, for each chat ``{"text"}``, or ``{"error"}``, a line, where
-    the template refuses it.
+    the template in errors. Answer: ``prompts``, for each chat what ``rendering.write_chats`` gives.
     """
-    tokenizer = load_tokenizer(request["model"])
-    return {
-        "prompts": _write_all(
-            tokenizer,
-            request["chats"],
-            request["what"],
-            chat_template=request["template"],
-            **request["special"],
-        )
-    }
+    apply = _apply(load_tokenizer(request["model"]), chat_template=request["template"], **request["special"])
+    return {"prompts": write_chats(apply, request["chats"], request["what"])}
 
 
 @lru_cache(maxsize=1)
@@ -114,43 +101,12 @@ def _render(tokenizer: Any, passage: Mapping[str, Any]) -> str | None:
         return str(passage["text"])
     if tokenizer.chat_template is None:
         return None
-    what = "the checkpoint's chat template"
+    messages = [{"role": role, "content": content} for role, content in passage["turns"]]
     try:
-        return _write(tokenizer, passage["turns"], what)
-    except _RefusedError as error:
-        raise ValidationError(f"{what} fails: {error}") from error
+        return write_chat(_apply(tokenizer), messages, _OWN_TEMPLATE)
+    except RefusedError as error:
+        raise ValidationError(f"{_OWN_TEMPLATE} fails: {error}") from error
 
 
-class _RefusedError(Exception):
-    """What a chat template says where it fails, one line."""
-
-
-def _write_all(
-    tokenizer: Any, chats: Sequence[Sequence[Sequence[str]]], what: str, **options: object
-) -> list[dict[str, str]]:
-    """``{"text"}`` of every chat with the prompt for the next answer, or ``{"error"}``."""
-    written = []
-    for turns in chats:
-        try:
-            text = _write(tokenizer, turns, what, add_generation_prompt=True, **options)
-            written.append({"text": text})
-        except _RefusedError as error:
-            written.append({"error": str(error)})
-    return written
-
-
-def _write(tokenizer: Any, turns: Sequence[Sequence[str]], what: str, **options: object) -> str:
-    """A chat as text. Raises ``_RefusedError`` where the template fails, and ``ValidationError`` where it
-    takes too long, too much memory or makes too much text."""
-    messages = [{"role": role, "content": content} for role, content in turns]
-    print(f"rendering {what}", file=sys.stderr, flush=True)
-    try:
-        with bounded(_SECONDS, _MEMORY):
-            text = str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
-    except (TimeoutError, MemoryError) as error:
-        raise ValidationError(f"{what} fails: {error}") from error
-    except Exception as error:  # a template may raise anything
-        raise _RefusedError(" ".join(str(error).split()) or type(error).__name__) from error
-    if len(text) > _LONGEST:
-        raise ValidationError(f"{what} makes {len(text)} characters of one chat")
-    return text
+def _apply(tokenizer: Any, **options: object) -> partial[Any]:
+    return partial(tokenizer.apply_chat_template, tokenize=False, **options)

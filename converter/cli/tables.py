@@ -12,6 +12,7 @@ from rich.table import Table
 
 from converter.names import one_line
 from validation.figures import difference_lines, engine_text, options_told, share, target_verdict, way_told
+from validation.prompt_figures import chats_told
 
 
 def size(count: float) -> str:
@@ -121,7 +122,7 @@ def _engine(engine: Mapping[str, Any]) -> str:
     tokens = engine["tokenizer"]
     told = f"{tokens['equal']} of {tokens['texts']} texts with the checkpoint's tokens"
     if prompts := engine.get("prompts"):
-        told += f"; {prompts['equal']} of {prompts['chats']} chats with its prompt"
+        told += f"; {chats_told(prompts)}"
     if engine.get("greedy"):
         told += f"; {engine_text(engine)}"
     return escape(f"{engine['name']} {engine['version']}: {told}")

@@ -14,6 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from converter.demo import DEMO
+
 #: Gemma 4's special tokens, each with the key of ``tokenizer_config.json`` that names it.
 SPECIAL_TOKENS = {
     "<pad>": "pad_token",
@@ -46,29 +48,8 @@ BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 #: A word with the space before it, one digit, a run of newlines, of spaces or of punctuation.
 _PIECES = Regex(r"\n+|▁+(?=▁)|▁?\p{L}+|\p{N}|▁|[^▁\n\p{L}\p{N}]+")
 
-CHAT_TEMPLATE = """\
-{#- A turn is "<|turn>", a role, a newline, the text, "<turn|>" and a newline. -#}
-{%- set names = {"system": "system", "developer": "system", "user": "user",
-                 "assistant": "model", "model": "model"} -%}
-{{- bos_token -}}
-{%- for message in messages -%}
-    {%- if message.role not in names -%}
-        {{- raise_exception("unknown role: " ~ message.role) -}}
-    {%- endif -%}
-    {{- "<|turn>" ~ names[message.role] ~ "\\n" -}}
-    {%- if message.content is string -%}
-        {{- message.content | trim -}}
-    {%- else -%}
-        {%- for part in message.content if part.type == "text" -%}
-            {{- part.text | trim -}}
-        {%- endfor -%}
-    {%- endif -%}
-    {{- "<turn|>\\n" -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- "<|turn>model\\n" -}}
-{%- endif -%}
-"""
+#: Written by hand; it lies with the checkpoint that it is a part of.
+CHAT_TEMPLATE = (DEMO / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def train_tokenizer(texts: Sequence[str], size: int, alphabet: int = 100) -> Tokenizer:

@@ -26,6 +26,7 @@ from targets.litert.graph import (
 )
 from targets.litert.metadata import (
     check_tokenizer,
+    edit_warnings,
     metadata_sections,
     template_warnings,
     tokenizer_file,
@@ -168,7 +169,7 @@ class LitertTarget:
         for npu in chosen.npus:
             compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
             compile_bundle(path, npu, compiled, partial(progress, f"compile for {npu}"))
-        return models.warnings()
+        return [*models.warnings(), *edit_warnings(checkpoint)]
 
     def deliver(
         self,

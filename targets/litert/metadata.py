@@ -8,7 +8,6 @@ the stop tokens by id.
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from converter.checkpoint import Checkpoint
 from converter.document import read_bytes
 from converter.errors import CheckpointError, TargetError
 from converter.tokenizer import Tokenizer
-from targets.litert.bundle import Section
+from targets.litert.bundle import Section, read_sections
+from targets.litert.template import template_for, unknown_methods
 from targets.sampling import RECOMMENDED, end_tokens, read_sampling, read_suppressed
 from targets.tokenization import known_to_litert, refuse_steps
 
@@ -30,6 +30,9 @@ SENTENCEPIECE: Final = "tokenizer.model"
 #: Files of tokenizers that LiteRT-LM does not read.
 _OTHER_TOKENIZERS: Final = ("vocab.txt", "vocab.json", "merges.txt", "tiktoken.model", "tekken.json")
 _TOKENIZER_BYTES: Final = 64 << 20
+_METADATA: Final = "LlmMetadataProto"
+#: Most bytes of metadata that are read; a template has at most 4 MB.
+_METADATA_BYTES: Final = 16 << 20
 #: Of zlib; named, so that equal tokenizers give equal bytes whatever the library's default is.
 _COMPRESSION: Final = 6
 #: Fields of ``llm_model_type.gemma4`` and the token of Gemma 4 that each takes.
@@ -42,15 +45,6 @@ _GEMMA4_TOKENS: Final[Mapping[str, str]] = {
 }
 #: Begin and end of what Gemma 4 says in a channel.
 _CHANNEL: Final = ("<|channel>", "<channel|>")
-_GENERATION_TAG: Final = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-_TAG: Final = re.compile(r"\{[{%].*?[%}]\}", re.DOTALL)
-_LITERAL: Final = re.compile(r"'[^']*'|\"[^\"]*\"")
-_METHOD: Final = re.compile(r"\.\s*(\w+)\s*\(")
-#: Methods that LiteRT-LM's minijinja has, as tried with litert-lm 0.18.1 (no upper, lower, title or keys).
-_METHODS: Final = frozenset(
-    ["endswith", "items", "lstrip", "replace", "rstrip", "split", "startswith", "strip"]
-)
-_GET: Final = re.compile(r"""\.get\(\s*('[^']+'|"[^"]+")\s*\)""")
 
 
 def metadata_sections(checkpoint: Checkpoint, context: int) -> tuple[Section, ...]:
@@ -60,7 +54,7 @@ def metadata_sections(checkpoint: Checkpoint, context: int) -> tuple[Section, ..
     ``TargetError`` for a tokenizer that LiteRT-LM does not read.
     """
     return (
-        Section("LlmMetadataProto", llm_metadata(checkpoint, context)),
+        Section(_METADATA, llm_metadata(checkpoint, context)),
         Section("ExecutorMetadataProto", executor_metadata(checkpoint, context)),
         tokenizer_section(checkpoint.path),
     )
@@ -86,8 +80,12 @@ def llm_metadata(checkpoint: Checkpoint, context: int) -> bytes:
         message.suppress_tokens.ids.extend(suppressed)
     _add_sampling(message, checkpoint)
     _add_family(message, checkpoint)
-    if tokenizer.chat_template is not None:
-        message.jinja_prompt_template = minijinja_template(tokenizer.chat_template)
+    template = template_for(tokenizer)
+    if template is not None:
+        message.jinja_prompt_template = template.text
+    # both are mandatory for litert-lm-builder, and a runtime takes a field that is not set for no
+    message.supports_thinking = template is not None and template.thinking
+    message.supports_function_calling = template is not None and template.function_calling
     message.max_num_tokens = context
     data: bytes = message.SerializeToString(deterministic=True)
     return data
@@ -163,26 +161,42 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     refuse_steps("litert", problem, tokenizer, known_to_litert(tokenizer))
 
 
-def minijinja_template(template: str) -> str:
-    """A chat template for LiteRT-LM's engine, minijinja.
+def stored_template(path: Path) -> str | None:
+    """The chat template of a ``.litertlm`` file, ``None`` without one. Raises ``CheckpointError`` for a
+    damaged file."""
+    from google.protobuf.message import DecodeError
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
-    As litert-torch does, the ``generation`` tags, which only transformers knows, go, and ``x.get('y')``
-    becomes ``x['y']``; unlike there an empty comment stays where a tag was, which takes the white space
-    beside it as the tag did.
-    """
-    return _GET.sub(r"[\1]", _GENERATION_TAG.sub(r"{#\1 \2#}", template))
+    section = next((one for one in read_sections(path) if one.kind == _METADATA), None)
+    if section is None:
+        return None
+    with path.open("rb") as stream:
+        stream.seek(section.offset)
+        data = stream.read(min(section.size, _METADATA_BYTES))
+    try:
+        message = llm_metadata_pb2.LlmMetadata.FromString(data)
+    except DecodeError as error:
+        raise CheckpointError(f"{path}: its metadata are no message of LiteRT-LM's") from error
+    return str(message.jinja_prompt_template) if message.HasField("jinja_prompt_template") else None
 
 
 def template_warnings(checkpoint: Checkpoint) -> list[str]:
     """What LiteRT-LM will not make of the chat template, in one line: it fails at methods that it does not
     have when it comes to them."""
-    template = minijinja_template(checkpoint.tokenizer.chat_template or "")
-    code = (_LITERAL.sub("''", tag) for tag in _TAG.findall(template))
-    methods = sorted({name for part in code for name in _METHOD.findall(part)} - _METHODS)
+    methods = unknown_methods(checkpoint.tokenizer.chat_template or "")
     if not methods:
         return []
     names = ", ".join(f".{name}()" for name in methods)
     return [f"litert: the chat template calls {names}, which LiteRT-LM's template engine does not have"]
+
+
+def edit_warnings(checkpoint: Checkpoint) -> list[str]:
+    """What LiteRT-LM needs of the chat template and does not get, in one line; transformers runs it in a
+    child process."""
+    template = template_for(checkpoint.tokenizer)
+    if template is None or not template.kept:
+        return []
+    return [f"litert: the chat template is not edited for LiteRT-LM ({template.kept})"]
 
 
 def _check_sentencepiece(path: Path) -> None:

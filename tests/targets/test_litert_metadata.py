@@ -14,14 +14,15 @@ from converter.errors import CheckpointError, TargetError
 from targets.litert.bundle import read_sections, write_bundle
 from targets.litert.metadata import (
     cache_names,
+    edit_warnings,
     executor_metadata,
     llm_metadata,
     metadata_sections,
-    minijinja_template,
     template_warnings,
     tokenizer_file,
     tokenizer_section,
 )
+from targets.litert.template import minijinja_template, template_for
 
 llm_metadata_pb2 = pytest.importorskip("litert_lm_builder.runtime.proto.llm_metadata_pb2")
 
@@ -124,15 +125,38 @@ def test_a_damaged_generation_config_is_one_line(altered):
     assert "\n" not in str(failure.value)
 
 
-def test_a_plain_chat_template_is_kept_as_it_is(demo_checkpoint):
+def test_the_chat_template_is_the_one_for_litert_lm(demo_checkpoint):
     checkpoint = open_checkpoint(demo_checkpoint)
-    assert message_of(checkpoint).jinja_prompt_template == checkpoint.tokenizer.chat_template
+    message = message_of(checkpoint)
+    assert message.jinja_prompt_template == template_for(checkpoint.tokenizer).text
+    assert message.jinja_prompt_template != checkpoint.tokenizer.chat_template
 
 
-def test_templates_lose_what_minijinja_does_not_know():
-    assert minijinja_template("{{ m.get('role') }} {{ m.get(\"a\") }}") == "{{ m['role'] }} {{ m[\"a\"] }}"
-    assert minijinja_template("a {%- generation -%} b {% endgeneration %}") == "a {#- -#} b {# #}"
-    assert minijinja_template("{{ m.get('a', 'b') }}") == "{{ m.get('a', 'b') }}"
+def test_thinking_and_calls_are_supported_where_the_template_writes_them(demo_checkpoint, altered):
+    """``litert-lm-builder`` wants both fields set, whatever they say."""
+    message = message_of(open_checkpoint(demo_checkpoint))
+    assert (message.supports_thinking, message.supports_function_calling) == (True, True)
+    checkpoint = altered()
+    for text in ("{{ messages[0].content }}", None):
+        (checkpoint.path / "chat_template.jinja").unlink()
+        if text is not None:
+            (checkpoint.path / "chat_template.jinja").write_text(text, encoding="utf-8")
+        message = message_of(open_checkpoint(checkpoint.path))
+        for field in ("supports_thinking", "supports_function_calling"):
+            assert message.HasField(field)
+            assert getattr(message, field) is False
+
+
+def test_an_edit_that_cannot_be_made_is_told(demo_checkpoint, altered):
+    assert edit_warnings(open_checkpoint(demo_checkpoint)) == []
+    checkpoint = altered()
+    template = checkpoint.path / "chat_template.jinja"
+    template.write_text("{{ messages[0].get('name') is none }}{{ messages | length }}", encoding="utf-8")
+    assert edit_warnings(open_checkpoint(checkpoint.path)) == [
+        "litert: the chat template is not edited for LiteRT-LM (x.get('y') is x['y']: prompts would change)"
+    ]
+    template.unlink()
+    assert edit_warnings(open_checkpoint(checkpoint.path)) == []
 
 
 def test_methods_that_the_runtime_does_not_have_are_told(demo_checkpoint, altered):
@@ -154,7 +178,7 @@ def test_white_space_beside_a_generation_tag_goes_as_it_did():
     text = "a \n {%- generation -%} \n b {% endgeneration %} c"
     plain = text.replace("endgeneration", "endfor").replace("generation", "for i in [0]")
     expected = jinja2.Template(plain).render()
-    assert jinja2.Template(minijinja_template(text)).render() == expected == "ab  c"
+    assert jinja2.Template(minijinja_template(text)[0]).render() == expected == "ab  c"
 
 
 def test_caches_are_those_of_layers_with_keys_of_their_own(demo_checkpoint):

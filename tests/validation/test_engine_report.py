@@ -10,6 +10,7 @@ import pytest
 from converter.cli.tables import print_report
 from validation.figures import continuations, gate_row, target_facts, visible
 from validation.page import render_html
+from validation.prompt_figures import chats_told, template_told
 from validation.report import assemble, render_markdown
 
 ENGINE: dict[str, Any] = {
@@ -88,8 +89,16 @@ READ: dict[str, Any] = {
         "equal": 4,
         "equal_fraction": 5 / 6,
         "refused": 1,
+        "left_out": 2,
         "difference": {"chat": "one turn", "token": 2, "checkpoint": [5], "engine": [6]},
         "runtime_limits": [{"chat": "quotes and code", "error": "the chat template fails: no items"}],
+        "not_expressible": [{"chat": "a", "why": "tools"}, {"chat": "b", "why": "tools"}],
+        "template": {
+            "sha256": "0123456789abcdef" * 4,
+            "artifact_sha256": "f" * 64,
+            "engine": "an engine",
+            "edits": ["parts become <texts>"],
+        },
     },
     "ends": {
         "checkpoint": [1, 16],
@@ -103,6 +112,30 @@ READ: dict[str, Any] = {
 }
 
 
+def test_a_template_that_is_missing_or_not_edited_is_told() -> None:
+    template = {"sha256": "a" * 64, "artifact_sha256": "a" * 64, "engine": "it", "edits": []}
+    assert template_told(template) == "SHA-256 aaaaaaaaaaaa…, run by it, the checkpoint's"
+    assert template_told({**template, "kept": "x"}).endswith("the checkpoint's; not edited: x")
+    without = {**template, "artifact_sha256": None}
+    assert template_told(without) == "none in the artifact; the checkpoint's has SHA-256 aaaaaaaaaaaa…"
+
+
+def test_the_terminal_counts_what_a_runtime_cannot_do_apart() -> None:
+    assert chats_told(READ["prompts"]) == (
+        "4 of 6 chats with its prompt (1 otherwise by the runtime itself, 2 more not expressible there)"
+    )
+    plain = {**READ["prompts"], "runtime_limits": [], "not_expressible": []}
+    assert chats_told(plain) == "4 of 6 chats with its prompt"
+
+
+def test_the_edit_and_both_hashes_stand_in_every_form_of_the_report() -> None:
+    made = report(READ)
+    for text in (render_markdown(made), render_html(made)):
+        for told in ("ffffffffffff", "0123456789ab", "parts become", "2 more cannot be expressed there"):
+            assert told in text
+        assert "<texts>" not in text
+
+
 def test_what_a_text_side_reads_otherwise_is_told_with_whose_doing_it_is() -> None:
     told = facts(READ)
     assert told["its tokens"] == (
@@ -110,8 +143,13 @@ def test_what_a_text_side_reads_otherwise_is_told_with_whose_doing_it_is() -> No
         " token 2 on 7 for 24 346; 15 special tokens are hidden, wrong: “<unk>”"
     )
     assert told["its prompts"] == (
-        "4 of 6 chats have the checkpoint's prompt, which refuses 1 more; one turn: from token 3 on 6 for 5;"
-        " quotes and code, by itself: the chat template fails: no items"
+        "4 of 6 chats have the checkpoint's prompt, which refuses 1 more; of 2 more its template leaves out a"
+        " part; one turn: from token 3 on 6 for 5; quotes and code, by itself: the chat template fails: no"
+        " items; 2 more cannot be expressed there (tools)"
+    )
+    assert told["its template"] == (
+        "SHA-256 ffffffffffff…, run by an engine; the checkpoint's has 0123456789ab…; edited, with the same"
+        " prompts: parts become <texts>"
     )
     assert told["its ends"] == (
         "1 of 2 tokens that end an answer are the checkpoint's; missing: “<eos>”; not the checkpoint's:"
@@ -130,6 +168,7 @@ def test_the_pages_and_the_terminal_tell_of_a_text_side_without_answers(
     told = " ".join(capsys.readouterr().out.split())
     assert told.endswith(
         "onnxruntime-genai 0.18.0: 49 of 50 texts with the checkpoint's tokens; 4 of 6 chats with its prompt"
+        " (1 otherwise by the runtime itself, 2 more not expressible there)"
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,17 @@ import pytest
 
 pytest.importorskip("litert_torch")
 pytest.importorskip("litert_lm")
+from gemma4_template import gemma4_template
 from litert_repacking import TOKENIZER, edit_tokenizer, repack
 
+from converter.chats import conversations
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
+from converter.rendering import write_chats
+from converter.tokenizer import Tokenizer
+from targets.litert.metadata import llm_metadata
+from targets.litert.template import sent, template_for
 from validation.engine import measure_engine
 from validation.gates import judge_engine
 from validation.limits import DENSE, EXPERTS
@@ -26,7 +34,7 @@ from validation.reference import Model, reference_logits
 from validation.runtimes import litert, llamacpp, onnxruntime
 from validation.runtimes.litert_lm import engine
 from validation.runtimes.litert_lm_engine import run_engine
-from validation.tokenization import CHATS, TEXTS
+from validation.tokenization import TEXTS
 from validation.validation import validate
 
 REQUEST = {"texts": [], "prompts": [], "sequences": [], "begin": "", "count": 4}
@@ -102,8 +110,10 @@ def test_every_text_has_the_checkpoints_tokens(found: dict[str, Any]) -> None:
 
 def test_every_chat_has_the_checkpoints_prompt_and_answers_end_where_its_do(found: dict[str, Any]) -> None:
     prompts, ends = found["prompts"], found["ends"]
-    assert prompts["chats"] == prompts["equal"] == len(CHATS)
-    assert prompts["runtime_limits"] == []
+    assert prompts["chats"] == prompts["equal"] == len(conversations())
+    assert prompts["runtime_limits"] == prompts["not_expressible"] == []
+    assert prompts["template"]["sha256"] != prompts["template"]["artifact_sha256"]
+    assert len(prompts["template"]["edits"]) == 2
     assert ends["checkpoint"] == ends["engine"] == [1, 16]
 
 
@@ -124,6 +134,18 @@ def other_template(message: Any) -> None:
     message.jinja_prompt_template = message.jinja_prompt_template.replace("<turn|>", "<turn|> ")
 
 
+def other_calls(message: Any) -> None:
+    message.jinja_prompt_template = message.jinja_prompt_template.replace("<|tool_call>call", "<|tool_call>")
+
+
+def other_thinking(message: Any) -> None:
+    message.jinja_prompt_template = message.jinja_prompt_template.replace("<|think|>", "<|think|> ")
+
+
+def unedited_template(message: Any) -> None:
+    message.jinja_prompt_template = open_checkpoint(DEMO).tokenizer.chat_template
+
+
 def other_stop(message: Any) -> None:
     message.stop_tokens[0].token_ids.ids[0] = 3
 
@@ -140,6 +162,76 @@ def test_other_metadata_fail_their_gate(
 ) -> None:
     wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
     assert failed(measured(DEMO, wrong)) == {gate}
+
+
+@pytest.mark.parametrize(
+    ("change", "chats"),
+    [
+        (other_calls, {"a call and its result", "two calls and an answer", "a result with fields"}),
+        (other_thinking, {"thinking on"}),
+        (unedited_template, {chat.name for chat in conversations()} - {"thinking with tools"}),
+    ],
+)
+def test_a_template_with_another_part_makes_other_prompts_of_its_chats(
+    change: Callable[[Any], None], chats: set[str], demo: Path, tmp_path: Path
+) -> None:
+    """Not by the engine's doing: by the converter's template it makes the right ones."""
+    wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
+    tokenizer = open_checkpoint(DEMO).tokenizer
+    given = conversations()
+    account = engine.run(wrong, [], [], [], "<bos>", 4, quiet, chats=given, tokenizer=tokenizer)
+    assert account.own_prompts is not None
+    pairs = zip(given, account.reading.prompts, account.own_prompts, strict=True)
+    assert {chat.name for chat, made, own in pairs if made != own} == chats | {"thinking with tools"}
+    assert account.template is not None
+    assert account.template.edits == ()
+
+
+def test_googles_template_makes_its_own_prompts(demo: Path, measured_prompts: Callable[..., Any]) -> None:
+    """In the engine, edited, of every chat what transformers makes of it as it is."""
+    tokenizer = replace(open_checkpoint(DEMO).tokenizer, chat_template=gemma4_template())
+    made = template_for(tokenizer)
+    assert made is not None
+    assert (made.kept, made.thinking, made.function_calling) == ("", True, True)
+    found = measured_prompts(tokenizer, made.text)
+    assert [name for name, (due, theirs) in found.items() if due != theirs] == []
+    assert len(found) == len(conversations())
+    unedited = measured_prompts(tokenizer, tokenizer.chat_template)
+    assert unedited["a system message"][1] == "the chat template writes nothing"
+
+
+@pytest.fixture
+def measured_prompts(demo: Path) -> Callable[..., dict[str, tuple[Any, Any]]]:
+    """``measured_prompts(tokenizer, template)``: by chat the token ids of transformers' prompt by the
+    tokenizer's template, and those of the engine's by ``template``."""
+
+    def measure(tokenizer: Tokenizer, template: str) -> dict[str, tuple[Any, Any]]:
+        from transformers import AutoTokenizer
+
+        own = AutoTokenizer.from_pretrained(DEMO)
+        chats = conversations()
+        apply = partial(own.apply_chat_template, tokenize=False, chat_template=tokenizer.chat_template)
+        due = write_chats(apply, [chat.request() for chat in chats], "it")
+        ids = [own(one["text"], add_special_tokens=False)["input_ids"] for one in due]
+        sent_chats = [sent(chat).request() for chat in chats]
+        request = {**REQUEST, "artifact": str(demo), "chats": sent_chats, "template": template}
+        made = run_engine(request, quiet)["own_prompts"]
+        return dict(zip((chat.name for chat in chats), zip(ids, made, strict=True), strict=True))
+
+    return measure
+
+
+def test_litert_lm_describes_a_model_that_thinks_and_calls(demo: Path) -> None:
+    """``ModelInfo`` is what the command ``litert-lm describe`` prints."""
+    import litert_lm
+    from litert_lm_builder.runtime.proto import llm_metadata_pb2
+
+    with litert_lm.ModelInfo(str(demo)) as info:
+        assert info.llm.supports_thinking()
+        assert info.llm.supports_function_calling()
+    message = llm_metadata_pb2.LlmMetadata.FromString(llm_metadata(open_checkpoint(DEMO), 2048))
+    assert message.HasField("supports_thinking")
+    assert message.HasField("supports_function_calling")
 
 
 def test_the_text_is_the_references_up_to_a_near_tie(found: dict[str, Any]) -> None:

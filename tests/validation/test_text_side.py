@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from tampering import GgufFile
 
+from converter.chats import Conversation, Inexpressible, conversations
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.tokenizer import AddedToken
@@ -21,14 +23,15 @@ from converter.worker import Worker
 from validation import gates
 from validation.limits import DENSE
 from validation.preparation import Prepared, Settings, prepare
-from validation.runners import find_runner
+from validation.runners import Template, find_runner
 from validation.runtimes.llamacpp_text import ENDS_BY_TEXT
 from validation.tokenization import (
-    CHATS,
     TEXTS,
+    Chats,
     compare_ends,
     compare_prompts,
     compare_tokens,
+    describe_prompts,
     read_text_side,
 )
 from validation.validation import validate
@@ -95,7 +98,9 @@ def test_the_shipped_model_reads_as_the_checkpoint_in_llama_cpp(gguf: Path, read
     assert found["name"] == "llama.cpp"
     assert tokens["texts"] == tokens["equal"] > len(TEXTS)
     assert tokens["runtime_limits"] == tokens["hidden"]["wrong"] == []
-    assert prompts["chats"] == prompts["equal"] == len(CHATS)
+    assert (prompts["chats"], prompts["equal"]) == (15, 14)
+    assert [one["chat"] for one in prompts["not_expressible"]] == ["a result with fields"]
+    assert prompts["template"]["engine"] == "llama.cpp's server"
     assert (ends["checkpoint"], ends["engine"]) == ([1, 16], [1, 9, 16])
     assert [one["text"] for one in ends["by_rule"]] == ["<|tool_response>"]
     json.dumps(found, allow_nan=False)
@@ -108,7 +113,9 @@ def test_the_shipped_model_reads_as_the_checkpoint_in_onnxruntime_genai(onnx: Pa
     assert found["name"] == "onnxruntime-genai"
     assert tokens["equal"] == tokens["texts"] - 1
     assert [one["text"][:9] for one in tokens["runtime_limits"]] == ["========="]
-    assert prompts["chats"] == prompts["equal"] == len(CHATS)
+    assert (prompts["chats"], prompts["equal"]) == (9, 8)
+    assert {one["why"] for one in prompts["not_expressible"]} == {"tools", "enable_thinking"}
+    assert len(prompts["not_expressible"]) == len(conversations()) - 9
     assert ends["checkpoint"] == ends["engine"] == [1, 16]
     assert all(gate.passed for gate in gates.judge_engine(DENSE, found))
 
@@ -126,6 +133,32 @@ def test_a_limit_of_the_runtime_excuses_no_other_tokens_of_the_same_text(
     tokens = read("onnx", directory / onnx.name)["tokenizer"]
     assert tokens["runtime_limits"] == []
     assert tokens["equal"] < tokens["texts"] - 1
+
+
+@pytest.mark.parametrize(
+    ("change", "chat"),
+    [
+        (("<|tool_call>call:", "<|tool_call>calls:"), "a call and its result"),
+        (("<|think|>\\n", "<|think|>"), "thinking on"),
+        (('"<|channel>thought\\n"', '"<|channel>\\n"'), "thinking with tools"),
+        (('messages[0]["content"] | trim', 'messages[0]["content"]'), "white space"),
+        (("{{- spoken(part", "{{- 1 ~ spoken(part"), "content in parts"),
+    ],
+    ids=["calls", "thinking", "thoughts", "system", "parts"],
+)
+def test_a_template_with_another_part_fails(
+    change: tuple[str, str], chat: str, gguf: Path, read: Read, tmp_path: Path
+) -> None:
+    template = (DEMO / "chat_template.jinja").read_text("utf-8")
+    assert change[0] in template
+    wrong = with_template(gguf, tmp_path / "wrong.gguf", template.replace(*change))
+    found = read("gguf", wrong)
+    failed = [gate.name for gate in gates.judge_engine(gates.DENSE, found) if not gate.passed]
+    assert failed == ["engine_same_prompts"]
+    prompts = found["prompts"]
+    assert prompts["difference"]["chat"] == chat
+    assert [one["chat"] for one in prompts["runtime_limits"]] == ["a no-break space at an end"]
+    assert prompts["template"]["artifact_sha256"] != prompts["template"]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +215,19 @@ def test_a_template_that_runs_on_in_the_runtimes_own_engine_fails_the_gates(
     judged = text_gates(directory / onnx.name, tmp_path)
     assert [gate["passed"] for gate in judged] == [False] * 3
     assert judged[0]["note"].endswith("the process ended with SIGXCPU: rendering chat_template.jinja")
+
+
+def test_tools_and_thinking_cannot_be_given_to_onnxruntime_genai(onnx: Path) -> None:
+    """Once this fails, ``GenAiText.given`` may let more chats through."""
+    from onnxruntime_genai import Tokenizer
+
+    tokenizer = Tokenizer(str(onnx.parent))
+    chat = next(one for one in conversations() if one.name == "tools")
+    messages, tools = json.dumps(chat.messages), json.dumps(chat.tools)
+    with pytest.raises(Exception, match="null"):
+        tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)
+    with pytest.raises(TypeError):
+        tokenizer.apply_chat_template(messages, enable_thinking=True)
 
 
 def test_a_model_without_the_runtimes_configuration_has_no_text_side(onnx: Path, tmp_path: Path) -> None:
@@ -247,21 +293,37 @@ def test_what_differs_in_the_runtime_alone_is_its_limit() -> None:
     assert found["difference"] == {"text": "cc", "token": 0, "checkpoint": [3], "engine": [8]}
 
 
-def test_a_chat_that_the_checkpoint_refuses_is_not_compared() -> None:
-    count = len(CHATS)
-    known: list[list[int] | None] = [None, *[[1, 2]] * (count - 1)]
-    made = ["refused", (1, 3), "fails", *[(1, 2)] * (count - 3)]
-    found = compare_prompts(known, made, ["", (1, 2), "fails", *[(1, 2)] * (count - 3)])
+def test_a_chat_that_the_checkpoint_refuses_or_does_not_show_is_not_compared() -> None:
+    chats = Chats(tuple(Conversation(name, ()) for name in "abcdef"), (Inexpressible("g", "tools"),))
+    due = {"text": "x", "ids": [1, 2]}
+    known = [{"error": "no"}, {**due, "left_out": "tools"}, due, due, due, due]
+    made = ["refused", (1, 2), (1, 3), "fails", (1, 2), (1, 4)]
+    found = compare_prompts(chats, known, made, ["", (), (1, 2), "fails", (1, 2), (1, 4)])
     assert found is not None
-    assert (found["refused"], found["chats"], found["equal"]) == (1, count - 1, count - 3)
-    assert found["equal_fraction"] == 1 - 1 / (count - 1)
-    names = list(CHATS)
-    assert found["difference"] == {"chat": names[1], "token": 1, "checkpoint": [2], "engine": [3]}
-    assert found["runtime_limits"] == [{"chat": names[2], "error": "fails"}]
+    assert (found["refused"], found["left_out"], found["chats"], found["equal"]) == (1, 1, 4, 1)
+    assert found["equal_fraction"] == 1 - 1 / 4
+    assert found["difference"] == {"chat": "c", "token": 1, "checkpoint": [2], "engine": [3]}
+    limits = [{"chat": "d", "error": "fails"}, {"chat": "f", "token": 1, "checkpoint": [2], "engine": [4]}]
+    assert found["runtime_limits"] == limits
+    assert found["not_expressible"] == [{"chat": "g", "why": "tools"}]
 
 
 def test_without_a_chat_template_there_are_no_prompts_to_compare() -> None:
-    assert compare_prompts(None, ()) is None
+    assert compare_prompts(Chats(()), None, ()) is None
+
+
+def test_both_hashes_of_a_template_are_told_with_its_edits() -> None:
+    compared = {"chats": 1}
+    found = describe_prompts(compared, "a", Template("b", "an engine", ("edited",), "not kept"))
+    assert found is not None
+    told = found["template"]
+    assert told["sha256"] == hashlib.sha256(b"a").hexdigest()
+    assert told["artifact_sha256"] == hashlib.sha256(b"b").hexdigest()
+    assert (told["engine"], told["edits"], told["kept"]) == ("an engine", ["edited"], "not kept")
+    without = describe_prompts(compared, "a", None)
+    assert without is not None
+    assert without["template"]["artifact_sha256"] is None
+    assert describe_prompts(None, None, None) is None
 
 
 def test_ends_are_the_checkpoints_the_runtimes_own_or_wrong(prepared: Prepared) -> None:

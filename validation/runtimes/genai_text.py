@@ -15,13 +15,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from converter.chats import Conversation, Inexpressible
 from converter.checkpoint import Checkpoint
+from converter.document import read_object, read_text
+from converter.errors import CheckpointError
 from converter.worker import Progress, run_worker
 from targets.sampling import end_tokens
-from validation.runners import Chat, Reading, Render, TextAccount
+from validation.runners import Reading, Render, Template, TextAccount
 
 #: Where onnxruntime-genai looks first.
 CONFIG: Final = "genai_config.json"
+_TEMPLATE: Final = "chat_template.jinja"
+_TEMPLATE_BYTES: Final = 4 << 20
 _MODULE: Final = "onnxruntime_genai"
 #: The class under which it merges as Gemma's tokenizers do.
 _CLASS: Final = "GemmaTokenizer"
@@ -44,12 +49,21 @@ class GenAiText:
         """Whether ``genai_config.json`` lies beside the model: a model alone has no tokenizer."""
         return artifact.with_name(CONFIG).is_file()
 
+    def given(self, chat: Conversation) -> Conversation | Inexpressible:
+        """A chat of nothing but messages; ``apply_chat_template`` takes no ``enable_thinking``, and does not
+        hand tools over as transformers does."""
+        if chat.tools:
+            return Inexpressible(chat.name, "tools")
+        if chat.thinking is not None:
+            return Inexpressible(chat.name, "enable_thinking")
+        return chat
+
     def read(
         self,
         artifact: Path,
         checkpoint: Checkpoint,
         texts: Sequence[str],
-        chats: Sequence[Chat],
+        chats: Sequence[Conversation],
         render: Render,
         scratch: Path,
         progress: Progress,
@@ -60,12 +74,18 @@ class GenAiText:
             "artifact": str(artifact.parent.resolve()),
             "checkpoint": str(scratch.resolve()),
             "texts": list(texts),
-            "chats": [[{"role": role, "content": content} for role, content in chat] for chat in chats],
+            "chats": [list(chat.messages) for chat in chats],
         }
         what = f"onnxruntime-genai on the files beside {artifact.name}"
         result = run_worker("validation.runtimes.genai_text_model", request, progress, what=what)
         own = result["own"]
-        return TextAccount(result["version"], _reading(result["reading"]), own and _reading(own))
+        template = _template(artifact.parent)
+        return TextAccount(
+            result["version"],
+            _reading(result["reading"]),
+            own and _reading(own),
+            template=None if template is None else Template(template, self.name),
+        )
 
 
 def _reading(found: Mapping[str, Any]) -> Reading:
@@ -74,6 +94,16 @@ def _reading(found: Mapping[str, Any]) -> Reading:
         tuple(one if isinstance(one, str) else tuple(one) for one in found["prompts"]),
         tuple(found["ends"]),
     )
+
+
+def _template(directory: Path) -> str | None:
+    """The template where onnxruntime-genai looks for it, ``None`` where there is no text."""
+    try:
+        config = read_object(directory / "tokenizer_config.json")
+        found = config.get("chat_template") or read_text(directory / _TEMPLATE, _TEMPLATE_BYTES)
+    except CheckpointError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
@@ -95,7 +125,7 @@ def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
         document = values if name == CONFIG else {"tokenizer_class": _CLASS, **values}
         (directory / name).write_text(json.dumps(document), "utf-8")
     if tokenizer.chat_template is not None:
-        (directory / "chat_template.jinja").write_text(tokenizer.chat_template, "utf-8")
+        (directory / _TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
 
 
 text = GenAiText()

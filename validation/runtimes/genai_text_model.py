@@ -7,15 +7,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from converter.errors import ValidationError
-from converter.worker import Progress, serve, without_directories
-from validation.bounds import (
+from converter.bounds import (
     LOADING_MEMORY,
     LOADING_SECONDS,
     TEMPLATE_MEMORY,
     TEMPLATE_SECONDS,
     bounded,
 )
+from converter.errors import ValidationError
+from converter.worker import Progress, serve, without_directories
 
 
 def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
@@ -54,7 +54,7 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
         raise ValidationError(f"cannot tokenise a text: {_line(error)}") from error
 
 
-def _prompt(tokenizer: Any, chat: list[dict[str, str]]) -> list[int] | str:
+def _prompt(tokenizer: Any, chat: list[dict[str, Any]]) -> list[int] | str:
     """Token ids of the prompt for the next answer, or why there are none."""
     try:
         text = tokenizer.apply_chat_template(json.dumps(chat), add_generation_prompt=True)

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from converter.errors import ValidationError
+from converter.chats import Conversation, Inexpressible
+from converter.errors import CheckpointError, ValidationError
+from converter.tokenizer import Tokenizer
 from converter.worker import Progress, run_worker, without_directories
-from targets.litert.metadata import minijinja_template
-from validation.runners import Account, Answer, Chat, Ids, Reading, Scores
+from targets.litert.metadata import stored_template
+from targets.litert.template import sent, template_for
+from validation.runners import Account, Answer, Ids, Reading, Scores, Template
 
 #: The kind of file that the engine opens.
 SUFFIX: Final = ".litertlm"
+#: What runs the templates.
+_ENGINE: Final = "LiteRT-LM's minijinja"
 #: A line of the engine's log about an error: severity, date, time, thread, place in its source, message.
 _ERROR: Final = re.compile(r"^E\d{4} [^\]]*\] (.+)$", re.MULTILINE)
 
@@ -33,6 +38,10 @@ class LiteRtLm:
         """Whether ``artifact`` is a bundle: a model alone (``.tflite``) has no tokenizer."""
         return artifact.suffix == SUFFIX
 
+    def given(self, chat: Conversation) -> Conversation | Inexpressible:
+        """Every chat as it is; ``run`` sends results of tools as an app does."""
+        return chat
+
     def run(
         self,
         artifact: Path,
@@ -43,10 +52,12 @@ class LiteRtLm:
         count: int,
         progress: Progress,
         *,
-        chats: Sequence[Chat] = (),
-        template: str | None = None,
+        chats: Sequence[Conversation] = (),
+        tokenizer: Tokenizer | None = None,
     ) -> Account:
         """Run ``artifact``; see the protocol. The engine writes no cache beside it, or anywhere."""
+        template, own = _stored_template(artifact), template_for(tokenizer) if tokenizer else None
+        same = own is not None and own.text == template
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),
             "texts": list(texts),
@@ -54,24 +65,36 @@ class LiteRtLm:
             "sequences": [list(ids) for ids in sequences],
             "begin": begin,
             "count": count,
-            "chats": [[{"role": role, "content": content} for role, content in chat] for chat in chats],
-            "template": None if template is None else minijinja_template(template),
+            "chats": [sent(chat).request() for chat in chats],
+            "template": None if own is None or same else own.text,
         }
         what = f"{self.name} on {artifact.name}"
         try:
             result = run_worker("validation.runtimes.litert_lm_engine", request, progress, what=what)
         except ValidationError as error:
             raise _explained(error, what) from error
-        own = result["own_prompts"]
+        written = _prompts(result["prompts"])
+        others = result["own_prompts"]
         return Account(
             result["version"],
-            Reading(tuple(map(tuple, result["tokens"])), _prompts(result["prompts"]), tuple(result["ends"])),
+            Reading(tuple(map(tuple, result["tokens"])), written, tuple(result["ends"])),
             tuple(
                 Answer(tuple(one["pieces"]), tuple(one["tokens"]), one["whole"]) for one in result["answers"]
             ),
             tuple(one and Scores(one["first"], tuple(one["values"])) for one in result["scores"]),
-            own and _prompts(own),
+            written if same else others and _prompts(others),
+            Template(template, _ENGINE, own.edits if own and same else (), own.kept if own and same else "")
+            if template is not None
+            else None,
         )
+
+
+def _stored_template(artifact: Path) -> str | None:
+    """The bundle's template, ``None`` also for a damaged bundle, of which the engine has to tell."""
+    try:
+        return stored_template(artifact)
+    except CheckpointError:
+        return None
 
 
 def _prompts(found: Sequence[Sequence[int] | str]) -> tuple[Ids, ...]:

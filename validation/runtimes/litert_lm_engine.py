@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
+from converter.bounds import bounded
 from converter.errors import ValidationError
 from converter.worker import Progress, serve
-from validation.bounds import bounded
 
 #: Tells the engine to keep no cache: it would write one beside the bundle, as large as its weights.
 _NO_CACHE: Final = ":nocache"
@@ -64,18 +64,41 @@ def run_engine(request: dict[str, Any], progress: Progress) -> Mapping[str, obje
     }
 
 
-def _prompt(engine: Any, chat: Sequence[Mapping[str, str]], template: str | None = None) -> list[int] | str:
+def _prompt(engine: Any, chat: Mapping[str, Any], template: str | None = None) -> list[int] | str:
     """Token ids of the prompt for the next answer, by the bundle's template or another, or why there are
     none. The engine puts its start token before what the template writes, and leaves it out there."""
+    from litert_lm import ThinkingConfig
+
+    messages = chat["messages"]
     try:
-        with engine.create_conversation(messages=list(chat[:-1]) or None, chat_template=template) as one:
-            text = one.render_message_to_string(chat[-1])
+        with engine.create_conversation(
+            messages=list(messages[:-1]) or None,
+            tools=[_declared(tool) for tool in chat["tools"]] or None,
+            automatic_tool_calling=False,
+            thinking_config=None if chat["thinking"] is None else ThinkingConfig(chat["thinking"]),
+            chat_template=template,
+        ) as one:
+            text = one.render_message_to_string(messages[-1])
     except RuntimeError as error:
         return f"the chat template fails: {' '.join(str(error).split())}"
     if not text:  # so it is where the template fails
         return "the chat template writes nothing"
     start = [] if engine.bos_token_id is None else [engine.bos_token_id]
     return [*start, *engine.tokenize(text)]
+
+
+def _declared(tool: Mapping[str, Any]) -> Any:
+    """A tool that is told of and never called."""
+    from litert_lm import Tool
+
+    class Declared(Tool):  # type: ignore[misc, unused-ignore]
+        def get_tool_description(self) -> Mapping[str, Any]:
+            return tool
+
+        def execute(self, param: Mapping[str, Any]) -> object:
+            raise NotImplementedError
+
+    return Declared()
 
 
 def _end(ids: Sequence[int]) -> int:

@@ -1,25 +1,29 @@
 """The text side of GGUF files: llama.cpp's own tokenizer over the vocabulary that the file holds.
 
-llama.cpp reads the vocabulary alone, in a child (``llamacpp_text_model``). Its C interface has no
-engine for chat templates, so a file's template is run by transformers, and the prompt that it writes is
-tokenised by llama.cpp.
+llama.cpp reads the vocabulary alone, in a child (``llamacpp_text_model``). A file's template is run by
+llama.cpp's server (``llamacpp_server``), or by transformers where there is none, and the prompt that it
+writes is tokenised as the server does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from converter.chats import Conversation, Inexpressible
 from converter.checkpoint import Checkpoint
 from converter.tokenizer import Tokenizer
 from converter.worker import Progress, Worker
+from targets.gguf.tokenizer_model import TEMPLATE
 from targets.gguf.vocabulary import VISIBLE, lost_ends
-from validation.runners import Chat, Ids, Reading, Render, TextAccount
+from validation.runners import Ids, Reading, Render, Template, TextAccount
+from validation.runtimes.llamacpp_server import ENGINE, given, has_server, server_prompts
 
-TEMPLATE: Final = "tokenizer.chat_template"
+#: What runs templates where the installed library has no server.
+_NO_SERVER: Final = "transformers"
 #: Texts of tokens at which llama.cpp ends an answer whatever a file says (``llama_vocab::impl::load``), which
 #: it also hides; found by trying each in xllamacpp 2026.10.11549.
 ENDS_BY_TEXT: Final = frozenset(
@@ -49,53 +53,108 @@ class LlamaCppText:
         """Always: llama.cpp loads no GGUF model without a vocabulary."""
         return True
 
+    def given(self, chat: Conversation) -> Conversation | Inexpressible:
+        """A chat as llama.cpp's server takes it, whether that is there or not."""
+        return given(chat)
+
     def read(
         self,
         artifact: Path,
         checkpoint: Checkpoint,
         texts: Sequence[str],
-        chats: Sequence[Chat],
+        chats: Sequence[Conversation],
         render: Render,
         scratch: Path,
         progress: Progress,
     ) -> TextAccount:
-        """See the protocol. There is no other reading to compare with: a vocabulary must be in a GGUF before
-        llama.cpp reads it."""
+        """See the protocol. There is no other reading to compare tokens with: a vocabulary must be in a GGUF
+        before llama.cpp reads it."""
         what = f"llama.cpp on the vocabulary of {artifact.name}"
         with Worker("validation.runtimes.llamacpp_text_model") as worker:
             found = worker.call(
                 {"artifact": str(artifact.resolve()), "texts": list(texts)}, progress, what=what
             )
-            prompts = self._prompts(artifact, found, chats, render, worker, progress, what)
+
+            def tokens_of(prompts: Sequence[str], *, begin: bool) -> Sequence[Sequence[int]]:
+                request = {"artifact": str(artifact.resolve()), "texts": list(prompts), "begin": begin}
+                made: Sequence[Sequence[int]] = worker.call(request, progress, what=what)["tokens"]
+                return made
+
+            side = _Prompts(artifact, checkpoint.tokenizer, found, chats, render, tokens_of)
+            prompts, own_prompts = side.read(scratch, progress)
         tokenizer = checkpoint.tokenizer
         neither = tokenizer.fillers | _hidden_by_some(tokenizer)
         by_rule = frozenset(id for id, one in enumerate(tokenizer.tokens) if one in ENDS_BY_TEXT)
         return TextAccount(
             found["version"],
             Reading(tuple(map(tuple, found["tokens"])), prompts, tuple(found["ends"])),
+            own_prompts=own_prompts,
+            template=side.template,
             ends_by_rule=by_rule,
             ends_lost=frozenset(lost_ends(checkpoint.architecture, tokenizer)),
             hidden=frozenset(found["hidden"]) - by_rule - neither,
             hidden_by_right=_hidden(tokenizer) - by_rule - neither,
         )
 
-    def _prompts(
-        self,
-        artifact: Path,
-        found: Mapping[str, Any],
-        chats: Sequence[Chat],
-        render: Render,
-        worker: Worker,
-        progress: Progress,
-        what: str,
-    ) -> tuple[Ids, ...]:
-        template = found["template"]
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    """Prompts of ``chats`` by the template of ``artifact``; ``found`` is what ``llamacpp_text_model`` says of
+    it. ``tokens_of`` tokenises with the artifact's vocabulary, and puts BOS in front if it is to
+    ``begin``."""
+
+    artifact: Path
+    tokenizer: Tokenizer
+    found: Mapping[str, Any]
+    chats: Sequence[Conversation]
+    render: Render
+    tokens_of: Callable[..., Sequence[Sequence[int]]]
+
+    @property
+    def template(self) -> Template | None:
+        """The artifact's template and what runs it."""
+        text = self.found["template"]
+        return None if text is None else Template(text, ENGINE if has_server() else _NO_SERVER)
+
+    def read(self, scratch: Path, progress: Progress) -> tuple[tuple[Ids, ...], tuple[Ids, ...] | None]:
+        """Token ids of the prompts by the artifact's template, and by the checkpoint's where llama.cpp makes
+        another text of it than transformers does."""
+        template, own = self.found["template"], self.tokenizer.chat_template
         if template is None:
-            return (f"the file has no {TEMPLATE}",) * len(chats)
-        written = render(template, found["special"], chats, f"{TEMPLATE} of {artifact.name}")
-        texts = [one["text"] for one in written if "text" in one]
-        made = worker.call({"artifact": str(artifact.resolve()), "texts": texts}, progress, what=what)
-        tokens = iter(made["tokens"])
+            return (f"the file has no {TEMPLATE}",) * len(self.chats), None
+        if not self.chats:
+            return (), None
+        # one of unknown origin is first tried where it is bounded best
+        what = f"{TEMPLATE} of {self.artifact.name}"
+        tried = self.render(template, self.found["special"], self.chats, what)
+        if not has_server() or all("error" in one for one in tried):
+            return self._ids(tried, begin=False), None
+        written = server_prompts(self.artifact, None, self.chats, scratch, progress)
+        others = written
+        if own is not None and own != template:
+            others = server_prompts(self.artifact, own, self.chats, scratch, progress)
+        return self._ids(written, begin=True), self._excuses(others)
+
+    def _excuses(self, others: Sequence[Mapping[str, str]]) -> tuple[Ids, ...] | None:
+        """``others``, prompts by the checkpoint's template, as far as llama.cpp writes another text than
+        transformers, or puts BOS before one that has none; elsewhere a line that is no prompt."""
+        own = self.tokenizer.chat_template
+        if own is None:
+            return None
+        begin = "" if self.tokenizer.bos is None else self.tokenizer.tokens[self.tokenizer.bos]
+        right = self.render(own, {}, self.chats, "the checkpoint's chat template")
+        return tuple(
+            ids
+            if "text" not in due
+            or not begin
+            or not due["text"].startswith(begin)
+            or one.get("text", "").removeprefix(begin) != due["text"].removeprefix(begin)
+            else "as transformers has it"
+            for ids, one, due in zip(self._ids(others, begin=True), others, right, strict=True)
+        )
+
+    def _ids(self, written: Sequence[Mapping[str, str]], *, begin: bool) -> tuple[Ids, ...]:
+        tokens = iter(self.tokens_of([one["text"] for one in written if "text" in one], begin=begin))
         return tuple(tuple(next(tokens)) if "text" in one else one["error"] for one in written)
 
 

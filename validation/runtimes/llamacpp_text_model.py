@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from converter.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from converter.errors import ValidationError
 from converter.worker import Progress, serve
-from validation.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from validation.runtimes.llamacpp_library import open_library
 from validation.runtimes.llamacpp_model import Log
 
@@ -36,16 +36,17 @@ _OPEN: dict[str, _Vocabulary] = {}
 
 
 def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
-    """``tokens`` of the request's ``texts`` with the vocabulary of ``artifact``, ``ends`` (ids that end an
-    answer), ``hidden`` (ids of tokens that are not shown), ``template`` (``None`` without one) and
-    ``special``, the texts of tokens that templates write."""
+    """``tokens`` of the request's ``texts`` with the vocabulary of ``artifact`` (with those that it adds to
+    prompts if they are to ``begin``), ``ends`` (ids that end an answer), ``hidden`` (ids of tokens that are
+    not shown), ``template`` (``None`` without one) and ``special``, the texts of tokens that templates
+    write."""
     with bounded(LOADING_SECONDS, LOADING_MEMORY):
         if request["artifact"] not in _OPEN:
             _OPEN[request["artifact"]] = _open(request["artifact"])
         opened = _OPEN[request["artifact"]]
         tokens = []
         for text in request["texts"]:
-            tokens.append(_tokenize(opened, text.encode("utf-8")))
+            tokens.append(_tokenize(opened, text.encode("utf-8"), bool(request.get("begin"))))
             progress(len(tokens), len(request["texts"]))
         ids = range(opened.llama.llama_vocab_n_tokens(opened.vocabulary))
         return {
@@ -78,11 +79,12 @@ def _open(artifact: str) -> _Vocabulary:
     return _Vocabulary(llama, log, library.version, model, llama.llama_model_get_vocab(model))
 
 
-def _tokenize(opened: _Vocabulary, text: bytes) -> list[int]:
-    """Token ids of a text, none added, its special tokens read as such."""
+def _tokenize(opened: _Vocabulary, text: bytes, begin: bool) -> list[int]:
+    """Token ids of a text, its special tokens read as such; none are added but those in front and behind
+    that the vocabulary asks for, if it is to ``begin``."""
     size = _TOKENS_PER_BYTE * len(text) + _FEWEST
     buffer = (ctypes.c_int32 * size)()
-    count = opened.llama.llama_tokenize(opened.vocabulary, text, len(text), buffer, size, False, True)
+    count = opened.llama.llama_tokenize(opened.vocabulary, text, len(text), buffer, size, begin, True)
     if count < 0:
         raise ValidationError(f"makes {-count} tokens of {len(text)} bytes of text")
     return buffer[:count]
