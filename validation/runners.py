@@ -185,8 +185,9 @@ class Runner(Protocol):
     """One runtime. ``extra`` installs it, ``modules`` is what must then be importable, one of them where
     several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
     one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for trained
-    dense models that suit its arithmetic (``limits``), where the general ones would hide something. ``float16_gelu`` says that its GELU goes through
-    float16, which transformers on the artifact's own weights then does too."""
+    dense models that suit its arithmetic (``limits``), where the general ones would hide something.
+    ``float16_gelu`` says that its GELU goes through float16, which transformers on the artifact's own weights
+    then does too."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]
