@@ -27,7 +27,7 @@ def test_a_checkpoints_modelfile_has_what_ollama_needs(qatconvert):
     assert done.returncode == 0
     found = parse_modelfile(done.stdout)
     assert found.model == "../gguf/gemma4-demo-q4_0.gguf"
-    assert (found.renderer, found.parser, found.requires) == ("gemma4-small", "gemma4", "0.21.0")
+    assert (found.renderer, found.parser, found.requires) == ("gemma4-small", "gemma4", "0.30.0")
     parameters = dict(found.parameters)
     assert float(parameters["temperature"]) == 1.0
     assert float(parameters["top_p"]) == 0.95
