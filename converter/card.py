@@ -60,7 +60,7 @@ def read_card(directory: Path) -> Card:
     try:
         text = _front_matter(head)
         values = yaml.load(text, yaml.BaseLoader) if text else {}
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except Exception as error:  # PyYAML raises more than its own errors at what strangers write
         return Card(file=path, warnings=(f"{NAME}: its front matter is left out: {_reason(error)}",))
     if not isinstance(values, dict):
         return Card(file=path, warnings=(f"{NAME}: its front matter is left out: it is no mapping",))
@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
         return f"line {error.problem_mark.line + 2}: {error.problem}"
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
-    return shown(str(error))[1:-1]
+    return shown(str(error))[1:-1] or type(error).__name__
 
 
 def _card(path: Path, values: Mapping[object, object]) -> Card:

@@ -104,7 +104,7 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
         chat_template=_chat_template(directory, config, files),
         add_bos=_adds_bos(document, config, bos, tokens),
         space_prefix=_prefixes_space(document),
-        steps=further_steps(document, found),
+        steps=further_steps(document, config, found),
         rebuilt=is_rebuilt(config),
         files=tuple(files),
     )

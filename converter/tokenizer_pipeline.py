@@ -31,6 +31,7 @@ BYTES: Final = "tokens of bytes"
 DROPOUT: Final = "dropout"
 ADDED_TOKEN: Final = "added token"
 RIGHT_STRIP: Final = "added token that takes the space behind it"
+CONFIGURED: Final = "added token with flags of the configuration"
 LENGTH: Final = "length"
 
 #: What runtimes with the library ``tokenizers`` in them do as transformers does. That leaves out limits to
@@ -48,6 +49,7 @@ _STEPS: Final = {NORMALIZER: "normalizers", PRE_TOKENIZER: "pretokenizers", POST
 _STEPS_OF_DECODER: Final = "decoders"
 #: Bytes that occur in UTF-8 beside ASCII.
 _BYTES_OF_UTF8: Final = (*range(0x80, 0xC0), *range(0xC2, 0xF5))
+_FLAGS: Final = ("lstrip", "rstrip", "single_word")
 _NAME: Final = re.compile(r"[A-Za-z]{1,40}")
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _DECODERS: Final = ("Replace", "ByteFallback", "Fuse")
@@ -57,12 +59,13 @@ _MOST: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A component that not every runtime has: its ``kind``, ``where`` it stands in ``tokenizer.json``, and
-    ``what`` it is or does, both as a message names them."""
+    """A component that not every runtime has: its ``kind``, ``where`` it stands in the ``file``, and ``what``
+    it is or does, both as a message names them."""
 
     kind: str
     where: str
     what: str
+    file: str = "tokenizer.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +83,16 @@ class Vocabulary:
         return (left + right for left, right in self.merges if left + right not in self.added)
 
 
-def further_steps(document: Settings, vocabulary: Vocabulary) -> tuple[Step, ...]:
-    """Every step of ``tokenizer.json`` (as read, its model a BPE) that is not Gemma's and has an effect.
-    Raises ``CheckpointError`` for components of the wrong type."""
+def further_steps(document: Settings, config: Settings, vocabulary: Vocabulary) -> tuple[Step, ...]:
+    """Every step of ``tokenizer.json`` (``document``, its model a BPE) that is not Gemma's and has an effect,
+    and where ``tokenizer_config.json`` (``config``) has other flags for added tokens, which transformers
+    follows. Raises ``CheckpointError`` for components of the wrong type."""
     return (
         *_normalizer(document),
         *_pre_tokenizer(document, vocabulary),
         *_model(document, vocabulary),
-        *_added_tokens(document, vocabulary),
+        *_added_tokens(document),
+        *_configured(document, config),
         *_post_processor(document, vocabulary.bos),
         *_decoder(document),
         *(
@@ -277,18 +282,33 @@ def _is_reached(text: str, ranks: Mapping[tuple[str, str], int]) -> bool:
     return True
 
 
-def _added_tokens(document: Settings, vocabulary: Vocabulary) -> Iterator[Step]:
-    listed = document.values.get("added_tokens")
-    for index, entry in enumerate(listed if isinstance(listed, list) else ()):
-        values = entry if isinstance(entry, dict) else {}
+def _added_tokens(document: Settings) -> Iterator[Step]:
+    for index, values in enumerate(_listed(document)):
         content = str(values.get("content", ""))
-        for key in ("lstrip", "rstrip", "single_word"):
+        for key in _FLAGS:
             if values.get(key):
                 kind = RIGHT_STRIP if key == "rstrip" else ADDED_TOKEN
                 yield Step(kind, f"added_tokens[{index}]", f"{shown(content)} with {key}")
         if values.get("normalized") and (SPACE in content or " " in content):
             what = f"{shown(content)}, which is looked for among spaces that became U+2581"
             yield Step(ADDED_TOKEN, f"added_tokens[{index}]", what)
+
+
+def _listed(document: Settings) -> list[Mapping[str, object]]:
+    listed = document.values.get("added_tokens")
+    return [one if isinstance(one, dict) else {} for one in (listed if isinstance(listed, list) else ())]
+
+
+def _configured(document: Settings, config: Settings) -> Iterator[Step]:
+    own = {str(values.get("id")): values for values in _listed(document)}
+    decoder = config.values.get("added_tokens_decoder")
+    for id, values in decoder.items() if isinstance(decoder, dict) else ():
+        for key in _FLAGS if isinstance(values, dict) else ():
+            wanted = bool(values.get(key))
+            if wanted != bool(own.get(id, {}).get(key)):
+                what = f"{shown(values.get('content'))} {'with' if wanted else 'without'} {key}"
+                where = f"added_tokens_decoder.{shown(id)[1:-1]}"
+                yield Step(CONFIGURED, where, what, "tokenizer_config.json")
 
 
 def _post_processor(document: Settings, bos: str | None) -> Iterator[Step]:

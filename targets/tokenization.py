@@ -22,10 +22,10 @@ def refuse_steps(target: str, problem: str, tokenizer: Tokenizer, known: Collect
         return
     step, *others = lacking
     more = f" ({len(others)} more like it)" if others else ""
-    advice = "take it out of tokenizer.json"
+    advice = f"take it out of {step.file}"
     if all(step.kind in known_to_litert(tokenizer) for step in lacking):
         advice = "LiteRT-LM has it (--target litert)"
     raise TargetError(
-        f"{target}: tokenizer.json: {step.where} is {step.what}{more}, {problem}, so that tokens or text "
+        f"{target}: {step.file}: {step.where} is {step.what}{more}, {problem}, so that tokens or text "
         f"would differ: {advice}"
     )

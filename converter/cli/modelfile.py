@@ -110,12 +110,20 @@ def _planned_path(directory: Path, name: str) -> str:
     """Where ``convert`` puts the GGUF, from the Modelfile's place; without the weights, which say what type
     most bytes have, as of a QAT checkpoint."""
     from converter.checkpoint import open_checkpoint
-    from converter.shards import INDEX, SINGLE
     from targets.gguf import target
 
-    if not any(os.path.lexists(directory / file) for file in (SINGLE, INDEX)):
+    if not _has_weights(directory):
         return f"../gguf/{name}-q4_0.gguf"
     return f"../{target.plan(open_checkpoint(directory), name, {}).artifacts[0]}"
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether all files of weights are there."""
+    from converter.shards import INDEX, SINGLE, read_index
+
+    if os.path.lexists(directory / SINGLE) or not os.path.lexists(directory / INDEX):
+        return os.path.lexists(directory / SINGLE)
+    return all(os.path.lexists(directory / file) for file in set(read_index(directory / INDEX).values()))
 
 
 def _of_gguf(gguf: Path, path: str | None, output: Path | None, options: Mapping[str, object]) -> Modelfile:

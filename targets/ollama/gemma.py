@@ -21,9 +21,9 @@ from targets.sampling import RECOMMENDED
 CONTEXT: Final = 8192
 
 _END_OF_TURN: Final = {"gemma4": "<turn|>", "gemma3": "<end_of_turn>"}
-#: The first Ollama that has both renderers (0.20 has one for all sizes), and the first that runs the 12B
-#: (earlier ones divide by zero).
-_REQUIRES: Final = "0.21.0"
+#: The first Ollama that drops the begin token of its renderer where the file adds one too (0.21 has both
+#: renderers, but two begin tokens), and the first that runs the 12B (earlier ones divide by zero).
+_REQUIRES: Final = "0.30.0"
 _REQUIRES_12B: Final = "0.30.5"
 #: Weights of the 12B, with room for its kin.
 _12B: Final = range(10 * 10**9, 16 * 10**9)

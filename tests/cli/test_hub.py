@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 
 from hub_server import PLAIN, TOKEN, HubServer
@@ -48,6 +49,43 @@ def test_gemma4_9b_converts_the_day_its_repository_exists(published, tmp_path):
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",
     }
+
+
+def test_the_model_card_comes_along_and_describes_the_gguf(checkpoint_factory, tmp_path):
+    model = shutil.copytree(checkpoint_factory("text"), tmp_path / "model")
+    text = (
+        "---\nlicense: gemma\nlanguage: [en, no]\nbase_model: google/gemma-4-9B\ntags: {a: b}\n---\n# Card\n"
+    )
+    (model / "README.md").write_text(text)
+    with HubServer({REPO: model}) as server:
+        done = run(server, tmp_path, "gemma4-9b", "--target", "gguf", "--no-validate", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert "README.md: tags is left out where it is an object" in done.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    entries = {entry["path"]: entry for entry in manifest["source"]["files"]}
+    assert entries["README.md"]["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    assert entries["README.md"]["verified"] == "git"
+    artifact = tmp_path / "out" / "gguf" / "gemma4-9b-q4_0.gguf"
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(artifact).fields.items()}
+    assert fields["general.name"] == "Gemma 4 9B It Qat Q4_0 Unquantized"
+    assert fields["general.license"] == "gemma"
+    assert fields["general.languages"] == ["en", "no"]
+    assert fields["general.base_model.0.repo_url"] == "https://huggingface.co/google/gemma-4-9B"
+    assert "general.tags" not in fields
+
+
+def test_a_tokenizer_that_the_target_cannot_hold_is_refused_before_the_weights(checkpoint_factory, tmp_path):
+    model = shutil.copytree(checkpoint_factory("text"), tmp_path / "model")
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFKC"}, tokenizer["normalizer"]]}
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with HubServer({REPO: model}) as server:
+        done = run(server, tmp_path, "gemma4-9b", "--target", "gguf", "-o", "out")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "gguf: tokenizer.json: normalizer.normalizers[0] is NFKC, which llama.cpp does not follow" in line
+    assert not list((tmp_path / "huggingface").rglob("*.safetensors"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_gemma4_9b_without_a_repository_lists_the_sizes_and_how_to_map_the_name(tmp_path):

@@ -27,7 +27,7 @@ def test_a_checkpoints_modelfile_has_what_ollama_needs(qatconvert):
     assert done.returncode == 0
     found = parse_modelfile(done.stdout)
     assert found.model == "../gguf/gemma4-demo-q4_0.gguf"
-    assert (found.renderer, found.parser, found.requires) == ("gemma4-small", "gemma4", "0.21.0")
+    assert (found.renderer, found.parser, found.requires) == ("gemma4-small", "gemma4", "0.30.0")
     parameters = dict(found.parameters)
     assert float(parameters["temperature"]) == 1.0
     assert float(parameters["top_p"]) == 0.95
@@ -72,9 +72,18 @@ def test_where_no_gguf_is_yet_it_says_where_its_path_holds(qatconvert):
     assert given.startswith("FROM /models/demo.gguf\nRENDERER ")
 
 
-def test_the_path_has_the_type_of_most_bytes(qatconvert, checkpoint_factory):
-    model = checkpoint_factory("text", "latent")
-    assert parse_modelfile(qatconvert("modelfile", model).stdout).model == f"../gguf/{model.name}-q8_0.gguf"
+def test_the_path_has_the_type_of_most_bytes(qatconvert, checkpoint_factory, tmp_path):
+    def path(model):
+        return parse_modelfile(qatconvert("modelfile", model).stdout).model
+
+    for options in ({}, {"shards": 2}):
+        model = checkpoint_factory("text", "latent", **options)
+        assert path(model) == f"../gguf/{model.name}-q8_0.gguf"
+    (tmp_path / "m").mkdir()
+    for file in model.iterdir():
+        if file.name != "model-00002-of-00002.safetensors":
+            (tmp_path / "m" / file.name).symlink_to(file)
+    assert path(tmp_path / "m") == "../gguf/m-q4_0.gguf"
 
 
 @pytest.mark.parametrize(

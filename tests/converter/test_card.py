@@ -6,6 +6,8 @@ import os
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from converter.card import LONGEST, Card, read_card
 from converter.checkpoint import open_checkpoint, open_description
@@ -70,6 +72,7 @@ def test_line_ends_a_byte_order_mark_and_tabs_do_not_matter(tmp_path):
         ("a: " + "[" * 5000, "nested too deeply"),
         ("tags: &t [*t]", "recursive"),
         ("? [a]\n: b", "unhashable key"),
+        ('license: "\\UFFFFFFFF"', "too large"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_with_a_line(front, warning, tmp_path):
@@ -124,3 +127,14 @@ def test_the_card_is_one_of_the_checkpoints_files(demo_checkpoint):
         assert opened.card.license == "apache-2.0"
         assert opened.card.languages == ("en",)
         assert demo_checkpoint / "README.md" in opened.files
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text("abc:-[]{}&*!?|>'\"\\%#,~\n \t\u00e9\x00\ud800", max_size=60) | st.text(max_size=40))
+def test_no_front_matter_raises(text, tmp_path_factory):
+    directory = tmp_path_factory.getbasetemp() / "card"
+    directory.mkdir(exist_ok=True)
+    (directory / "README.md").write_bytes(f"---\nlicense: {text}\n---\n".encode("utf-8", "surrogatepass"))
+    found = read_card(directory)
+    assert all("\n" not in line for line in found.warnings)
+    assert found.license is None or found.license.isprintable()

@@ -133,7 +133,9 @@ def test_the_file_is_named_after_the_type_of_most_bytes(
     assert plan.artifacts == (f"gguf/model-{suffix}.gguf",)
     assert values(artifact)["general.file_type"] == gguf.LlamaFileType[type]
     assert (tmp_path / "ollama" / "Modelfile").read_text().startswith(f"FROM ../gguf/model-{suffix}.gguf\n")
-    assert target.infer_options(artifact, opened)["name"] == "model"
+    inferred = target.infer_options(artifact, opened)
+    assert inferred["name"] == "model"
+    assert target.differences(artifact, opened, target.plan(opened, "model", inferred)) == []
 
 
 def test_the_first_versions_that_run_it_are_told(checkpoint_factory):
@@ -142,7 +144,7 @@ def test_the_first_versions_that_run_it_are_told(checkpoint_factory):
         assert plan.as_dict()["requires"] == plan.requires
         return plan.requires
 
-    assert requires("e2b") == {"llama.cpp": "b8665", "ollama": "0.21.0"}
+    assert requires("e2b") == {"llama.cpp": "b8665", "ollama": "0.30.0"}
     assert requires("gemma3") == {"llama.cpp": "b8665"}  # merges that scores do not describe
 
 

@@ -24,7 +24,7 @@ def parameters(modelfile):
 
 def test_gemma4_has_renderer_parser_stop_and_version():
     modelfile = made(E2B, context=131072)
-    assert (modelfile.renderer, modelfile.parser, modelfile.requires) == ("gemma4-small", "gemma4", "0.21.0")
+    assert (modelfile.renderer, modelfile.parser, modelfile.requires) == ("gemma4-small", "gemma4", "0.30.0")
     assert parameters(modelfile) == {
         "temperature": "1.0",
         "top_p": "0.95",
@@ -37,7 +37,7 @@ def test_gemma4_has_renderer_parser_stop_and_version():
 
 def test_the_12b_needs_a_later_ollama():
     assert made(A12B).requires == "0.30.5"
-    assert made(A12B, per_layer_embeddings=True).requires == made(A31B).requires == "0.21.0"
+    assert made(A12B, per_layer_embeddings=True).requires == made(A31B).requires == "0.30.0"
 
 
 @pytest.mark.parametrize("parameters", [10**6, E2B, A12B, A26B, A31B])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,34 @@ def test_litert_lm_does_what_transformers_leaves_out_for_gemmas_class(name, is_t
     with pytest.raises(TargetError, match=r"in which LiteRT-LM and transformers differ, .*: take it out"):
         check(open_description(directory), {})
     check(open_description(models[name]), {})
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_flags_of_the_configuration_count_as_in_transformers(flag, models, tmp_path):
+    directory = shutil.copytree(models["as it is"], tmp_path / "model", symlinks=True)
+    tokens = open_description(directory).tokenizer
+    id = next(id for id, token in tokens.added.items() if token.content == "<|turn>")
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    token = {"content": "<|turn>", "special": True}
+
+    def configured(**flags):
+        decoder = {str(id): {**token, **flags}}
+        path.write_text(json.dumps({**config, "added_tokens_decoder": decoder}), encoding="utf-8")
+        found = AutoTokenizer.from_pretrained(directory)
+        return [found(text)["input_ids"] for text in ("a <|turn> b", "a<|turn>b")], open_description(
+            directory
+        )
+
+    plain, described = configured()
+    for target in sorted(ALL):
+        find_target(target).check_model(described, {})
+    changed, described = configured(**{flag: True})
+    assert changed != plain
+    for target in sorted(ALL):
+        place = f"{target}: tokenizer_config.json: added_tokens_decoder.{id} is '<|turn>' with {flag}"
+        with pytest.raises(TargetError, match=re.escape(place)):
+            find_target(target).check_model(described, {})
 
 
 @pytest.mark.parametrize("target", sorted(ALL))
