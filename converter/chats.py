@@ -44,9 +44,9 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Inexpressible:
-    """A chat, by its ``name``, that a runtime cannot be given, and in a few words ``why``."""
+    """A ``chat`` that a runtime cannot be given, and in a few words ``why``."""
 
-    name: str
+    chat: Conversation
     why: str
 
 

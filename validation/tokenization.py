@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from converter.chats import Conversation, Inexpressible, conversations
@@ -19,7 +20,7 @@ from converter.tokenizer import Tokenizer
 from targets.sampling import end_tokens
 from validation.continuation import characters
 from validation.preparation import Prepared, Progress, stage_of
-from validation.runners import Engine, Ids, Template, TextAccount, TextRuntime
+from validation.runners import Engine, Ids, Render, Template, TextAccount, TextRuntime
 
 #: Characters of a passage that are tokenised: a user's own text may have millions.
 _PASSAGE: Final = 20_000
@@ -111,7 +112,7 @@ def read_text_side(
     return {
         "name": runtime.name,
         "version": account.version,
-        **_compare(prepared, texts, chats, spelled, account),
+        **_compare(prepared, texts, chats, spelled, account, render),
     }
 
 
@@ -121,6 +122,7 @@ def _compare(
     chats: Chats,
     spelled: Mapping[str, Any],
     account: TextAccount,
+    render: Render,
 ) -> dict[str, Any]:
     checkpoint, own = prepared.checkpoint, account.own
     own_prompts = own.prompts if own and account.own_prompts is None else account.own_prompts
@@ -136,7 +138,13 @@ def _compare(
     return {
         "tokenizer": tokens,
         "prompts": describe_prompts(
-            compare_prompts(chats, spelled["chats"], account.reading.prompts, own_prompts),
+            compare_prompts(
+                chats,
+                spelled["chats"],
+                account.reading.prompts,
+                own_prompts,
+                _elsewhere(chats, checkpoint.tokenizer.chat_template, account.template, render),
+            ),
             checkpoint.tokenizer.chat_template,
             account.template,
         ),
@@ -229,14 +237,16 @@ def compare_prompts(
     known: Sequence[Mapping[str, Any]] | None,
     made: Sequence[Ids],
     own: Sequence[Ids] | None = None,
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
     """How many chats become the same prompt, token by token, and the first that does not; ``None`` if the
     checkpoint has no chat template (``known`` is ``None`` then).
 
     ``known`` is what ``spell`` gives of the chats. One that the checkpoint's template refuses is counted as
     ``refused``, one of which it leaves out a part as ``left_out``, one that the runtime cannot be given is
-    listed under ``not_expressible``; none of them is compared. ``own`` and ``runtime_limits`` are as in
-    ``compare_tokens``.
+    listed under ``not_expressible``; none of them is compared. ``elsewhere`` says, by the name of a chat
+    that the runtime cannot be given, that the artifact's template makes another prompt of it all the same.
+    ``own`` and ``runtime_limits`` are as in ``compare_tokens``.
     """
     if known is None:
         return None
@@ -259,7 +269,9 @@ def compare_prompts(
             limits.append(entry(chat.name, due["ids"], theirs))
         else:
             different.append(entry(chat.name, due["ids"], theirs))
-    compared = len(known) - refused - left_out
+    different += [{"chat": name, "error": why} for name, why in elsewhere.items()]
+    compared = len(known) - refused - left_out + len(elsewhere)
+    inexpressible = [one for one in chats.inexpressible if one.chat.name not in elsewhere]
     return {
         "chats": compared,
         "equal": equal,
@@ -268,7 +280,7 @@ def compare_prompts(
         "left_out": left_out,
         "difference": different[0] if different else None,
         "runtime_limits": limits,
-        "not_expressible": [{"chat": one.name, "why": one.why} for one in chats.inexpressible],
+        "not_expressible": [{"chat": one.chat.name, "why": one.why} for one in inexpressible],
     }
 
 
@@ -290,6 +302,20 @@ def describe_prompts(
             "edits": list(template.edits) if template else [],
             **({"kept": template.kept} if template and template.kept else {}),
         },
+    }
+
+
+def _elsewhere(chats: Chats, own: str | None, template: Template | None, render: Render) -> dict[str, str]:
+    """What differs, by the name of the chat, in prompts by transformers of chats that the runtime cannot be
+    given, where the artifact's template is not the checkpoint's."""
+    if own is None or template is None or template.text == own or not chats.inexpressible:
+        return {}
+    given = [one.chat for one in chats.inexpressible]
+    due, made = (render(text, {}, given, "the chat template") for text in (own, template.text))
+    return {
+        chat.name: "another prompt in transformers, as the runtime cannot be given the chat"
+        for chat, ours, theirs in zip(given, due, made, strict=True)
+        if "text" in ours and ours["text"] != theirs.get("text")
     }
 
 

@@ -40,24 +40,15 @@ _METHODS: Final = frozenset(
 )
 #: The field of a message in which Gemma 4's templates take results that are no text.
 _RESPONSES: Final = "tool_responses"
-#: Whether any result has fields. Then all go where the template takes such.
-_LOOK_FOR_FIELDS: Final = """\
-{%- for message in messages if message.content is sequence and message.content is not string -%}
-    {%- for part in message.content -%}
-        {%- if part.type == 'tool_response' and part.response is not string -%}
-            {%- set litert_lm.fields = true -%}
-        {%- endif -%}
-    {%- endfor -%}
-{%- endfor -%}
-"""
 #: Puts messages as LiteRT-LM sends them into the form that transformers takes: a content of one text becomes
-#: that text, and so do all texts of a system message; a result becomes a message of the role ``tool``, or,
-#: where results have fields, ``tool_responses`` of the message that called. What is of another form already
-#: stays as it is.
+#: that text, and so do all texts of a system message; a result becomes an entry of ``tool_responses`` of the
+#: message that called, if the test ``AS_RESPONSE`` holds, and else a message of the role ``tool``. What is of
+#: another form already stays as it is. A message is treated by itself and those before it alone: LiteRT-LM
+#: refuses to go on with a chat whose prompt so far would change.
 PRELUDE: Final = """\
 {#- Messages as LiteRT-LM sends them become messages as this template takes them. -#}
-{%- set litert_lm = namespace(messages=[], results=[], text='', texts=true, fields=false) -%}
-LOOK_FOR_FIELDS{%- for message in messages -%}
+{%- set litert_lm = namespace(messages=[], results=[], text='', texts=true) -%}
+{%- for message in messages -%}
     {%- set litert_lm.results = [] -%}
     {%- set litert_lm.text = '' -%}
     {%- set litert_lm.texts = message.content is sequence and message.content is not string -%}
@@ -73,16 +64,18 @@ LOOK_FOR_FIELDS{%- for message in messages -%}
             {%- endif -%}
         {%- endfor -%}
     {%- endif -%}
-    {%- if litert_lm.results and litert_lm.fields and litert_lm.messages -%}
+    {%- for part in litert_lm.results -%}
         {%- set last = litert_lm.messages[-1] -%}
-        {%- set results = (last.tool_responses or []) + litert_lm.results -%}
-        {%- set litert_lm.messages = litert_lm.messages[:-1] + [dict(last, tool_responses=results)] -%}
-    {%- elif litert_lm.results -%}
-        {%- for part in litert_lm.results -%}
+        {%- if AS_RESPONSE -%}
+            {%- set results = (last.tool_responses or []) + [part] -%}
+            {%- set litert_lm.messages = litert_lm.messages[:-1] + [dict(last, tool_responses=results)] -%}
+        {%- else -%}
             {%- set text = part.response if part.response is string else part.response | tojson -%}
             {%- set result = dict(message, content=text, name=part.name) -%}
             {%- set litert_lm.messages = litert_lm.messages + [result] -%}
-        {%- endfor -%}
+        {%- endif -%}
+    {%- endfor -%}
+    {%- if litert_lm.results -%}
     {%- elif litert_lm.texts
         and (message.content | length == 1 or message.role in ['system', 'developer']) -%}
         {%- set litert_lm.messages = litert_lm.messages + [dict(message, content=litert_lm.text)] -%}
@@ -92,6 +85,10 @@ LOOK_FOR_FIELDS{%- for message in messages -%}
 {%- endfor -%}
 {%- set messages = litert_lm.messages -%}
 """
+#: Where results go, the first that keeps all prompts: where the template takes ``tool_responses``, all of
+#: them, or those that are no text as long as no message lies between; nowhere else.
+_AS_RESPONSE: Final = ("last", "last and last.role != 'tool' and part.response is not string")
+_NEVER: Final = ("false",)
 _GENERATION_EDIT: Final = "tags 'generation', which transformers alone knows, are comments"
 _GET_EDIT: Final = "x.get('y') is x['y']"
 _PRELUDE_EDIT: Final = "contents and results of tools, which LiteRT-LM sends as parts, become texts first"
@@ -174,10 +171,10 @@ def _subscript(found: re.Match[str]) -> str:
 @lru_cache(maxsize=8)
 def _edited(template: str, special: tuple[tuple[str, str], ...]) -> LiteRtTemplate:
     plain, edits = minijinja_template(template)
-    looking = _LOOK_FOR_FIELDS if _RESPONSES in template else ""
-    whole = PRELUDE.replace("LOOK_FOR_FIELDS", looking) + plain
+    places = _AS_RESPONSE if _RESPONSES in template else _NEVER
+    whole = [PRELUDE.replace("AS_RESPONSE", place) + plain for place in places]
     try:
-        prompts = _Prompts.of((template, plain, whole), dict(special))
+        prompts = _Prompts.of((template, plain, *whole), dict(special))
     except QatconvertError as error:
         return LiteRtTemplate(template, kept=f"{error}")
     found = LiteRtTemplate(template, thinking=prompts.thinking(), function_calling=prompts.function_calling())
@@ -185,8 +182,9 @@ def _edited(template: str, special: tuple[tuple[str, str], ...]) -> LiteRtTempla
         return replace(found, kept=f"{'; '.join(edits)}: prompts would change")
     if prompts.equal(1, sent=True):
         return replace(found, text=plain, edits=edits)
-    if prompts.equal(2, sent=False) and prompts.equal(2, sent=True):
-        return replace(found, text=whole, edits=(*edits, _PRELUDE_EDIT))
+    for index, text in enumerate(whole, start=2):
+        if prompts.equal(index, sent=False) and prompts.equal(index, sent=True):
+            return replace(found, text=text, edits=(*edits, _PRELUDE_EDIT))
     return replace(found, text=plain, edits=edits, kept=f"{_PRELUDE_EDIT}: prompts would change")
 
 

@@ -90,6 +90,19 @@ def test_the_demos_is_edited_for_parts_and_results() -> None:
     assert made.text.endswith(minijinja_template(TOKENIZER.chat_template)[0])
 
 
+@pytest.mark.parametrize(("responses", "place"), [(True, "not string"), (False, "if false")])
+def test_results_go_where_a_template_takes_them(responses: bool, place: str) -> None:
+    """As in the one of Gemma 4 that writes a turn for a message of the role ``tool``."""
+    results = "{% for one in message.tool_responses or [] %}{{ one.response | tojson }}{% endfor %}"
+    template = PLAIN.replace("{{ raise_exception('no tools') }}", "result").replace(
+        "<turn|>", f"{results if responses else ''}{{{{ message.tool_calls | default([]) | tojson }}}}<turn|>"
+    )
+    made = edited(template)
+    assert len(made.edits) == 1
+    assert place in made.text
+    assert made.function_calling is False
+
+
 def test_without_a_template_there_is_none_to_edit() -> None:
     assert template_for(replace(TOKENIZER, chat_template=None)) is None
 

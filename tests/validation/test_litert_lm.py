@@ -221,6 +221,41 @@ def measured_prompts(demo: Path) -> Callable[..., dict[str, tuple[Any, Any]]]:
     return measure
 
 
+@pytest.mark.parametrize("google", [False, True], ids=["demo", "google"])
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_chat_goes_on_behind_results_of_tools(google: bool, thinking: bool, demo: Path) -> None:
+    """The engine breaks off where a longer chat's prompt does not begin with that of the chat so far."""
+    import litert_lm
+
+    template = None
+    if google:
+        made = template_for(replace(open_checkpoint(DEMO).tokenizer, chat_template=gemma4_template()))
+        assert made is not None
+        template = made.text
+    chat = next(one for one in conversations() if one.name == "two calls and an answer")
+    result: dict[str, Any] = {"type": "tool_response", "name": "get_weather", "response": "fog"}
+    fields = {**result, "response": {"sky": "sun"}}
+    with (
+        litert_lm.Engine(str(demo), backend=litert_lm.Backend.CPU(), cache_dir=":nocache") as opened,
+        opened.create_conversation(
+            messages=[*sent(chat).messages, chat.messages[2]],
+            automatic_tool_calling=False,
+            chat_template=template,
+            max_output_tokens=4,
+            thinking_config=litert_lm.ThinkingConfig(thinking),
+        ) as conversation,
+    ):
+        for message in (
+            {"role": "tool", "content": [fields, result]},
+            {"role": "user", "content": "Really?"},
+        ):
+            before = conversation.token_count
+            conversation.send_message(message)
+            assert conversation.token_count > before + 4
+        prompt = conversation.render_message_to_string({"role": "user", "content": "Thanks"})
+    assert prompt.startswith("<|turn>user\nThanks<turn|>\n<|turn>model\n")
+
+
 def test_litert_lm_describes_a_model_that_thinks_and_calls(demo: Path) -> None:
     """``ModelInfo`` is what the command ``litert-lm describe`` prints."""
     import litert_lm

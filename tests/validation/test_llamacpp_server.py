@@ -93,9 +93,7 @@ def test_thinking_is_what_the_server_turns_on_by_itself(demo: Path, tmp_path: Pa
 
 def test_why_a_template_fails_is_told(demo: Path, tmp_path: Path) -> None:
     chats = expressible(given)[:2]
-    refused = (
-        "{% if messages[0]['content'] == chats %}{% endif %}{{ raise_exception('no\nprime') if 'prime' in"
-    )
+    refusing = "{{ raise_exception('no\nprime') if 'prime' in messages[0]['content'] }}a"
     for template, first, second in (
         (refusing, {"text": "a"}, "the chat template fails: "),
         ("{% for %}", None, "the server does not take the template: "),

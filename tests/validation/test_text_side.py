@@ -120,6 +120,24 @@ def test_the_shipped_model_reads_as_the_checkpoint_in_onnxruntime_genai(onnx: Pa
     assert all(gate.passed for gate in gates.judge_engine(DENSE, found))
 
 
+def test_another_part_for_tools_fails_where_no_tools_can_be_given(
+    onnx: Path, read: Read, tmp_path: Path
+) -> None:
+    directory = tmp_path / "onnx"
+    shutil.copytree(onnx.parent, directory)
+    path = directory / "chat_template.jinja"
+    path.write_text(path.read_text("utf-8").replace("<|tool>declaration", "<|tool>"), "utf-8")
+    found = read("onnx", directory / onnx.name)
+    assert [gate.name for gate in gates.judge_engine(gates.DENSE, found) if not gate.passed] == [
+        "engine_same_prompts"
+    ]
+    prompts = found["prompts"]
+    assert prompts["chats"] - prompts["equal"] == 1 + 5
+    assert prompts["difference"]["chat"] == "tools"
+    assert "in transformers" in prompts["difference"]["error"]
+    assert {one["why"] for one in prompts["not_expressible"]} == {"enable_thinking"}
+
+
 def test_a_limit_of_the_runtime_excuses_no_other_tokens_of_the_same_text(
     onnx: Path, read: Read, tmp_path: Path
 ) -> None:
@@ -294,7 +312,9 @@ def test_what_differs_in_the_runtime_alone_is_its_limit() -> None:
 
 
 def test_a_chat_that_the_checkpoint_refuses_or_does_not_show_is_not_compared() -> None:
-    chats = Chats(tuple(Conversation(name, ()) for name in "abcdef"), (Inexpressible("g", "tools"),))
+    chats = Chats(
+        tuple(Conversation(name, ()) for name in "abcdef"), (Inexpressible(Conversation("g", ()), "tools"),)
+    )
     due = {"text": "x", "ids": [1, 2]}
     known = [{"error": "no"}, {**due, "left_out": "tools"}, due, due, due, due]
     made = ["refused", (1, 2), (1, 3), "fails", (1, 2), (1, 4)]

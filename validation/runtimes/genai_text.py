@@ -53,9 +53,9 @@ class GenAiText:
         """A chat of nothing but messages; ``apply_chat_template`` takes no ``enable_thinking``, and does not
         hand tools over as transformers does."""
         if chat.tools:
-            return Inexpressible(chat.name, "tools")
+            return Inexpressible(chat, "tools")
         if chat.thinking is not None:
-            return Inexpressible(chat.name, "enable_thinking")
+            return Inexpressible(chat, "enable_thinking")
         return chat
 
     def read(
