@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeGuard
@@ -65,6 +65,11 @@ def read_card(directory: Path) -> Card:
     if not isinstance(values, dict):
         return Card(file=path, warnings=(f"{NAME}: its front matter is left out: it is no mapping",))
     return _card(path, values)
+
+
+def telling_order(names: Iterable[str]) -> list[str]:
+    """Names of a checkpoint's files sorted, the card last: that another one differs tells more."""
+    return sorted(names, key=lambda name: (name == NAME, name))
 
 
 def _head(path: Path) -> bytes | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from converter.card import telling_order
 from converter.document import read_object
 from converter.errors import CheckpointError, DestinationError
 from converter.publication import MANIFEST, earlier_manifest, is_inside
@@ -92,7 +93,8 @@ def check_staying(earlier: Earlier, names: Collection[str], files: Sequence[Mapp
     before = {entry["path"]: entry["sha256"] for entry in _list(earlier.manifest["source"].get("files"))}
     now = {entry["path"]: entry["sha256"] for entry in files}
     if before != now:
-        other = next(path for path in sorted({*before, *map(str, now)}) if before.get(path) != now.get(path))
+        paths = telling_order({*map(str, before), *map(str, now)})
+        other = next(path for path in paths if before.get(path) != now.get(path))
         raise DestinationError(
             f"{earlier.output} holds {' and '.join(staying)} of another checkpoint ({other} differs): choose "
             "another --output, or replace every target in it with --target and --force"

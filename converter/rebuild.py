@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from converter.amounts import amount
+from converter.card import telling_order
 from converter.document import shown
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.listing import Listed, Manifest
@@ -151,7 +152,7 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
         digests.add(model.checkpoint.files)
         entries: list[dict[str, Any]] = digests.entries(model.checkpoint.path)
     found = {one["path"]: Listed(one["bytes"], one["sha256"]) for one in entries}
-    for path in sorted({*found, *origin.files}):
+    for path in telling_order({*found, *origin.files}):
         if found.get(path) != origin.files.get(path):
             what = (
                 "is not in it"

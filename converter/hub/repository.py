@@ -18,9 +18,9 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _DESCRIPTION = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
-    r"|evaluation_text\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)|README\.md"
+    r"|evaluation_text\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
 )
-_LICENCE = re.compile(r"LICENSE(\.txt|\.md)?")
+_ABOUT = re.compile(r"LICENSE(\.txt|\.md)?|README\.md")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FOLDER = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
@@ -127,7 +127,7 @@ def model_files(names: Collection[str], index: str | None, repo: str) -> set[str
     weights whether in `names` or not: the shards that the index names, else `model.safetensors`. Raises
     HubError when the index is damaged.
     """
-    beside = {name for name in names if is_description(name) or _LICENCE.fullmatch(name)}
+    beside = {name for name in names if is_description(name) or _ABOUT.fullmatch(name)}
     return beside | ({SINGLE} if index is None else {INDEX} | _shards(index, repo))
 
 
@@ -152,7 +152,7 @@ def _is_safe(name: str) -> bool:
 
 
 def is_description(name: str) -> bool:
-    """Whether a file says what a model is: configuration, tokenizer, chat template or model card."""
+    """Whether a file says what a model is: configuration, tokenizer or chat template."""
     return _DESCRIPTION.fullmatch(name) is not None
 
 

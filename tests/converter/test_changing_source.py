@@ -120,6 +120,14 @@ def test_what_no_one_reads_may_change(model: Path, tmp_path: Path) -> None:
     assert convert(conversion, progress, warn=lambda line: None).exit_status == 0
 
 
+def test_a_model_card_that_was_read_is_a_file_of_the_checkpoint(model: Path, tmp_path: Path) -> None:
+    (model / "README.md").write_text("---\nlicense: mit\n---\n")
+    progress = at("write gguf", lambda path: (model / "README.md").write_text("new"), model)
+    conversion = Conversion(str(model), ["gguf"], tmp_path / "out", validation=None)
+    with pytest.raises(CheckpointError, match=r"README\.md: changed while it was read"):
+        convert(conversion, progress, warn=lambda line: None)
+
+
 def test_a_file_that_changes_between_the_first_look_and_the_opening_is_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

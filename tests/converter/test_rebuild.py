@@ -329,9 +329,7 @@ def test_a_local_directory_must_be_given(checkpoint_factory, tmp_path):
 
 def test_another_source_is_one_line_that_names_the_first_file(checkpoint_factory, output, tmp_path):
     other = checkpoint_factory("text")
-    with pytest.raises(
-        CheckpointError, match=r"is not the source that was converted: README\.md is not in it"
-    ):
+    with pytest.raises(CheckpointError, match=r"is not the source that was converted: .* differs"):
         again(output, reference=str(other))
     changed = shutil.copytree(DEMO, tmp_path / "changed")
     (changed / "generation_config.json").unlink()
