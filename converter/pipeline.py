@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -373,11 +373,19 @@ def _prove(
             "artifact": plan.artifacts[0],
             "bytes": sum((scratch / name).stat().st_size for name in plan.artifacts),
             "bits_per_weight": round(plan.bits_per_weight, 4),
-            **({"requires": dict(plan.requires)} if plan.requires else {}),
+            **_needs(plan),
             **({"warnings": list(told[target.name])} if told[target.name] else {}),
             **measured,
         }
     return _assemble(model, prepared, entries), chosen
+
+
+def _needs(plan: Plan) -> dict[str, object]:
+    """What an artifact needs of whoever runs it: versions, and memory before the first token."""
+    return {
+        **({"requires": dict(plan.requires)} if plan.requires else {}),
+        **({"kv_cache": asdict(plan.kv_cache)} if plan.kv_cache is not None else {}),
+    }
 
 
 def _take(chosen: Path, artifact: Path, scratch: Path, names: Sequence[str]) -> None:
@@ -492,7 +500,7 @@ def validate(
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),
             "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
-            **({"requires": dict(plan.requires)} if plan.requires else {}),
+            **_needs(plan),
             "options": {"from": options.origin, **plan.options},
             **proof.entry,
         }

@@ -144,6 +144,9 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         found.append(("bits per weight", f"{entry['bits_per_weight']:.3f}"))
     for runtime_name, version in entry.get("requires", {}).items():
         found.append(("runs in", f"{runtime_name} {version} and newer"))
+    if cache := entry.get("kv_cache"):
+        told = f"{cache['bytes'] / 1e6:,.0f} MB for {cache['tokens']:,} tokens, before the first one"
+        found.append(("keys and values", told))
     if runtime := entry.get("runtime"):
         found.append(("runtime", f"{runtime['name']} {runtime['version']}"))
         own = runtime.get("mean_kld_same_weights")

@@ -92,6 +92,20 @@ def test_an_accuracy_level_that_is_given_is_written(level, qatconvert, reference
     assert manifest["targets"]["onnx"]["options"]["accuracy_level"] == level
 
 
+def test_reports_tell_the_memory_of_keys_and_values(qatconvert, reference, tmp_path):
+    done = qatconvert("convert", reference, "--target", "onnx", "--no-validate", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    config = json.loads((tmp_path / "out" / "onnx" / "genai_config.json").read_text())
+    cache = report["targets"]["onnx"]["kv_cache"]
+    assert cache["tokens"] == config["search"]["max_length"]
+    plan = json.loads((tmp_path / "out" / "manifest.json").read_text())["targets"]["onnx"]
+    assert plan["kv_cache"] == cache
+    told = f"{cache['bytes'] / 1e6:,.0f} MB for {cache['tokens']:,} tokens"
+    for name in ("report.md", "report.html"):
+        assert told in (tmp_path / "out" / name).read_text()
+
+
 def test_the_level_that_was_kept_is_told_with_its_speed_and_that_of_the_other(
     qatconvert, reference, tmp_path
 ):
