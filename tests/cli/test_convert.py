@@ -96,7 +96,7 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
         "exact_fraction", "exact_values", "on_lattice_fraction", "mean_kld", "same_top_p",
         "graph_kld", "same_as_built", "engine_same_tokens", "engine_same_prompts", "engine_same_ends",
     }  # fmt: skip
-    assert all(set(gate) == {"name", "limit", "value", "passed"} for gate in entry["gates"])
+    assert all(set(gate) - {"note"} == {"name", "limit", "value", "passed"} for gate in entry["gates"])
 
 
 def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):

@@ -22,6 +22,7 @@ VALUES = {
     "accuracy_level": "4",
     "provider": "cpu",
     "prefill_lengths": "64",
+    "activations": "1",
     "context_length": "512",
     "npu": "qualcomm:SM8750",
     "android_assets": "assets",

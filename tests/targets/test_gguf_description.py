@@ -174,7 +174,10 @@ def test_a_chat_has_one_begin_token_in_llama_cpps_server(demo_checkpoint, tmp_pa
     params.n_ctx = 256
     params.cpuparams.n_threads = 1
     chat = [{"role": "user", "content": "What is a list?"}]
-    answer = xllamacpp.Server(params).handle_chat_completions({"messages": chat, "max_tokens": 1})
+    answer = xllamacpp.Server(params).handle_chat_completions(
+        # the server turns thinking on by itself
+        {"messages": chat, "max_tokens": 1, "chat_template_kwargs": {"enable_thinking": False}}
+    )
     tokenizer = AutoTokenizer.from_pretrained(demo_checkpoint)
     ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
     assert ids.count(tokenizer.bos_token_id) == 1

@@ -60,7 +60,12 @@ def test_the_bundle_that_was_written_has_no_difference_and_no_second_export(
 
 def test_options_are_inferred(bundle: Path) -> None:
     options = find_target("litert").infer_options(bundle, open_checkpoint(DEMO))
-    assert options == {"prefill_lengths": [128], "context_length": 2048, "externalize_embedder": False}
+    assert options == {
+        "prefill_lengths": [128],
+        "context_length": 2048,
+        "externalize_embedder": False,
+        "activations": "1",
+    }
 
 
 def test_the_rule_is_what_a_right_bundle_holds_bit_for_bit(bundle: Path) -> None:

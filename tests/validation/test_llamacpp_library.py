@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import sys
 import tomllib
 from importlib.machinery import ModuleSpec
@@ -121,5 +122,9 @@ def test_a_structure_without_one_of_its_fields_shows_in_the_values(lacking: str)
 
 def test_nothing_is_imported_to_find_the_library() -> None:
     assert llamacpp_library.MODULES == ("xllamacpp", "llama_cpp")
-    find_library()
-    assert "xllamacpp" not in sys.modules
+    code = (
+        "import sys; from validation.runtimes.llamacpp_library import find_library; find_library();"
+        "assert 'xllamacpp' not in sys.modules and 'llama_cpp' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -83,7 +83,7 @@ def test_a_conversion_that_cannot_be_validated_is_kept_unproven_until_it_can(
     assert "File too large" in line
     assert "gguf: could not be validated: " + what in done.stdout
     entry = json.loads((out / "report.json").read_text())["targets"]["gguf"]
-    assert set(entry) == {"artifact", "bytes", "bits_per_weight", "passed", "error"}
+    assert set(entry) == {"artifact", "bytes", "bits_per_weight", "requires", "passed", "error"}
     assert entry["passed"] is False
     assert entry["error"] in line
     assert (out / entry["artifact"]).stat().st_size == entry["bytes"]

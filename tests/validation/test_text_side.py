@@ -128,7 +128,7 @@ def test_another_part_for_tools_fails_where_no_tools_can_be_given(
     path = directory / "chat_template.jinja"
     path.write_text(path.read_text("utf-8").replace("<|tool>declaration", "<|tool>"), "utf-8")
     found = read("onnx", directory / onnx.name)
-    assert [gate.name for gate in gates.judge_engine(gates.DENSE, found) if not gate.passed] == [
+    assert [gate.name for gate in gates.judge_engine(DENSE, found) if not gate.passed] == [
         "engine_same_prompts"
     ]
     prompts = found["prompts"]
@@ -171,7 +171,7 @@ def test_a_template_with_another_part_fails(
     assert change[0] in template
     wrong = with_template(gguf, tmp_path / "wrong.gguf", template.replace(*change))
     found = read("gguf", wrong)
-    failed = [gate.name for gate in gates.judge_engine(gates.DENSE, found) if not gate.passed]
+    failed = [gate.name for gate in gates.judge_engine(DENSE, found) if not gate.passed]
     assert failed == ["engine_same_prompts"]
     prompts = found["prompts"]
     assert prompts["difference"]["chat"] == chat

@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from targets.plan import Plan
 from validation.gates import Gate, not_run
 from validation.limits import Limits
 from validation.metrics import LogitMetrics, compare
 from validation.runners import Runtime
+from validation.subject import Subject
 from validation.trials import Refusal, Trial, alternatives, best, surprising, with_lost_cache
+from validation.weights import WeightExactness
 
 _ROW = np.arange(8, dtype=np.float32).reshape(2, 4)
 METRICS: LogitMetrics = compare(_ROW, _ROW, np.array([1, -1]))
@@ -34,6 +37,7 @@ def trial(level: int, speed: float | None, *, passed: bool = True, mean_kld: flo
     )
     return Trial(
         {"accuracy_level": level},
+        Subject(Path("model.onnx"), Plan("onnx", ("model.onnx",), ()), {}, WeightExactness(())),
         Runtime("onnxruntime", "1", {} if decode is None else {"decode": decode}),
         Path(f"{level}.npy"),
         replace(METRICS, mean_kld=mean_kld),
