@@ -40,7 +40,7 @@ TARGETS = ("gguf", "onnx", "litert")
 BLOCK = 32
 #: Factors of the largest magnitude that ``learned`` tries for the scale of a block.
 FACTORS = tuple(0.7 + 0.05 * step for step in range(9))
-INTERVAL = 0.25
+INTERVAL = 1.0
 
 
 def download(directory: Path) -> Path:
@@ -174,8 +174,8 @@ def caption(reference: dict[str, Any]) -> str:
     """What the table is of."""
     return (
         "Google's Gemma 3 270M (base): real weights, dequantised from a Q4_K_M file and put on a lattice of "
-        "4-bit codes by this script, not QAT-trained. Reference: transformers, float32, on the same "
-        "checkpoint; "
+        "4-bit codes by benchmarks/real_gemma.py, not QAT-trained. Reference: transformers, float32, on the "
+        "same checkpoint; "
         f"{reference['positions']} positions of {reference['text_name']}."
     )
 
