@@ -64,8 +64,7 @@ def test_the_first_way_that_passes_is_kept_and_all_that_were_measured_are_told(o
     outcome = converted(tmp_path / "out", cache, mean_kld=0.9 * lost)
     entry = entry_of(outcome)
     tried = entry["alternatives"]
-    assert [one["activations"] for one in tried] == ["1", "layers", "2"][: len(tried)]
-    assert len(tried) > 1
+    assert [one["activations"] for one in tried] == ["1", "2"]
     assert [one["passed"] for one in tried] == [*[False] * (len(tried) - 1), True]
     assert [gate["name"] for gate in tried[0]["gates"] if not gate["passed"]] == ["mean_kld"]
     assert [one["chosen"] for one in tried] == [*[False] * (len(tried) - 1), True]
@@ -85,7 +84,7 @@ def test_the_first_way_that_passes_is_kept_and_all_that_were_measured_are_told(o
 def test_where_no_way_passes_the_most_accurate_is_left_and_fails(cache, tmp_path):
     outcome = converted(tmp_path / "out", cache, mean_kld=1e-9)
     tried = entry_of(outcome)["alternatives"]
-    assert [one["activations"] for one in tried] == ["1", "layers", "2"]
+    assert [one["activations"] for one in tried] == ["1", "2"]
     assert not any(one["passed"] for one in tried)
     (chosen,) = (one for one in tried if one["chosen"])
     assert chosen["mean_kld"] == min(one["mean_kld"] for one in tried)
