@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint import Checkpoint
-from converter.errors import CheckpointError, TargetError, UsageError, ValidationError
+from converter.errors import CheckpointError, DestinationError, TargetError, UsageError, ValidationError
 from converter.excerpt import find_excerpt
 from targets.plan import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
@@ -280,7 +280,7 @@ class _Bench:
         target = find_target(self.target)
         try:
             return subject_of(target, self.checkpoint, choice, given, directory, self.progress)
-        except TargetError as error:
+        except (DestinationError, TargetError) as error:  # what was measured before is not lost
             raise ValidationError(str(error)) from error
 
     def _costs_an_artifact(self, given: Subject, choices: Sequence[Mapping[str, object]]) -> bool:

@@ -21,8 +21,6 @@ from targets.plan import PlannedTensor
 ONE: Final = "1"
 LAYERS: Final = "layers"
 TWO: Final = "2"
-
-
 _HEAD: Final = HEAD.removesuffix(".weight")
 
 

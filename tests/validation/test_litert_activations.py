@@ -13,7 +13,9 @@ pytest.importorskip("litert_torch")
 
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
+from converter.errors import DestinationError
 from converter.pipeline import Conversion, Outcome, convert
+from targets.litert.artifact import LitertTarget
 from targets.litert.inference import infer_options
 
 
@@ -90,3 +92,24 @@ def test_where_no_way_passes_the_most_accurate_is_left_and_fails(cache, tmp_path
     assert chosen["mean_kld"] == min(one["mean_kld"] for one in tried)
     assert outcome.exit_status == 3
     check_files(outcome, chosen["activations"])
+
+
+def test_without_a_measurement_the_most_accurate_way_is_written(tmp_path):
+    conversion = Conversion("gemma4-demo", ["litert"], tmp_path / "out", validation=None)
+    check_files(convert(conversion, warn=lambda line: None), "2")
+
+
+def test_a_way_that_cannot_be_written_loses_nothing_that_was_measured(cache, tmp_path, monkeypatch):
+    written = LitertTarget.write
+
+    def full(self, checkpoint, plan, directory, *arguments):
+        if plan.options["activations"] == "2":
+            raise DestinationError("no space left on device")
+        return written(self, checkpoint, plan, directory, *arguments)
+
+    monkeypatch.setattr(LitertTarget, "write", full)
+    outcome = converted(tmp_path / "out", cache, mean_kld=1e-9)
+    first, second = entry_of(outcome)["alternatives"]
+    assert (first["chosen"], second["error"]) == (True, "no space left on device")
+    assert outcome.exit_status == 3
+    check_files(outcome, "1")
