@@ -34,7 +34,7 @@ _LAYER: Final = re.compile(r"layers\.([0-9]+)\.(.+)")
 _FIRST: Final = tuple(f"self_attn.{one}_proj.weight" for one in "qkv")
 _PRODUCT, _NORM = "FULLY_CONNECTED", "STABLEHLO_COMPOSITE"
 #: Most operators from a product back to the norm before it.
-_STEPS: Final = 3
+_STEPS: Final = 24
 #: Numbers of fields of ``Model``, ``SubGraph``, ``Operator``, ``SignatureDef`` and ``TensorMap``.
 _SUBGRAPHS, _SIGNATURES = 2, 7
 _INPUTS, _OUTPUTS, _OPERATORS = 1, 2, 3
@@ -182,15 +182,22 @@ class _Function:
         return int(match[1]) if match and match[2] in _FIRST else None
 
     def _stream(self, value: int) -> int:
-        """What goes into the norm from which a product's input comes."""
-        for _ in range(_STEPS):
-            maker = self._makers.get(value)
+        """What goes into the norm from which a product's input comes, by one way or by the several of an
+        input that is split into rows (``projections.project``)."""
+        norms, left, seen = set(), [value], {value}
+        while left and len(seen) <= _STEPS:
+            maker = self._makers.get(left.pop())
             read = self._read(maker) if maker is not None else []
-            if maker is None or len(read) != 1:
+            if maker is None or not read:
                 break
-            if OPERATORS.get(maker.code) == _NORM:
-                return read[0]
-            value = read[0]
+            if OPERATORS.get(maker.code) == _NORM and len(read) == 1:
+                norms.add(read[0])
+                continue
+            left += [one for one in read if one not in seen]
+            seen.update(read)
+        else:
+            if not left and len(norms) == 1:
+                return norms.pop()
         raise _uncut(f"no norm makes {shown(self._name(value))}")
 
     def _read(self, operator: Operator) -> list[int]:

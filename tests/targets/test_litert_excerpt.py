@@ -9,6 +9,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from converter.excerpt import find_excerpt
+
 pytest.importorskip("litert_torch")
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
@@ -16,7 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 from converter.checkpoint import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
-from converter.excerpt import Excerpt, find_excerpt
+from converter.excerpt import Excerpt
 from targets.litert.excerpt import _Function
 from targets.litert.reading import describe, open_models
 from targets.litert.schema import Operator, Subgraph, Tensor
@@ -256,3 +258,14 @@ def test_a_long_operator_that_many_ask_for_is_read_once(excerpt):
     begin = time.process_time()
     assert found._found() == {0: 0}
     assert time.process_time() - begin < 5  # a scan of each list for each product takes many times as long
+
+
+def test_a_graph_whose_products_take_two_rows_is_cut_as_well(litert_bundle, tmp_path):
+    bundle = litert_bundle("demo", activations="2")
+    checkpoint = open_checkpoint(DEMO)
+    excerpt = find_excerpt(checkpoint.architecture)
+    form, choice = runner.unrounded(bundle, tmp_path, lambda done, total: None, excerpt)
+    output, vocabulary = tmp_path / "logits.npy", checkpoint.architecture.vocabulary
+    run = runner.logits(form, [[2, 20, 30]], vocabulary, output, lambda done, total: None, choice=choice)
+    assert run.settings["rounded_activations"] is False
+    assert np.isfinite(np.load(output)).all()
