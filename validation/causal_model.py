@@ -1,7 +1,8 @@
 """Logits of a safetensors checkpoint in ``transformers``; a task of ``validation.reference_process``.
 
 Attention and experts run in their plain ("eager") form. A model that does not fit in memory is placed by
-accelerate, and the modules on disk are read back from the checkpoint's own files for each forward pass.
+accelerate, and the modules on disk are read back from the checkpoint's own files for each forward pass. Of
+Gemma 4's table of per-layer embeddings, only the rows of the tokens are read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from converter.worker import Progress
 from targets.writing import processors
 from validation.logits import LogitRows
 from validation.metrics import compare
+from validation.table import find_table
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
 _SHARE = 0.75
@@ -126,9 +128,12 @@ def load_model(request: Mapping[str, Any]) -> Any:
         # whose module names its quantisation rules refer to.
         text.tie_word_embeddings = config.tie_word_embeddings
         options = {"config": text, "key_mapping": _TEXT_NAMES}
-    model, info = AutoModelForCausalLM.from_pretrained(
+    table = find_table(Path(request["model"]), text) if options["config"] is text else None
+    dtype = getattr(torch, request["dtype"])
+    kind = AutoModelForCausalLM if table is None else table.model_class(text, dtype)
+    model, info = kind.from_pretrained(
         request["model"],
-        dtype=getattr(torch, request["dtype"]),
+        dtype=dtype,
         attn_implementation="eager",
         experts_implementation="eager",
         device_map="auto",
@@ -140,7 +145,7 @@ def load_model(request: Mapping[str, Any]) -> Any:
         **options,
         **offline,
     )
-    _check_loaded(model, info, set(request["left_out"]))
+    _check_loaded(model, info, {*request["left_out"], *([] if table is None else [table.name])})
     model.eval()
     return model
 

@@ -37,9 +37,10 @@ def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None
     """One line on what the unrounded form of ``artifact``, or of an excerpt, lacks in ``room``; ``None`` if
     it lacks nothing. Raises ``ValidationError`` for an artifact that cannot be read or cut."""
     needed = runner.unrounded_bytes(artifact, excerpt)
-    for free, what in ((room.disk, "temporary files"), (room.memory, "memory")):
-        if needed > free:
-            return f"the run without rounding needs {amount(needed)} of {what}, {amount(free)} are free"
+    held = needed * runner.weights_held
+    for size, free, what in ((needed, room.disk, "temporary files"), (held, room.memory, "memory")):
+        if size > free:
+            return f"the run without rounding needs {amount(size)} of {what}, it may take {amount(free)}"
     return None
 
 

@@ -212,7 +212,8 @@ class Runner(Protocol):
     one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for trained
     dense models that suit its arithmetic (``limits``), where the general ones would hide something.
     ``float16_gelu`` says that its GELU goes through float16, which transformers on the artifact's own weights
-    then does too."""
+    then does too. ``weights_held`` is how many times it holds the weights of an unrounded form, the pages of
+    its file among them."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]
@@ -220,6 +221,7 @@ class Runner(Protocol):
     text: TextRuntime | None
     allowances: Mapping[str, float]
     float16_gelu: bool
+    weights_held: int
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);

@@ -18,13 +18,14 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from raw_safetensors import write_tensors
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from converter.checkpoint import open_checkpoint
 from converter.errors import UsageError, ValidationError
 from converter.shards import open_shards
+from converter.stored.bf16_lattice import _as_floats
 from converter.worker import Worker
-from validation.causal_model import batches
+from validation.causal_model import batches, load_model
 from validation.reference import (
     Model,
     _clear_offload,
@@ -34,6 +35,7 @@ from validation.reference import (
     default_cache,
     reference_logits,
 )
+from validation.table import Table, find_table
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
@@ -309,3 +311,37 @@ def test_a_directory_for_weights_without_a_lock_goes_when_it_is_a_day_old(tmp_pa
     (tmp_path / "offload-link").symlink_to(tmp_path / "other")
     _clear_offload(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["offload-link", "offload-new", "other"]
+
+
+@pytest.fixture
+def texts_rows(checkpoint_factory: Make) -> tuple[Path, Table]:
+    """A checkpoint with a table of per-layer embeddings, and the table."""
+    directory = checkpoint_factory("e2b")
+    table = find_table(directory, AutoConfig.from_pretrained(directory).get_text_config())
+    assert table is not None
+    return directory, table
+
+
+def test_the_table_of_per_layer_embeddings_stays_on_the_disk(texts_rows: tuple[Path, Table]) -> None:
+    directory, table = texts_rows
+    options = {"dtype": "float32", "max_memory": None, "scratch": None}
+    model = load_model({"model": directory, "left_out": model_of(directory).left_out, **options})
+    assert not any("embed_tokens_per_layer" in name for name, _ in model.named_parameters())
+    rows = model.model.embed_tokens_per_layer
+    ids = torch.tensor([[5, 900, 5], [table.rows - 1, 0, 7]])
+    stored = open_shards(directory).tensors[table.name]
+    whole = torch.tensor(_as_floats(stored.read_rows(0, table.rows)))
+    scale = model.config.hidden_size_per_layer_input**0.5
+    assert torch.equal(rows(ids), whole[ids] * scale)
+    with pytest.raises(IndexError, match=f"has {table.rows} rows, not one for token {table.rows}"):
+        rows(torch.tensor([table.rows]))
+
+
+@pytest.mark.parametrize("key", ["hidden_size_per_layer_input", "vocab_size_per_layer_input"])
+def test_a_table_of_another_shape_is_left_to_transformers_which_refuses_it(
+    key: str, texts_rows: tuple[Path, Table]
+) -> None:
+    directory, _ = texts_rows
+    text = AutoConfig.from_pretrained(directory).get_text_config()
+    setattr(text, key, getattr(text, key) + 1)
+    assert find_table(directory, text) is None

@@ -32,6 +32,7 @@ class LlamaCpp:
     #: Beside what its GELU costs a model (``validation.graph``), without rounding: 2e-9 on the shipped model.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"graph_kld": 1e-7})
     float16_gelu: bool = True
+    weights_held: int = 1
 
     def check_provider(self, provider: str) -> None:
         """Take any: this runs on the CPU, and providers are onnxruntime's. Raises ``UsageError`` for a

@@ -40,6 +40,7 @@ class OnnxRuntime:
         default_factory=lambda: {"graph_kld": 1e-7, "mean_kld": 0.0085, "same_top_p": 0.88}
     )
     float16_gelu: bool = False
+    weights_held: int = 1
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none
