@@ -3,10 +3,11 @@
     python benchmarks/full_size.py [--targets gguf onnx litert] [--checkpoint DIR] [--directory DIR]
 
 Makes a checkpoint of E2B's text part (35 layers, 4.63 billion parameters, a vocabulary of 262144; random
-weights on a lattice, two shards), unless one is given, and runs each conversion by the command line, in a home
-and a temporary directory of its own, so that nothing is cached. Memory is that of all processes at once, with
-the pages of the files that they map, a file in several of them once; beside it, what of that is no file's page
-and cannot be dropped. Disk is the most that the output, the cache and temporary files took at one time.
+weights on a lattice, two shards), unless one is given, and runs each conversion by the command line, in a
+home and a temporary directory of its own, so that nothing is cached. Memory is that of all processes at once,
+with the pages of the files that they map, a file in several of them once; beside it, what of that is no
+file's page and cannot be dropped. Disk is the most that the output, the cache and temporary files took at one
+time.
 
 Needs Linux, and some 30 GB of disk.
 """

@@ -57,7 +57,8 @@ def measure_engine(
     """The ``engine`` of the report's ``runtime`` block: ``name``, ``version``, ``tokenizer``, ``prompts``
     (``None`` without a chat template), ``ends``, ``greedy`` and ``scores`` (``None`` without any).
 
-    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. Raises
+    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. A sequence is
+    scored if no more than half of it is context: an engine takes as long for context as for the rest. Raises
     ``ValidationError`` when the engine or the reference fails.
     """
     checkpoint = prepared.checkpoint
@@ -69,17 +70,20 @@ def measure_engine(
         for (kind, _), one in zip(_beginnings(prepared), spelled["prompts"], strict=True)
         if one is not None
     ]
+    tokens = prepared.tokens
+    scored = [index for index, ids in enumerate(tokens.sequences) if 2 * tokens.firsts[index] <= len(ids)]
     account = engine.run(
         artifact,
         texts,
         [prompt.text for prompt in prompts],
-        prepared.tokens.sequences,
+        [tokens.sequences[index] for index in scored],
         checkpoint.tokenizer.tokens[_bos(prepared)],
         COUNT,
         stage_of(progress, "engine"),
         chats=chats.given if spelled["chats"] is not None else (),
         tokenizer=checkpoint.tokenizer,
     )
+    scores = dict(zip(scored, account.scores, strict=True))
     greedy = _greedy(prepared, prompts, account, scratch, progress)
     return {
         "name": engine.name,
@@ -98,7 +102,7 @@ def measure_engine(
             checkpoint.tokenizer,
         ),
         "greedy": greedy,
-        "scores": _compare_scores(prepared.tokens, reference, account.scores),
+        "scores": _compare_scores(tokens, reference, list(map(scores.get, range(len(tokens.sequences))))),
     }
 
 

@@ -31,6 +31,10 @@ from validation.text import Tokens
 #: How much more than a shared rounding itself the graph may be off, and the most that this may allow.
 _TIMES: Final = 4
 _MOST: Final = 1e-4
+#: Bytes of weights that a stepwise runtime reads for all positions together, some 30 s on two processors, and
+#: the fewest positions whatever it takes.
+_READ: Final = 200_000_000_000
+_FEWEST: Final = 64
 
 
 def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None = None) -> str | None:
@@ -42,6 +46,14 @@ def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None
         if size > free:
             return f"the run without rounding needs {amount(size)} of {what}, it may take {amount(free)}"
     return None
+
+
+def compared(runner: Runner, artifact: Path, tokens: Tokens, excerpt: Excerpt | None = None) -> Tokens:
+    """The positions at which the unrounded form of ``artifact``, or of an excerpt, is compared: all, or as
+    many as a runtime that reads all weights for each has time for. What is wrong in a graph shows at every
+    position. Raises ``ValidationError`` as ``shortage`` does."""
+    size = runner.unrounded_bytes(artifact, excerpt) if runner.stepwise else 0
+    return tokens.fewer(max(_FEWEST, _READ // max(1, size)))
 
 
 def limit_with_noise(limit: float, noise: float) -> float:

@@ -19,6 +19,8 @@ from validation.causal_model import forward, is_offloaded, load_model
 from validation.logits import LogitRows
 from validation.tokens import decode, load_tokenizer
 
+#: Bytes of a model that is too slow to be asked for one token after the other.
+_LARGE = 4_000_000_000
 #: A row of logits to the likeliest token that may be said.
 _Choose = Callable[[NDArray[np.float32]], int]
 
@@ -32,8 +34,9 @@ def continue_prompts(request: dict[str, Any], progress: Progress) -> Mapping[str
     ``index * count`` on for the prompt ``index``; other rows are zeros.
 
     Answer: ``offloaded`` and ``continuations``, for each prompt ``tokens``, one of ``ends`` included if it
-    came, and ``texts``: those of the first 0, 1, 2, ... tokens. A model that is read from disk for each pass
-    makes one pass over all drafts: its continuation ends with the first token that is not the draft's.
+    came, and ``texts``: those of the first 0, 1, 2, ... tokens. A model that is read from disk for each pass,
+    or that is larger than 4 GB, makes one pass over all drafts: its continuation ends with the first token
+    that is not the draft's.
     """
     import torch
     import transformers
@@ -57,7 +60,8 @@ def continue_prompts(request: dict[str, Any], progress: Progress) -> Mapping[str
         LogitRows(Path(request["output"]), len(prompts) * count, vocabulary) as rows,
     ):
         drafts = [draft[:count] for draft in request["drafts"]]
-        checked = list(_checked(model, prompts, drafts)) if is_offloaded(model) else []
+        slow = is_offloaded(model) or _size(model) > _LARGE
+        checked = list(_checked(model, prompts, drafts)) if slow else []
         for index, prompt in enumerate(prompts):
             if checked:
                 tokens, made = _agreed(checked[index], drafts[index], choose, ends, count)
@@ -70,6 +74,11 @@ def continue_prompts(request: dict[str, Any], progress: Progress) -> Mapping[str
             found.append({"tokens": tokens, "texts": texts})
             progress(index + 1, len(prompts))
     return {"continuations": found, "offloaded": is_offloaded(model), "vocabulary": vocabulary}
+
+
+def _size(model: Any) -> int:
+    """Bytes of a model's weights."""
+    return sum(one.numel() * one.element_size() for one in model.parameters())
 
 
 def _said(

@@ -213,7 +213,7 @@ class Runner(Protocol):
     dense models that suit its arithmetic (``limits``), where the general ones would hide something.
     ``float16_gelu`` says that its GELU goes through float16, which transformers on the artifact's own weights
     then does too. ``weights_held`` is how many times it holds the weights of an unrounded form, the pages of
-    its file among them."""
+    its file among them, and ``stepwise`` says that it reads them anew for every position that is compared."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]
@@ -222,6 +222,7 @@ class Runner(Protocol):
     allowances: Mapping[str, float]
     float16_gelu: bool
     weights_held: int
+    stepwise: bool
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);

@@ -1,5 +1,6 @@
-"""Gemma 4's table of per-layer embeddings, left in the checkpoint's files: half of the weights of a model like
-E2B, of which a text needs the rows of its tokens alone. For the child process that holds ``transformers``."""
+"""Gemma 4's table of per-layer embeddings, left in the checkpoint's files: half of the weights of a model
+like E2B, of which a text needs the rows of its tokens alone. For the child process that holds
+``transformers``."""
 
 from __future__ import annotations
 
@@ -43,8 +44,8 @@ class Table:
 
 
 def find_table(directory: Path, text: Any) -> Table | None:
-    """The table of the checkpoint in ``directory`` that the configuration ``text`` asks for; ``None`` where it
-    asks for none, and where the files hold it otherwise than it says: loading will tell."""
+    """The table of the checkpoint in ``directory`` that the configuration ``text`` asks for; ``None`` where
+    it asks for none, and where the files hold it otherwise than it says: loading will tell."""
     from safetensors import SafetensorError, safe_open
 
     size, rows = getattr(text, "hidden_size_per_layer_input", 0), getattr(text, _ROWS, 0)

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from itertools import accumulate, cycle, islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from converter.document import read_text
 from converter.errors import CheckpointError, UsageError, ValidationError
 from converter.worker import Progress, Worker
@@ -79,6 +82,27 @@ class Tokens:
     def beyond(self) -> slice:
         """The rows of logits of the positions beyond the sliding window, which come last."""
         return slice(self.positions - self.far, self.positions)
+
+    def fewer(self, most: int) -> Tokens:
+        """The same sequences, of which at most ``most`` positions are compared (but one of each): the last
+        ones of each by its share, those beyond the window up to half of all."""
+        if self.positions <= most:
+            return self
+        far = min(self.far, most // 2)
+        counts = [len(ids) - first for ids, first in zip(self.sequences, self.firsts, strict=True)]
+        counts[-1] -= self.far
+        kept = [max(1, count * (most - far) // max(1, sum(counts))) if count else 0 for count in counts]
+        kept[-1] += far
+        firsts = (len(ids) - count for ids, count in zip(self.sequences, kept, strict=True))
+        return Tokens(self.sequences, self.kinds, tuple(firsts), far)
+
+    def rows_of(self, fewer: Tokens) -> NDArray[np.intp]:
+        """The rows of these logits that are those of ``fewer``."""
+        ends = accumulate(len(ids) - first for ids, first in zip(self.sequences, self.firsts, strict=True))
+        counts = (len(ids) - first for ids, first in zip(fewer.sequences, fewer.firsts, strict=True))
+        return np.concatenate(
+            [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)], dtype=np.intp
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -371,25 +371,35 @@ class _Bench:
         return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
 
     def _run(
-        self, artifact: Path, stage: str, choice: Mapping[str, object] = AS_IT_IS
+        self,
+        artifact: Path,
+        stage: str,
+        choice: Mapping[str, object] = AS_IT_IS,
+        tokens: Tokens | None = None,
     ) -> tuple[Path, Runtime]:
+        tokens = tokens or self.tokens
         output = self.scratch / f"{stage.replace(' ', '-')}.npy"
         runtime = self.runner.logits(
             artifact,
-            self.tokens.sequences,
+            tokens.sequences,
             self.reference.shape[1],
             output,
             stage_of(self.progress, stage),
             provider=self.prepared.settings.provider,
             choice=choice,
-            firsts=self.tokens.firsts,
+            firsts=tokens.firsts,
         )
         return output, runtime
 
     def _compare(
-        self, reference: NDArray[np.float32], logits: NDArray[np.float32], stage: str
+        self,
+        reference: NDArray[np.float32],
+        logits: NDArray[np.float32],
+        stage: str,
+        tokens: Tokens | None = None,
     ) -> LogitMetrics:
-        following = next_tokens(self.tokens.sequences, self.tokens.firsts)
+        tokens = tokens or self.tokens
+        following = next_tokens(tokens.sequences, tokens.firsts)
         return compare(reference, logits, following, stage_of(self.progress, stage))
 
     def _engine(self, engine: Engine, artifact: Path) -> dict[str, Any]:
@@ -418,17 +428,23 @@ class _Bench:
         own = self._logits_of(self.checkpoint, stored, "same weights")
         return _Own(own, self._compare(self.reference, own.logits, "own weights metrics"))
 
-    def _logits_of(self, checkpoint: Checkpoint, stored: Mapping[str, StoredTensor], stage: str) -> OwnLogits:
-        """Logits of transformers on ``checkpoint`` with an artifact's weights."""
+    def _logits_of(
+        self,
+        checkpoint: Checkpoint,
+        stored: Mapping[str, StoredTensor],
+        stage: str,
+        tokens: Tokens | None = None,
+    ) -> OwnLogits:
+        """Logits of transformers on ``checkpoint`` with an artifact's weights, at the positions of ``tokens``
+        (default: all)."""
+        tokens = tokens or self.tokens
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             directory = Path(name)
-            write_checkpoint(
-                checkpoint, stored, directory, stage_of(self.progress, stage), tokens=self.tokens.ids
-            )
+            write_checkpoint(checkpoint, stored, directory, stage_of(self.progress, stage), tokens=tokens.ids)
             return own_logits(
                 Model(directory, (), self.reference.shape[1]),
-                self.tokens.sequences,
-                firsts=self.tokens.firsts,
+                tokens.sequences,
+                firsts=tokens.firsts,
                 output=self.scratch / f"{stage.replace(' ', '-')}-reference.npy",
                 worker=self.prepared.worker,
                 max_memory=self.prepared.settings.max_memory,
@@ -466,7 +482,7 @@ class _Bench:
     ) -> Gate:
         """The runtime without rounding, on the artifact's own weights; what was measured goes to
         ``described``."""
-        allowed = self.prepared.settings.allow_unrun
+        allowed, unrounded = self.prepared.settings.allow_unrun, "runtime without rounding"
         if isinstance(own, str):
             if not self.prepared.settings.same_weights:
                 return graph.without(self.limits.values, own, allowed)
@@ -483,13 +499,17 @@ class _Bench:
                     artifact, Path(name), stage_of(self.progress, "weights as floats")
                 )
                 same = [trial for trial in tried if not trial.rounded] if form == artifact else []
-                output = same[0].output if same else self._run(form, "runtime without rounding", choice)[0]
+                tokens = graph.compared(self.runner, artifact, self.tokens)
+                output = same[0].output if same else self._run(form, unrounded, choice, tokens)[0]
             except ValidationError as error:
                 return graph.without(self.limits.values, str(error), allowed)
-        metrics = self._compare(own.made.logits, map_logits(output, self.tokens.positions), "graph metrics")
+        logits = own.made.logits
+        if tokens != self.tokens:
+            logits = logits[self.tokens.rows_of(tokens)]
+        metrics = self._compare(logits, map_logits(output, tokens.positions), "graph metrics", tokens)
         formed = "the artifact itself" if form == artifact else "its weights as floats"
-        described["graph"] = graph.measured(metrics, self.tokens, formed, own.made.noise)
-        return graph.judge(self._graph_limit(own.made), metrics, self.tokens)
+        described["graph"] = graph.measured(metrics, tokens, formed, own.made.noise)
+        return graph.judge(self._graph_limit(own.made), metrics, tokens)
 
     def _graph_limit(self, own: OwnLogits) -> float:
         """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""
@@ -516,16 +536,16 @@ class _Bench:
                 form, choice = self.runner.unrounded(
                     artifact, Path(name), stage_of(self.progress, "excerpt as floats"), excerpt
                 )
-                output, _ = self._run(form, "excerpt without rounding", choice)
+                tokens = graph.compared(self.runner, artifact, self.tokens, excerpt)
+                output, _ = self._run(form, "excerpt without rounding", choice, tokens)
             except (CheckpointError, ValidationError) as error:
                 return graph.without(self.limits.values, f"{lack}; {error}", allowed)
-        own = self._logits_of(cut, cut_tensors(stored, cut, excerpt), "excerpt")
-        metrics = self._compare(own.logits, map_logits(output, self.tokens.positions), "excerpt metrics")
-        described["graph"] = graph.measured(
-            metrics, self.tokens, f"an excerpt, {excerpt}", own.noise, excerpt
-        )
+        own = self._logits_of(cut, cut_tensors(stored, cut, excerpt), "excerpt", tokens)
+        logits = map_logits(output, tokens.positions)
+        metrics = self._compare(own.logits, logits, "excerpt metrics", tokens)
+        described["graph"] = graph.measured(metrics, tokens, f"an excerpt, {excerpt}", own.noise, excerpt)
         note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
-        return graph.judge(self._graph_limit(own), metrics, self.tokens, note)
+        return graph.judge(self._graph_limit(own), metrics, tokens, note)
 
 
 def _way(proof: Proof) -> Mapping[str, object]:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from converter.errors import UsageError, ValidationError
 from converter.worker import Worker
-from validation.text import Encoding, Tokens, _shares, cut, digest, encode, read_passages
+from validation.text import LONG, Encoding, Tokens, _shares, cut, digest, encode, read_passages
 
 #: Two loops as long as the sandbox permits.
 ENDLESS = "{% for a in range(99999) %}" * 2 + "{% set x = a %}" + "{% endfor %}" * 2
@@ -229,3 +229,44 @@ def _copy_tokenizer(model: Path, directory: Path) -> None:
     """All that a tokenizer needs, but no chat template."""
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(model / name, directory / name)
+
+
+@pytest.mark.parametrize(
+    ("most", "firsts", "far"),
+    [
+        (60, (0, 0, 12), 8),
+        (59, (1, 1, 13), 8),
+        (24, (14, 9, 26), 8),
+        (8, (19, 11, 35), 4),
+        (2, (19, 11, 38), 1),
+        (1, (19, 11, 39), 0),
+    ],
+)
+def test_fewer_positions_are_the_last_of_each_sequence(most: int, firsts: tuple[int, ...], far: int) -> None:
+    tokens = Tokens(
+        (tuple(range(20)), tuple(range(12)), tuple(range(40))), ("a", "b", LONG), (0, 0, 12), far=8
+    )
+    fewer = tokens.fewer(most)
+    assert (fewer.sequences, fewer.kinds) == (tokens.sequences, tokens.kinds)
+    assert (fewer.firsts, fewer.far) == (firsts, far)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 7, 20, 59, 60, 1000])
+def test_rows_of_fewer_positions_are_found_among_all(most: int) -> None:
+    tokens = Tokens(
+        (tuple(range(20)), tuple(range(12)), tuple(range(40))), ("a", "b", LONG), (0, 0, 12), far=8
+    )
+
+    def places(of: Tokens) -> list[tuple[int, int]]:
+        return [
+            (index, place)
+            for index, (ids, first) in enumerate(zip(of.sequences, of.firsts, strict=True))
+            for place in range(first, len(ids))
+        ]
+
+    fewer = tokens.fewer(most)
+    assert fewer.positions <= max(most, len(tokens.sequences) + fewer.far)
+    every = places(tokens)
+    assert [every[row] for row in tokens.rows_of(fewer)] == places(fewer)
+    assert places(fewer)[fewer.beyond] == places(fewer)[len(places(fewer)) - fewer.far :]
+    assert set(places(fewer)[fewer.beyond]) <= set(every[tokens.beyond])

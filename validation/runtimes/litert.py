@@ -49,6 +49,7 @@ class LiteRt:
     )
     float16_gelu: bool = False
     weights_held: int = 2  # XNNPACK packs a copy of every weight
+    stepwise: bool = True
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` for anything but the CPU."""

@@ -33,6 +33,7 @@ class LlamaCpp:
     allowances: Mapping[str, float] = field(default_factory=lambda: {"graph_kld": 1e-7})
     float16_gelu: bool = True
     weights_held: int = 1
+    stepwise: bool = False
 
     def check_provider(self, provider: str) -> None:
         """Take any: this runs on the CPU, and providers are onnxruntime's. Raises ``UsageError`` for a

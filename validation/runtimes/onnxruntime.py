@@ -41,6 +41,7 @@ class OnnxRuntime:
     )
     float16_gelu: bool = False
     weights_held: int = 1
+    stepwise: bool = False
 
     def check_provider(self, provider: str) -> None:
         """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none
