@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
+from converter.checkpoint.lattice import bf16_bits, recover
+from converter.checkpoint.weight import EXACT
 from converter.demo.schemes import SCHEMES, random_rows
-from converter.lattice import bf16_bits, recover
-from converter.weight import EXACT
 
 ROWS, COLUMNS, RUNS = 512, 1024, 30
 

@@ -18,13 +18,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from converter.checkpoint import open_checkpoint
-from targets.plan import find_target
+from converter.checkpoint.opened import open_checkpoint
+from targets.target import find_target
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
-from validation.preparation import Settings, prepare
-from validation.reference import Model, reference_logits
+from validation.reference.logits import Model, reference_logits
 from validation.runners import find_runner
+from validation.settings import Settings, prepare
 
 _SPEED = re.compile(r"(Prefill|Decode) speed:\s*([0-9.]+) tokens/s")
 

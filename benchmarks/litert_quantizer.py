@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.lattice import bf16_bits, bf16_floats
-from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
 
 BLOCK = 32
 MIB = 1 << 20

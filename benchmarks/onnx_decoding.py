@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from gguf_conversion import HERE, make_checkpoint, measure
 
-from converter.checkpoint import open_checkpoint
-from converter.worker import Worker
+from converter.checkpoint.opened import open_checkpoint
+from converter.system.child import Worker
 from validation.logits import next_tokens
 from validation.metrics import compare
-from validation.reference import Model, reference_logits
+from validation.reference.logits import Model, reference_logits
 from validation.runtimes.onnxruntime import runner
 
 
@@ -90,7 +90,7 @@ def compare_all(
     ids = np.random.default_rng(5).integers(300, vocabulary, positions - 1)
     sequences = [[2, *ids.tolist()]]
     model = Model(checkpoint, tuple(left.name for left in opened.left_out), vocabulary)
-    with Worker("validation.reference_process") as worker:
+    with Worker("validation.reference.process") as worker:
         reference = reference_logits(model, sequences, source={}, scratch=work, worker=worker)
     found: dict[str, list[Result]] = {name: [] for name in artifacts}
     for _ in range(runs):

@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from targets.onnx import target
 
 

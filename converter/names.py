@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from converter.document import read_object
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError
+from converter.system.untrusted import read_object
 
 PUBLISHED_SIZES = ("E2B", "E4B", "12B", "26B-A4B", "31B")
 MOBILE_SIZES = ("E2B", "E4B")

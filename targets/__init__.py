@@ -1,1 +1,1 @@
-"""Output formats: one package per target behind the protocol of ``targets.plan``."""
+"""Output formats: one package per target behind the protocol of ``targets.target``."""

@@ -14,7 +14,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.plan import Difference
+from targets.target import Difference
 from targets.writing import processors
 
 Bytes = NDArray[np.uint8]

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.compiled import compiled
+from converter.system.compiled import compiled
 
 #: The largest finite float16.
 LARGEST: Final = 65504.0

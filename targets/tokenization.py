@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from converter.checkpoint.tokenizer import Tokenizer
+from converter.checkpoint.tokenizer_pipeline import OF_THE_LIBRARY, OF_THE_TOKENS
 from converter.errors import TargetError
-from converter.tokenizer import Tokenizer
-from converter.tokenizer_pipeline import OF_THE_LIBRARY, OF_THE_TOKENS
 
 
 def known_to_litert(tokenizer: Tokenizer) -> Collection[str]:

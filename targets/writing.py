@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, STORED_BYTES, Weight
 from converter.errors import DestinationError
-from converter.weight import NEEDS_F32_SCALE, OFF_LATTICE, STORED_BYTES, Weight
 
 #: Values per range: codes, scales and bytes of one stay in a core's L2 cache.
 RANGE: Final = 1 << 19

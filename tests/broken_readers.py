@@ -9,7 +9,7 @@ from unittest import mock
 
 from fuzzing import gguf, safetensors
 
-from converter import shards
+from converter.checkpoint import safetensors as shards
 from converter.errors import CheckpointError
 from targets.gguf import metadata
 

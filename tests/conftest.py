@@ -13,11 +13,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from litert_exports import Exports
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.demo.generate import write_checkpoint
-from converter.pipeline import Conversion, convert
-from targets.plan import find_target
+from converter.pipeline.conversion import Conversion, convert
+from targets.target import find_target
 
 CheckpointFactory = Callable[..., Path]
 BundleFactory = Callable[..., Path]

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.architecture import SLIDING, Architecture, Layer
-from converter.checkpoint import Checkpoint, open_checkpoint
-from targets.plan import find_target
+from converter.checkpoint.architecture import SLIDING, Architecture, Layer
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from targets.target import find_target
 
 #: What catches a mistake where the artifact is not compared with what the converter would write.
 GRAPH, VALUES = "graph_kld", "exact_values"

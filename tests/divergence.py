@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from validation.causal_model import write_logits
+from converter.checkpoint.opened import Checkpoint
+from validation.reference.model import write_logits
 
 GEMMA4_ROPE = {
     "full_attention": {

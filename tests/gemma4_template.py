@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from validation.reference import default_cache
+from validation.reference.logits import default_cache
 
 #: A later archive may have another template; this one is what the tests were written with.
 PACKAGE = "llama-cpp-python==0.3.36"

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from converter.checkpoint import Checkpoint
-from targets.litert.graph import export_graphs
+from converter.checkpoint.opened import Checkpoint
+from targets.litert.export.request import export_graphs
 
 #: Most bytes of a checkpoint that is known by its contents; a larger one is known by its path.
 _READ = 64 << 20
 
 
 class Exports:
-    """``targets.litert.graph.export_graphs`` that keeps what it has made in ``directory``.
+    """``targets.litert.export.request.export_graphs`` that keeps what it has made in ``directory``.
 
     The child process runs once for equal contents of a checkpoint, formats, lengths and options; ``count``
     says how often it did.

@@ -12,8 +12,8 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from converter.checkpoint import Checkpoint
-from converter.weight import Weight
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import Weight
 from targets.onnx.layout import Layout, Place, lay_out
 from targets.onnx.storage import (
     BITS,
@@ -26,7 +26,7 @@ from targets.onnx.storage import (
     tensor_bytes,
 )
 from targets.onnx.writing import write_data
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 from targets.writing import Written
 
 DATA = "model.onnx.data"

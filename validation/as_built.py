@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from targets.plan import Difference
+from targets.target import Difference
 from validation.gates import Gate, judge_built
 
 #: Differences that a report lists, deciding ones first.

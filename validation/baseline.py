@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
 from converter.errors import UsageError, ValidationError
-from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
-from converter.worker import Progress
+from converter.system.child import Progress
 from targets.onnx.packing import round_rows
-from targets.plan import find_target
+from targets.target import find_target
 
 NAMES = ("naive-q4_0",)
 #: Options that ask for more files beside an artifact.

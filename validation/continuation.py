@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.tokenizer import Tokenizer
+from converter.checkpoint.tokenizer import Tokenizer
 from validation.runners import Answer
 
 #: Characters of the engine's text that are shown beyond the reference's.

@@ -16,11 +16,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from targets.sampling import end_tokens, read_suppressed
+from converter.checkpoint.generation import end_tokens, read_suppressed
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
-from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Account, Engine, Scores
+from validation.settings import Prepared, Progress, stage_of
 from validation.text import Tokens
 from validation.tokenization import (
     Chats,

@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from converter.checkpoint import EVALUATION_TEXT
-from converter.document import Settings, kind, read_object
+from converter.checkpoint.opened import EVALUATION_TEXT
 from converter.errors import CheckpointError
+from converter.system.untrusted import Settings, kind, read_object
 from validation.limits import KNOWN
 from validation.text import Passage, digest, read_passages
 

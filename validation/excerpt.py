@@ -1,4 +1,5 @@
-"""An excerpt of a checkpoint and of an artifact's tensors, as ``converter.excerpt`` cuts models."""
+"""An excerpt of a checkpoint and of an artifact's tensors, as ``converter.checkpoint.excerpt`` cuts
+models."""
 
 from __future__ import annotations
 
@@ -6,11 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from converter.architecture import Architecture, read_architecture
-from converter.checkpoint import Checkpoint
+from converter.checkpoint.architecture import Architecture, read_architecture
+from converter.checkpoint.excerpt import Excerpt, Rows
+from converter.checkpoint.opened import Checkpoint
 from converter.errors import ValidationError
-from converter.excerpt import Excerpt, Rows
-from targets.plan import StoredTensor
+from targets.target import StoredTensor
 
 
 def cut_checkpoint(checkpoint: Checkpoint, excerpt: Excerpt) -> Checkpoint:

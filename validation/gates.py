@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from converter.errors import UsageError
-from targets.plan import Difference
+from targets.target import Difference
+from validation.exactness import NAN_ULP, WeightExactness
 from validation.limits import (
     AT_LEAST,
     DECODE,
@@ -20,7 +21,6 @@ from validation.limits import (
     WEIGHTS,
 )
 from validation.metrics import LogitMetrics
-from validation.weights import NAN_ULP, WeightExactness
 
 #: Everything beside the weights' values against what the converter makes of the checkpoint. It has no limit
 #: that a user could set: what differs either decides nothing or makes another model.

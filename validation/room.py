@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from converter.memory import free_memory
+from converter.system.memory import free_memory
 
 #: Share of the memory that is free which weights may take.
 _SHARE: Final = 0.9

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from converter.chats import Conversation, Inexpressible
-from converter.checkpoint import Checkpoint
+from converter.checkpoint.chats import Conversation, Inexpressible
+from converter.checkpoint.excerpt import Excerpt
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
-from converter.excerpt import Excerpt
-from converter.tokenizer import Tokenizer
-from converter.worker import Progress
+from converter.system.child import Progress
 
 #: Target name to ``module:object``. Modules are imported only when their target is validated.
 _RUNNERS = {

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.checkpoint import Checkpoint
-from targets.plan import Plan, StoredTensor, Target
-from validation.preparation import Progress, stage_of
-from validation.weights import WeightExactness, measure
+from converter.checkpoint.opened import Checkpoint
+from targets.target import Plan, StoredTensor, Target
+from validation.exactness import WeightExactness, measure
+from validation.settings import Progress, stage_of
 
 
 @dataclass(frozen=True, slots=True)

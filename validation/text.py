@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.document import read_text
 from converter.errors import CheckpointError, UsageError, ValidationError
-from converter.worker import Progress, Worker
+from converter.system.child import Progress, Worker
+from converter.system.untrusted import read_text
 
 SHIPPED = Path(__file__).with_name("passages.toml")
 #: Most bytes of a user's own text: the tokenizer takes 10 s and 0.3 GB for a megabyte.

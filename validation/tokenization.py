@@ -15,12 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from converter.chats import Conversation, Inexpressible, conversations
-from converter.tokenizer import Tokenizer
-from targets.sampling import end_tokens
+from converter.checkpoint.chats import Conversation, Inexpressible, conversations
+from converter.checkpoint.generation import end_tokens
+from converter.checkpoint.tokenizer import Tokenizer
 from validation.continuation import characters
-from validation.preparation import Prepared, Progress, stage_of
 from validation.runners import Engine, Ids, Render, Template, TextAccount, TextRuntime
+from validation.settings import Prepared, Progress, stage_of
 
 #: Characters of a passage that are tokenised: a user's own text may have millions.
 _PASSAGE: Final = 20_000

@@ -11,8 +11,8 @@ from importlib import import_module
 import click
 from click_default_group import DefaultGroup
 
-from converter import interruption
 from converter.errors import QatconvertError
+from converter.system import interruption
 
 
 class _Commands(DefaultGroup):  # type: ignore[misc]

@@ -12,7 +12,7 @@ import click
 from converter.names import one_line
 
 if TYPE_CHECKING:
-    from targets.plan import Progress
+    from targets.target import Progress
 
 
 def warn(line: str) -> None:

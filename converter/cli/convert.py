@@ -92,8 +92,8 @@ def command(
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
     from converter.cli.console import fail, progress_bars, warn
-    from converter.pipeline import Conversion, convert
-    from targets.plan import check_known
+    from converter.pipeline.conversion import Conversion, convert
+    from targets.target import check_known
 
     check_known(targets)
     check_effect(targets, validate)

@@ -48,9 +48,9 @@ def command(
     qatconvert inspect ./my-checkpoint --target gguf --json
     """
     from converter.cli.console import progress_bars, warn
-    from converter.inspection import inspect
-    from converter.pipeline import open_model
-    from targets.plan import check_known, find_target, known_targets
+    from converter.pipeline.conversion import open_model
+    from converter.pipeline.inspection import inspect
+    from targets.target import check_known, find_target, known_targets
 
     check_known(targets)
     check_effect(targets or known_targets(), validated=False)

@@ -57,7 +57,7 @@ def command(
     """
     from converter.errors import DestinationError
     from converter.names import resolve
-    from converter.output import write_file
+    from converter.system.output import write_file
     from targets.ollama import printed, write_modelfile
 
     if output is not None and output.exists() and not force:
@@ -85,11 +85,11 @@ def command(
 def _of_checkpoint(
     source: Source, path: str | None, options: Mapping[str, object], offline: bool
 ) -> Modelfile:
-    from converter.architecture import read_architecture
-    from converter.document import read_object
-    from converter.tokenizer import read_tokenizer
+    from converter.checkpoint.architecture import read_architecture
+    from converter.checkpoint.generation import end_texts, read_penalties, read_sampling
+    from converter.checkpoint.tokenizer import read_tokenizer
+    from converter.system.untrusted import read_object
     from targets.gguf import modelfile
-    from targets.sampling import end_texts, read_penalties, read_sampling
 
     directory = source.path
     if directory is None:
@@ -109,7 +109,7 @@ def _of_checkpoint(
 def _planned_path(directory: Path, name: str) -> str:
     """Where ``convert`` puts the GGUF, from the Modelfile's place; without the weights, which say what type
     most bytes have, as of a QAT checkpoint."""
-    from converter.checkpoint import open_checkpoint
+    from converter.checkpoint.opened import open_checkpoint
     from targets.gguf import target
 
     if not _has_weights(directory):
@@ -119,7 +119,7 @@ def _planned_path(directory: Path, name: str) -> str:
 
 def _has_weights(directory: Path) -> bool:
     """Whether all files of weights are there."""
-    from converter.shards import INDEX, SINGLE, read_index
+    from converter.checkpoint.safetensors import INDEX, SINGLE, read_index
 
     if os.path.lexists(directory / SINGLE) or not os.path.lexists(directory / INDEX):
         return os.path.lexists(directory / SINGLE)

@@ -336,7 +336,7 @@ def validation_settings(
     same_weights: bool,
     provider: str,
 ) -> dict[str, Any]:
-    """The fields of ``validation.preparation.Settings`` that these options stand for."""
+    """The fields of ``validation.settings.Settings`` that these options stand for."""
     if max_memory is not None and not max_memory < _MOST_GB:
         raise click.BadParameter(f"{max_memory} is no amount of memory", param_hint="--max-memory")
     return {

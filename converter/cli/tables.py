@@ -11,8 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from converter.names import one_line
-from validation.figures import difference_lines, engine_text, options_told, share, target_verdict, way_told
-from validation.prompt_figures import chats_told
+from validation.report.prompts import chats_told
+from validation.report.texts import (
+    difference_lines,
+    engine_text,
+    options_told,
+    share,
+    target_verdict,
+    way_told,
+)
 
 
 def size(count: float) -> str:

@@ -52,8 +52,8 @@ def command(
     """
     from converter.cli.console import progress_bars, warn
     from converter.cli.tables import print_report
-    from converter.pipeline import validate
-    from targets.plan import artifact_of, target_of
+    from converter.pipeline.conversion import validate
+    from targets.target import artifact_of, target_of
 
     check_effect([target_of(artifact_of(artifact)).name])
     with progress_bars(quiet) as progress:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from converter.verification import Verification
+    from converter.pipeline.verification import Verification
 
 #: Differences that are listed on a terminal; ``--json`` has them all.
 _SHOWN = 50
@@ -54,12 +54,12 @@ def command(
     from dataclasses import replace
 
     from converter.cli.console import progress_bars, warn
-    from converter.verification import verify
+    from converter.pipeline.verification import verify
 
     with progress_bars(quiet) as progress:
         found = verify(output, progress)
         if convert_again:
-            from converter.rebuild import rebuild
+            from converter.pipeline.rebuild import rebuild
 
             again = rebuild(
                 output,
@@ -110,8 +110,8 @@ def _as_json(found: Verification) -> dict[str, object]:
 
 def _print(output: Path, found: Verification) -> None:
     """The differences, the first one first, and a verdict; what the report says if it is not ``passed``."""
-    from converter.amounts import amount
     from converter.names import one_line
+    from converter.system.amounts import amount
 
     def say(line: str) -> None:
         click.echo(one_line(line))

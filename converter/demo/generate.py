@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.architecture import Architecture, read_architecture
+from converter.checkpoint.architecture import Architecture, read_architecture
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.demo import DEMO, towers
 from converter.demo.schemes import SCHEMES, Floats, Scheme, random_rows
 from converter.demo.variants import E2B_FULL_SIZE, VARIANTS, Variant
-from converter.lattice import bf16_bits, bf16_floats
 
 LAYOUTS = ("hub", "transformers")
 #: Bytes a value takes in the file, by the name of its type in the safetensors header.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
 
 BLOCK = 32
 Floats = NDArray[np.float32]

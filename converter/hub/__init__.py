@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from converter.amounts import amount
 from converter.errors import HubError
-from converter.file_state import state_of
 from converter.hub.cache import Snapshot, Store, local_files
 from converter.hub.connection import SLOWEST, Connection, Rate, fetch
 from converter.hub.description import describe, list_repository
@@ -32,6 +30,8 @@ from converter.hub.repository import (
 )
 from converter.hub.verification import Check, check, check_all
 from converter.names import Source
+from converter.system.amounts import amount
+from converter.system.files import state_of
 
 __all__ = ["Check", "Progress", "Snapshot", "download"]
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.document import read_object
 from converter.errors import CheckpointError, HubError
 from converter.hub.repository import (
     COMMIT,
@@ -29,6 +28,7 @@ from converter.hub.repository import (
     names_commit,
 )
 from converter.hub.verification import Check, check
+from converter.system.untrusted import read_object
 
 _RECORD_LIMIT = 1 << 20
 

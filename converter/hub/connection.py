@@ -25,11 +25,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from converter.amounts import amount
 from converter.errors import HubError
 from converter.hub.cache import local_files
 from converter.hub.repository import RemoteFile, content_digest, git_digest
 from converter.names import printable
+from converter.system.amounts import amount
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata

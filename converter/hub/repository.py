@@ -7,9 +7,9 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from converter.document import parse_object
 from converter.errors import CheckpointError, HubError
 from converter.names import printable
+from converter.system.untrusted import parse_object
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

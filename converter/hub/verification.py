@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-from converter.file_state import FileState, state_of
 from converter.hub.repository import RemoteFile, content_digest
-from converter.manifest import hexdigest
+from converter.pipeline.manifest import hexdigest
+from converter.system.files import FileState, state_of
 
 _STREAMS = 4
 _GIT = re.compile(r"[0-9a-f]{40}")

@@ -10,19 +10,20 @@ from typing import Final
 import gguf
 import numpy as np
 
-from converter.checkpoint import Checkpoint
+from converter.checkpoint.generation import end_texts, generation_limits, read_penalties, read_suppressed
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
-from converter.weight import Weight
 from targets.gguf.comparison import MODELFILE, differences
 from targets.gguf.description import add_description
 from targets.gguf.generation import HELD, add_generation
 from targets.gguf.header import Header, file_names, groups, write_header
 from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
+from targets.gguf.inferred import inferred_options
 from targets.gguf.limits import check, first_build
 from targets.gguf.modelfile import OPTIONS as MODELFILE_OPTIONS
 from targets.gguf.modelfile import modelfile
 from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
-from targets.gguf.options import inferred_options
 from targets.gguf.packing import BLOCK, row_bytes
 from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import (
@@ -35,10 +36,9 @@ from targets.gguf.storage import (
 )
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
-from targets.off_lattice import off_lattice_warnings
 from targets.ollama import Modelfile, printed, read_sampling, write_modelfile
-from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
-from targets.sampling import end_texts, generation_limits, read_penalties, read_suppressed
+from targets.storing import off_lattice_warnings
+from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -60,12 +60,12 @@ class GgufTarget:
     libraries: tuple[str, ...] = ("gguf", "numba", "numpy")
 
     def check(self, options: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         off_lattice_option(options)
         split_limit(options)
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         architecture = checkpoint.architecture
         check(checkpoint)
         tensor_names(architecture, architecture.tensors)
@@ -80,7 +80,7 @@ class GgufTarget:
         options: Mapping[str, object],
         progress: Progress = no_progress,
     ) -> Plan:
-        """See ``targets.plan.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
+        """See ``targets.target.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
         ``UsageError`` for a bad option."""
         off_lattice = off_lattice_option(options)
         limit = split_limit(options)
@@ -109,7 +109,7 @@ class GgufTarget:
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
-        """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
+        """See ``targets.target.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         limit = plan.options["split_max_size"]
         path = directory / "gguf" / f"{_stem(plan.options['name'], plan.tensors)}.gguf"
         try:
@@ -148,37 +148,37 @@ class GgufTarget:
         passed: bool,
         progress: Progress = no_progress,
     ) -> Sequence[str]:
-        """See ``targets.plan.Target``: nothing is to be done."""
+        """See ``targets.target.Target``: nothing is to be done."""
         return ()
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
-        """See ``targets.plan.Target``: none, llama.cpp itself knows one way to run a file."""
+        """See ``targets.target.Target``: none, llama.cpp itself knows one way to run a file."""
         return ()
 
     def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
-        """See ``targets.plan.Target``: no choice takes another artifact."""
+        """See ``targets.target.Target``: no choice takes another artifact."""
         return plan
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``: nothing is to be done."""
+        """See ``targets.target.Target``: nothing is to be done."""
 
     def files(self, artifact: Path) -> Sequence[Path]:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         return split_files(artifact)
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
-        """See ``targets.plan.Target``. ``artifact`` is the file, or the first of several. Raises
+        """See ``targets.target.Target``. ``artifact`` is the file, or the first of several. Raises
         ``CheckpointError`` for a damaged file."""
         return describe(artifact, checkpoint)
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
-        """See ``targets.plan.Target``. Options of the Modelfile are not inferred."""
+        """See ``targets.target.Target``. Options of the Modelfile are not inferred."""
         return inferred_options(artifact, checkpoint)
 
     def differences(
         self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
     ) -> Sequence[Difference]:
-        """See ``targets.plan.Target``. How a model is split into files decides nothing; the Modelfile is
+        """See ``targets.target.Target``. How a model is split into files decides nothing; the Modelfile is
         compared where the artifact lies in a directory ``gguf`` beside ``ollama``."""
         header, text = _metadata(checkpoint, plan), _modelfile_text(checkpoint, plan)
         return differences(artifact, checkpoint, plan, header, text, progress)

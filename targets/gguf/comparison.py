@@ -17,10 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.document import read_text, shown
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.weight import Weight
+from converter.system.untrusted import read_text, shown
 from targets.comparison import Bytes, Rows, differing_tensors
 from targets.gguf.description import NAMES_THAT_DECIDE
 from targets.gguf.header import Header, padded
@@ -30,7 +30,7 @@ from targets.gguf.packing import row_bytes
 from targets.gguf.reading import File, split_files
 from targets.gguf.writing import encode
 from targets.ollama import Modelfile, parse_modelfile
-from targets.plan import Difference, Plan, PlannedTensor, Progress, counted
+from targets.target import Difference, Plan, PlannedTensor, Progress, counted
 from targets.writing import RANGE
 
 #: Keys that llama.cpp and Ollama only show, or do not know at all (``llama-arch.cpp``; Ollama's ``fs/ggml``).
@@ -64,8 +64,8 @@ class _Part:
 def differences(
     artifact: Path, checkpoint: Checkpoint, plan: Plan, header: Header, modelfile: str, progress: Progress
 ) -> list[Difference]:
-    """See ``targets.plan.Target.differences``; ``header`` holds the metadata and ``modelfile`` the text that
-    belong to ``plan``."""
+    """See ``targets.target.Target.differences``; ``header`` holds the metadata and ``modelfile`` the text
+    that belong to ``plan``."""
     parts = [_Part(File(path), read_entries(path)) for path in split_files(artifact)]
     found = [*_keys(parts, header), *_split_keys(parts), *_tensor_table(parts, plan)]
     for part in parts:

@@ -13,9 +13,9 @@ from typing import Final
 
 import gguf
 
-from converter.card import Card
+from converter.checkpoint.card import Card
 from targets.gguf.header import Header, Items
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 
 #: Where repositories' addresses begin.
 HUB: Final = "https://huggingface.co"

@@ -1,4 +1,5 @@
-"""An excerpt (``converter.excerpt``) of a GGUF model: the tensors of some of its layers, and its metadata.
+"""An excerpt (``converter.checkpoint.excerpt``) of a GGUF model: the tensors of some of its layers, and its
+metadata.
 
 Tensors of the kept layers get their new numbers. Of the keys, those with a value for every layer keep the
 values of these layers, the numbers of all layers and of sharing ones become smaller by as many as are left
@@ -17,8 +18,8 @@ from typing import Final
 
 import gguf
 
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError
-from converter.excerpt import Excerpt
 from targets.gguf.limits import LAYERS_OF_27B
 from targets.gguf.metadata import decoded, item_size
 from targets.gguf.names import PER_LAYER_EMBEDDING, PER_LAYER_PROJECTION

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from converter.checkpoint.generation import RECOMMENDED, read_penalties, read_sampling, read_suppressed
 from targets.gguf.header import Header, Items
-from targets.sampling import RECOMMENDED, read_penalties, read_sampling, read_suppressed
 
 #: What a GGUF tells llama.cpp beyond temperature, top_p, top_k and tokens.
 HELD: Final = ("min_p", "repetition_penalty")

@@ -15,7 +15,7 @@ from typing import Any, Final
 import gguf
 import numpy as np
 
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 
 ALIGNMENT: Final[int] = gguf.GGUF_DEFAULT_ALIGNMENT
 _LENGTHS: Final = tuple(length.to_bytes(8, "little") for length in range(256))

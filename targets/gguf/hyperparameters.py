@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.architecture import FULL, SLIDING, Architecture, Layer
+from converter.checkpoint.architecture import FULL, SLIDING, Architecture, Layer
 
 #: Divisor of the frequency of a pair that does not rotate, the one in llama.cpp's own files.
 UNROTATED = 1e30

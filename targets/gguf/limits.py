@@ -11,11 +11,11 @@ import math
 from collections import Counter
 from typing import Final
 
-from converter.architecture import FULL, SLIDING, Architecture, Layer
-from converter.checkpoint import Checkpoint
+from converter.checkpoint.architecture import FULL, SLIDING, Architecture, Layer
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer import Tokenizer
+from converter.checkpoint.tokenizer_pipeline import LENGTH, SPACE_PREFIX
 from converter.errors import TargetError
-from converter.tokenizer import Tokenizer
-from converter.tokenizer_pipeline import LENGTH, SPACE_PREFIX
 from targets.gguf.vocabulary import tokenizer_model
 from targets.tokenization import refuse_steps
 

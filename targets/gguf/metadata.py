@@ -19,8 +19,8 @@ from typing import Final
 
 import gguf
 
-from converter.document import open_at_once
 from converter.errors import CheckpointError
+from converter.system.untrusted import open_at_once
 
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8

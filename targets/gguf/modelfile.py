@@ -10,13 +10,13 @@ from typing import Final
 import gguf
 import numpy as np
 
-from converter.architecture import Architecture
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.generation import is_stop
 from converter.errors import CheckpointError
 from targets.gguf.metadata import Metadata, decoded, item_count, read_entries, read_metadata
 from targets.gguf.names import ARCHITECTURES
 from targets.gguf.reading import split_files
 from targets.ollama import Modelfile, gemma_modelfile
-from targets.sampling import is_stop
 
 #: Options that concern the Modelfile alone.
 OPTIONS: Final = ("system", "licenses", "num_ctx")
@@ -119,7 +119,7 @@ def _sampling(file: Path, metadata: Metadata, names: Mapping[str, str]) -> dict[
 
 
 def _stops(entries: Mapping[str, bytes]) -> list[str]:
-    """Texts of the tokens that end an answer, as ``targets.sampling.end_texts`` gives them."""
+    """Texts of the tokens that end an answer, as ``converter.checkpoint.generation.end_texts`` gives them."""
     tokens, types = (entries.get(f"tokenizer.ggml.{key}", b"") for key in ("tokens", "token_type"))
     listed = entries.get("tokenizer.ggml.eos_token_ids", b"")
     ids = [decoded(listed, index) for index in range(item_count(listed))]

@@ -7,7 +7,7 @@ from typing import Final
 
 import gguf
 
-from converter.architecture import Architecture
+from converter.checkpoint.architecture import Architecture
 from converter.errors import TargetError
 
 #: GGUF architecture of each family.

@@ -14,9 +14,9 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.compiled import compiled
-from converter.lattice import bf16_bits
-from converter.weight import LatticeRows
+from converter.checkpoint.lattice import bf16_bits
+from converter.checkpoint.weight import LatticeRows
+from converter.system.compiled import compiled
 from targets import float16
 from targets.float16 import half_bits
 

@@ -14,16 +14,16 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint import Checkpoint
-from converter.document import open_at_once
+from converter.checkpoint.excerpt import Rows
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.excerpt import Rows
-from converter.weight import Weight
+from converter.system.untrusted import open_at_once
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.gguf.packing import FROM_FLOATS, unpack_q4_0
 from targets.gguf.writing import encode
-from targets.plan import StoredTensor
+from targets.target import StoredTensor
 
 _SPLIT: Final = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from converter.checkpoint.weight import LatticeFormat, Weight
 from converter.errors import UsageError
-from converter.weight import LatticeFormat, Weight
 from targets.gguf.packing import BLOCK
 
 #: Values of the option ``off_lattice``: the type of matrices that lie on no lattice. ``f32`` is for

@@ -17,10 +17,10 @@ from typing import Final
 
 import gguf
 
-from converter.architecture import Architecture
-from converter.tokenizer import Tokenizer
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.generation import END_OF_TURN, end_tokens
+from converter.checkpoint.tokenizer import Tokenizer
 from targets.gguf.header import Header, Items
-from targets.sampling import END_OF_TURN, end_tokens
 
 #: Special tokens that llama.cpp must render, since chat parsers read them (llama.cpp's own choice).
 VISIBLE: Final = frozenset(

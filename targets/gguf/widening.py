@@ -24,7 +24,7 @@ from typing import Final
 import gguf
 import numpy as np
 
-from converter.excerpt import Excerpt
+from converter.checkpoint.excerpt import Excerpt
 from targets.gguf.excerpt import excerpted_entries, excerpted_tensors
 from targets.gguf.metadata import Contents, Tensor, read_entries
 from targets.gguf.names import PER_LAYER_EMBEDDING

@@ -8,8 +8,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
-from converter.weight import Weight
 from targets import float16
 from targets.gguf.header import Layout, Place
 from targets.gguf.packing import FROM_FLOATS, LARGEST, pack_q4_0, row_bytes

@@ -2,9 +2,9 @@
 
 LiteRT's library for processors rounds each row of a product's input to int8 by one scale, which the row's
 largest value decides. A trained model has a few very large values, and beside them the others lose most of
-their bits. An input that is split by magnitude into two rows (``targets.litert.projections``) keeps them, at
-the price of the second row. What that gains differs between projections, so they are chosen by the names of
-their modules.
+their bits. An input that is split by magnitude into two rows (``targets.litert.export.projections``) keeps
+them, at the price of the second row. What that gains differs between projections, so they are chosen by the
+names of their modules.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from converter.architecture import Architecture
+from converter.checkpoint.architecture import Architecture
 from converter.errors import UsageError
 from targets.litert.storage import CODED, EMBEDDING, EMBEDDINGS, HEAD, ROUTER
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 
 #: Values of the option: one row for every product, two in the layers and one in the output head, or two.
 ONE: Final = "1"

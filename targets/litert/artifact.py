@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from converter.checkpoint import Checkpoint
-from converter.weight import Weight
+from converter.checkpoint.generation import generation_limits, read_sampling, read_suppressed
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import Weight
 from targets.litert.activations import two_rows, ways
-from targets.litert.android import check_assets, check_directory, write_assets
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
-from targets.litert.graph import (
+from targets.litert.devices.android import check_assets, check_directory, write_assets
+from targets.litert.devices.npu import Npu, check_installed, compile_bundle
+from targets.litert.export.request import (
     DECODER,
     EMBEDDER,
     PER_LAYER_EMBEDDER,
@@ -31,7 +33,6 @@ from targets.litert.metadata import (
     template_warnings,
     tokenizer_file,
 )
-from targets.litert.npu import Npu, check_installed, compile_bundle
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
     BLOCK,
@@ -41,8 +42,7 @@ from targets.litert.storage import (
     planned_tensors,
     storage_warnings,
 )
-from targets.plan import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
-from targets.sampling import generation_limits, read_sampling, read_suppressed
+from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.writing import destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -76,11 +76,11 @@ class LitertTarget:
     )
 
     def check(self, options: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         check_installed(read_options(options).npus)
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         fitted(read_options(options), checkpoint.architecture)
         tokenizer_file(checkpoint.path)
         check_tokenizer(checkpoint.tokenizer)
@@ -94,9 +94,9 @@ class LitertTarget:
         options: Mapping[str, object],
         progress: Progress = no_progress,
     ) -> Plan:
-        """See ``targets.plan.Target``. Reads the matrices once, as a negative scale anywhere decides how one
-        is stored. Raises ``TargetError`` for a tokenizer that LiteRT-LM cannot hold and ``UsageError`` for a
-        bad option."""
+        """See ``targets.target.Target``. Reads the matrices once, as a negative scale anywhere decides how
+        one is stored. Raises ``TargetError`` for a tokenizer that LiteRT-LM cannot hold and ``UsageError``
+        for a bad option."""
         architecture, weights = checkpoint.architecture, checkpoint.weights
         chosen = fitted(read_options(options), architecture)
         self.check_model(checkpoint, options)
@@ -145,8 +145,9 @@ class LitertTarget:
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
-        """See ``targets.plan.Target``; the stage ``export litert`` counts steps. Raises ``DestinationError``
-        for a file that cannot be written and ``TargetError`` if litert-torch cannot export the graph."""
+        """See ``targets.target.Target``; the stage ``export litert`` counts steps. Raises
+        ``DestinationError`` for a file that cannot be written and ``TargetError`` if litert-torch cannot
+        export the graph."""
         chosen = read_options(plan.options)
         path = directory / plan.artifacts[0]
         formats = _formats(plan)
@@ -179,7 +180,7 @@ class LitertTarget:
         passed: bool,
         progress: Progress = no_progress,
     ) -> Sequence[str]:
-        """See ``targets.plan.Target``: the assets of an Android app. Raises ``DestinationError``."""
+        """See ``targets.target.Target``: the assets of an Android app. Raises ``DestinationError``."""
         directory = _assets(options)
         if directory is None:
             return ()
@@ -200,36 +201,37 @@ class LitertTarget:
         return ()
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
-        """See ``targets.plan.Target``: rows of activations, where nothing was given and a product rounds."""
+        """See ``targets.target.Target``: rows of activations, where nothing was given and a product
+        rounds."""
         return ways(plan.tensors) if plan.options["activations"] is None else ()
 
     def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
-        """See ``targets.plan.Target``: another graph for every choice."""
+        """See ``targets.target.Target``: another graph for every choice."""
         return replace(plan, options={**plan.options, **choice})
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``: nothing is to be done."""
+        """See ``targets.target.Target``: nothing is to be done."""
 
     def files(self, artifact: Path) -> Sequence[Path]:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         return (artifact,)
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
-        """See ``targets.plan.Target``. Raises ``CheckpointError`` for a damaged file."""
+        """See ``targets.target.Target``. Raises ``CheckpointError`` for a damaged file."""
         from targets.litert.reading import describe
 
         return describe(artifact, checkpoint)
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
-        """See ``targets.plan.Target``. Raises ``CheckpointError`` for a damaged file."""
-        from targets.litert.inference import infer_options
+        """See ``targets.target.Target``. Raises ``CheckpointError`` for a damaged file."""
+        from targets.litert.inferred import infer_options
 
         return infer_options(artifact, checkpoint.weights)
 
     def differences(
         self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
     ) -> Sequence[Difference]:
-        """See ``targets.plan.Target``; the stage ``export litert`` counts steps if the graph of the
+        """See ``targets.target.Target``; the stage ``export litert`` counts steps if the graph of the
         checkpoint is not at hand. A model alone (``.tflite``) is told by its name, as ``keep_tflite`` gives
         it."""
         from targets.litert.comparison import bundle_differences, expect, model_differences

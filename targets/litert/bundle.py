@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from converter.document import shown
+from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
-from converter.shards import Shard
+from converter.system.untrusted import shown
 from targets.litert.tables import Flatbuffer, Table
 from targets.writing import destination_error
 

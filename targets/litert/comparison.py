@@ -17,10 +17,10 @@ from typing import Final
 
 import numpy as np
 
-from converter.document import shown
+from converter.checkpoint.safetensors import Shard
+from converter.checkpoint.weight import STORED_BYTES, Weight
 from converter.errors import CheckpointError
-from converter.shards import Shard
-from converter.weight import STORED_BYTES, Weight
+from converter.system.untrusted import shown
 from targets.comparison import Bytes, Rows, differing_tensors
 from targets.litert.bundle import MODEL, Section, read_sections
 from targets.litert.container import container_differences, section_by_type
@@ -29,7 +29,7 @@ from targets.litert.filling import Layout, Place, lay_out
 from targets.litert.functions import Content, FunctionContent, TensorContent, read_content
 from targets.litert.schema import GRAPH_BYTES, Buffer
 from targets.litert.stretches import first_other_byte
-from targets.plan import Difference
+from targets.target import Difference
 from targets.writing import RANGE
 
 #: Most deciding differences of a function that are listed.

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from converter.document import shown
-from converter.shards import Shard
+from converter.checkpoint.safetensors import Shard
+from converter.system.untrusted import shown
 from targets.litert.bundle import MODEL, Header, Section, StoredSection, read_header, read_section
 from targets.litert.stretches import first_other_byte
-from targets.plan import Difference
+from targets.target import Difference
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message

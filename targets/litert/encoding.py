@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.weight import EXACT, LatticeRows, Weight
 from converter.errors import TargetError
-from converter.lattice import bf16_bits, bf16_floats
-from converter.weight import EXACT, LatticeRows, Weight
 from targets import float16
 from targets.litert.storage import BLOCK, CODED, LATTICE
 from targets.writing import NO_BLOCKS, Bytes, Statuses

@@ -1,4 +1,5 @@
-"""An excerpt (``converter.excerpt``) of a LiteRT graph: its own operators of some layers, connected anew.
+"""An excerpt (``converter.checkpoint.excerpt``) of a LiteRT graph: its own operators of some layers,
+connected anew.
 
 What a layer adds to is the input of its first norm, which stands before the products with its matrices. So
 the layers between two kept ones are left out by giving the later one the input of the first of them. A layer
@@ -20,9 +21,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
-from converter.document import shown
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError
-from converter.excerpt import Excerpt
+from converter.system.untrusted import shown
 from targets.litert.schema import OPERATORS, Model, Operator, Subgraph
 from targets.litert.storage import EMBEDDING, HEAD
 from targets.litert.tables import Flatbuffer, Patch, Table

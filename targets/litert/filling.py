@@ -18,8 +18,8 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
+from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
-from converter.weight import Weight
 from targets.litert.encoding import encode, side_by_side
 from targets.litert.flatbuffer import Graph
 from targets.litert.storage import EMBEDDING, HEAD, row_bytes

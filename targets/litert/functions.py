@@ -16,8 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from converter.document import shown
 from converter.errors import CheckpointError
+from converter.system.untrusted import shown
 from targets.litert.schema import Buffer
 from targets.litert.tables import Flatbuffer, Table
 

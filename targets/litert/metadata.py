@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from converter.checkpoint import Checkpoint
-from converter.document import read_bytes
+from converter.checkpoint.generation import RECOMMENDED, end_tokens, read_sampling, read_suppressed
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, TargetError
-from converter.tokenizer import Tokenizer
+from converter.system.untrusted import read_bytes
 from targets.litert.bundle import Section, read_sections
 from targets.litert.template import template_for, unknown_methods
-from targets.sampling import RECOMMENDED, end_tokens, read_sampling, read_suppressed
 from targets.tokenization import known_to_litert, refuse_steps
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from converter.architecture import Architecture
+from converter.checkpoint.architecture import Architecture
 from converter.errors import UsageError
 from targets.litert.activations import check_activations, read_activations
-from targets.litert.npu import Npu, parse_all
+from targets.litert.devices.npu import Npu, parse_all
 from targets.litert.storage import read_off_lattice
 
 #: Tokens that a prompt is read in, unless the option says otherwise: enough to keep a phone's cores busy.

@@ -17,16 +17,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint import Checkpoint
-from converter.document import shown
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.safetensors import Shard
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.shards import Shard
-from converter.weight import Weight
+from converter.system.untrusted import shown
 from targets.litert.bundle import read_sections
 from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
 from targets.litert.storage import CODED, EMBEDDING, HEAD, LATTICE, sums_name
-from targets.plan import StoredTensor
+from targets.target import StoredTensor
 
 Floats = NDArray[np.float32]
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from converter.document import shown
+from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
-from converter.shards import Shard
+from converter.system.untrusted import shown
 from targets.litert.tables import Flatbuffer, Table
 
 #: Most bytes of a file among which its graph may lie; one of 60 layers has 10 MB. Weights come behind.

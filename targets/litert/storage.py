@@ -19,12 +19,12 @@ from typing import Final
 
 import numpy as np
 
+from converter.checkpoint.stored.unquantized import sampled_ranges
+from converter.checkpoint.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
 from converter.errors import UsageError
-from converter.stored.bf16_lattice import sampled_ranges
-from converter.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
 from targets import float16
-from targets.off_lattice import off_lattice_warnings
-from targets.plan import PlannedTensor
+from targets.storing import off_lattice_warnings
+from targets.target import PlannedTensor
 from targets.writing import processors
 
 #: Values that share a scale.

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from converter.shards import Shard
+from converter.checkpoint.safetensors import Shard
 
 #: Bytes that are read at a time.
 _CHUNK: Final = 16 << 20

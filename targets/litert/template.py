@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from converter.chats import Conversation, conversations
+from converter.checkpoint.chats import Conversation, conversations
+from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import QatconvertError
-from converter.tokenizer import Tokenizer
-from converter.worker import run_worker
+from converter.system.child import run_worker
 
 #: A comment, which stays as it is, or a tag with its code; quotes may hold the end of a tag.
 _TAG: Final = re.compile(
@@ -209,7 +209,9 @@ class _Prompts:
             "chats": [chat.request() for chat in (*chats, *map(received, chats), *probes)],
             "what": "the chat template",
         }
-        made = run_worker("converter.rendering", request, lambda done, total: None, what="transformers")
+        made = run_worker(
+            "converter.checkpoint.rendering", request, lambda done, total: None, what="transformers"
+        )
         count = len(chats)
         return cls(
             [one[:count] for one in made["prompts"]],

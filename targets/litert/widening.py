@@ -25,9 +25,9 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from converter.document import shown
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError
-from converter.excerpt import Excerpt
+from converter.system.untrusted import shown
 from targets.litert.excerpt import cut
 from targets.litert.reading import Codes, coded_products
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from converter.checkpoint.generation import RECOMMENDED
 from converter.errors import TargetError
 from targets.ollama.modelfile import Modelfile
 from targets.ollama.printable import printed
-from targets.sampling import RECOMMENDED
 
 #: Context of a new model in tokens, where nothing else is asked for: Ollama reserves memory for all of it.
 CONTEXT: Final = 8192

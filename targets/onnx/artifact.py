@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from converter.checkpoint import Checkpoint
-from converter.weight import Weight
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.weight import Weight
 from targets.onnx.accuracy import with_accuracy_level
-from targets.onnx.generation import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.layout import lay_out
+from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.storage import (
     BITS,
     BLOCK,
@@ -25,7 +25,7 @@ from targets.onnx.storage import (
     tensor_bytes,
 )
 from targets.onnx.writing import write_data
-from targets.plan import (
+from targets.target import (
     Difference,
     Plan,
     PlannedTensor,
@@ -63,11 +63,11 @@ class OnnxTarget:
     )
 
     def check(self, options: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         read_options(options)
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         check_tokenizer(checkpoint)
         generation_files(checkpoint)
         generation_warnings(checkpoint)
@@ -79,7 +79,7 @@ class OnnxTarget:
         options: Mapping[str, object],
         progress: Progress = no_progress,
     ) -> Plan:
-        """See ``targets.plan.Target``. Raises ``UsageError`` for a bad option and ``TargetError`` for a
+        """See ``targets.target.Target``. Raises ``UsageError`` for a bad option and ``TargetError`` for a
         tokenizer that onnxruntime-genai would run otherwise."""
         storage = read_options(options)
         check_tokenizer(checkpoint)
@@ -108,7 +108,7 @@ class OnnxTarget:
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
-        """See ``targets.plan.Target``. Raises ``DestinationError`` for a file that cannot be written."""
+        """See ``targets.target.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         from targets.onnx.graph import serialized_graph
 
         storage = read_options(plan.options)
@@ -134,29 +134,29 @@ class OnnxTarget:
         return warnings
 
     def files(self, artifact: Path) -> Sequence[Path]:
-        """See ``targets.plan.Target``."""
+        """See ``targets.target.Target``."""
         from targets.onnx.reading import files
 
         return files(artifact)
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
-        """See ``targets.plan.Target``. Raises ``CheckpointError`` for a damaged file."""
+        """See ``targets.target.Target``. Raises ``CheckpointError`` for a damaged file."""
         from targets.onnx.reading import describe
 
         return describe(artifact, checkpoint)
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
-        """See ``targets.plan.Target``."""
-        from targets.onnx.options import inferred_options
+        """See ``targets.target.Target``."""
+        from targets.onnx.inferred import inferred_options
 
         return inferred_options(artifact, checkpoint)
 
     def differences(
         self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
     ) -> Sequence[Difference]:
-        """See ``targets.plan.Target``. Where the model lies in a directory with any of the files that belong
-        beside it, other files there that a runtime would read are differences too. Raises ``UsageError``
-        where what builds the graph is not installed."""
+        """See ``targets.target.Target``. Where the model lies in a directory with any of the files that
+        belong beside it, other files there that a runtime would read are differences too. Raises
+        ``UsageError`` where what builds the graph is not installed."""
         check_installed([self])
         from targets.onnx.comparison import differences
 
@@ -170,11 +170,11 @@ class OnnxTarget:
         passed: bool,
         progress: Progress = no_progress,
     ) -> Sequence[str]:
-        """See ``targets.plan.Target``: nothing is to be done."""
+        """See ``targets.target.Target``: nothing is to be done."""
         return ()
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
-        """See ``targets.plan.Target``: int8 activations, which are fast, and float32 ones, which are
+        """See ``targets.target.Target``: int8 activations, which are fast, and float32 ones, which are
         accurate, unless the option says which."""
         quantised = any(tensor.format in BITS for tensor in plan.tensors)
         if plan.options["accuracy_level"] is not None or not quantised:
@@ -182,11 +182,11 @@ class OnnxTarget:
         return ({"accuracy_level": 4}, {"accuracy_level": 0})
 
     def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
-        """See ``targets.plan.Target``: no choice takes another artifact."""
+        """See ``targets.target.Target``: no choice takes another artifact."""
         return plan
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
-        """See ``targets.plan.Target``: rewrites the graph, which is small, and not the data."""
+        """See ``targets.target.Target``: rewrites the graph, which is small, and not the data."""
         level = choice["accuracy_level"]
         assert isinstance(level, int)
         _write(artifact, with_accuracy_level(artifact.read_bytes(), level))

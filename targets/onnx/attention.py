@@ -16,7 +16,7 @@ from mobius.components import OffsetRMSNorm, RMSNorm
 from numpy.typing import NDArray
 from onnxscript import OpBuilder, nn
 
-from converter.architecture import SLIDING, Architecture, Layer
+from converter.checkpoint.architecture import SLIDING, Architecture, Layer
 from targets.onnx.modules import MICROSOFT
 
 #: Keys and values of a layer, ``[batch, heads, positions, head_dim]``.

@@ -13,23 +13,23 @@ from typing import Final
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.document import parse_object, read_bytes, shown
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.safetensors import Shard
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.shards import Shard
-from converter.weight import Weight
+from converter.system.untrusted import parse_object, read_bytes, shown
 from targets.comparison import Bytes, Rows, differing_tensors
 from targets.onnx.dequantisation import ITEM_BYTES
 from targets.onnx.external import Stretch, all_stretches
-from targets.onnx.generation import generation_files
 from targets.onnx.graph import serialized_graph
+from targets.onnx.inferred import accuracy_level
 from targets.onnx.layout import Layout, Place, lay_out
 from targets.onnx.message import model_differences
-from targets.onnx.options import accuracy_level
 from targets.onnx.protobuf import GRAPH_BYTES, External, Graph, Initializer, read_graph
+from targets.onnx.side_files import generation_files
 from targets.onnx.storage import Storage, read_options, stored_name
 from targets.onnx.writing import encoded
-from targets.plan import Difference, Plan, Progress, counted
+from targets.target import Difference, Plan, Progress, counted
 from targets.writing import RANGE
 
 #: Levels among which a conversion chooses by measurement, the most accurate one first.
@@ -47,8 +47,8 @@ _PIECE: Final = 1 << 20
 
 
 def differences(artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress) -> list[Difference]:
-    """See ``targets.plan.Target.differences``. The accuracy level is compared only where the plan fixes it or
-    where nodes differ: among 0 and 4 it is a choice."""
+    """See ``targets.target.Target.differences``. The accuracy level is compared only where the plan fixes it
+    or where nodes differ: among 0 and 4 it is a choice."""
     graph = read_graph(artifact)
     level = plan.options.get("accuracy_level")
     if level is None:

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 from mobius import ArchitectureConfig, Gemma4Config
 
-from converter.architecture import FULL, Architecture
+from converter.checkpoint.architecture import FULL, Architecture
 
 
 def mobius_configuration(architecture: Architecture, dtype: str) -> ArchitectureConfig:

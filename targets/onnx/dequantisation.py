@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.document import shown
-from converter.lattice import bf16_bits, bf16_floats
-from converter.shards import Shard
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.safetensors import Shard
+from converter.system.untrusted import shown
 
 Floats = NDArray[np.float32]
 

@@ -1,4 +1,5 @@
-"""An excerpt (``converter.excerpt``) of an ONNX model: its own nodes of some layers, connected anew.
+"""An excerpt (``converter.checkpoint.excerpt``) of an ONNX model: its own nodes of some layers, connected
+anew.
 
 What a layer adds to is the input of its first norm, which is found by its weight. So the layers between two
 kept ones are left out by giving the later one the input of the first of them. A layer that shares keys and
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from converter.document import shown
+from converter.checkpoint.excerpt import Excerpt
+from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
-from converter.excerpt import Excerpt
-from converter.shards import Shard
+from converter.system.untrusted import shown
 from targets.onnx.storage import stored_name
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from converter.architecture import Experts as Sizes
+from converter.checkpoint.architecture import Experts as Sizes
 from targets.onnx.modules import as_type
 
 #: Makes one expert's projection from the expert's index and the projection's name (``gate_up_proj``).

@@ -8,7 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from converter.architecture import Architecture
+from converter.checkpoint.architecture import Architecture
 from targets.onnx.layout import Layout, Place
 from targets.onnx.storage import expert_name, scales_name, stored_name
 

@@ -22,8 +22,8 @@ from mobius import (
 from mobius.models import Gemma3CausalLMModel, Gemma4CausalLMModel
 from onnxscript import GraphBuilder, OpBuilder, nn
 
-from converter.architecture import Architecture, Layer
-from converter.architecture import Experts as Sizes
+from converter.checkpoint.architecture import Architecture, Layer
+from converter.checkpoint.architecture import Experts as Sizes
 from targets.onnx.attention import Attention, NoRotations, Positions
 from targets.onnx.configuration import mobius_configuration
 from targets.onnx.experts import Experts

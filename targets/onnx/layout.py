@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from targets.onnx.storage import Storage, row_bytes
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 
 ALIGNMENT: Final = 64
 PAGE: Final = 4096

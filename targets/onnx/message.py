@@ -13,10 +13,10 @@ from typing import Any, Final
 
 from onnx import ModelProto
 
-from converter.document import shown
 from converter.errors import CheckpointError
+from converter.system.untrusted import shown
 from targets.onnx.protobuf import LENGTH_DELIMITED, fields
-from targets.plan import Difference
+from targets.target import Difference
 
 #: What describes a message and bears on nothing that onnxruntime computes. All else decides, fields that
 #: onnx.proto does not know included.

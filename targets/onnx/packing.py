@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.compiled import compiled
-from converter.lattice import bf16_bits
+from converter.checkpoint.lattice import bf16_bits
+from converter.system.compiled import compiled
 from targets.float16 import half_bits
 from targets.onnx.storage import BLOCK
 

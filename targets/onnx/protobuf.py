@@ -17,8 +17,8 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, NodeProto, StringStringEntryProto, TensorProto, numpy_helper
 
-from converter.document import read_bytes, shown
 from converter.errors import CheckpointError
+from converter.system.untrusted import read_bytes, shown
 from targets.onnx.dequantisation import ITEM_BYTES
 
 _Message = TypeVar("_Message", bound=Message)

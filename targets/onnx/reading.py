@@ -14,17 +14,17 @@ from typing import Final
 
 import numpy as np
 
-from converter.checkpoint import Checkpoint
-from converter.document import shown
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.safetensors import Shard
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.shards import Shard
-from converter.weight import Weight
+from converter.system.untrusted import shown
 from targets.onnx.dequantisation import ITEM_BYTES, Codes, Floats, Numbers, Scheme, Stretch
 from targets.onnx.packing import FROM_FLOATS
 from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
 from targets.onnx.storage import BITS, BLOCK, Storage, expert_name, stored_name
 from targets.onnx.writing import quantised
-from targets.plan import StoredTensor
+from targets.target import StoredTensor
 
 _MATMUL: Final = "com.microsoft.MatMulNBits"
 _GATHER: Final = "com.microsoft.GatherBlockQuantized"

@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
+from converter.checkpoint.stored.unquantized import sampled_ranges
+from converter.checkpoint.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
 from converter.errors import UsageError
-from converter.stored.bf16_lattice import sampled_ranges
-from converter.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
-from targets.off_lattice import off_lattice_warnings
+from targets.storing import off_lattice_warnings
 
 #: Values that share a scale.
 BLOCK: Final = 32

@@ -10,8 +10,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.weight import EXACT, OFF_LATTICE, LatticeRows, Weight
 from converter.errors import TargetError
-from converter.weight import EXACT, OFF_LATTICE, LatticeRows, Weight
 from targets import float16
 from targets.onnx.layout import Layout, Place
 from targets.onnx.packing import FROM_FLOATS, pack_codes, pack_scales, round_rows

@@ -181,8 +181,9 @@ def test_a_manifest_that_is_none_makes_an_output_like_any_other(qatconvert, erro
 
 def test_a_run_that_lost_the_race_does_not_overwrite_what_the_first_published(model, tmp_path, monkeypatch):
     """Both runs look at the destination before either has it."""
-    from converter import output, pipeline
     from converter.errors import DestinationError
+    from converter.pipeline import conversion as pipeline
+    from converter.system import output
 
     place, scratch = tmp_path / "out", output.scratch_directory
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
-from converter.output import check_space
+from converter.system.output import check_space
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 

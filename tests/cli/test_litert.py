@@ -83,7 +83,7 @@ def test_the_manifest_has_the_plan_and_every_file(nine):
 
 
 def test_an_output_with_assets_elsewhere_is_as_its_manifest_says(nine):
-    from converter.verification import verify
+    from converter.pipeline.verification import verify
 
     assert verify(nine).findings == []
 
@@ -140,7 +140,7 @@ def test_the_plan_says_which_tensors_have_negative_scales(qatconvert, checkpoint
 
 
 def test_what_scales_lose_is_counted_in_the_report(checkpoint_factory, tmp_path):
-    from converter.pipeline import Conversion, convert
+    from converter.pipeline.conversion import Conversion, convert
 
     model = str(checkpoint_factory("text", "max7-f32"))
     told: list[str] = []
@@ -207,9 +207,9 @@ def test_a_tokenizer_that_the_runtime_cannot_hold_is_refused(refused, model):
 
 def test_too_little_memory_is_told_before_the_export_starts(monkeypatch, checkpoint_factory, tmp_path):
     from converter.errors import TargetError
-    from converter.pipeline import Conversion, convert
+    from converter.pipeline.conversion import Conversion, convert
 
-    monkeypatch.setattr("converter.memory.free_memory", lambda: 100_000_000)
+    monkeypatch.setattr("converter.system.memory.free_memory", lambda: 100_000_000)
     conversion = Conversion(str(checkpoint_factory("text")), ["litert"], tmp_path / "out", validation=None)
     with pytest.raises(TargetError, match=r"litert: the export takes up to .* and 100 MB are free"):
         convert(conversion)
@@ -220,7 +220,7 @@ def test_room_for_the_models_that_are_kept_is_looked_for_before_the_export_start
     monkeypatch, checkpoint_factory, tmp_path
 ):
     from converter.errors import DestinationError
-    from converter.pipeline import Conversion, convert
+    from converter.pipeline.conversion import Conversion, convert
 
     size = (checkpoint_factory("text") / "model.safetensors").stat().st_size
     usage = shutil.disk_usage(tmp_path)._replace(free=size // 2)  # room for the bundle, not for two
@@ -239,8 +239,8 @@ def test_room_for_the_models_that_are_kept_is_looked_for_before_the_export_start
 
 def test_assets_that_cannot_be_written_leave_what_is_proven(monkeypatch, checkpoint_factory, tmp_path):
     from converter.errors import DestinationError
-    from converter.pipeline import Conversion, convert
-    from targets.plan import find_target
+    from converter.pipeline.conversion import Conversion, convert
+    from targets.target import find_target
 
     def fail(*arguments: object) -> None:
         raise DestinationError("the disk is full")

@@ -12,7 +12,7 @@ import transformers
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextRotaryEmbedding
 
-from converter.architecture import FULL, SLIDING, Architecture, read_architecture
+from converter.checkpoint.architecture import FULL, SLIDING, Architecture, read_architecture
 from converter.errors import CheckpointError
 
 BASE = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.card import LONGEST, Card, read_card
-from converter.checkpoint import open_checkpoint, open_description
+from converter.checkpoint.card import LONGEST, Card, read_card
+from converter.checkpoint.opened import open_checkpoint, open_description
 
 
 def card(directory, front, text="\n# A model\n"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from converter.errors import CheckpointError
-from converter.pipeline import Conversion, convert, open_model, validate
-from targets.plan import Progress
+from converter.pipeline.conversion import Conversion, convert, open_model, validate
+from targets.target import Progress
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 Change = Callable[[Path], object]
@@ -131,7 +131,7 @@ def test_a_model_card_that_was_read_is_a_file_of_the_checkpoint(model: Path, tmp
 def test_a_file_that_changes_between_the_first_look_and_the_opening_is_named(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from converter import checkpoint
+    from converter.checkpoint import opened as checkpoint
 
     opened = checkpoint.open_checkpoint
 
@@ -169,7 +169,7 @@ def test_a_reference_that_changes_during_a_validation_is_named(model: Path, tmp_
 
 
 def test_an_inspection_of_a_changing_checkpoint_is_refused(model: Path) -> None:
-    from converter.inspection import inspect
+    from converter.pipeline.inspection import inspect
 
     opened = open_model(str(model))
     with pytest.raises(CheckpointError, match=rf"{SHARDS[0]}: changed while it was read"):

@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from converter.chats import Conversation, conversations
+from converter.checkpoint.chats import Conversation, conversations
+from converter.checkpoint.rendering import render, write_chats
 from converter.errors import ValidationError
-from converter.rendering import render, write_chats
-from converter.worker import run_worker
+from converter.system.child import run_worker
 
 
 def quiet(*_: object) -> None:
@@ -80,6 +80,8 @@ def test_templates_run_in_a_child_process_and_in_a_sandbox() -> None:
         "chats": [conversations()[0].request()],
         "what": "it",
     }
-    refused, fine = run_worker("converter.rendering", request, quiet, what="transformers")["prompts"]
+    refused, fine = run_worker("converter.checkpoint.rendering", request, quiet, what="transformers")[
+        "prompts"
+    ]
     assert "unsafe" in refused[0]["error"]
     assert fine == [{"text": "What is the capital of France?"}]

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from raw_safetensors import write_tensors
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from converter.checkpoint.safetensors import open_shards
+from converter.checkpoint.weight import LatticeFormat
 from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
-from converter.shards import open_shards
-from converter.weight import LatticeFormat
 
 Make = Callable[..., Path]
 Tensors = dict[str, NDArray[np.generic]]
@@ -328,7 +328,7 @@ def test_a_missing_tokenizer_is_named(altered: Callable[..., Path]) -> None:
 
 def test_neither_torch_nor_transformers_is_imported(checkpoint_factory: Make) -> None:
     script = (
-        "import sys; from pathlib import Path; from converter.checkpoint import open_checkpoint; "
+        "import sys; from pathlib import Path; from converter.checkpoint.opened import open_checkpoint; "
         "checkpoint = open_checkpoint(Path(sys.argv[1])); "
         "weight = checkpoint.weights['embed_tokens.weight']; weight.codes(0, 4); "
         "sys.exit(bool({'torch', 'transformers', 'tokenizers', 'safetensors'} & set(sys.modules)))"

@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import pytest
 
-from converter.compiled import compiled
+from converter.system.compiled import compiled
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma4ForConditionalGeneration
 
-from converter.architecture import FULL, SLIDING, read_architecture
+from converter.checkpoint.architecture import FULL, SLIDING, read_architecture
+from converter.checkpoint.lattice import recover
+from converter.checkpoint.weight import EXACT, OFF_LATTICE
 from converter.demo import DEMO, DEMO_BASE
 from converter.demo.measure import (
     held_out_windows,
@@ -21,8 +23,6 @@ from converter.demo.measure import (
     perplexity,
     with_naive_q4_0,
 )
-from converter.lattice import recover
-from converter.weight import EXACT, OFF_LATTICE
 
 
 def _bits(directory: Path) -> dict[str, np.ndarray]:

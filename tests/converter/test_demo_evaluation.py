@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint import EVALUATION_TEXT
+from converter.checkpoint.opened import EVALUATION_TEXT
 from converter.demo import DEMO, DEMO_BASE
 from converter.demo.evaluation import evaluation_text, write_evaluation_text
 from converter.demo.text import conversations, held_out_topics, training_documents

@@ -12,13 +12,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from converter.architecture import FULL, SLIDING, read_architecture
+from converter.checkpoint.architecture import FULL, SLIDING, read_architecture
+from converter.checkpoint.lattice import bf16_bits, recover
+from converter.checkpoint.weight import EXACT, OFF_LATTICE
 from converter.demo.generate import write_checkpoint
 from converter.demo.schemes import SCHEMES, random_rows
 from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
-from converter.lattice import bf16_bits, recover
-from converter.weight import EXACT, OFF_LATTICE
 
 Factory = Callable[..., Path]
 ROWS, COLUMNS = 512, 256

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from converter.lattice import bf16_bits, bf16_floats, recover
-from converter.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE
+from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
+from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE
 
 F16_NORMAL = (2.0**-14, 65504.0)
 codes_in_block = st.lists(st.integers(-8, 7), min_size=32, max_size=32)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
-from converter.output import (
+from converter.system.output import (
     MANIFEST,
     check_destination,
     check_places,
@@ -82,7 +82,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 
 def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from converter.output import scratch_directory\n"
+        "import sys, time; from pathlib import Path; from converter.system.output import scratch_directory\n"
         "with scratch_directory(Path(sys.argv[1])) as scratch:\n"
         "    (scratch / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)\n"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
-from converter.output import MANIFEST, check_places, publish, scratch_directory, settle
+from converter.system.output import MANIFEST, check_places, publish, scratch_directory, settle
 
 #: An earlier conversion with a file that stays, some that are replaced, one that goes, and the user's own.
 EARLIER = {
@@ -134,7 +134,7 @@ def test_an_error_in_the_middle_brings_the_earlier_conversion_back(tmp_path, mon
 
 
 def test_a_signal_while_files_are_replaced_waits_until_they_are(tmp_path, monkeypatch):
-    from converter import interruption
+    from converter.system import interruption
 
     out, replace = tmp_path / "out", os.replace
     write(out, EARLIER)

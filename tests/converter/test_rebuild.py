@@ -11,10 +11,10 @@ from altered_output import edit_manifest, list_again, tamper
 
 from converter.demo import DEMO
 from converter.errors import CheckpointError, DestinationError
-from converter.pipeline import Conversion, convert, open_model
-from converter.rebuild import rebuild
-from converter.verification import REPORTS, Rebuild, Verification, verify
-from targets.plan import find_target
+from converter.pipeline.conversion import Conversion, convert, open_model
+from converter.pipeline.rebuild import rebuild
+from converter.pipeline.verification import REPORTS, Rebuild, Verification, verify
+from targets.target import find_target
 
 TARGETS = ("gguf", "onnx", "litert")
 GGUF = "gguf/gemma4-demo-q4_0.gguf"
@@ -218,7 +218,7 @@ def test_nothing_is_written_where_the_manifest_says(output, tmp_path):
     edit_manifest(
         output, lambda content: content["targets"]["gguf"]["options"].update(android_assets=str(assets))
     )
-    assert list(problems(output)) == ["manifest.json: targets.gguf.options.android_assets"]
+    assert list(problems(output)) == ["manifest.json: targets.gguf.inferred.android_assets"]
     assert not assets.exists()
 
 
@@ -382,7 +382,7 @@ def test_it_goes_after_an_interruption_too(output, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("converter.rebuild._first_difference", interrupted)
+    monkeypatch.setattr("converter.pipeline.rebuild._first_difference", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again(output)
     assert listing(output.parent) == ["out"]

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
-from converter.output import scratch_directory
+from converter.system.output import scratch_directory
 
 RUN = """
 import sys
 from pathlib import Path
-from converter.output import scratch_directory
+from converter.system.output import scratch_directory
 with scratch_directory(Path(sys.argv[1]), "conversion of gemma4-demo") as scratch:
     (scratch / "half").write_text("x")
     print("ready", flush=True)

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_safetensors import header_of, write_raw, write_shards, write_tensors
 
+from converter.checkpoint.safetensors import HEADER_BYTES, open_shards
 from converter.errors import CheckpointError
-from converter.shards import HEADER_BYTES, open_shards
 
 TENSORS = {
     "a": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from raw_safetensors import write_tensors
 
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.safetensors import open_shards
+from converter.checkpoint.stored import FORMATS, find_format
+from converter.checkpoint.stored.unquantized import make_weight, sampled_ranges
+from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeFormat, Weight
 from converter.errors import CheckpointError
-from converter.lattice import bf16_bits, bf16_floats
-from converter.shards import open_shards
-from converter.stored import FORMATS, find_format
-from converter.stored.bf16_lattice import make_weight, sampled_ranges
-from converter.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeFormat, Weight
 
 Array = NDArray[np.generic]
 

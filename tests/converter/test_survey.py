@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converter.lattice import bf16_bits, bf16_floats, recover
-from converter.survey import survey
-from converter.weight import LatticeFormat, Weight
+from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
+from converter.checkpoint.scheme import survey
+from converter.checkpoint.weight import LatticeFormat, Weight
 
 
 def lattice_weight(scale_of, bf16_scale=True, off=0) -> Weight:

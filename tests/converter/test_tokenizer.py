@@ -15,8 +15,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter.checkpoint.tokenizer import AddedToken, Tokenizer, read_tokenizer
 from converter.errors import CheckpointError
-from converter.tokenizer import AddedToken, Tokenizer, read_tokenizer
 
 Files = dict[str, Any]
 

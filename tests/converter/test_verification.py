@@ -11,8 +11,8 @@ import pytest
 from altered_output import edit_manifest, list_again
 
 from converter.errors import CheckpointError
-from converter.pipeline import validate
-from converter.verification import read_verdicts, verify
+from converter.pipeline.conversion import validate
+from converter.pipeline.verification import read_verdicts, verify
 
 GGUF = "gguf/gemma4-demo-q4_0.gguf"
 MODELFILE = "ollama/Modelfile"

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from converter.errors import ValidationError
-from converter.worker import Worker, _ending, run_worker
+from converter.system.child import Worker, _ending, run_worker
 
 
 @pytest.fixture(scope="module")
 def worker() -> Iterator[Worker]:
     """A process that serves requests one after the other."""
-    with Worker("validation.reference_process") as one:
+    with Worker("validation.reference.process") as one:
         yield one
 
 
@@ -64,7 +64,7 @@ def test_a_killed_process_is_explained_and_replaced(checkpoint_factory: Callable
         "model": str(checkpoint_factory("text")),
         "passages": [{"text": "Hello.", "turns": []}] * 2000,
     }
-    with Worker("validation.reference_process") as worker:
+    with Worker("validation.reference.process") as worker:
         child, _ = worker._started()
         with pytest.raises(
             ValidationError, match="here: the process was killed, most likely for want of memory"
@@ -75,7 +75,7 @@ def test_a_killed_process_is_explained_and_replaced(checkpoint_factory: Callable
 
 
 def test_a_process_that_was_killed_while_it_waited_is_replaced() -> None:
-    with Worker("validation.reference_process") as worker:
+    with Worker("validation.reference.process") as worker:
         child, _ = worker._started()
         child.kill()
         child.wait()
@@ -95,7 +95,7 @@ def test_an_interrupted_request_leaves_no_process(
         "model": str(checkpoint_factory("text")),
         "passages": [{"text": "Hello.", "turns": []}] * 2,
     }
-    worker = Worker("validation.reference_process")
+    worker = Worker("validation.reference.process")
     with pytest.raises(KeyboardInterrupt):
         worker.call(request, interrupt, what="here")
     assert children() == before
@@ -103,11 +103,11 @@ def test_an_interrupted_request_leaves_no_process(
 
 def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "sleeper.py").write_text(
-        "import os, time\nfrom converter.worker import serve\n\n"
+        "import os, time\nfrom converter.system.child import serve\n\n"
         "def handle(request, progress):\n    progress(os.getpid(), 0)\n    time.sleep(600)\n\nserve(handle)\n"
     )
     script = (
-        "from converter.worker import run_worker\n"
+        "from converter.system.child import run_worker\n"
         "run_worker('sleeper', {}, lambda done, total: print(done, flush=True), what='here')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -125,7 +125,7 @@ def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 def test_a_process_that_was_never_asked_never_starts() -> None:
     before = children()
-    with Worker("validation.reference_process"):
+    with Worker("validation.reference.process"):
         assert children() == before
 
 
@@ -156,7 +156,7 @@ SECRETS = (
 
 def environment_of_child(**added: str) -> dict[str, str]:
     """The environment of a real child process, as the system has it."""
-    with Worker("validation.reference_process", environment=added) as worker:
+    with Worker("validation.reference.process", environment=added) as worker:
         child, _ = worker._started()
         with pytest.raises(ValidationError, match="KeyError: 'juggle'"):  # it has started when it answers
             worker.call({"task": "juggle"}, silent, what="here")
@@ -202,7 +202,7 @@ def test_settings_that_would_change_what_a_runtime_computes_stay_behind(
 
 
 def test_a_child_is_out_of_reach_of_the_terminals_signals() -> None:
-    with Worker("validation.reference_process") as worker:
+    with Worker("validation.reference.process") as worker:
         child, _ = worker._started()
         assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
 
@@ -210,8 +210,8 @@ def test_a_child_is_out_of_reach_of_the_terminals_signals() -> None:
 def test_a_foreign_working_directory_is_not_imported_from(tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise SystemExit('hijacked')")
     script = (
-        "from converter.worker import run_worker\n"
-        "try: run_worker('validation.reference_process', {'task': 'logits'}, lambda d, t: None, what='x')\n"
+        "from converter.system.child import run_worker\n"
+        "try: run_worker('validation.reference.process', {'task': 'logits'}, lambda d, t: None, what='x')\n"
         "except Exception as error: print(error)"
     )
     done = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import QatconvertError
-from converter.worker import Progress, serve
+from converter.system.child import Progress, serve
 from fuzzing import Damage, Files, case, find, read_files
 
 #: Longest message in characters; one names a path, a part of the file and what is wrong.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from fuzzing import Damage, Files, Format, damages
 from fuzzing.safetensors import write_small
 from targets.gguf import target as gguf
 from targets.litert.metadata import metadata_sections
-from targets.onnx.generation import generation_files, generation_warnings
+from targets.onnx.side_files import generation_files, generation_warnings
 
 _TEMPLATE = "chat_template.jinja"
 _CONFIG, _TOKENIZER = "config.json", "tokenizer.json"

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from random import Random
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from fuzzing import Damage, Files, Format, damages
 from fuzzing.safetensors import write_small
 from targets.gguf import target

@@ -15,8 +15,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from litert_graph import graph
 
-from converter.excerpt import Excerpt
-from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.excerpt import Excerpt
+from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
 from fuzzing import Damage, Files, Format, damages
 from targets.litert.bundle import MODEL, PREFILL_DECODE, Section, read_section, read_sections, write_bundle
 from targets.litert.filling import fill

@@ -10,10 +10,10 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from fuzzing import Damage, Files, Format, damages
 from fuzzing.safetensors import write_small
-from targets.plan import find_target
+from targets.target import find_target
 
 _MODEL = "model/onnx/model.onnx"
 _DATA = f"{_MODEL}.data"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from converter.errors import ValidationError
-from converter.worker import Worker
+from converter.system.child import Worker
 from fuzzing import case, find, read_files
 
 #: What a case may take: seconds, also on a busy machine, and bytes of memory.

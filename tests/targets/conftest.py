@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint import Checkpoint, open_checkpoint
-from targets.plan import Plan, find_target
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from targets.target import Plan, find_target
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import numpy as np
 import onnxruntime_genai as genai
 import pytest
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.generation import generation_limits, read_sampling
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from targets.gguf.vocabulary import vocabulary_warnings
 from targets.litert.metadata import llm_metadata
 from targets.ollama import parse_modelfile
-from targets.plan import find_target
-from targets.sampling import generation_limits, read_sampling
+from targets.target import find_target
 
 #: Ends that the demo's own files name: ``<eos>`` and ``<turn|>``.
 ENDS = [1, 16]

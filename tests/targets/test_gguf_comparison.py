@@ -17,11 +17,11 @@ from tampering import (
     gguf_value_tamperings,
 )
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.demo import DEMO
 from converter.errors import CheckpointError
 from targets.gguf import target
-from targets.plan import Difference
+from targets.target import Difference
 
 Split = tuple[Checkpoint, Path, tuple[str, ...]]
 

@@ -15,8 +15,8 @@ import pytest
 import xllamacpp
 from transformers import AutoTokenizer
 
-from converter.card import Card
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.card import Card
+from converter.checkpoint.opened import open_checkpoint
 from targets.gguf import target
 from targets.gguf.header import Header
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tampering import GgufFile
 
+from converter.checkpoint.excerpt import Excerpt, find_excerpt
 from converter.errors import ValidationError
-from converter.excerpt import Excerpt, find_excerpt
 from targets.gguf.metadata import decoded, read_entries
 from targets.gguf.widening import widen, widened_bytes
 from validation.runtimes.llamacpp import runner

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from targets.gguf.header import Header, Items, file_names, groups
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 
 
 def tensor(index, size):

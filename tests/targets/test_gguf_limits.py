@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.errors import TargetError, UsageError
 from targets.gguf import target
 

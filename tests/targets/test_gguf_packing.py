@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from converter.weight import EXACT, LatticeRows
+from converter.checkpoint.weight import EXACT, LatticeRows
 from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes, unpack_q4_0
 
 Q4_0 = gguf.GGMLQuantizationType.Q4_0

@@ -6,7 +6,7 @@ import gguf
 import numpy as np
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, UsageError
 from targets.gguf import read_metadata, target
 from targets.gguf.artifact import split_limit

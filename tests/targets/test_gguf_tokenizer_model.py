@@ -9,7 +9,7 @@ from tampering import GgufFile
 
 from converter.demo import DEMO
 from converter.errors import CheckpointError, DestinationError
-from converter.worker import Worker
+from converter.system.child import Worker
 from targets.gguf.metadata import read_entries
 from targets.gguf.tokenizer_model import TEMPLATE, write_tokenizer_model
 

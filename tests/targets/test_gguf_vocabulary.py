@@ -10,9 +10,9 @@ import gguf
 import pytest
 from tokenizers import Tokenizer as ReferenceTokenizer
 
-from converter.checkpoint import open_description
+from converter.checkpoint.opened import open_description
+from converter.checkpoint.tokenizer import AddedToken, read_tokenizer
 from converter.errors import TargetError
-from converter.tokenizer import AddedToken, read_tokenizer
 from targets.gguf import target
 from targets.gguf.vocabulary import VISIBLE, merge_scores, scores_suffice, token_types
 

@@ -11,9 +11,9 @@ import gguf
 import numpy as np
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, TargetError
-from converter.lattice import bf16_bits, bf16_floats, recover
 from targets.gguf import target
 
 EXACT_SCHEMES = ["max7", "max8", "extremum8", "learned"]
@@ -192,7 +192,7 @@ def test_the_plan_s_bytes_are_the_file_s(checkpoint_factory, convert):
 
 def test_the_conversion_imports_neither_torch_nor_transformers(checkpoint_factory, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from converter.checkpoint import open_checkpoint\n"
+        "import sys; from pathlib import Path; from converter.checkpoint.opened import open_checkpoint\n"
         "from targets.gguf import target; c = open_checkpoint(Path(sys.argv[1]))\n"
         "target.write(c, target.plan(c, 'm', {}), Path(sys.argv[2]))\n"
         "assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules), sorted(sys.modules)"

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from divergence import divergence_from_transformers
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import ValidationError
 from targets.gguf.metadata import read_entries
 from targets.gguf.reading import describe, split_files
 from targets.gguf.widening import widen, widened_bytes
 from validation.logits import map_logits
+from validation.own_weights import write_checkpoint
 from validation.runtimes.llamacpp import runner
-from validation.same_weights import write_checkpoint
 
 LIMIT = 1e-4
 LIMIT_WITH_EXPERTS = 1e-2

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, DestinationError
 from targets.gguf import target
 from targets.writing import reserved
@@ -69,7 +69,8 @@ def test_an_interrupt_ends_the_write(checkpoint_factory, tmp_path):
 
 def test_memory_does_not_grow_with_the_model(checkpoint_factory, tmp_path):
     script = (
-        "import resource, sys; from pathlib import Path; from converter.checkpoint import open_checkpoint\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from converter.checkpoint.opened import open_checkpoint\n"
         "from targets.gguf import target; c = open_checkpoint(Path(sys.argv[1]))\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "target.write(c, target.plan(c, 'm', {}), Path(sys.argv[2]))\n"

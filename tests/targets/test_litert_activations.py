@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
 from targets.litert.activations import (
     check_activations,
@@ -17,10 +17,10 @@ from targets.litert.activations import (
     two_rows,
     ways,
 )
-from targets.litert.inference import infer_options
+from targets.litert.inferred import infer_options
 from targets.litert.reading import open_models
 from targets.litert.schema import OPERATORS, TYPES
-from targets.plan import find_target
+from targets.target import find_target
 
 
 @pytest.fixture(scope="module")

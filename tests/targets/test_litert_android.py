@@ -11,9 +11,9 @@ import pytest
 pytest.importorskip("litert_lm_builder")
 
 from converter.errors import CheckpointError, DestinationError
-from targets.litert import android
-from targets.litert.android import check_assets, check_directory, write_assets
 from targets.litert.bundle import PREFILL_DECODE, Section, write_bundle
+from targets.litert.devices import android
+from targets.litert.devices.android import check_assets, check_directory, write_assets
 
 MODEL = "gemma4-demo"
 SECTIONS = (Section("LlmMetadataProto", b"metadata"), Section("TFLiteModel", b"model" * 9000, PREFILL_DECODE))
@@ -200,7 +200,7 @@ def test_a_bundle_that_is_none_is_refused(tmp_path):
 
 
 def test_bundles_for_processors_are_assets_of_their_own(bundle, tmp_path, checkpoint_factory):
-    from converter.checkpoint import open_checkpoint
+    from converter.checkpoint.opened import open_checkpoint
     from targets.litert import target
 
     assets, output = tmp_path / "assets", tmp_path / "out"

@@ -15,14 +15,14 @@ pytest.importorskip("litert_torch")
 import litert_tampering as tampering
 from litert_repacking import TOKENIZER, edit_tokenizer, repack
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import CheckpointError
 from targets.litert.artifact import _formats, _graphs
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from targets.litert.comparison import bundle_differences, expect
 from targets.litert.metadata import metadata_sections
-from targets.plan import Difference, find_target
+from targets.target import Difference, find_target
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from converter.excerpt import find_excerpt
+from converter.checkpoint.excerpt import find_excerpt
 
 pytest.importorskip("litert_torch")
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.excerpt import Excerpt
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import ValidationError
-from converter.excerpt import Excerpt
 from targets.litert.excerpt import _Function
 from targets.litert.reading import describe, open_models
 from targets.litert.schema import Operator, Subgraph, Tensor

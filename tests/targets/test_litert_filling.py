@@ -15,9 +15,16 @@ import pytest
 pytest.importorskip("ai_edge_litert")
 from litert_graph import graph, run
 
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.weight import (
+    EXACT,
+    NEEDS_F32_SCALE,
+    OFF_LATTICE,
+    LatticeFormat,
+    LatticeRows,
+    Weight,
+)
 from converter.errors import CheckpointError, DestinationError, TargetError
-from converter.lattice import bf16_bits, bf16_floats
-from converter.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeFormat, LatticeRows, Weight
 from targets.litert.filling import fill
 from targets.litert.reading import describe_models, open_models
 

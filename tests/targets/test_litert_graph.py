@@ -18,17 +18,17 @@ import torch
 import transformers
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.errors import TargetError
-from targets.litert import graph
-from targets.litert.graph import (
+from targets.litert.export import request as graph
+from targets.litert.export.request import (
     DECODER,
     EMBEDDER,
     PER_LAYER_EMBEDDER,
     export_graphs,
     needed_memory,
 )
-from targets.plan import find_target
+from targets.target import find_target
 
 #: The target's defaults, so that its bundles have the same graphs.
 PREFILL, CONTEXT = 128, 4096

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, TargetError
 from targets.litert.bundle import read_sections, write_bundle
 from targets.litert.metadata import (

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("litert_torch")
 from litert_graph import graph
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError
 from targets.litert.bundle import (
     EMBEDDER,
@@ -27,8 +27,16 @@ from targets.litert.bundle import (
     read_sections,
     write_bundle,
 )
+from targets.litert.devices.npu import (
+    SDKS,
+    Npu,
+    check_installed,
+    compile_bundle,
+    known_socs,
+    parse,
+    parse_all,
+)
 from targets.litert.metadata import metadata_sections
-from targets.litert.npu import SDKS, Npu, check_installed, compile_bundle, known_socs, parse, parse_all
 
 #: Takes the options of ``apply_plugin_main``; what it is to do is in a file beside it.
 COMPILER = """#!{python}
@@ -198,7 +206,7 @@ def test_a_bundle_that_is_none_is_refused_before_the_work(tmp_path):
 
 
 def test_too_little_room_is_told_before_the_work(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("targets.litert.npu._COPIES", 1 << 50)
+    monkeypatch.setattr("targets.litert.devices.npu._COPIES", 1 << 50)
     with pytest.raises(DestinationError, match=r"needed, .* free"):
         compile_bundle(bundle, Npu("qualcomm", "SM8750"), tmp_path / "compiled.litertlm")
     assert not list(tmp_path.iterdir())

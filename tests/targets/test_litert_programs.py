@@ -12,9 +12,9 @@ pytest.importorskip("litert_torch")
 import torch
 from litert_torch._convert.signature import Signature
 
-from converter.checkpoint import open_checkpoint
-from targets.litert.programs import Programs
-from targets.litert.skeleton import read_skeleton, write_skeleton
+from converter.checkpoint.opened import open_checkpoint
+from targets.litert.export.programs import Programs
+from targets.litert.export.skeleton import read_skeleton, write_skeleton
 
 
 def test_a_program_is_empty_when_the_next_is_made():
@@ -47,6 +47,6 @@ def test_a_skeleton_has_the_shapes_of_all_weights_and_the_numbers_of_vectors(
 
 
 def test_the_process_that_exports_loads_no_compiler_of_lattices():
-    script = "import sys, targets.litert.graph_process; print('numba' in sys.modules)"
+    script = "import sys, targets.litert.export.process; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"

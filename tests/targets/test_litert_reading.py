@@ -13,8 +13,8 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert import schema_py_generated as schema
 from litert_graph import graph
 
+from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
 from converter.errors import CheckpointError
-from converter.weight import EXACT, LatticeFormat, LatticeRows, Weight
 from targets.litert.bundle import MODEL, Section, write_bundle
 from targets.litert.filling import fill
 from targets.litert.reading import describe

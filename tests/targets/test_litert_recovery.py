@@ -14,9 +14,9 @@ pytest.importorskip("ai_edge_quantizer")
 from ai_edge_quantizer import quantizer
 from litert_graph import graph
 
-from converter.checkpoint import open_checkpoint
-from converter.lattice import bf16_bits
-from converter.weight import EXACT, LatticeFormat, Weight
+from converter.checkpoint.lattice import bf16_bits
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.weight import EXACT, LatticeFormat, Weight
 from targets.litert.filling import fill
 from targets.litert.reading import describe, describe_models, open_models
 

@@ -14,8 +14,8 @@ import sys
 import torch
 from litert_torch._convert import interface
 from converter.errors import TargetError
-from targets.litert.projections import project
-from targets.litert.standins import StandIns
+from targets.litert.export.projections import project
+from targets.litert.export.placeholders import StandIns
 
 stand_ins = StandIns()
 
@@ -65,7 +65,7 @@ def test_a_folded_factor_is_noticed():
 def test_a_stand_in_takes_no_memory():
     code = """
 import resource
-from targets.litert.standins import StandIns
+from targets.litert.export.placeholders import StandIns
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(StandIns().parameter("large", (1 << 20, 4096)).shape[0])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 14)

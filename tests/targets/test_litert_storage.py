@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
 from targets.litert.reading import open_models
 from targets.litert.schema import OPERATORS, TYPES

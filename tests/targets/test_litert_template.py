@@ -13,10 +13,10 @@ from gemma4_template import gemma4_template
 
 pytest.importorskip("transformers")
 
-from converter.chats import conversations
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.chats import conversations
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.rendering import render
 from converter.demo import DEMO
-from converter.rendering import render
 from targets.litert.template import (
     PRELUDE,
     LiteRtTemplate,

@@ -17,13 +17,13 @@ pytest.importorskip("litert_torch")
 import torch
 import transformers
 
-from targets.litert.workarounds import small_samples, text_configuration
+from targets.litert.export.workarounds import small_samples, text_configuration
 
 #: Prints, as its last line, what litert-torch does before and after each workaround.
 OBSERVER = """
 import inspect, json, sys
 import torch, transformers
-from targets.litert.workarounds import allow_experts, barrier, left_out, text_configuration
+from targets.litert.export.workarounds import allow_experts, barrier, left_out, text_configuration
 with left_out():
     import litert_torch
 from litert_torch.backend.optimization_barrier import optimization_barrier
@@ -74,7 +74,7 @@ print(json.dumps(seen))
 #: Prints, as its last line, the modules that an export's imports bring.
 IMPORTER = """
 import contextlib, json, sys
-from targets.litert.workarounds import left_out
+from targets.litert.export.workarounds import left_out
 with left_out() if sys.argv[1:] == ["left out"] else contextlib.nullcontext():
     from litert_torch.generative.export_hf.core import exportable_module
 from litert_torch.generative.export_hf.model_ext.gemma4 import patch

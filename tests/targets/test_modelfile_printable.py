@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
 from targets.gguf import target
 from targets.ollama import Modelfile, parse_modelfile, printed, write_modelfile

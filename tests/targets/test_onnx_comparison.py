@@ -14,13 +14,13 @@ from onnx_tampering import onnx_file_tamperings, onnx_tamperings
 from tampering import Tampering, applied, byte_flips
 
 import targets.onnx.comparison
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.demo import DEMO
 from converter.errors import CheckpointError
 from targets.onnx import target
 from targets.onnx.message import model_differences
 from targets.onnx.protobuf import External, read_graph
-from targets.plan import Difference
+from targets.target import Difference
 
 FILE = "onnx/model.onnx"
 DATA = "onnx/model.onnx.data"

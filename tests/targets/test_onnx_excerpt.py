@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from converter.checkpoint.excerpt import find_excerpt
 from converter.errors import ValidationError
-from converter.excerpt import find_excerpt
 from validation.runtimes.onnxruntime import runner
 
 

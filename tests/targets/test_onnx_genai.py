@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from converter.pipeline import Conversion
-from converter.pipeline import convert as convert_model
-from converter.tokenizer import read_tokenizer
+from converter.checkpoint.tokenizer import read_tokenizer
+from converter.pipeline.conversion import Conversion
+from converter.pipeline.conversion import convert as convert_model
 
 MESSAGES = [
     {"role": "system", "content": "Answer in one sentence."},

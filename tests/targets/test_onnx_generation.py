@@ -11,11 +11,11 @@ from pathlib import Path
 import onnx
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
-from targets.onnx.generation import generation_files, generation_warnings
-from targets.plan import KVCache
+from targets.onnx.side_files import generation_files, generation_warnings
+from targets.target import KVCache
 
 
 @pytest.fixture
@@ -297,8 +297,8 @@ def test_planning_needs_no_runtime(demo_checkpoint):
         "import sys; from pathlib import Path\n"
         "for name in ('onnxruntime', 'onnxruntime_genai', 'mobius', 'onnx', 'transformers', 'tokenizers'):\n"
         "    sys.modules[name] = None\n"
-        "from converter.checkpoint import open_checkpoint\n"
-        "from targets.onnx.generation import generation_files\n"
+        "from converter.checkpoint.opened import open_checkpoint\n"
+        "from targets.onnx.side_files import generation_files\n"
         "print(*generation_files(open_checkpoint(Path(sys.argv[1]))))"
     )
     done = subprocess.run(

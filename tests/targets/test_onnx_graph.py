@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo.variants import VARIANTS
 from targets.onnx import target
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx_weights import DATA, computed, external, write
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.lattice import bf16_bits, bf16_floats
-from converter.weight import Weight
 from targets.onnx.reading import describe, files
 from targets.onnx.storage import Storage, expert_name, stored_name
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
 from targets.onnx.layout import ALIGNMENT, PAGE, lay_out
 from targets.onnx.storage import (
@@ -26,7 +26,7 @@ from targets.onnx.storage import (
     stored_name,
     tensor_bytes,
 )
-from targets.plan import PlannedTensor
+from targets.target import PlannedTensor
 
 
 def test_defaults_are_float32_throughout():
@@ -191,7 +191,7 @@ def test_stretches_are_aligned_and_follow_one_another_without_overlap(given_tens
 
 def test_planning_needs_neither_onnx_nor_a_runtime(checkpoint_factory):
     script = (
-        "import sys; from pathlib import Path; from converter.checkpoint import open_checkpoint\n"
+        "import sys; from pathlib import Path; from converter.checkpoint.opened import open_checkpoint\n"
         "import targets.onnx.packing, targets.onnx.writing; from targets.onnx.layout import lay_out\n"
         "from targets.onnx.storage import Storage, storage_format; c = open_checkpoint(Path(sys.argv[1]))\n"
         "assert {storage_format(w, Storage()) for w in c.weights.values()} == {'INT4', 'FLOAT'}\n"

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from onnx_weights import DATA, computed, planned, write
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.weight import NEEDS_F32_SCALE
 from converter.errors import CheckpointError, DestinationError, TargetError
-from converter.lattice import bf16_bits, bf16_floats, recover
-from converter.weight import NEEDS_F32_SCALE
 from targets.onnx.layout import lay_out
 from targets.onnx.packing import round_rows
 from targets.onnx.storage import Storage, expert_name, is_matrix, stored_name
@@ -290,7 +290,8 @@ def test_weights_lie_where_the_layout_says_beyond_4_gigabytes(checkpoint_factory
 
 def test_memory_does_not_grow_with_the_model(checkpoint_factory, tmp_path):
     script = (
-        "import resource, sys; from pathlib import Path; from converter.checkpoint import open_checkpoint\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from converter.checkpoint.opened import open_checkpoint\n"
         "sys.path.insert(0, sys.argv[3]); from onnx_weights import planned\n"
         "from targets.onnx.layout import lay_out\n"
         "from targets.onnx.storage import Storage; from targets.onnx.writing import write_data\n"

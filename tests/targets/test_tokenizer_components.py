@@ -16,11 +16,11 @@ from litert_repacking import TOKENIZER, edit_tokenizer, repack
 from tokenizer_components import ALL, COMPONENTS, TEXTS
 from transformers import AutoTokenizer
 
-from converter.checkpoint import open_checkpoint, open_description
+from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.errors import TargetError
 from targets.gguf import target as gguf
-from targets.onnx.generation import generation_files
-from targets.plan import find_target
+from targets.onnx.side_files import generation_files
+from targets.target import find_target
 
 
 def taken_by(target):

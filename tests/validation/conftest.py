@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint import Checkpoint, open_checkpoint
-from converter.worker import Worker
-from targets.plan import StoredTensor, find_target
-from validation.reference_process import reference_worker
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from converter.system.child import Worker
+from targets.target import StoredTensor, find_target
+from validation.reference.process import reference_worker
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError, ValidationError
-from targets.plan import find_target
+from targets.target import find_target
 from validation.baseline import check_baseline, write_naive_q4_0
-from validation.weights import measure
+from validation.exactness import measure
 
 
 def test_every_lattice_tensor_is_gguf_pys_q4_0_and_all_else_is_unchanged(e2b: Any, tmp_path: Path) -> None:

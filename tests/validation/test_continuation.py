@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from validation.continuation import (
     Continuation,

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from derivations import BUILT, DERIVATIONS, ENDS, GRAPH, PROMPTS, TOKENS, VALUES, Derivation
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from targets.onnx import comparison
-from targets.plan import find_target
-from validation.preparation import Prepared, Settings, prepare
-from validation.validation import prove
+from targets.target import find_target
+from validation.proof import prove
+from validation.settings import Prepared, Settings, prepare
 
 CASES = [
     pytest.param(derivation, target, id=f"{derivation.name}-{target}")

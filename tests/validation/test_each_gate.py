@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from tampering import GgufFile
 
-from converter.checkpoint import EVALUATION_TEXT, open_checkpoint
+from converter.checkpoint.opened import EVALUATION_TEXT, open_checkpoint
 from converter.demo import DEMO
 from validation.baseline import write_naive_q4_0
 from validation.evaluation import read_own
 from validation.limits import OWN_NOTE
-from validation.validation import validate
+from validation.proof import validate
 
 
 @pytest.fixture(scope="module")

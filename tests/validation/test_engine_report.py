@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from converter.cli.tables import print_report
-from validation.figures import continuations, gate_row, target_facts, visible
-from validation.page import render_html
-from validation.prompt_figures import chats_told, template_told
-from validation.report import assemble, render_markdown
+from validation.report.files import assemble, render_markdown
+from validation.report.html import render_html
+from validation.report.prompts import chats_told, template_told
+from validation.report.texts import continuations, gate_row, target_facts, visible
 
 ENGINE: dict[str, Any] = {
     "name": "LiteRT-LM",

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint import EVALUATION_TEXT, open_checkpoint, open_description
+from converter.checkpoint.opened import EVALUATION_TEXT, open_checkpoint, open_description
 from converter.demo import DEMO
 from converter.errors import CheckpointError, UsageError, ValidationError
-from converter.worker import Worker
+from converter.system.child import Worker
 from validation.evaluation import LARGEST, MOST_PASSAGES, OWN, SHIPPED, find_evaluation, read_own
-from validation.figures import facts
-from validation.preparation import Settings, prepare, reference_entry
+from validation.report.texts import facts
+from validation.settings import Settings, prepare, reference_entry
 from validation.text import LONG, read_passages
 
 PASSAGE = {"kind": "prose", "text": "A bridge carries the road."}

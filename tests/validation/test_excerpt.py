@@ -15,17 +15,17 @@ import pytest
 from derivations import DERIVATIONS, GRAPH, Derivation
 from tampering import GgufFile
 
-from converter.architecture import SLIDING
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.architecture import SLIDING
+from converter.checkpoint.excerpt import find_excerpt
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
-from converter.excerpt import find_excerpt
-from targets.plan import find_target
+from targets.target import find_target
 from validation.excerpt import cut_checkpoint
-from validation.preparation import Prepared, Settings, prepare
+from validation.own_weights import needed_disk
+from validation.proof import prove
 from validation.room import Room
 from validation.runners import find_runner
-from validation.same_weights import needed_disk
-from validation.validation import prove
+from validation.settings import Prepared, Settings, prepare
 
 TWELVE_LAYERS = {"num_hidden_layers": 12, "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 2}
 MODELS: dict[str, dict[str, Any]] = {

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from converter.errors import UsageError
-from targets.plan import Difference
+from targets.target import Difference
+from validation.exactness import NAN_ULP, TensorExactness, WeightExactness
 from validation.gates import (
     MAY_NOT_RUN,
     Gate,
@@ -27,7 +28,6 @@ from validation.gates import (
 from validation.limits import DENSE, EXPERTS, KNOWN, TEXT, WEIGHTS, absolute
 from validation.limits import ENGINE as ENGINE_GATES
 from validation.metrics import LogitMetrics, compare
-from validation.weights import NAN_ULP, TensorExactness, WeightExactness
 
 
 def limits(given: Mapping[str, float], **options: Any) -> Mapping[str, float]:

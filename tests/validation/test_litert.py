@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 pytest.importorskip("ai_edge_litert")
 from litert_decoder import CONTEXT, POISON, VOCABULARY, at_once, write_decoder, write_embedder
 
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import UsageError, ValidationError
-from converter.excerpt import Excerpt
 from targets.litert import bundle
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from validation.decoding import DECODED

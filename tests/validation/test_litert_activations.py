@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("litert_torch")
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import DestinationError
-from converter.pipeline import Conversion, Outcome, convert
+from converter.pipeline.conversion import Conversion, Outcome, convert
 from targets.litert.artifact import LitertTarget
-from targets.litert.inference import infer_options
+from targets.litert.inferred import infer_options
 
 
 def converted(output: Path, cache: Path, **gates: float) -> Outcome:

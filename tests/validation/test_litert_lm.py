@@ -17,25 +17,25 @@ pytest.importorskip("litert_lm")
 from gemma4_template import gemma4_template
 from litert_repacking import TOKENIZER, edit_tokenizer, repack
 
-from converter.chats import conversations
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.chats import conversations
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.rendering import write_chats
+from converter.checkpoint.tokenizer import Tokenizer
 from converter.demo import DEMO
 from converter.errors import ValidationError
-from converter.rendering import write_chats
-from converter.tokenizer import Tokenizer
 from targets.litert.metadata import llm_metadata
 from targets.litert.template import sent, template_for
 from validation.engine import measure_engine
 from validation.gates import judge_engine
 from validation.limits import DENSE, EXPERTS
 from validation.logits import map_logits
-from validation.preparation import Settings, prepare
-from validation.reference import Model, reference_logits
+from validation.proof import validate
+from validation.reference.logits import Model, reference_logits
 from validation.runtimes import litert, llamacpp, onnxruntime
 from validation.runtimes.litert_lm import engine
 from validation.runtimes.litert_lm_engine import run_engine
+from validation.settings import Settings, prepare
 from validation.tokenization import TEXTS
-from validation.validation import validate
 
 REQUEST = {"texts": [], "prompts": [], "sequences": [], "begin": "", "count": 4}
 

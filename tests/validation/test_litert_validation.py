@@ -15,17 +15,17 @@ pytest.importorskip("litert_torch")
 import torch
 from safetensors.torch import load_file, save_file
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from targets.litert.reading import LEFT_OUT
-from targets.plan import find_target
+from targets.target import find_target
 from validation.gates import SAME_AS_BUILT
 from validation.limits import RELATIVE, absolute
 from validation.logits import map_logits
 from validation.metrics import compare
+from validation.proof import validate
 from validation.runtimes.litert import runner
 from validation.runtimes.litert_session import open_decoder
-from validation.validation import validate
 
 #: Schemes and layouts, so that their graphs are those of ``tests/targets/test_litert_graph.py``.
 BUNDLES = {

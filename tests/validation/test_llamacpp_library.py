@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from converter.errors import UsageError, ValidationError
-from converter.worker import run_worker
+from converter.system.child import run_worker
 from validation.runners import check_available, check_provider
 from validation.runtimes import llamacpp_library
 from validation.runtimes.llamacpp_library import (

@@ -13,9 +13,9 @@ import pytest
 from gemma4_template import gemma4_template
 from transformers import AutoTokenizer
 
-from converter.chats import Conversation, Inexpressible, conversations
+from converter.checkpoint.chats import Conversation, Inexpressible, conversations
+from converter.checkpoint.rendering import write_chats
 from converter.demo import DEMO
-from converter.rendering import write_chats
 from validation.runtimes.genai_text import text as genai
 from validation.runtimes.llamacpp_server import given, has_server, server_prompts
 
@@ -68,7 +68,7 @@ def test_googles_template_makes_its_own_prompts_in_onnxruntime_genai(tmp_path: P
     """As far as they can be expressed there."""
     from onnxruntime_genai import Tokenizer
 
-    from converter.checkpoint import open_checkpoint
+    from converter.checkpoint.opened import open_checkpoint
     from validation.runtimes.genai_text import _write_own
 
     template, chats = gemma4_template(), expressible(genai.given)

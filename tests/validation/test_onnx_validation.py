@@ -18,11 +18,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 from converter.errors import ValidationError
-from converter.pipeline import Conversion, convert
+from converter.pipeline.conversion import Conversion, convert
 from targets.onnx.accuracy import accuracy_levels, with_accuracy_level
 from validation.limits import ANSWERS, DENSE
-from validation.preparation import Settings, prepare
-from validation.validation import inferred_plan, prove, validate
+from validation.proof import inferred_plan, prove, validate
+from validation.settings import Settings, prepare
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 LEVELS = [{"accuracy_level": 4}, {"accuracy_level": 0}]

@@ -15,9 +15,9 @@ from conftest import CheckpointFactory
 from numpy.typing import NDArray
 from onnx_decoder import LAYERS, VOCABULARY, write_decoder
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError, ValidationError
-from targets.plan import find_target
+from targets.target import find_target
 from validation.decoding import DECODED
 from validation.logits import map_logits
 from validation.runtimes.onnxruntime import find_provider, runner, short_name

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
-from validation.preparation import Settings, prepare
-from validation.validation import inferred_plan, prove
+from validation.proof import inferred_plan, prove
+from validation.settings import Settings, prepare
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 

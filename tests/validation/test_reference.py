@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from raw_safetensors import write_tensors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.safetensors import open_shards
+from converter.checkpoint.stored.unquantized import _as_floats
 from converter.errors import UsageError, ValidationError
-from converter.shards import open_shards
-from converter.stored.bf16_lattice import _as_floats
-from converter.worker import Worker
-from validation.causal_model import batches, load_model
-from validation.reference import (
+from converter.system.child import Worker
+from validation.reference.logits import (
     Model,
     _clear_offload,
     _ingredients,
@@ -35,7 +34,8 @@ from validation.reference import (
     default_cache,
     reference_logits,
 )
-from validation.table import Table, find_table
+from validation.reference.model import batches, load_model
+from validation.reference.table import Table, find_table
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
@@ -276,7 +276,7 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPat
 OFFLOADING = """
 import sys, time
 from pathlib import Path
-from validation.reference import _offload
+from validation.reference.logits import _offload
 with _offload(Path(sys.argv[1])) as name:
     Path(name, "weights").write_bytes(bytes(1000))
     print(name, flush=True)

@@ -10,7 +10,7 @@ import pytest
 from greedy import by_transformers
 
 from converter.demo import DEMO
-from converter.worker import Worker
+from converter.system.child import Worker
 
 PROMPTS = [[2, 1233, 914, 348, 288, 345, 292, 405, 950, 280], [2, 460, 382]]
 ENDS = [1, 16]

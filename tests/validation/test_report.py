@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from validation.figures import number, share
-from validation.page import render_html
-from validation.plot import Series, exactness_by_tensor, kld_by_position, kld_distribution, log_axis
-from validation.report import assemble, render_markdown, write
+from validation.report.files import assemble, render_markdown, write
+from validation.report.html import render_html
+from validation.report.svg import Series, exactness_by_tensor, kld_by_position, kld_distribution, log_axis
+from validation.report.texts import number, share
 
 HOSTILE = "<script>alert(1)</script>|`*_[x](javascript:1)\n# \"head\" & 'tail'"
 

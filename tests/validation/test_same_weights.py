@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from converter.checkpoint.safetensors import open_shards
 from converter.errors import ValidationError
-from converter.shards import open_shards
-from converter.worker import Worker
-from targets.plan import StoredTensor
+from converter.system.child import Worker
+from targets.target import StoredTensor
 from validation.metrics import compare
-from validation.reference import Model, own_logits, reference_logits
-from validation.same_weights import disk_shortage, needed_disk, write_checkpoint
+from validation.own_weights import disk_shortage, needed_disk, write_checkpoint
+from validation.reference.logits import Model, own_logits, reference_logits
 
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
 

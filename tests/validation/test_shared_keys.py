@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from raw_safetensors import write_tensors
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.safetensors import open_shards
 from converter.demo.generate import SHARED
 from converter.errors import CheckpointError, ValidationError
-from converter.shards import open_shards
-from converter.worker import Worker
-from targets.plan import find_target
-from validation.reference import Model, reference_logits
-from validation.validation import validate
+from converter.system.child import Worker
+from targets.target import find_target
+from validation.proof import validate
+from validation.reference.logits import Model, reference_logits
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, *range(300, 400)]]

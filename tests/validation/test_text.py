@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from converter.errors import UsageError, ValidationError
-from converter.worker import Worker
+from converter.system.child import Worker
 from validation.text import LONG, Encoding, Tokens, _shares, cut, digest, encode, read_passages
 
 #: Two loops as long as the sandbox permits.

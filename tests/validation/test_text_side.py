@@ -15,16 +15,17 @@ from typing import Any
 import pytest
 from tampering import GgufFile
 
-from converter.chats import Conversation, Inexpressible, conversations
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.chats import Conversation, Inexpressible, conversations
+from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.tokenizer import AddedToken
 from converter.demo import DEMO
-from converter.tokenizer import AddedToken
-from converter.worker import Worker
+from converter.system.child import Worker
 from validation import gates
 from validation.limits import DENSE
-from validation.preparation import Prepared, Settings, prepare
+from validation.proof import validate
 from validation.runners import Template, find_runner
 from validation.runtimes.llamacpp_text import ENDS_BY_TEXT
+from validation.settings import Prepared, Settings, prepare
 from validation.tokenization import (
     TEXTS,
     Chats,
@@ -34,7 +35,6 @@ from validation.tokenization import (
     describe_prompts,
     read_text_side,
 )
-from validation.validation import validate
 
 TEMPLATE = "tokenizer.chat_template"
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"

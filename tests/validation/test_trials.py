@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.plan import Plan
+from targets.target import Plan
+from validation.choice import Refusal, Trial, alternatives, best, surprising, with_lost_cache
+from validation.exactness import WeightExactness
 from validation.gates import Gate, not_run
 from validation.limits import Limits
 from validation.metrics import LogitMetrics, compare
 from validation.runners import Runtime
 from validation.subject import Subject
-from validation.trials import Refusal, Trial, alternatives, best, surprising, with_lost_cache
-from validation.weights import WeightExactness
 
 _ROW = np.arange(8, dtype=np.float32).reshape(2, 4)
 METRICS: LogitMetrics = compare(_ROW, _ROW, np.array([1, -1]))

@@ -13,9 +13,9 @@ from typing import Any
 import gguf
 import pytest
 
-from converter.checkpoint import open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
-from validation.validation import _identity, validate
+from validation.proof import _identity, validate
 
 LOGITS = {
     "positions",

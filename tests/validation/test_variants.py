@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from converter.demo.variants import VARIANTS
-from converter.pipeline import Conversion, convert
+from converter.pipeline.conversion import Conversion, convert
 from validation.gates import SAME_AS_BUILT
 from validation.limits import ANSWERS, DECODE, GRAPH, RELATIVE, UNROUNDED_DECODE, absolute
 from validation.runners import find_runner

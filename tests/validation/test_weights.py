@@ -19,12 +19,12 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from converter.checkpoint import Checkpoint, open_checkpoint
+from converter.checkpoint.lattice import bf16_bits
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from converter.checkpoint.weight import Weight
 from converter.errors import ValidationError
-from converter.lattice import bf16_bits
-from converter.weight import Weight
-from targets.plan import StoredTensor
-from validation.weights import NAN_ULP, TensorExactness, compare_blocks, measure
+from targets.target import StoredTensor
+from validation.exactness import NAN_ULP, TensorExactness, compare_blocks, measure
 
 Bits = NDArray[np.uint32]
 

@@ -15,12 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from converter.chats import Conversation, Inexpressible
-from converter.checkpoint import Checkpoint
-from converter.document import read_object, read_text
+from converter.checkpoint.chats import Conversation, Inexpressible
+from converter.checkpoint.generation import end_tokens
+from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError
-from converter.worker import Progress, run_worker
-from targets.sampling import end_tokens
+from converter.system.child import Progress, run_worker
+from converter.system.untrusted import read_object, read_text
 from validation.runners import Reading, Render, Template, TextAccount
 
 #: Where onnxruntime-genai looks first.

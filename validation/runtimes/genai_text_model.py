@@ -7,15 +7,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from converter.bounds import (
+from converter.errors import ValidationError
+from converter.system.bounds import (
     LOADING_MEMORY,
     LOADING_SECONDS,
     TEMPLATE_MEMORY,
     TEMPLATE_SECONDS,
     bounded,
 )
-from converter.errors import ValidationError
-from converter.worker import Progress, serve, without_directories
+from converter.system.child import Progress, serve, without_directories
 
 
 def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError, ValidationError
-from converter.excerpt import Excerpt
-from converter.worker import Progress, run_worker, without_directories
+from converter.system.child import Progress, run_worker, without_directories
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from targets.litert.reading import open_models
 from targets.litert.widening import coded_values, widen, widened_bytes, widened_length
-from targets.plan import counted
+from targets.target import counted
 from targets.writing import destination_error
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.litert_lm import engine

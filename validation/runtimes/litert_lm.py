@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from converter.chats import Conversation, Inexpressible
+from converter.checkpoint.chats import Conversation, Inexpressible
+from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, ValidationError
-from converter.tokenizer import Tokenizer
-from converter.worker import Progress, run_worker, without_directories
+from converter.system.child import Progress, run_worker, without_directories
 from targets.litert.metadata import stored_template
 from targets.litert.template import sent, template_for
 from validation.runners import Account, Answer, Ids, Reading, Scores, Template

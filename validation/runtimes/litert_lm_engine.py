@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
-from converter.bounds import bounded
 from converter.errors import ValidationError
-from converter.worker import Progress, serve
+from converter.system.bounds import bounded
+from converter.system.child import Progress, serve
 
 #: Tells the engine to keep no cache: it would write one beside the bundle, as large as its weights.
 _NO_CACHE: Final = ":nocache"

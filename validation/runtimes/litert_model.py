@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.worker import Progress, peak_bytes, serve
+from converter.system.child import Progress, peak_bytes, serve
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
 from validation.runners import CPU

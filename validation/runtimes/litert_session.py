@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.amounts import amount
+from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError, ValidationError
-from converter.shards import Shard
-from converter.worker import without_directories
+from converter.system.amounts import amount
+from converter.system.child import without_directories
 from targets.litert.bundle import (
     EMBEDDER,
     MODEL,

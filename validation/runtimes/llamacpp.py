@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError, DestinationError, ValidationError
-from converter.excerpt import Excerpt
-from converter.worker import Progress, run_worker
+from converter.system.child import Progress, run_worker
 from targets.gguf.widening import widen, widened_bytes
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.llamacpp_library import MODULES, find_library
@@ -29,7 +29,8 @@ class LlamaCpp:
     modules: tuple[str | tuple[str, ...], ...] = (MODULES,)
     engine: Engine | None = None
     text: TextRuntime | None = text
-    #: Beside what its GELU costs a model (``validation.graph``), without rounding: 2e-9 on the shipped model.
+    #: Beside what its GELU costs a model (``validation.unrounded``), without rounding: 2e-9 on the shipped
+    #: model.
     allowances: Mapping[str, float] = field(default_factory=lambda: {"graph_kld": 1e-7})
     float16_gelu: bool = True
     weights_held: int = 1

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.worker import Progress, serve
+from converter.system.child import Progress, serve
 from targets.writing import processors
 from validation.logits import LogitRows
 from validation.runtimes.llamacpp_library import open_library

@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from converter.chats import Conversation, Inexpressible
-from converter.worker import Progress, run_worker
+from converter.checkpoint.chats import Conversation, Inexpressible
+from converter.system.child import Progress, run_worker
 from targets.gguf.tokenizer_model import write_tokenizer_model
 from validation.runtimes.llamacpp_library import find_library
 

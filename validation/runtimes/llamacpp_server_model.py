@@ -14,8 +14,8 @@ from http.client import HTTPConnection
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from converter.bounds import LOADING_MEMORY, bounded
-from converter.worker import Progress, serve
+from converter.system.bounds import LOADING_MEMORY, bounded
+from converter.system.child import Progress, serve
 
 #: What loading and all prompts may take; before, transformers has run the template within narrower bounds.
 _SECONDS: Final = 60

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from converter.chats import Conversation, Inexpressible
-from converter.checkpoint import Checkpoint
-from converter.tokenizer import Tokenizer
-from converter.worker import Progress, Worker
+from converter.checkpoint.chats import Conversation, Inexpressible
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer import Tokenizer
+from converter.system.child import Progress, Worker
 from targets.gguf.tokenizer_model import TEMPLATE
 from targets.gguf.vocabulary import VISIBLE, lost_ends
 from validation.runners import Ids, Reading, Render, Template, TextAccount

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from converter.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from converter.errors import ValidationError
-from converter.worker import Progress, serve
+from converter.system.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
+from converter.system.child import Progress, serve
 from validation.runtimes.llamacpp_library import open_library
 from validation.runtimes.llamacpp_model import Log
 

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from converter.checkpoint.excerpt import Excerpt
 from converter.errors import UsageError, ValidationError
-from converter.excerpt import Excerpt
-from converter.worker import Progress, run_worker
+from converter.system.child import Progress, run_worker
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.genai_text import text
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converter.document import read_bytes
-from converter.excerpt import Excerpt
-from converter.worker import Progress, serve
+from converter.checkpoint.excerpt import Excerpt
+from converter.system.child import Progress, serve
+from converter.system.untrusted import read_bytes
 from targets.onnx.accuracy import parse
 from targets.onnx.excerpt import DATA, copy_data, cut, move_data, stretches
 from targets.onnx.protobuf import GRAPH_BYTES

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.worker import Progress, peak_bytes, serve
+from converter.system.child import Progress, peak_bytes, serve
 from targets.onnx.accuracy import accuracy_levels
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.worker import without_directories
+from converter.system.child import without_directories
 from targets.onnx.accuracy import graphs, parse, with_accuracy_level
 from targets.writing import processors
 from validation.runtimes.onnxruntime import find_provider, short_name

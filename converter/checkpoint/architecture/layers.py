@@ -1,0 +1,101 @@
+"""What a text model consists of: layers, shapes, and the tensors that a checkpoint must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from converter.system.untrusted import Settings
+
+SLIDING, FULL = "sliding", "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer.
+
+    ``attention`` is ``"sliding"`` or ``"full"``. ``feed_forward`` is the width of the dense MLP.
+    ``kv_source`` is the index of the layer whose keys and values are reused, ``None`` for a layer with
+    its own. ``key_is_value``: the K projection's output serves as V too. ``rotary_fraction`` is the
+    share of the head's pairs that rotate (the first ones; frequencies are spread over the whole head), and
+    ``rope_scaling_factor`` divides the frequencies.
+    """
+
+    index: int
+    attention: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    feed_forward: int
+    kv_source: int | None = None
+    key_is_value: bool = False
+    rope_theta: float = 10_000.0
+    rotary_fraction: float = 1.0
+    rope_scaling_factor: float = 1.0
+
+    @property
+    def rotated_pairs(self) -> int:
+        """How many of the head's ``head_dim // 2`` pairs rotate."""
+        return int(self.rotary_fraction * self.head_dim // 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts beside every layer's dense MLP: ``active`` of ``count`` are used per token."""
+
+    count: int
+    active: int
+    feed_forward: int
+
+
+@dataclass(frozen=True, slots=True)
+class PerLayerInput:
+    """Per-layer embeddings: ``size`` values per layer and token of a table with ``vocabulary`` rows."""
+
+    size: int
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A text model as its configuration describes it.
+
+    ``attention_scale`` multiplies the scores; ``norm_offset`` is added to every norm's stored weight
+    before it multiplies (1 in Gemma 3, 0 in Gemma 4). ``tensors`` maps the canonical name of every text
+    tensor that the checkpoint must hold, in model order, to its shape; ``unused`` maps those that it may
+    hold beside them to the reason why they are not converted. ``prefixes`` are what a source name may
+    begin with before the canonical name, longest first, and ``other_parts`` maps the beginnings of names
+    outside the text model to what they belong to.
+    """
+
+    family: str
+    model_type: str
+    vocabulary: int
+    hidden: int
+    layers: tuple[Layer, ...]
+    norm_eps: float
+    context: int
+    sliding_window: int
+    attention_scale: float
+    norm_offset: float
+    tied_head: bool
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+    final_softcap: float | None = None
+    query_pre_attn_scalar: float | None = None
+    experts: Experts | None = None
+    per_layer_input: PerLayerInput | None = None
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
+    prefixes: tuple[str, ...] = ("",)
+    other_parts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Architectures read by one function: ``read(config, model_type)`` raises ``CheckpointError``."""
+
+    name: str
+    model_types: tuple[str, ...]
+    read: Callable[[Settings, str], Architecture]

@@ -1,0 +1,141 @@
+"""The model card: what the front matter of a ``README.md`` says of licence, languages and origin.
+
+The front matter is YAML between two lines of three hyphens at the file's beginning
+(https://huggingface.co/docs/hub/model-cards). It describes the model and decides nothing, so one that cannot
+be read is left out with a warning. Scalars are read as plain text: no tag makes an object, and ``no`` stays a
+language.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeGuard
+
+import yaml
+
+from converter.system.untrusted import kind, open_at_once, shown
+
+NAME: Final = "README.md"
+#: Longest front matter in bytes; the parser takes a second for this much.
+LONGEST: Final = 64 << 10
+_LONGEST_TEXT: Final = 1024
+_MOST_TEXTS: Final = 256
+_FENCE: Final = "---"
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a model card says, each field empty where it says nothing: the model's ``name``, ``license`` with
+    ``license_name`` and ``license_link`` (for ``license: other``), codes of ``languages``, ``tags`` (the
+    pipeline's among them), and ``base_models``, repositories or addresses of what the model was made from.
+    ``file`` is the card where there is one; ``warnings`` are lines about what of it is left out."""
+
+    name: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
+    file: Path | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def read_card(directory: Path) -> Card:
+    """The model card of a checkpoint's directory; an empty one without ``README.md``. Raises nothing: what
+    cannot be read or has the wrong type is left out, and said in ``warnings``."""
+    path = directory / NAME
+    if not os.path.lexists(path):
+        return Card()
+    try:
+        head = _head(path)
+    except OSError as error:
+        return Card(warnings=(f"{NAME}: cannot be read: {error.strerror or error}",))
+    if head is None:
+        return Card(warnings=(f"{NAME}: is not a regular file",))
+    try:
+        text = _front_matter(head)
+        values = yaml.load(text, yaml.BaseLoader) if text else {}
+    except Exception as error:  # PyYAML raises more than its own errors at what strangers write
+        return Card(file=path, warnings=(f"{NAME}: its front matter is left out: {_reason(error)}",))
+    if not isinstance(values, dict):
+        return Card(file=path, warnings=(f"{NAME}: its front matter is left out: it is no mapping",))
+    return _card(path, values)
+
+
+def telling_order(names: Iterable[str]) -> list[str]:
+    """Names of a checkpoint's files sorted, the card last: that another one differs tells more."""
+    return sorted(names, key=lambda name: (name == NAME, name))
+
+
+def _head(path: Path) -> bytes | None:
+    """The file's beginning, ``None`` of what is no regular file."""
+    with open(path, "rb", opener=open_at_once) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return None
+        return stream.read(LONGEST + 1)
+
+
+def _front_matter(head: bytes) -> str:
+    """The lines between the fences, empty without any; raises ``ValueError`` for what is none to the end."""
+    start = head.removeprefix(b"\xef\xbb\xbf")
+    if start.split(b"\n", 1)[0].rstrip() != _FENCE.encode():
+        return ""
+    whole = len(head) <= LONGEST
+    # a character may be cut in two at the end of what was read, which is behind the front matter
+    lines = start.decode("utf-8", "strict" if whole else "ignore").splitlines()
+    for index, line in enumerate(lines[1:], 1):
+        if line.rstrip() == _FENCE:
+            # tabs, which YAML forbids, are common in cards
+            return "\n".join(lines[1:index]).replace("\t", "  ")
+    raise ValueError("it does not end" if whole else f"it has more than {LONGEST} bytes")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 2}: {error.problem}"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return shown(str(error))[1:-1] or type(error).__name__
+
+
+def _card(path: Path, values: Mapping[object, object]) -> Card:
+    warnings: list[str] = []
+
+    def texts(*keys: str) -> tuple[str, ...]:
+        found: list[str] = []
+        for key in keys:
+            value = values.get(key, [])
+            listed = value if isinstance(value, list) else [value]
+            found += [one for one in listed if _is_text(one) and one not in ("", "~", "null")]
+            for wrong in [one for one in listed if not _is_text(one)][:1]:
+                # what stands for itself many times over must not be written out
+                what = shown(wrong) if isinstance(wrong, str) else kind(wrong)
+                warnings.append(f"{NAME}: {key} is left out where it is {what}")
+        if len(found) > _MOST_TEXTS:
+            warnings.append(f"{NAME}: of {len(found)} values of {keys[0]} the first {_MOST_TEXTS} are kept")
+        return tuple(dict.fromkeys(found[:_MOST_TEXTS]))
+
+    def text(*keys: str) -> str | None:
+        return next(iter(texts(*keys)), None)
+
+    return Card(
+        name=text("model_name", "name"),
+        license=",".join(texts("license")) or None,
+        license_name=text("license_name"),
+        license_link=text("license_link"),
+        languages=texts("languages", "language"),
+        tags=texts("tags", "pipeline_tag"),
+        base_models=texts("base_model"),
+        file=path,
+        warnings=tuple(warnings),
+    )
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether a value is a line of text that any file and terminal can show."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and value.isprintable()

@@ -1,0 +1,132 @@
+"""How a checkpoint wants its answers sampled and ended, from ``generation_config.json`` and its tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Final
+
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.tokenizer import Tokenizer
+from converter.system.untrusted import Settings, read_object
+
+#: Google's recommendation for both families, where a checkpoint has no ``generation_config.json``.
+RECOMMENDED: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
+#: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
+END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
+#: Settings of ``generation_config.json`` that bear on an answer, and the value that changes nothing, beside
+#: those that every target holds. Names and neutral values are those of transformers' ``GenerationConfig``.
+_FURTHER: Final[Mapping[str, object]] = {
+    "bad_words_ids": None,
+    "begin_suppress_tokens": None,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1.0,
+    "max_new_tokens": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "min_p": 0.0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "repetition_penalty": 1.0,
+    "sequence_bias": None,
+    "typical_p": 1.0,
+}
+
+
+def read_generation(directory: Path) -> Settings:
+    """What a checkpoint's ``generation_config.json`` says, nothing if there is none.
+
+    Raises ``CheckpointError`` for a damaged file."""
+    path = directory / "generation_config.json"
+    return Settings(read_object(path) if path.exists() else {}, str(path))
+
+
+def read_sampling(directory: Path) -> dict[str, float]:
+    """Temperature, top_p and top_k of a checkpoint's ``generation_config.json``, as far as it has them; one
+    that asks for no sampling (``do_sample`` false) has temperature 0, by which every runtime takes the
+    likeliest token.
+
+    Raises ``CheckpointError`` for a damaged file."""
+    settings = read_generation(directory)
+    found: dict[str, float] = {}
+    for name, most in (("temperature", math.inf), ("top_p", 1.0)):
+        if settings.values.get(name) is not None:
+            found[name] = settings.number(name, positive=False)
+            if not 0 <= found[name] <= most:
+                raise settings.error(name, f"is {found[name]}, outside 0..{most:g}")
+    top_k = settings.optional_integer("top_k", low=0)
+    if top_k is not None:
+        found["top_k"] = top_k
+    if settings.values.get("do_sample") is not None and not settings.flag("do_sample", True):
+        found["temperature"] = 0.0
+    return found
+
+
+def read_penalties(directory: Path) -> dict[str, float]:
+    """``min_p`` and ``repetition_penalty`` of ``generation_config.json``, where they change anything.
+
+    Raises ``CheckpointError`` for a damaged file."""
+    settings = read_generation(directory)
+    found = {
+        name: settings.number(name) for name in ("min_p", "repetition_penalty") if _asked(settings, name)
+    }
+    if found.get("min_p", 0.0) > 1:
+        raise settings.error("min_p", f"is {found['min_p']}, outside 0..1")
+    return found
+
+
+def generation_limits(directory: Path, target: str, runtime: str, held: Collection[str] = ()) -> list[str]:
+    """A line about the settings of ``generation_config.json`` that change answers and that ``runtime`` cannot
+    be told, none if there are none; ``held`` are those that it can be told beside sampling and tokens.
+
+    Raises ``CheckpointError`` for a damaged file."""
+    settings = read_generation(directory)
+    lost = [name for name in _FURTHER if name not in held and _asked(settings, name)]
+    if not lost:
+        return []
+    return [f"{target}: generation_config.json sets {', '.join(lost)}, which {runtime} cannot be told"]
+
+
+def _asked(settings: Settings, name: str) -> bool:
+    """Whether a setting is there and changes anything."""
+    value = settings.values.get(name)
+    return value not in (None, [], {}) and value != _FURTHER[name]
+
+
+def read_suppressed(directory: Path, vocabulary: int) -> list[int]:
+    """Ids of the tokens that must never be generated (12B names its image and audio placeholders).
+
+    Raises ``CheckpointError`` for a damaged file and for ids that are none below ``vocabulary``."""
+    settings = read_generation(directory)
+    listed = settings.values.get("suppress_tokens") or []
+    if not isinstance(listed, list):
+        raise settings.error("suppress_tokens", "is not a list of token ids")
+    for index in listed:
+        if type(index) is not int or not 0 <= index < vocabulary:
+            raise settings.error("suppress_tokens", f"holds {index!r}, which is no token id")
+    return listed
+
+
+def end_tokens(architecture: Architecture, tokenizer: Tokenizer) -> list[int]:
+    """Ids that end an answer: those that the checkpoint names, and the end of a turn even where it does not
+    (as in llama.cpp)."""
+    turns = [tokenizer.tokens.index(text) for text in END_OF_TURN if text in tokenizer.tokens]
+    return list(dict.fromkeys([*tokenizer.end_ids, *architecture.eos, *turns]))
+
+
+def end_texts(architecture: Architecture, tokenizer: Tokenizer) -> list[str]:
+    """Texts of the end tokens that are cut out of a text as a whole, such as ``<turn|>``: wherever the text
+    comes up, the token is meant. What has quotes or unprintable characters is left out."""
+    ids = [id for id in end_tokens(architecture, tokenizer) if id in tokenizer.added]
+    return [text for text in (tokenizer.tokens[id] for id in ids) if is_stop(text)]
+
+
+def is_stop(text: str) -> bool:
+    """Whether every runtime can be told to stop at a text: it has no quotes and nothing unprintable."""
+    return text.isprintable() and text.strip() == text and '"' not in text

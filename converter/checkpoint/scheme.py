@@ -1,0 +1,110 @@
+"""What lattice a weight lies on: exactness of all its blocks and the way its scales were trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Weight
+from converter.system.compiled import compiled
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Counts over the blocks of one weight, and the scheme that its scales follow.
+
+    ``scheme`` is ``max/7`` (largest magnitude over 7), ``max/8`` (positive scales, codes -8 to 7),
+    ``extremum/-8`` (the extremum always has code -8), ``learned`` (anything else), with ``, f32 scales``
+    where float16 cannot hold them all, or ``zero`` if every value is zero.
+    """
+
+    weight: str
+    blocks: int
+    exact: int
+    needs_f32_scale: int
+    off_lattice: int
+    negative_scales: int
+    scheme: str
+
+    @property
+    def exact_fraction(self) -> float:
+        """Share of blocks that an artifact with float16 scales reproduces bit for bit."""
+        return self.exact / self.blocks if self.blocks else 1.0
+
+
+@compiled()
+def _extremes(codes, scales, block, found):  # type: ignore[no-untyped-def]
+    """Count blocks by sign of the scale and largest code magnitude, into int64 ``found[2, 9]``.
+
+    Blocks with fewer than three code magnitudes say little: their codes could be multiples of others.
+    """
+    for index in range(scales.size):
+        mask = 0
+        for i in range(index * block, (index + 1) * block):
+            mask |= 1 << abs(int(codes[i]))
+        magnitudes = 0
+        largest = 0
+        for code in range(1, 9):
+            if mask & (1 << code):
+                magnitudes += 1
+                largest = code
+        if magnitudes >= 3:
+            found[1 if scales[index] < 0 else 0, largest] += 1
+
+
+def _scheme(found: NDArray[np.int64], needs_f32_scale: int, zero: bool) -> str:
+    by_code = found.sum(axis=0)
+    total = int(by_code.sum())
+    if not total:
+        return "zero" if zero else "few codes"
+    if by_code[7] == total:
+        name = "max/7"
+    elif by_code[8] == total and found[1, 8]:
+        name = "extremum/-8"
+    elif by_code[7] + by_code[8] == total and not found[1].any():
+        name = "max/8"
+    else:
+        name = "learned"
+    return f"{name}, f32 scales" if needs_f32_scale else name
+
+
+def survey(weight: Weight, progress: Callable[[int], None] = lambda rows: None) -> Survey:
+    """Read every block of a 4-bit lattice weight, on all cores.
+
+    ``progress`` gets the number of values read since the last call. Raises ``ValueError`` for a weight
+    that is not on a lattice, ``CheckpointError`` if it cannot be read.
+    """
+    if weight.lattice is None or weight.codes is None:
+        raise ValueError(f"{weight.name} lies on no lattice")
+    read, block = weight.codes, weight.lattice.block or weight.columns
+
+    def count(rows: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64], int, bool]:
+        part = read(*rows)
+        found = np.zeros((2, 9), np.int64)
+        _extremes(part.codes.reshape(-1), part.scales.reshape(-1), block, found)
+        status = np.bincount(part.status.reshape(-1), minlength=3)
+        progress(part.codes.size)
+        return status, found, int((part.scales < 0).sum()), not part.scales.any()
+
+    status, found = np.zeros(3, np.int64), np.zeros((2, 9), np.int64)
+    negative, zero = 0, True
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part_status, part_found, part_negative, part_zero in pool.map(count, weight.row_ranges()):
+            status += part_status
+            found += part_found
+            negative += part_negative
+            zero &= part_zero
+    return Survey(
+        weight.name,
+        int(status.sum()),
+        int(status[EXACT]),
+        int(status[NEEDS_F32_SCALE]),
+        int(status[OFF_LATTICE]),
+        negative,
+        _scheme(found, int(status[NEEDS_F32_SCALE]), zero),
+    )

@@ -1,0 +1,163 @@
+"""Unquantized safetensors (BF16, F16, F32) whose matrices may lie on a 4-bit lattice.
+
+``google/gemma-4-SIZE-it-qat-q4_0-unquantized`` stores every matrix as ``bf16(scale * code)``. Whether a
+matrix lies on such a lattice is judged when the checkpoint is opened, from rows spread over the matrix,
+so that opening stays fast however large the checkpoint is. F16 and F32 files are on the same lattice if
+their values are bfloat16 values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.lattice import BLOCK, bf16_bits, bf16_floats, recover
+from converter.checkpoint.safetensors import SourceTensor
+from converter.checkpoint.stored.form import StoredFormat, quantization_of
+from converter.checkpoint.weight import OFF_LATTICE, LatticeFormat, LatticeRows, Weight
+from converter.errors import CheckpointError
+
+#: Share of the judged blocks that must be on a lattice.
+ON_LATTICE_SHARE: Final = 0.99
+_SAMPLED_VALUES: Final = 1 << 16
+_SAMPLED_RANGES: Final = 16
+_LATTICE: Final = LatticeFormat(bits=4, block=BLOCK)
+_DTYPES: Final = ("BF16", "F16", "F32")
+#: Matrices that training leaves alone: the choice of experts is too sensitive.
+_UNCODED: Final = (".router.proj.weight",)
+
+
+def recognises(config: Mapping[str, object]) -> bool:
+    """Whether ``config.json`` announces no packed weights."""
+    return quantization_of(config) is None
+
+
+def weights(
+    tensors: Mapping[str, SourceTensor], expected: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, Weight], tuple[str, ...]]:
+    """A weight for every expected tensor that is stored, in the order of ``expected``, and the rest."""
+    made = {name: make_weight(name, tensors[name], expected[name]) for name in expected if name in tensors}
+    return made, tuple(name for name in tensors if name not in made)
+
+
+def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | None = None) -> Weight:
+    """The weight of one tensor; reads a sample of its rows, unless its shape is not the one ``expected``: the
+    row of a hostile file may be larger than memory. Raises ``CheckpointError``."""
+    if tensor.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{tensor.where} has dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}"
+        )
+    matrix = len(tensor.shape) >= 2 and tensor.shape == (expected or tensor.shape)
+    on_lattice = matrix and tensor.columns % BLOCK == 0 and lies_on_lattice(tensor)
+    return Weight(
+        name=name,
+        source=tensor.name,
+        shape=tensor.shape,
+        stored=tensor.dtype,
+        floats=_floats(tensor),
+        lattice=_LATTICE if on_lattice else None,
+        codes=_codes(tensor) if on_lattice else None,
+        coded=len(tensor.shape) >= 2 and not name.endswith(_UNCODED),
+    )
+
+
+def lies_on_lattice(tensor: SourceTensor) -> bool:
+    """Whether nearly all sampled blocks of 32 values are reproduced by codes and a scale.
+
+    Blocks with a single magnitude lie on every lattice and tell nothing, so they do not count.
+    """
+    ranges = sampled_ranges(tensor.rows, tensor.columns)
+    parts = [tensor.read_rows(start, stop) for start, stop in ranges]
+    if not parts:
+        return False
+    values = np.concatenate(parts)
+    try:
+        off = recovered(values).status.reshape(-1) == OFF_LATTICE
+    except ValueError:
+        for (start, _), part in zip(ranges, parts, strict=True):
+            _check_finite(tensor, part, start)
+        raise
+    if not off.any():
+        return True
+    magnitudes = np.abs(_as_floats(values)).reshape(-1, BLOCK)
+    smallest = np.where(magnitudes > 0, magnitudes, np.inf).min(axis=1)
+    telling = smallest < magnitudes.max(axis=1)
+    return bool(np.count_nonzero(off & telling) <= (1 - ON_LATTICE_SHARE) * np.count_nonzero(telling))
+
+
+def sampled_ranges(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Row ranges spread evenly over a matrix, together about 65536 values or the whole matrix."""
+    if rows * columns <= _SAMPLED_VALUES:
+        return [(0, rows)] if rows else []
+    height = max(1, _SAMPLED_VALUES // (_SAMPLED_RANGES * columns))
+    ranges = min(_SAMPLED_RANGES, max(2, _SAMPLED_VALUES // (height * columns)), rows // height)
+    starts = {(rows - height) * index // max(1, ranges - 1) for index in range(ranges)}
+    return [(start, start + height) for start in sorted(starts)]
+
+
+def _floats(tensor: SourceTensor) -> Callable[[int, int], NDArray[np.float32]]:
+    def floats(start: int, stop: int) -> NDArray[np.float32]:
+        values = tensor.read_rows(start, stop)
+        _check_finite(tensor, values, start)
+        return _as_floats(values)
+
+    return floats
+
+
+def _codes(tensor: SourceTensor) -> Callable[[int, int], LatticeRows]:
+    def codes(start: int, stop: int) -> LatticeRows:
+        values = tensor.read_rows(start, stop)
+        try:
+            return recovered(values)
+        except ValueError:
+            _check_finite(tensor, values, start)
+            raise
+
+    return codes
+
+
+def _check_finite(tensor: SourceTensor, values: NDArray[np.generic], first_row: int) -> None:
+    """Raise ``CheckpointError`` for a value that is infinite or not a number."""
+    if values.dtype == np.uint16:
+        finite = (values.view(np.uint16) & 0x7F80) != 0x7F80
+    else:
+        finite = np.isfinite(values.astype(np.float32, copy=False))
+    if not finite.all():
+        row = first_row + int(np.argmin(finite.all(axis=1)))
+        raise CheckpointError(f"{tensor.where} has a value that is infinite or not a number in row {row}")
+
+
+def _as_floats(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    if values.dtype == np.uint16:
+        return bf16_floats(values.view(np.uint16))
+    return values.astype(np.float32, copy=False)
+
+
+def recovered(values: NDArray[np.generic]) -> LatticeRows:
+    """Codes of rows as stored (uint16 for bfloat16 bits, float16 or float32).
+
+    A block with a value that bfloat16 does not hold is off the lattice. Raises ``ValueError`` for a
+    value that is infinite or not a number.
+    """
+    if values.dtype == np.uint16:
+        return recover(values.view(np.uint16))
+    floats = _as_floats(values)
+    if not np.isfinite(floats).all():
+        raise ValueError("a value is not finite")
+    bits = bf16_bits(floats)
+    bits[(bits & 0x7F80) == 0x7F80] = 0  # above bfloat16's range; marked below as not held
+    rows = recover(bits)
+    rounded = (bf16_floats(bits) != floats).reshape(*rows.status.shape, BLOCK).any(axis=2)
+    rows.status[rounded] = OFF_LATTICE
+    return rows
+
+
+FORMAT: Final = StoredFormat(
+    name="bf16-lattice",
+    describes="unquantized BF16, F16 or F32 safetensors, such as google/gemma-4-E2B-it-qat-q4_0-unquantized",
+    recognises=recognises,
+    weights=weights,
+)

@@ -1,0 +1,136 @@
+"""What a checkpoint is, tensor by tensor, and what each target would make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.scheme import Survey, survey
+from converter.checkpoint.weight import Weight
+from converter.pipeline.opening import Model
+from targets.target import Plan, Progress, find_target, known_targets, no_progress
+
+
+def inspect(
+    model: Model,
+    targets: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Architecture, parameters, lattice of every weight, and the storage plan of each target (default: all).
+
+    Reads every block of every lattice weight and writes nothing. Raises ``CheckpointError`` or
+    ``TargetError``.
+    """
+    checkpoint = model.checkpoint
+    with model.unchanged():
+        plans = [
+            find_target(name).plan(checkpoint, model.source.name, options or {}, progress)
+            for name in targets or known_targets()
+        ]
+        surveys = _survey_all(list(checkpoint.weights.values()), progress)
+    return {
+        "schema": 1,
+        "model": model.source.name,
+        "source": {**model.record(), "format": checkpoint.format},
+        "architecture": _architecture(checkpoint.architecture),
+        "parameters": sum(weight.size for weight in checkpoint.weights.values()),
+        "lattice": _totals(checkpoint.weights, surveys),
+        "targets": {plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
+        "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
+        "left_out": [
+            {
+                "name": item.name,
+                "shape": list(item.shape),
+                "dtype": item.dtype,
+                "bytes": item.bytes,
+                "reason": item.reason,
+            }
+            for item in checkpoint.left_out
+        ],
+    }
+
+
+def _survey_all(weights: list[Weight], progress: Progress) -> dict[str, Survey]:
+    on_lattice = [weight for weight in weights if weight.lattice is not None]
+    total, done = sum(weight.size for weight in on_lattice), 0
+
+    def advance(values: int) -> None:
+        nonlocal done
+        done += values
+        progress("reading the lattice", done, total)
+
+    return {weight.name: survey(weight, advance) for weight in on_lattice}
+
+
+def _architecture(found: Architecture) -> dict[str, Any]:
+    kinds = [layer.attention for layer in found.layers]
+    entry: dict[str, Any] = {
+        "family": found.family,
+        "model_type": found.model_type,
+        "layers": f"{len(kinds)} ({kinds.count('sliding')} sliding, {kinds.count('full')} full attention)",
+        "hidden_size": found.hidden,
+        "vocabulary": found.vocabulary,
+        "context": found.context,
+        "sliding_window": found.sliding_window,
+        "heads": _distinct(layer.heads for layer in found.layers),
+        "kv_heads": _distinct(layer.kv_heads for layer in found.layers),
+        "head_dim": _distinct(layer.head_dim for layer in found.layers),
+        "feed_forward": _distinct(layer.feed_forward for layer in found.layers),
+        "shared_kv_layers": sum(layer.kv_source is not None for layer in found.layers),
+    }
+    if found.experts:
+        entry["experts"] = "{count}, {active} active, {feed_forward} wide".format(**asdict(found.experts))
+    if found.per_layer_input:
+        entry["per_layer_input"] = found.per_layer_input.size
+    if found.final_softcap:
+        entry["final_logit_softcapping"] = found.final_softcap
+    return entry
+
+
+def _distinct(values: Any) -> str:
+    return ", ".join(map(str, dict.fromkeys(values)))
+
+
+def _totals(weights: Mapping[str, Weight], surveys: Mapping[str, Survey]) -> dict[str, Any]:
+    matrices = [weight for weight in weights.values() if len(weight.shape) > 1]
+    values = sum(weight.size for weight in matrices)
+    blocks = sum(found.blocks for found in surveys.values())
+    return {
+        "matrices": len(surveys),
+        "of": len(matrices),
+        "share": sum(weights[name].size for name in surveys) / values if values else 0.0,
+        "blocks": blocks,
+        "exact_fraction": sum(found.exact for found in surveys.values()) / blocks if blocks else 0.0,
+    }
+
+
+def _classes(plan: Plan, surveys: Mapping[str, Survey]) -> dict[str, int]:
+    """Blocks by the class that they will be of in the artifact: those that need a float32 scale are exact
+    where the target stores one."""
+    narrow = sum(found.needs_f32_scale for found in surveys.values())
+    wide = plan.scales == "float32"
+    return {
+        "exact": sum(found.exact for found in surveys.values()) + (narrow if wide else 0),
+        "scale_not_representable": 0 if wide else narrow,
+        "off_lattice": sum(found.off_lattice for found in surveys.values()),
+    }
+
+
+def _weight(weight: Weight, found: Survey | None) -> dict[str, Any]:
+    return {
+        "name": weight.name,
+        "source": weight.source,
+        "shape": list(weight.shape),
+        "dtype": weight.stored,
+        "matrix": len(weight.shape) > 1,
+        "lattice": asdict(weight.lattice) if weight.lattice else None,
+        "scheme": found.scheme if found else None,
+        "blocks": found.blocks if found else None,
+        "exact_fraction": found.exact_fraction if found else None,
+        "needs_f32_scale": found.needs_f32_scale if found else None,
+        "off_lattice": found.off_lattice if found else None,
+        "negative_scales": found.negative_scales if found else None,
+    }

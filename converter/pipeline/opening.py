@@ -1,0 +1,111 @@
+"""Where a model's files lie, local or from the Hub, and the checkpoint that they are, watched for changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from converter.checkpoint.safetensors import SINGLE, open_shards
+from converter.errors import UsageError
+from converter.hub.repository import is_description
+from converter.names import Source, printable
+from converter.system.files import Watch, watch
+
+if TYPE_CHECKING:
+    from converter.checkpoint.opened import Checkpoint
+    from converter.hub import Check
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a model lie. ``watch`` began before any was read; of a repository, ``revision`` is
+    the commit and ``checks`` says how each file was compared with what the Hub lists."""
+
+    source: Source
+    path: Path
+    watch: Watch
+    revision: str | None = None
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+    def known(self) -> dict[Path, str]:
+        """The SHA-256 of files that are known by comparing them."""
+        digests = {self.path / name: check.digest for name, check in self.checks.items()}
+        return {path: digest for path, digest in digests.items() if digest and len(digest) == 64}
+
+    def shard_files(self) -> Sequence[Path]:
+        """The files that hold weights; raises ``CheckpointError`` if one is not what it was."""
+        with self.watch.around():
+            return open_shards(self.path).files
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened checkpoint and where it came from."""
+
+    place: Place
+    checkpoint: Checkpoint
+
+    @property
+    def source(self) -> Source:
+        """What the model's name meant."""
+        return self.place.source
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Around work that reads the checkpoint: raises ``CheckpointError`` if one of its files changed."""
+        return self.place.watch.around(self.checkpoint.files)
+
+    def check_unchanged(self) -> None:
+        """Raise ``CheckpointError`` if a file changed since the model was opened, or before."""
+        self.place.watch.check(self.checkpoint.files)
+
+    def record(self) -> dict[str, object]:
+        """The source as reports and manifests name it: repository and commit, or a directory's own name."""
+        path = printable(self.source.path.name) if self.source.path else None
+        return {"repo": self.source.repo, "revision": self.place.revision, "path": path}
+
+
+def local_place(source: Source) -> Place | None:
+    """A directory's files; ``None`` for a repository. Raises ``UsageError`` for a GGUF."""
+    if source.kind == "gguf":
+        raise UsageError(f"{source.path} is a GGUF file already; give the checkpoint that it was made from")
+    return None if source.path is None else Place(source, source.path, watch(source.path, _matters))
+
+
+def download_place(
+    source: Source,
+    offline: bool,
+    examine: Callable[[Checkpoint], object],
+    progress: Callable[[int, int], None],
+) -> Place:
+    """A repository's files; ``examine`` gets its description, without weights, and raises if it is not worth
+    the download. Raises ``HubError`` or ``CheckpointError``."""
+    from converter.checkpoint.opened import open_description
+    from converter.hub import download
+
+    snapshot = download(
+        source,
+        offline=offline,
+        examine=lambda folder: examine(open_description(folder)),
+        progress=progress,
+    )
+    compared = {name: check.state for name, check in snapshot.checks.items()}
+    watched = watch(snapshot.path, _matters, compared)
+    return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
+
+
+def open_place(place: Place) -> Model:
+    """The checkpoint there; raises ``CheckpointError``, for one that changes meanwhile too."""
+    from converter.checkpoint.opened import open_checkpoint
+
+    with place.watch.around():
+        model = Model(place, open_checkpoint(place.path))
+    model.check_unchanged()
+    return model
+
+
+def _matters(name: str) -> bool:
+    """Whether a file may be read, by us or by transformers, which takes one in place of shards."""
+    return is_description(name) or name == SINGLE

@@ -1,0 +1,1 @@
+"""The machine beneath: child processes, strangers' documents, files and their places, memory, signals."""

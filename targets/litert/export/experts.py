@@ -1,0 +1,54 @@
+"""The mixture of experts as two products: all gates and ups in one, all downs in another.
+
+The runtime has no gather of 4-bit matrices that is fast, and an operator per expert would take an hour to
+export. So every expert is computed, and the output of those that the router did not choose is multiplied by
+zero before the second product, whose weight has the experts side by side: row ``h`` is row ``h`` of expert 0,
+of expert 1, and so on. Blocks of 32 stay blocks where an expert's width divides by 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+
+from converter.checkpoint.architecture import Experts as Sizes
+from targets.litert.export.projections import project
+
+
+def fused_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
+    """Shape of the one matrix that holds a tensor of experts: ``[experts * rows, columns]``, and for
+    ``down_proj`` ``[rows, experts * columns]``."""
+    experts, rows, columns = shape
+    return (rows, experts * columns) if name.endswith(".down_proj") else (experts * rows, columns)
+
+
+class FusedExperts(torch.nn.Module):
+    """All experts of a layer; ``parameter`` gives weight and sums of ``gate_up_proj`` and ``down_proj``,
+    ``two_rows`` those of them whose input is split (``project``)."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        activation: Callable[[Any], Any],
+        parameter: Callable[[str], tuple[torch.nn.Parameter, torch.nn.Parameter | None]],
+        two_rows: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.sizes, self.activation, self.two_rows = sizes, activation, frozenset(two_rows)
+        self.gate_up, self.gate_up_sums = parameter("gate_up_proj")
+        self.down, self.down_sums = parameter("down_proj")
+
+    def forward(self, x: Any, chosen: Any, weights: Any) -> Any:
+        """``x`` float32 ``[tokens, hidden]``, ``chosen`` indices and ``weights`` ``[tokens, active]`` to
+        ``[tokens, hidden]``."""
+        count, width = self.sizes.count, self.sizes.feed_forward
+        gate_up = project(x, self.gate_up, self.gate_up_sums, "gate_up_proj" in self.two_rows)
+        gate, up = gate_up.reshape(-1, count, 2 * width).chunk(2, dim=-1)
+        every = torch.arange(count, dtype=torch.int32)
+        hits = chosen.to(torch.int32).unsqueeze(-1) == every  # [tokens, active, experts]
+        route = (hits.to(x.dtype) * weights.unsqueeze(-1)).sum(1)
+        h = self.activation(gate) * up * route.unsqueeze(-1)
+        h = h.reshape(-1, count * width)
+        return project(h, self.down, self.down_sums, "down_proj" in self.two_rows)

@@ -1,0 +1,186 @@
+"""The text model in torch, with stand-ins for its matrices; in the child alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+import transformers
+from litert_torch.generative.export_hf.core import patches as _patches  # noqa: F401  for its effect
+from litert_torch.generative.export_hf.core import weights_loader
+from litert_torch.generative.export_hf.model_ext import patches
+
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.weight import Weight
+from converter.errors import TargetError
+from targets.litert.export.experts import FusedExperts, fused_shape
+from targets.litert.export.placeholders import StandIns
+from targets.litert.export.projections import BLOCK, Projection
+from targets.litert.export.skeleton import Skeleton
+from targets.litert.export.workarounds import allow_experts, text_configuration
+
+#: The format of a matrix that has a product of its own for the blocks of negative scale.
+WITH_SUMS: Final = "INT4+sums"
+_CODED: Final = ("INT4", WITH_SUMS)
+#: litert-torch's attention, which keeps keys and values as LiteRT-LM wants them.
+ATTENTION: Final = "lrt_transposed_attention"
+_EMBEDDING: Final = "embed_tokens.weight"
+_HEAD: Final = "lm_head.weight"
+_EXPERTS: Final = ".experts"
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A transformers model for text, its configuration, and the stand-ins in it."""
+
+    model: Any
+    config: Any
+    stand_ins: StandIns
+
+
+def build(checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection[str] = ()) -> TextModel:
+    """The text model of a checkpoint of any layout, all of whose matrices are stand-ins, named canonically.
+
+    ``formats`` is by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of
+    float32 ``[rows, columns / 32]``. A head tied to the embedding shares its stand-in unless ``formats`` has
+    ``lm_head.weight``. Norms and other vectors have their values. ``two_rows`` are names of the modules whose
+    products split their input (``project``) if they round it. Raises ``TargetError`` for a model that
+    does not have the tensors of the checkpoint.
+    """
+    architecture = checkpoint.architecture
+    config = text_configuration(transformers.AutoConfig.from_pretrained(checkpoint.path))
+    config.tie_word_embeddings = False  # the head gets its own place, and what belongs there is decided below
+    config._attn_implementation = ATTENTION
+    config.dtype = torch.float32
+    allow_experts()
+    with patches.get_patch_context(architecture.family), weights_loader.init_params_on_meta():
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    config.tie_word_embeddings = architecture.tied_head
+    stand_ins = StandIns()
+    places = _Places(architecture, formats, stand_ins)
+    _put_experts(model, architecture, places, two_rows)
+    _put_projections(model, places, two_rows)
+    _put_values(model, checkpoint.weights, places)
+    left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    missing = architecture.tensors.keys() - places.used
+    if left or missing:
+        raise TargetError(
+            f"transformers' model has no place for {min(missing)}"
+            if missing
+            else f"transformers' model has a tensor that the checkpoint lacks: {left[0]}"
+        )
+    return TextModel(model.eval(), config, stand_ins)
+
+
+class _Places:
+    """Gives every matrix its stand-ins, and remembers which of the checkpoint's tensors have a place."""
+
+    def __init__(self, architecture: Architecture, formats: Mapping[str, str], stand_ins: StandIns) -> None:
+        self._formats, self._stand_ins = formats, stand_ins
+        self._tied = architecture.tied_head
+        self._shapes = {**architecture.tensors}
+        if self._tied:
+            self._shapes[_HEAD] = self._shapes[_EMBEDDING]
+        self._made: dict[str, torch.nn.Parameter] = {}
+        self.used: set[str] = set()
+
+    def matrix(self, name: str) -> torch.nn.Parameter:
+        """The one stand-in of a weight, that of the embedding for a tied head without a format of its own."""
+        self.used.add(name)
+        if name == _HEAD and self._tied and name not in self._formats:
+            name = _EMBEDDING
+        if name not in self._made:
+            self._made[name] = self._stand_ins.parameter(name, self._shape(name))
+        return self._made[name]
+
+    def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:
+        """The stand-ins of a weight that is multiplied with, and of its sums if it has any."""
+        weight = self.matrix(name)
+        if self._formats.get(name) != WITH_SUMS:
+            return weight, None
+        rows, columns = weight.shape
+        return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // BLOCK))
+
+    def rounding(self, name: str) -> bool:
+        """Whether a product with a matrix rounds its input: one with codes does."""
+        own = self._formats.get(name)
+        return (self._formats.get(_EMBEDDING) if own is None and name == _HEAD else own) in _CODED
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self._shapes.get(name)
+        if shape is None:
+            raise TargetError(f"transformers' model has a matrix that the checkpoint lacks: {name}")
+        return fused_shape(shape, name) if len(shape) == 3 else shape
+
+
+def _canonical(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _put_experts(model: Any, architecture: Architecture, places: _Places, two_rows: Collection[str]) -> None:
+    for name, module in list(model.named_modules()):
+        if name.endswith(_EXPERTS) and architecture.experts is not None:
+            prefix = _canonical(name)
+            parent = model.get_submodule(name.rpartition(".")[0])
+            parent.experts = FusedExperts(
+                architecture.experts,
+                module.act_fn,
+                lambda kind, prefix=prefix: places.pair(f"{prefix}.{kind}"),  # type: ignore[misc]
+                [kind for kind in two_rows if places.rounding(f"{prefix}.{kind}")],
+            )
+
+
+def _put_projections(model: Any, places: _Places, two_rows: Collection[str]) -> None:
+    for name, module in list(model.named_modules()):
+        for kind, child in list(module.named_children()):
+            if isinstance(child, torch.nn.Linear):
+                canonical = _canonical(f"{name}.{kind}.weight" if name else f"{kind}.weight")
+                weight, sums = places.pair(canonical)
+                _check_shape(f"{name}.{kind}", tuple(child.weight.shape), tuple(weight.shape))
+                split = kind in two_rows and places.rounding(canonical)
+                setattr(module, kind, Projection(weight, sums, split))
+
+
+def _put_values(model: Any, weights: Mapping[str, Weight], places: _Places) -> None:
+    """Stand-ins for embeddings; values for vectors, of which some are buffers in transformers 5.23."""
+    for name, module in list(model.named_modules()):
+        for kind, parameter in list(module._parameters.items()):
+            canonical = _canonical(f"{name}.{kind}" if name else kind)
+            if parameter is None or not parameter.is_meta:
+                continue
+            _check_shape(canonical, tuple(parameter.shape), _shape_of(weights, canonical))
+            if parameter.dim() > 1:
+                module._parameters[kind] = places.matrix(canonical)
+            else:
+                values = _values(weights[canonical])
+                module._parameters[kind] = torch.nn.Parameter(values, requires_grad=False)
+                places.used.add(canonical)
+        for kind in list(module._buffers):
+            canonical = _canonical(f"{name}.{kind}" if name else kind)
+            if canonical in weights:
+                module._buffers[kind] = _values(weights[canonical])
+                places.used.add(canonical)
+
+
+def _shape_of(weights: Mapping[str, Weight], name: str) -> tuple[int, ...]:
+    if name not in weights:
+        raise TargetError(f"transformers' model has a tensor that the checkpoint lacks: {name}")
+    return weights[name].shape
+
+
+def _check_shape(name: str, model: tuple[int, ...], checkpoint: tuple[int, ...]) -> None:
+    if model != checkpoint:
+        raise TargetError(
+            f"{name} is {list(model)} in transformers' model, {list(checkpoint)} in the checkpoint"
+        )
+
+
+def _values(weight: Weight) -> torch.Tensor:
+    """A vector's values, float32 in its own shape."""
+    assert math.prod(weight.shape) == weight.size
+    values = np.array(weight.floats(0, weight.rows), np.float32, copy=True)
+    return torch.from_numpy(values.reshape(weight.shape))

@@ -1,0 +1,68 @@
+"""What an export needs of a checkpoint: its shapes, and the numbers of its vectors.
+
+The child that exports has no use for lattices, nor for the compiler that reads them, which takes 70 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.architecture import Architecture, read_architecture
+from converter.checkpoint.weight import Weight
+from converter.system.untrusted import read_object
+
+if TYPE_CHECKING:
+    from converter.checkpoint.opened import Checkpoint
+
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A checkpoint whose matrices have shapes alone; ``floats`` of its vectors gives their values."""
+
+    path: Path
+    architecture: Architecture
+    weights: Mapping[str, Weight]
+
+
+def write_skeleton(checkpoint: Checkpoint, vectors: Path) -> dict[str, object]:
+    """What ``read_skeleton`` takes, as JSON holds it; the vectors' values go to the file ``vectors``, as
+    float32, one behind the other."""
+    weights = checkpoint.weights
+    with vectors.open("xb") as stream:
+        for weight in weights.values():
+            if len(weight.shape) < 2:
+                stream.write(np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes())
+    return {
+        "checkpoint": str(checkpoint.path.absolute()),
+        "shapes": {name: list(weight.shape) for name, weight in weights.items()},
+        "vectors": str(vectors.absolute()),
+    }
+
+
+def read_skeleton(written: Mapping[str, Any]) -> Skeleton:
+    """The checkpoint that was described."""
+    path = Path(written["checkpoint"])
+    values = np.fromfile(written["vectors"], "<f4")
+    weights, start = {}, 0
+    for name, shape in written["shapes"].items():
+        own = values[:0]
+        if len(shape) < 2:
+            own, start = values[start : start + int(np.prod(shape))], start + int(np.prod(shape))
+        weights[name] = _weight(name, tuple(shape), own)
+    architecture = read_architecture(read_object(path / "config.json"))
+    if architecture.tied_head and _HEAD in weights:  # a stored head that differs unties them
+        tensors = {**architecture.tensors, _HEAD: weights[_HEAD].shape}
+        architecture = replace(architecture, tied_head=False, tensors=tensors)
+    return Skeleton(path, architecture, weights)
+
+
+def _weight(name: str, shape: tuple[int, ...], values: NDArray[np.float32]) -> Weight:
+    return Weight(name, name, shape, "F32", lambda start, stop: values.reshape(1, -1)[start:stop])

@@ -1,0 +1,256 @@
+"""What lies beside ``model.onnx``: ``genai_config.json`` for onnxruntime-genai, the checkpoint's own
+``config.json`` for transformers and what uses it, and the tokenizer's files.
+
+The keys are those of onnxruntime-genai's configuration parser (``src/config.cpp``), which refuses others.
+What it does with them, checked with 0.18:
+
+* The model types ``gemma3_text`` and ``gemma4_text`` mean a decoder that takes ``input_ids``; ``gemma3`` and
+  ``gemma4`` ask for vision and audio models beside it.
+* Caches are made for the graph's ``past_key_values`` inputs, each with the heads and the head size that its
+  input declares. The sizes in the configuration count only where an input leaves them open.
+* A ``sliding_window`` entry makes the caches smaller than the text, or slides the inputs, which only a
+  graph made for it survives: the window is the graph's own business, and there is no such entry.
+* With ``past_present_share_buffer`` the caches are allocated for the search's ``max_length`` before the
+  first token, whatever a layer's window is. Without it they grow with the text, but ``rewind_to`` refuses
+  every model whose layers differ in heads or head size, and the last token of any other. So it is on, with a
+  length that small machines have room for; a client may set any other up to the context.
+* Unless told otherwise it uses half of the processor's cores; 0 leaves the number to onnxruntime.
+
+Its tokenizer (onnxruntime-extensions) knows classes by name, reads the chat template either from
+``tokenizer_config.json`` or, if that has none, from ``chat_template.jinja``, and fails at the first ``null``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from converter.checkpoint.architecture import Architecture, Layer
+from converter.checkpoint.generation import (
+    RECOMMENDED,
+    end_tokens,
+    generation_limits,
+    read_penalties,
+    read_sampling,
+    read_suppressed,
+)
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import LENGTH, RIGHT_STRIP
+from converter.errors import CheckpointError
+from converter.system.untrusted import Settings, read_object, read_text
+from targets.target import KVCache
+from targets.tokenization import refuse_steps
+
+CONFIG: Final = "genai_config.json"
+TEMPLATE: Final = "chat_template.jinja"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+MODEL_CONFIG: Final = "config.json"
+#: Tokens of a search, prompt and answer together, unless its client asks for others or the model ends before.
+SEARCH_LENGTH: Final = 4096
+#: What its search can be told beyond temperature, top_p, top_k and end tokens.
+_HELD: Final = ("repetition_penalty",)
+#: Files that are copied byte for byte, where the checkpoint has them.
+_COPIED: Final = ("tokenizer.json", "special_tokens_map.json", "generation_config.json")
+_LARGEST_COPY: Final = 64 << 20
+_MODEL_TYPES: Final = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
+#: The class under which onnxruntime-extensions merges as Gemma's tokenizers do.
+_TOKENIZER_CLASS: Final = "GemmaTokenizer"
+#: The one that GroupQueryAttention computes with; Gemma's tokenizers say ``left``.
+_PADDING_SIDE: Final = "right"
+#: What ``tokenizer_config.json`` must not ask of whoever loads it: another file, or code.
+_REFUSED: Final = ("auto_map", "chat_template", "tiktoken_file")
+#: What ``config.json`` must not tell whoever loads it: code to run, or a form that these weights lack.
+_NOT_TOLD: Final = ("auto_map", "custom_pipelines", "quantization_config")
+#: Where onnxruntime-extensions cuts a text before it merges: at spaces and line ends after anything else.
+_CUT: Final = re.compile("[^ \n\r\u2581][ \n\r\u2581]")
+
+
+def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Name and content of every file that onnxruntime-genai and transformers need beside ``model.onnx``.
+
+    Equal checkpoints give equal bytes. Raises ``CheckpointError`` for a damaged ``generation_config.json``
+    or ``tokenizer_config.json``, and for a ``config.json`` with what JSON cannot hold.
+    """
+    files = {
+        CONFIG: _encoded(genai_config(checkpoint), CONFIG),
+        MODEL_CONFIG: _encoded(_model_config(checkpoint.config), str(checkpoint.path / MODEL_CONFIG)),
+    }
+    for name in _COPIED:
+        if (checkpoint.path / name).exists():
+            files[name] = read_text(checkpoint.path / name, _LARGEST_COPY).encode("utf-8")
+    files[TOKENIZER_CONFIG] = _tokenizer_config(checkpoint)
+    if checkpoint.tokenizer.chat_template is not None:
+        files[TEMPLATE] = checkpoint.tokenizer.chat_template.encode("utf-8")
+    return files
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise ``TargetError`` for a tokenizer that onnxruntime-genai would run otherwise: whatever
+    ``tokenizer.json`` says, it takes Gemma's steps, as tried with 0.18."""
+    problem = "which onnxruntime-genai does not follow"
+    refuse_steps("onnx", problem, checkpoint.tokenizer, {LENGTH, RIGHT_STRIP})
+
+
+def generation_warnings(checkpoint: Checkpoint) -> list[str]:
+    """What onnxruntime-genai will do otherwise than the checkpoint asks, one line each."""
+    warnings = []
+    tokenizer = checkpoint.tokenizer
+    suppressed = read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
+    if suppressed:
+        warnings.append(
+            f"onnx: {len(suppressed)} tokens must never be generated, which onnxruntime-genai cannot be told"
+        )
+    warnings += generation_limits(checkpoint.path, "onnx", "onnxruntime-genai", _HELD)
+    cut = [
+        text
+        for id, text in enumerate(tokenizer.tokens)
+        if _CUT.search(text) and id not in tokenizer.added and id not in tokenizer.fillers
+    ]
+    if cut:
+        warnings.append(
+            f"onnx: {len(cut)} tokens such as {cut[0]!r} have a space or newline after other text; "
+            "onnxruntime-genai's tokenizer may miss them"
+        )
+    return warnings
+
+
+def kv_cache(architecture: Architecture, item_bytes: int) -> KVCache:
+    """What onnxruntime-genai allocates for one sequence of a search's default length: keys and values
+    ``[kv_heads, tokens, head_dim]``, ``item_bytes`` a number, for every layer that has its own cache."""
+    tokens = _length(architecture)
+    numbers = sum(2 * layer.kv_heads * layer.head_dim for layer in _owners(architecture))
+    return KVCache(tokens, tokens * numbers * item_bytes)
+
+
+def _length(architecture: Architecture) -> int:
+    return min(SEARCH_LENGTH, architecture.context)
+
+
+def _owners(architecture: Architecture) -> list[Layer]:
+    """Layers with a cache of their own."""
+    return [layer for layer in architecture.layers if layer.kv_source is None]
+
+
+def _model_config(values: Mapping[str, object]) -> dict[str, object]:
+    """The checkpoint's ``config.json`` in its own order, it and its parts without what is not told."""
+    return {key: _told(value) if isinstance(value, dict) else value for key, value in _told(values).items()}
+
+
+def _told(values: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key not in _NOT_TOLD}
+
+
+def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
+    """``genai_config.json``; raises ``CheckpointError`` for a damaged ``generation_config.json``."""
+    architecture = checkpoint.architecture
+    ends = end_tokens(architecture, checkpoint.tokenizer)
+    ids: dict[str, object] = {
+        "bos_token_id": _first(checkpoint.tokenizer.bos, architecture.bos),
+        "eos_token_id": ends or None,
+        "pad_token_id": _first(checkpoint.tokenizer.pad, architecture.pad, *ends),
+    }
+    return {
+        "model": {
+            "type": _MODEL_TYPES[architecture.family],
+            **{key: value for key, value in ids.items() if value is not None},
+            "vocab_size": architecture.vocabulary,
+            "context_length": architecture.context,
+            "decoder": _decoder(architecture),
+        },
+        "search": _search(checkpoint),
+    }
+
+
+def _decoder(architecture: Architecture) -> dict[str, object]:
+    owners = _owners(architecture)
+    return {
+        "filename": "model.onnx",
+        "session_options": {"intra_op_num_threads": 0, "provider_options": []},
+        "hidden_size": architecture.hidden,
+        "num_attention_heads": owners[0].heads,
+        # of the first cache, and the number of caches
+        "num_key_value_heads": owners[0].kv_heads,
+        "head_size": owners[0].head_dim,
+        "num_hidden_layers": len(owners),
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "position_ids": "position_ids",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+    }
+
+
+def _search(checkpoint: Checkpoint) -> dict[str, object]:
+    """Defaults of a search. Here top_k may not exceed the vocabulary, and a top_p of 0, which elsewhere
+    leaves the likeliest token alone, means none."""
+    architecture = checkpoint.architecture
+    sampling = {**RECOMMENDED, **read_sampling(checkpoint.path)}
+    penalties = read_penalties(checkpoint.path)
+    return {
+        "do_sample": sampling["temperature"] > 0 and sampling["top_p"] > 0,
+        "temperature": sampling["temperature"],
+        "top_k": min(int(sampling["top_k"]), architecture.vocabulary),
+        "top_p": sampling["top_p"],
+        "max_length": _length(architecture),
+        **{key: value for key, value in penalties.items() if key in _HELD},
+        "past_present_share_buffer": True,
+    }
+
+
+def _tokenizer_config(checkpoint: Checkpoint) -> bytes:
+    """``tokenizer_config.json`` as the checkpoint has it, but for the side of the padding and for what would
+    not load (see above)."""
+    path = checkpoint.path / TOKENIZER_CONFIG
+    tokenizer = checkpoint.tokenizer
+    values = {key: value for key, value in _stored(checkpoint).items() if key not in _REFUSED}
+    values["tokenizer_class"] = _TOKENIZER_CLASS
+    values["padding_side"] = _PADDING_SIDE
+    for key in ("clean_up_tokenization_spaces", "add_bos_token", "add_eos_token"):
+        if not isinstance(values.get(key, False), bool):
+            del values[key]
+    if not isinstance(values.get("model_max_length", 0), int | float):
+        del values["model_max_length"]
+    for name in ("bos", "eos", "pad", "unk"):
+        values.pop(f"{name}_token", None)
+        id = getattr(tokenizer, name)
+        if id is not None:
+            values[f"{name}_token"] = tokenizer.tokens[id]
+    decoder = Settings(values, str(path)).section("added_tokens_decoder")
+    if decoder is not None:
+        values["added_tokens_decoder"] = {key: _plain(token) for key, token in decoder.values.items()}
+    return _encoded(dict(sorted(values.items())), str(path))
+
+
+def _stored(checkpoint: Checkpoint) -> Mapping[str, object]:
+    path = checkpoint.path / TOKENIZER_CONFIG
+    stored = read_object(path) if path.exists() else {}
+    return {key: value for key, value in stored.items() if value is not None}
+
+
+def _plain(token: object) -> dict[str, object]:
+    """An added token's text and flags."""
+    values = token if isinstance(token, dict) else {}
+    flags = {key: value for key, value in values.items() if isinstance(value, bool)}
+    return {"content": values.get("content"), **flags}
+
+
+def _encoded(values: Mapping[str, object], where: str) -> bytes:
+    """JSON that any parser takes; raises ``CheckpointError`` for what Python alone reads as JSON."""
+    try:
+        text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        return text.encode("utf-8")
+    except (ValueError, RecursionError) as error:  # a UnicodeEncodeError is a ValueError
+        raise CheckpointError(f"{where}: holds what JSON cannot: {error}") from error
+
+
+def _first(*ids: int | None) -> int | None:
+    return next((id for id in ids if id is not None), None)

@@ -1,0 +1,287 @@
+"""What every target says before it writes: the storage plan, and the protocol that gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import UsageError
+
+if TYPE_CHECKING:
+    from converter.checkpoint.opened import Checkpoint
+
+#: ``progress(stage, done, total)``: a stage's name, how much of it is done and how much there is.
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """A function that is called with what was done since its last call, and tells ``progress`` the sum."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    return advance
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One tensor of the artifact: ``weight`` is the canonical name of the checkpoint's weight it
+    comes from (``None`` for a tensor that the target makes itself), ``stored_as`` its name in the
+    artifact, ``format`` the target's own name of the type (``Q4_0``), ``exact`` whether that type
+    can hold every value of the checkpoint bit for bit."""
+
+    weight: str | None
+    stored_as: str
+    shape: tuple[int, ...]
+    format: str
+    bytes: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """Memory that a runtime takes for keys and values before the first token: ``bytes`` for ``tokens``,
+    prompt and answer together."""
+
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main (or
+    first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
+    ``companion_bytes`` about those of large companions, ``warnings`` one line each for the user. ``scales``
+    is the type in which scales of codes are stored, ``float16`` or ``float32``: a float32 holds every scale.
+    ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
+    where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
+    than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
+    than the model; ``kv_cache`` what the runtime allocates at once for one sequence, where the artifact says
+    for how many tokens; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which must not be
+    in the output directory; ``requires`` the first versions of the runtimes that run it, by their names."""
+
+    target: str
+    artifacts: tuple[str, ...]
+    tensors: tuple[PlannedTensor, ...]
+    warnings: tuple[str, ...] = ()
+    companions: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    memory: int | None = None
+    context: int | None = None
+    kv_cache: KVCache | None = None
+    elsewhere: Path | None = None
+    companion_bytes: int = 0
+    scales: str = "float16"
+    requires: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per value of the checkpoint, over all tensors that come from it; one that is stored twice
+        counts with both."""
+        kept = [tensor for tensor in self.tensors if tensor.weight is not None]
+        sizes = {tensor.weight: int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept}
+        values = sum(sizes.values())
+        return 8 * sum(tensor.bytes for tensor in kept) / values if values else 0.0
+
+    def as_dict(self) -> dict[str, object]:
+        """The plan as the manifest records it."""
+        operators = {name: dict(formats) for name, formats in self.operators.items()}
+        return {
+            "options": dict(self.options),
+            "bytes": self.bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "scales": self.scales,
+            **({"operators": operators} if operators else {}),
+            **({"memory": self.memory} if self.memory is not None else {}),
+            **({"kv_cache": asdict(self.kv_cache)} if self.kv_cache is not None else {}),
+            **({"requires": dict(self.requires)} if self.requires else {}),
+            "warnings": list(self.warnings),
+            "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A weight read back from an artifact: ``floats(start, stop)`` gives its dequantised rows as
+    float32 in the checkpoint's own row order and scale, ``format`` the artifact's type, ``bytes`` what
+    it takes there. ``rule(start, stop)`` gives what the target's stated rule makes of the checkpoint's rows
+    in this ``format``, read back in the same way: a right artifact has the same numbers, bit for bit.
+    ``rule`` is ``None`` for a format that the target never writes (another tool's)."""
+
+    weight: str
+    stored_as: str
+    format: str
+    shape: tuple[int, ...]
+    bytes: int
+    floats: Callable[[int, int], NDArray[np.float32]]
+    rule: Callable[[int, int], NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Something in an artifact that is not what the converter makes of its checkpoint.
+
+    ``where`` names it as a user would look for it (a GGUF key, a node and its attribute, a file);
+    ``expected`` and ``found`` are short printable texts. ``deciding`` differences bear on what the model
+    computes, reads or says; the others describe it (names, tags, versions, licences) and change nothing.
+    """
+
+    where: str
+    expected: str
+    found: str
+    deciding: bool = True
+
+
+class Target(Protocol):
+    """One output format, found through the entry-point group ``qatconvert.targets``. ``suffix`` is that
+    of its artifacts' names (``.gguf``). ``write`` needs the importable ``modules``, which the package's
+    ``extra`` installs; all else works without them. ``libraries`` are the packages whose version may show in
+    the bytes that it writes."""
+
+    name: str
+    suffix: str
+    extra: str
+    modules: tuple[str, ...]
+    libraries: tuple[str, ...]
+
+    def check(self, options: Mapping[str, object]) -> None:
+        """Raise ``UsageError`` for options that are wrong whatever the model is, or that need what is not
+        installed; called before a model is downloaded or opened."""
+
+    def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
+        """Raise ``TargetError`` for a model that the runtime cannot hold, ``UsageError`` for options that do
+        not fit it and ``CheckpointError`` for a damaged file, as far as configuration, tokenizer and the
+        files beside them tell: ``checkpoint`` may be without its weights. ``plan`` raises the same."""
+
+    def plan(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        options: Mapping[str, object],
+        progress: Progress = no_progress,
+    ) -> Plan:
+        """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
+        cannot hold. Writes nothing. ``name`` is the model's name, used in file names. A target that has
+        to read the weights for it has a stage ``plan NAME`` in ``progress``."""
+
+    def write(
+        self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
+    ) -> Sequence[str]:
+        """Write ``plan.artifacts`` and ``plan.companions`` below ``directory`` (a scratch directory that
+        the caller renames when whole) and return warnings about what only the whole reading showed.
+        The stage ``write NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
+
+    def deliver(
+        self,
+        plan: Plan,
+        output: Path,
+        options: Mapping[str, object],
+        passed: bool,
+        progress: Progress = no_progress,
+    ) -> Sequence[str]:
+        """Lay the artifacts, which are in their place below ``output``, out elsewhere if ``options`` ask for
+        it and no gate failed, and return warnings."""
+
+    def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
+        """Ways to run an artifact that only measuring can tell apart, by option and value: the preferred one
+        first, the most accurate one last. Empty where there is nothing to choose."""
+
+    def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
+        """The plan by which an artifact is written that runs as one of ``choices``: ``plan`` itself where
+        ``choose`` and the runtime make any artifact do so. Where each choice has an artifact of its own, the
+        choices stand from the fastest to the slowest, so that the first that is good enough is kept."""
+
+    def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
+        """Make the artifact, which ``write`` left in the scratch directory by the plan that is ``written``
+        for a choice, run as it. Changes no other file than the main one, whose path is given."""
+
+    def files(self, artifact: Path) -> Sequence[Path]:
+        """Every file of the artifact whose main (or first) file is given; raises ``CheckpointError`` if
+        one is missing."""
+
+    def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+        """Read the artifact back: canonical weight name to tensor, independently of the writer."""
+
+    def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
+        """The options with which an artifact was converted, as far as it shows them: those that ``plan``
+        takes and that decide what is in it. Raises ``CheckpointError`` for a damaged file."""
+
+    def differences(
+        self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
+    ) -> Sequence[Difference]:
+        """Everything in an artifact that is not what ``write`` makes of ``checkpoint`` by ``plan``: metadata,
+        graph, side files beside it, the bytes of every tensor, and bytes that belong to nothing. Compared by
+        content: where a part lies in a file decides nothing. The stage ``compare NAME`` of ``progress``
+        counts bytes of the checkpoint. Raises ``CheckpointError`` for a damaged file."""
+
+
+def known_targets() -> tuple[str, ...]:
+    """Names of the registered targets, sorted."""
+    return tuple(sorted(entry.name for entry in entry_points(group="qatconvert.targets")))
+
+
+def check_known(names: Iterable[str]) -> None:
+    """Raise ``UsageError``, which lists the known targets, for a name that is none; loads no target."""
+    known = known_targets()
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown target {name!r}; known: {', '.join(known)}")
+
+
+def find_target(name: str) -> Target:
+    """The target registered under ``name``; raises ``UsageError`` that lists the known ones."""
+    check_known([name])
+    (entry,) = entry_points(group="qatconvert.targets", name=name)
+    target: Target = entry.load()
+    return target
+
+
+def check_installed(targets: Iterable[Target]) -> None:
+    """Raise ``UsageError`` that says what to install if one of ``targets`` cannot write here."""
+    lacking = [target for target in targets if any(find_spec(module) is None for module in target.modules)]
+    if lacking:
+        names = " and ".join(target.name for target in lacking)
+        extras = ",".join(dict.fromkeys(target.extra for target in lacking))
+        raise UsageError(
+            f"target {names} needs packages that are not installed: pip install 'qatconvert[{extras}]'"
+        )
+
+
+def artifact_of(path: Path) -> Path:
+    """``path``, or the one artifact in it if it is a directory; raises ``UsageError`` for none or several."""
+    if not path.is_dir():
+        return path
+    suffixes = tuple(find_target(name).suffix for name in known_targets())
+    found = sorted(file for file in path.iterdir() if file.name.endswith(suffixes))
+    if len(found) != 1:
+        raise UsageError(f"{path} holds {len(found)} artifacts ({', '.join(suffixes)}): give the file itself")
+    return found[0]
+
+
+def target_of(artifact: Path) -> Target:
+    """The target whose artifacts are named like ``artifact``; raises ``UsageError``."""
+    for name in known_targets():
+        target = find_target(name)
+        if artifact.name.endswith(target.suffix):
+            return target
+    raise UsageError(f"{artifact}: no target writes such files (known: {', '.join(known_targets())})")

@@ -1,0 +1,1 @@
+"""What a proof tells: report.json for programs, report.md and report.html for people."""
