@@ -28,6 +28,8 @@ from pathlib import Path
 
 from litert_memory import Tree, parameters, sample
 
+from converter.system.processors import processors
+
 TARGETS = ("gguf", "onnx", "litert")
 #: Options of the two stages of each target.
 STAGES = {"conversion alone": ["--no-validate"], "with proof": []}
@@ -116,7 +118,7 @@ def main() -> None:
                 table.append([target, stage, f"{cost.seconds:.0f}", *sizes, judged])
                 print(table[-1], file=sys.stderr)
                 shutil.rmtree(work)
-        print(f"{parameters(checkpoint) / 1e9:.2f} billion parameters, {os.cpu_count()} cores\n")
+        print(f"{parameters(checkpoint) / 1e9:.2f} billion parameters, {processors()} cores\n")
     for line in table:
         print(f"| {' | '.join(line)} |")
 

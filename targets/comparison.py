@@ -14,8 +14,8 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.system.processors import processors
 from targets.target import Difference
-from targets.writing import processors
 
 Bytes = NDArray[np.uint8]
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, STORED_BYTES, Weight
 from converter.errors import DestinationError
+from converter.system.processors import processors
 
 #: Values per range: codes, scales and bytes of one stay in a core's L2 cache.
 RANGE: Final = 1 << 19
@@ -109,11 +110,6 @@ def write_pieces(
     failing piece raised, when every thread has ended.
     """
     return _Crew(outputs, pieces, progress).run(threads or processors())
-
-
-def processors() -> int:
-    """Processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Crew:

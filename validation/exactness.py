@@ -23,7 +23,6 @@ makes of the checkpoint's, bit for bit, and otherwise wrong.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -36,6 +35,7 @@ from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.errors import ValidationError
 from converter.system.child import Progress
 from converter.system.compiled import compiled
+from converter.system.processors import processors
 from targets.target import StoredTensor
 from validation.parallel import in_flight
 
@@ -177,7 +177,7 @@ def measure(
         weight = weights[index]
         return index, (stop - start) * weight.columns, _compare_rows(weight, stored[weight.name], start, stop)
 
-    for index, size, found in in_flight(compare, tasks, threads or os.cpu_count() or 1):
+    for index, size, found in in_flight(compare, tasks, threads or processors()):
         sums[index] = sums[index].plus(found)
         done += size
         progress(done, total)

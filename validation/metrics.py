@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from targets.writing import processors
+from converter.system.processors import processors
 from validation.parallel import in_flight
 
 #: Metrics that gates may name, with the side on which a value is good.

@@ -20,8 +20,8 @@ from converter.checkpoint.weight import Weight
 from converter.errors import ValidationError
 from converter.system.amounts import amount
 from converter.system.child import Progress
+from converter.system.processors import processors
 from targets.target import StoredTensor
-from targets.writing import processors
 from validation.parallel import in_flight
 
 #: Tables in which rows are looked up; the head multiplies with the first too where it is tied to it.

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from converter.checkpoint.excerpt import find_excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError, ValidationError
-from targets.target import Plan, StoredTensor, check_installed, find_target
+from converter.system.digests import hexdigest
+from targets.target import Plan, StoredTensor, check_installed, counted, find_target
 from validation import baseline as baselines
 from validation import choice as trials
 from validation import gates
@@ -563,14 +564,10 @@ def _identity(
     if source and source.get("files") is not None:
         return {"files": source["files"]}
     files = sorted(checkpoint.files)
-    total, done = sum(file.stat().st_size for file in files), 0
+    advance = counted(
+        lambda stage, done, total: progress(done, total), "", sum(file.stat().st_size for file in files)
+    )
     digests = []
     for file in files:
-        value = hashlib.sha256()
-        with file.open("rb") as stream:
-            while piece := stream.read(1 << 22):
-                value.update(piece)
-                done += len(piece)
-                progress(done, total)
-        digests.append(value.hexdigest())
+        digests.append(hexdigest(file, hashlib.sha256(), advance=advance))
     return {"files": digests}

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import CheckpointError
-from converter.system.untrusted import Settings, kind, parse_object, read_object, shown
+from converter.system.untrusted import PICKLES, Settings, kind, parse_object, read_object, shown
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -33,7 +33,6 @@ HEADER_BYTES: Final = 100_000_000
 _INDEX_BYTES: Final = 100_000_000
 _MOST_DIMENSIONS: Final = 8
 _LARGEST_SIZE: Final = 1 << 48
-_PICKLES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 #: Bits per value of every dtype that the format knows.
 DTYPE_BITS: Final[Mapping[str, int]] = {
@@ -174,7 +173,7 @@ def _nothing_to_read(directory: Path) -> CheckpointError:
         return CheckpointError(f"{directory}: is not a directory")
     except OSError as error:
         return CheckpointError(f"{directory}: cannot be read: {error.strerror or error}")
-    pickles = [name for name in names if name.lower().endswith(_PICKLES)]
+    pickles = [name for name in names if name.lower().endswith(PICKLES)]
     if pickles:
         return CheckpointError(
             f"{directory / pickles[0]}: pickle checkpoints are not read, because loading one can run code; "
@@ -227,7 +226,7 @@ def _shard_name(index: Path, tensor: str, file: object) -> str:
     plain = file and file.isprintable() and not set("/\\:") & set(file) and not file.startswith(".")
     if not plain:
         raise CheckpointError(f"{index}: shard {shown(file)} is not a plain file name; refused")
-    if file.lower().endswith(_PICKLES):
+    if file.lower().endswith(PICKLES):
         raise CheckpointError(
             f"{index}: shard {shown(file)} is a pickle, which is not read, because loading one can run code"
         )

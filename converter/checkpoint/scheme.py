@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.system.compiled import compiled
+from converter.system.processors import processors
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def survey(weight: Weight, progress: Callable[[int], None] = lambda rows: None) 
 
     status, found = np.zeros(3, np.int64), np.zeros((2, 9), np.int64)
     negative, zero = 0, True
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         for part_status, part_found, part_negative, part_zero in pool.map(count, weight.row_ranges()):
             status += part_status
             found += part_found

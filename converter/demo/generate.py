@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.demo import DEMO, towers
 from converter.demo.schemes import SCHEMES, Floats, Scheme, random_rows
 from converter.demo.variants import E2B_FULL_SIZE, VARIANTS, Variant
+from converter.system.processors import processors
 
 LAYOUTS = ("hub", "transformers")
 #: Bytes a value takes in the file, by the name of its type in the safetensors header.
@@ -107,7 +107,7 @@ def write_checkpoint(
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = planned_tensors(chosen, architecture, SCHEMES[scheme])
     tensors += _unused_tensors(chosen, architecture, SCHEMES[scheme], shared)
-    _write_shards(directory, tensors, seed, shards, stored, threads or os.cpu_count() or 1)
+    _write_shards(directory, tensors, seed, shards, stored, threads or processors())
     return directory
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from converter.errors import CheckpointError, HubError
 from converter.names import printable
-from converter.system.untrusted import parse_object
+from converter.system.untrusted import PICKLES, parse_object
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -21,7 +21,8 @@ _DESCRIPTION = re.compile(
     r"|evaluation_text\.json|tokenizer\.model|merges\.txt|chat_template\.(jinja|json)"
 )
 _ABOUT = re.compile(r"LICENSE(\.txt|\.md)?|README\.md")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5", ".npz", ".joblib")
+#: Ends of names of files that hold weights otherwise than as safetensors.
+_OTHERS = (*PICKLES, ".msgpack", ".h5", ".npz")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _FOLDER = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
 
@@ -106,10 +107,10 @@ def refuse_unless_model(listing: Listing) -> None:
     """Raise HubError, by name, for a repository that has no configuration or no safetensors weights."""
     repo, names = listing.repo, sorted(listing.files)
     weights = SINGLE in names or INDEX in names
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles and not any(name.endswith(".safetensors") for name in names):
+    others = [name for name in names if name.lower().endswith(_OTHERS)]
+    if others and not any(name.endswith(".safetensors") for name in names):
         raise HubError(
-            f"{repo} holds its weights as {pickles[0]}, not as safetensors: "
+            f"{repo} holds its weights as {others[0]}, not as safetensors: "
             "such files can run code when they are read and are never downloaded"
         )
     if CONFIG in names and weights:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,8 +10,9 @@ from pathlib import Path
 from threading import Event
 
 from converter.hub.repository import RemoteFile, content_digest
-from converter.pipeline.manifest import hexdigest
+from converter.system.digests import hexdigest
 from converter.system.files import FileState, state_of
+from converter.system.processors import processors
 
 _STREAMS = 4
 _GIT = re.compile(r"[0-9a-f]{40}")
@@ -44,7 +44,7 @@ def check_all(folder: Path, files: Iterable[RemoteFile], advance: Callable[[int]
     be read.
     """
     stop = Event()
-    with ThreadPoolExecutor(min(_STREAMS, os.cpu_count() or 1), thread_name_prefix="check") as threads:
+    with ThreadPoolExecutor(min(_STREAMS, processors()), thread_name_prefix="check") as threads:
         jobs = {file.name: threads.submit(check, folder / file.name, file, stop, advance) for file in files}
         try:
             checks = {name: job.result() for name, job in jobs.items()}

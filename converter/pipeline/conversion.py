@@ -23,6 +23,7 @@ from converter.pipeline.earlier import (
 )
 from converter.pipeline.opening import Model, Place, download_place, local_place, open_place
 from converter.system import output
+from converter.system.digests import Digests, sha256
 from converter.system.memory import check_memory
 from targets.target import (
     Plan,
@@ -123,7 +124,7 @@ def convert(
     destination = conversion.output or Path(f"{resolve(conversion.model).name}-qatconvert")
     output.settle(destination, f"conversion of {conversion.model}")
     _check_destination(conversion, names, destination)
-    with closing(manifest.Digests()) as digests:
+    with closing(Digests()) as digests:
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
         source = resolve(conversion.model)
@@ -171,7 +172,7 @@ def _convert(
     model: Model,
     targets: Sequence[Target],
     destination: Path,
-    digests: manifest.Digests,
+    digests: Digests,
     progress: Progress,
     warn: Callable[[str], None],
     worker: Worker | None,
@@ -341,7 +342,7 @@ def _prove(
     model: Model,
     pairs: Sequence[tuple[Target, Plan]],
     told: Mapping[str, Sequence[str]],
-    digests: manifest.Digests,
+    digests: Digests,
     scratch: Path,
     progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Mapping[str, object]]]:
@@ -416,7 +417,7 @@ def _measure(
     artifact: Path,
     scratch: Path | None,
     progress: Progress,
-    digests: manifest.Digests,
+    digests: Digests,
     choices: Sequence[Mapping[str, object]] = (),
     others: Path | None = None,
 ) -> Proof:
@@ -484,7 +485,7 @@ def validate(
             warn(model.source.note)
         values = sum(weight.size for weight in model.checkpoint.weights.values())
         plan, options = _converted(target, artifact, model, progress)
-        digests = stack.enter_context(closing(manifest.Digests()))
+        digests = stack.enter_context(closing(Digests()))
         digests.know(model.place.known())
         digests.add(model.checkpoint.files)
         accepted = {"off_lattice": options.off_lattice, **(settings or {})}
@@ -571,7 +572,7 @@ def _publish_reports(report: Mapping[str, Any], scratch: Path, directory: Path) 
     """Put the reports beside what is in ``directory`` and renew the manifest that may be there."""
     from validation.report.files import write
 
-    with closing(manifest.Digests()) as digests:
+    with closing(Digests()) as digests:
         write(scratch, report)
         digests.add(manifest.files_of(scratch))
         before = output.earlier_manifest(directory)
@@ -588,11 +589,11 @@ def _options(conversion: Conversion) -> dict[str, object]:
     settings = {key: value for key, value in conversion.validation.items() if key != "cache"}
     text = settings.get("text")
     accepted = "off_lattice" in conversion.options
-    recorded = {**settings, "text": manifest.sha256(text) if text else None, "off_lattice": accepted}
+    recorded = {**settings, "text": sha256(text) if text else None, "off_lattice": accepted}
     return {"validation": recorded}
 
 
-def _source_files(model: Model, digests: manifest.Digests) -> list[dict[str, object]]:
+def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:
     """Every file of the checkpoint, and how it was compared with what the Hub lists: by its ``sha256``, by
     its blob id of ``git``, or (``None``: a directory, or a server without digests) not at all."""
     kinds = {name: check.kind for name, check in model.place.checks.items()}
@@ -605,7 +606,7 @@ def _record(
     model: Model,
     targets: Mapping[str, Mapping[str, object]],
     report: Mapping[str, Any],
-    digests: manifest.Digests,
+    digests: Digests,
     scratch: Path,
     earlier: Earlier | None,
 ) -> None:

@@ -20,10 +20,11 @@ from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.names import DEMO, file_name, printable, resolve
 from converter.pipeline.conversion import open_model
 from converter.pipeline.listing import Listed, Manifest
-from converter.pipeline.manifest import Digests, library_versions
+from converter.pipeline.manifest import library_versions
 from converter.pipeline.opening import Model
 from converter.pipeline.verification import REPORTS, Finding, Rebuild
 from converter.system.amounts import amount
+from converter.system.digests import Digests
 from converter.system.memory import check_memory
 from converter.system.output import MANIFEST, scratch_directory
 from converter.system.untrusted import shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,8 +12,9 @@ from typing import Final
 
 from converter.errors import CheckpointError
 from converter.pipeline.listing import Entry, Listed, Manifest, folders, read_manifest, walk
-from converter.pipeline.manifest import hexdigest
+from converter.system.digests import hexdigest
 from converter.system.output import MANIFEST
+from converter.system.processors import processors
 from converter.system.untrusted import Settings, read_object
 
 Progress = Callable[[str, int, int], None]
@@ -188,7 +188,7 @@ def _digests(
         except OSError as error:
             return f"cannot be read: {error.strerror}"
 
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, processors())) as pool:
         try:
             # the largest first: the last thread to end has a small one
             order = sorted(names, key=lambda name: -listed[name].bytes)

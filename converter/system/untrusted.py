@@ -13,6 +13,8 @@ from typing import Final
 
 from converter.errors import CheckpointError
 
+#: Ends of names, in lower case, of files that Python's pickle reads, which runs what code they hold.
+PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 #: Largest ``config.json`` that is read; real ones have a few KB.
 CONFIG_BYTES: Final = 16 << 20
 #: Most values (counted by the commas and brackets of the text) in one file: a value takes up to 60 times

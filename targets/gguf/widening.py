@@ -25,11 +25,12 @@ import gguf
 import numpy as np
 
 from converter.checkpoint.excerpt import Excerpt
+from converter.system.processors import processors
 from targets.gguf.excerpt import excerpted_entries, excerpted_tensors
 from targets.gguf.metadata import Contents, Tensor, read_entries
 from targets.gguf.names import PER_LAYER_EMBEDDING
 from targets.gguf.reading import Source, split_files, stored_tensors
-from targets.writing import RANGE, Bytes, processors, reserved
+from targets.writing import RANGE, Bytes, reserved
 
 _F32: Final = gguf.GGMLQuantizationType.F32
 _VERSION: Final = 3

@@ -22,10 +22,10 @@ import numpy as np
 from converter.checkpoint.stored.unquantized import sampled_ranges
 from converter.checkpoint.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
 from converter.errors import UsageError
+from converter.system.processors import processors
 from targets import float16
 from targets.storing import off_lattice_warnings
 from targets.target import PlannedTensor
-from targets.writing import processors
 
 #: Values that share a scale.
 BLOCK: Final = 32

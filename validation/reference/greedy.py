@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.system.child import Progress
-from targets.writing import processors
+from converter.system.processors import processors
 from validation.logits import LogitRows
 from validation.reference.model import forward, is_offloaded, load_model
 from validation.reference.tokens import decode, load_tokenizer

@@ -21,7 +21,7 @@ from converter.errors import ValidationError
 from converter.system.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from converter.system.child import Progress
 from converter.system.memory import free_memory
-from targets.writing import processors
+from converter.system.processors import processors
 from validation.logits import LogitRows
 from validation.metrics import compare
 from validation.reference.table import find_table

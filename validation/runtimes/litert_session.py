@@ -21,6 +21,7 @@ from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError, ValidationError
 from converter.system.amounts import amount
 from converter.system.child import without_directories
+from converter.system.processors import processors
 from targets.litert.bundle import (
     EMBEDDER,
     MODEL,
@@ -30,7 +31,6 @@ from targets.litert.bundle import (
     read_sections,
 )
 from targets.litert.schema import OPERATORS, TYPES, read_model
-from targets.writing import processors
 
 #: Contents of the caches by name, float32.
 Cache = Mapping[str, NDArray[np.float32]]

@@ -12,7 +12,6 @@ own library.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Mapping
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar, Final
 
 from converter.errors import UsageError, ValidationError
+from converter.system.digests import sha256
 
 #: SHA-256 of the shared library of every version of xllamacpp that this module's declarations were tested
 #: with: the wheel for Linux on x86-64. Another wheel belongs here once the tests have run with it.
@@ -216,7 +216,7 @@ def find_library() -> Installed:
     reason = "llama.cpp is not installed"
     if (path := _shared_library()) is not None:
         found = _version_of("xllamacpp")
-        digest = _sha256(path) if found in TESTED else ""
+        digest = sha256(path) if found in TESTED else ""
         if digest and digest == TESTED[found]:
             return Installed("xllamacpp", found, path)
         reason = f"xllamacpp {found} is not a version that was tested"
@@ -297,8 +297,3 @@ def _version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "of unknown version"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from converter.errors import ValidationError
 from converter.system.child import Progress, serve
-from targets.writing import processors
+from converter.system.processors import processors
 from validation.logits import LogitRows
 from validation.runtimes.llamacpp_library import open_library
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from converter.errors import ValidationError
 from converter.system.child import without_directories
+from converter.system.processors import processors
 from targets.onnx.accuracy import graphs, parse, with_accuracy_level
-from targets.writing import processors
 from validation.runtimes.onnxruntime import find_provider, short_name
 
 _PAST: Final = "past_key_values."
