@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.excerpt import find_excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError, ValidationError
-from converter.system.digests import hexdigest
-from targets.target import Plan, StoredTensor, check_installed, counted, find_target
+from targets.target import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
 from validation import choice as trials
 from validation import gates
@@ -32,7 +30,8 @@ from validation.limits import ANSWERS, DECODE, GRAPH, Limits, OwnLoss
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.own_weights import disk_shortage, write_checkpoint
-from validation.reference.logits import Model, OwnLogits, default_cache, own_logits, reference_logits
+from validation.reference.ahead import logits_of
+from validation.reference.logits import Model, OwnLogits, own_logits
 from validation.report.entries import logits_entry, number, weights_entry
 from validation.room import Room
 from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
@@ -136,23 +135,9 @@ def prove(
     to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises
     ``ValidationError`` for what cannot be run or measured.
     """
-    checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
-    runner = find_runner(target)
+    settings, runner = prepared.settings, find_runner(target)
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
-        left_out = tuple(left.name for left in checkpoint.left_out)
-        reference = reference_logits(
-            Model(checkpoint.path, left_out, checkpoint.architecture.vocabulary),
-            tokens.sequences,
-            firsts=tokens.firsts,
-            source=_identity(checkpoint, source, stage_of(progress, "checksums")),
-            scratch=Path(name),
-            worker=prepared.worker,
-            dtype=settings.reference_dtype,
-            cache=settings.cache or default_cache(),
-            max_memory=settings.max_memory,
-            unchanged=unchanged,
-            progress=stage_of(progress, "reference"),
-        )
+        reference = logits_of(prepared, source, Path(name), unchanged, progress)
         bench = _Bench(prepared, target, runner, reference, Path(name), others or Path(name), progress)
         settle()
         proof, options = bench.measure(artifact, plan, choices)
@@ -555,19 +540,3 @@ def _way(proof: Proof) -> Mapping[str, object]:
     """The way in which the proven artifact was run, for another that must be run in the same."""
     level = proof.entry["runtime"].get("accuracy_level")
     return proof.choice or ({"accuracy_level": level} if isinstance(level, int) else AS_IT_IS)
-
-
-def _identity(
-    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: Callable[[int, int], None]
-) -> dict[str, object]:
-    """What tells this checkpoint from every other: the digests of its files."""
-    if source and source.get("files") is not None:
-        return {"files": source["files"]}
-    files = sorted(checkpoint.files)
-    advance = counted(
-        lambda stage, done, total: progress(done, total), "", sum(file.stat().st_size for file in files)
-    )
-    digests = []
-    for file in files:
-        digests.append(hexdigest(file, hashlib.sha256(), advance=advance))
-    return {"files": digests}

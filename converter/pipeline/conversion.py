@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import DestinationError, QatconvertError, UsageError
@@ -210,8 +211,8 @@ def _convert(
         earlier = _check_destination(conversion, names, destination)
         if earlier is not None:
             check_staying(earlier, names, digests.entries(model.checkpoint.path))
-        with model.unchanged():
-            told, files = _write(model, pairs, scratch, progress, warn, measured=prepared is not None)
+        with model.unchanged(), _reference_ahead(prepared, model, digests, progress) as one_by_one:
+            told, files = _write(model, pairs, scratch, one_by_one, warn, measured=prepared is not None)
         changing = {scratch / name for target, plan in pairs for name in _changing(target, plan)}
         digests.add(path for path in manifest.files_of(scratch) if path not in changing)
         with model.unchanged():  # the last of it is read here, by children too
@@ -335,6 +336,30 @@ def _prepare(
 
     context = min((plan.context for plan in plans if plan.context is not None), default=None)
     return prepare(model.checkpoint, Settings(**settings), progress, context, worker)
+
+
+@contextmanager
+def _reference_ahead(
+    prepared: Prepared | None, model: Model, digests: Digests, progress: Progress
+) -> Iterator[Progress]:
+    """Have the reference's logits computed while the block writes artifacts; gives the ``progress`` that the
+    block is to use, since another thread has some too."""
+    if prepared is None:
+        yield progress
+        return
+    from validation.reference.ahead import computed_ahead
+
+    lock = Lock()
+
+    def one_by_one(stage: str, done: int, total: int) -> None:
+        with lock:
+            progress(stage, done, total)
+
+    def source() -> dict[str, object]:
+        return {"files": [entry["sha256"] for entry in digests.entries(model.checkpoint.path)]}
+
+    with computed_ahead(prepared, source, model.check_unchanged, one_by_one):
+        yield one_by_one
 
 
 def _prove(

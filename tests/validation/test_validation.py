@@ -15,7 +15,8 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
-from validation.proof import _identity, validate
+from validation.proof import validate
+from validation.reference.ahead import _identity
 
 LOGITS = {
     "positions",

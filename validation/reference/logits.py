@@ -56,6 +56,11 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "qatconvert" / "reference"
 
 
+def is_writable(cache: Path | None) -> bool:
+    """Whether logits can be kept in a directory, which is made if need be."""
+    return _writable(cache) is not None
+
+
 def check_dtype(dtype: str) -> None:
     """Raise ``UsageError`` for a type that the reference is not computed in."""
     if dtype not in DTYPES:

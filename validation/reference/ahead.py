@@ -1,0 +1,97 @@
+"""The reference's logits of a validation, which can be computed while its artifact is being written."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.opened import Checkpoint
+from converter.system.child import Progress as Steps
+from converter.system.digests import hexdigest
+from targets.target import counted
+from validation.reference.logits import Model, default_cache, is_writable, reference_logits
+from validation.settings import Prepared, Progress, stage_of
+
+
+def logits_of(
+    prepared: Prepared,
+    source: Mapping[str, object] | None,
+    scratch: Path,
+    unchanged: Callable[[], object],
+    progress: Progress,
+) -> NDArray[np.float32]:
+    """Reference logits of the positions that ``prepared`` compares, float32 ``[positions, vocabulary]``.
+
+    ``source`` has the digests of the checkpoint's ``files``, which are computed otherwise; ``unchanged`` and
+    ``scratch`` are as for ``reference_logits``, and so is what it raises.
+    """
+    checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
+    left_out = tuple(left.name for left in checkpoint.left_out)
+    return reference_logits(
+        Model(checkpoint.path, left_out, checkpoint.architecture.vocabulary),
+        tokens.sequences,
+        firsts=tokens.firsts,
+        source=_identity(checkpoint, source, stage_of(progress, "checksums")),
+        scratch=scratch,
+        worker=prepared.worker,
+        dtype=settings.reference_dtype,
+        cache=_cache(prepared),
+        max_memory=settings.max_memory,
+        unchanged=unchanged,
+        progress=stage_of(progress, "reference"),
+    )
+
+
+@contextmanager
+def computed_ahead(
+    prepared: Prepared,
+    source: Callable[[], Mapping[str, object]],
+    unchanged: Callable[[], object],
+    progress: Progress,
+) -> Iterator[None]:
+    """While the block runs, have the logits of ``logits_of`` computed into the cache; nothing is done where
+    no cache can be written. At its end they are there, or what failed is left to whoever asks for them.
+
+    An error in the block ends the computation. ``prepared.worker`` must not be used in the block;
+    ``progress`` is called from another thread.
+    """
+    if not is_writable(_cache(prepared)):
+        yield
+        return
+
+    def compute() -> None:
+        with suppress(Exception), tempfile.TemporaryDirectory() as scratch:
+            logits_of(prepared, source(), Path(scratch), unchanged, progress)
+
+    thread = Thread(target=compute, name="reference", daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        prepared.worker.close()
+        raise
+    finally:
+        thread.join()
+
+
+def _cache(prepared: Prepared) -> Path:
+    return prepared.settings.cache or default_cache()
+
+
+def _identity(
+    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: Steps
+) -> dict[str, object]:
+    """What tells this checkpoint from every other: the digests of its files."""
+    if source and source.get("files") is not None:
+        return {"files": source["files"]}
+    files = sorted(checkpoint.files)
+    total = sum(file.stat().st_size for file in files)
+    advance = counted(lambda stage, done, total: progress(done, total), "", total)
+    return {"files": [hexdigest(file, hashlib.sha256(), advance=advance) for file in files]}
