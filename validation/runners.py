@@ -1,13 +1,14 @@
 """Which runtime runs a target's artifacts, and whether what it needs is installed.
 
-A runner is one module with an object that has the protocol below, and one line in ``_RUNNERS``.
+A runner is one module with an object that has the protocol below, and an entry point in the group
+``qatconvert.runtimes``, called ``TARGET.RUNTIME``. A target may have several.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -20,12 +21,8 @@ from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
 from converter.system.child import Progress
 
-#: Target name to ``module:object``. Modules are imported only when their target is validated.
-_RUNNERS = {
-    "gguf": "validation.runtimes.llamacpp:runner",
-    "litert": "validation.runtimes.litert:runner",
-    "onnx": "validation.runtimes.onnxruntime:runner",
-}
+#: Entry points of runners, which are imported only when they are needed.
+_GROUP: Final = "qatconvert.runtimes"
 #: What the reference needs, and the extra that installs it.
 _REFERENCE = ("torch", "transformers", "accelerate")
 #: The provider that every runtime has.
@@ -263,15 +260,29 @@ class Runner(Protocol):
         alone. Raises ``ValidationError`` if there is no such form."""
 
 
-def find_runner(target: str) -> Runner:
-    """The runner for a target's artifacts; raises ``UsageError`` when there is none."""
-    if target not in _RUNNERS:
-        known = ", ".join(sorted(_RUNNERS))
+def known_runtimes() -> Mapping[str, tuple[str, ...]]:
+    """Names of the registered runtimes by target, both sorted; imports none."""
+    found: dict[str, list[str]] = {}
+    for entry in entry_points(group=_GROUP):
+        target, _, runtime = entry.name.partition(".")
+        found.setdefault(target, []).append(runtime)
+    return {target: tuple(sorted(found[target])) for target in sorted(found)}
+
+
+def find_runner(target: str, runtime: str | None = None) -> Runner:
+    """The runner for a target's artifacts in ``runtime`` (default: the first that is registered for it);
+    raises ``UsageError`` when there is none."""
+    known = known_runtimes()
+    if target not in known:
         raise UsageError(
-            f"no runtime is known that validates target {target!r} (known: {known}); use --no-validate"
+            f"no runtime is known that validates target {target!r} (known: {', '.join(known)}); "
+            "use --no-validate"
         )
-    module, _, name = _RUNNERS[target].partition(":")
-    runner: Runner = getattr(import_module(module), name)
+    name = runtime or known[target][0]
+    if name not in known[target]:
+        raise UsageError(f"unknown runtime {name!r} for target {target}; known: {', '.join(known[target])}")
+    (entry,) = entry_points(group=_GROUP, name=f"{target}.{name}")
+    runner: Runner = entry.load()
     return runner
 
 

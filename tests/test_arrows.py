@@ -1,0 +1,87 @@
+"""Arrows between the rooms point one way, and no module needs itself."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("converter", "targets", "validation")
+BENEATH = {"converter.errors", "converter.system"}
+MODEL = {*BENEATH, "converter.checkpoint"}
+#: What each room may import beside itself. A room is a package, or a module that stands alone.
+ALLOWED: Mapping[str, set[str]] = {
+    "converter.errors": set(),
+    "converter.system": {"converter.errors"},
+    "converter.names": BENEATH,
+    "converter.checkpoint": BENEATH,
+    "converter.hub": {*BENEATH, "converter.names"},
+    "converter.demo": MODEL,
+    "targets": MODEL,
+    "validation": {*MODEL, "targets"},
+    "converter.pipeline": {*MODEL, "converter.names", "converter.hub", "targets", "validation"},
+    "converter.cli": {
+        *MODEL,
+        "converter.names",
+        "converter.hub",
+        "converter.pipeline",
+        "targets",
+        "validation",
+    },
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name."""
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+
+
+def imported(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """Modules of the project that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in known else node.module for name in names]
+        yield from (name for name in names if name in known)
+
+
+def room(module: str) -> str:
+    """The room that a module stands in."""
+    return next(name for name in (module.rsplit(".", depth)[0] for depth in range(9)) if name in ALLOWED)
+
+
+KNOWN = modules()
+USES = {name: set(imported(path, KNOWN)) for name, path in KNOWN.items()}
+
+
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {"converter"}))
+def test_a_module_imports_what_its_room_may(name: str) -> None:
+    own = room(name)
+    assert {room(other) for other in USES[name]} <= {own, *ALLOWED[own]}
+
+
+def test_no_module_needs_itself() -> None:
+    try:
+        TopologicalSorter(USES).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_circle_would_be_found() -> None:
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"c"}, "c": {"a"}}).prepare()
+
+
+def test_the_front_imports_nothing() -> None:
+    assert not USES["converter"]
