@@ -35,6 +35,8 @@ from validation.tokenization import (
 #: Tokens of a prompt behind BOS, and of its continuation.
 PROMPT: Final = 24
 COUNT: Final = 32
+#: Parameters of a model whose engine takes seconds for every sequence.
+_LARGE: Final = 1_000_000_000
 #: Prompts, each of another kind of text as far as there are kinds.
 _PROMPTS: Final = 4
 
@@ -58,8 +60,9 @@ def measure_engine(
     (``None`` without a chat template), ``ends``, ``greedy`` and ``scores`` (``None`` without any).
 
     ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. A sequence is
-    scored if no more than half of it is context: an engine takes as long for context as for the rest. Raises
-    ``ValidationError`` when the engine or the reference fails.
+    scored if no more than half of it is context: an engine takes as long for context as for the rest. Of a
+    model of more than 1e9 parameters, four are scored. Raises ``ValidationError`` when the engine or the
+    reference fails.
     """
     checkpoint = prepared.checkpoint
     texts = compared_texts(prepared)
@@ -72,6 +75,8 @@ def measure_engine(
     ]
     tokens = prepared.tokens
     scored = [index for index, ids in enumerate(tokens.sequences) if 2 * tokens.firsts[index] <= len(ids)]
+    if checkpoint.parameters > _LARGE:
+        scored = scored[:_PROMPTS]
     account = engine.run(
         artifact,
         texts,

@@ -71,7 +71,9 @@ def _places(directory: Path) -> list[tuple[Path, str | None]]:
     if os.path.lexists(directory / _SINGLE):
         return [(directory / _SINGLE, None)]
     listed: Mapping[str, str] = json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"]
-    found = [(directory / file, name) for name, file in listed.items() if _is_table(name)]
+    found: list[tuple[Path, str | None]] = [
+        (directory / file, name) for name, file in listed.items() if _is_table(name)
+    ]
     return found if len(found) == 1 else []
 
 
@@ -86,7 +88,7 @@ def _rows_of(table: Table, scale: float, dtype: Any) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.opened = safe_open(table.file, framework="pt")
+            self.opened: Any = safe_open(table.file, framework="pt")
 
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             """Raises ``IndexError`` for an id that the table has no row for."""
