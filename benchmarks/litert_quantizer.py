@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.lattice import bf16_bits, bf16_floats
-from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 
 BLOCK = 32
 MIB = 1 << 20
@@ -45,7 +45,7 @@ def lattice(index: int, size: int, scales: str) -> Weight:
         return codes[start:stop] * np.repeat(factors[start:stop], BLOCK, axis=1)
 
     name = f"layers.{index}.mlp.down_proj.weight"
-    return Weight(name, name, (size, size), "F32", floats, LatticeFormat(4, BLOCK), rows)
+    return Weight(name, name, (size, size), "F32", floats, Lattice(4, BLOCK), rows)
 
 
 def graph(weights: list[Weight]) -> bytes:

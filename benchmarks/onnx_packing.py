@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 
 from targets.onnx.dequantisation import Codes, Scheme, Stretch
-from targets.onnx.packing import FROM_FLOATS, pack_codes, round_rows
+from targets.onnx.packing import FROM_FLOATS, pack_codes
+from targets.storing import rounded
 
 ROWS, COLUMNS, RUNS = 512, 1024, 30
 
@@ -58,11 +59,11 @@ def main() -> None:
         ),
         "float16": (lambda: FROM_FLOATS["FLOAT16"](values), lambda: values.astype(np.float16)),
         "rounding to 4 bits": (
-            lambda: round_rows(values, 4),
+            lambda: rounded(values, 4),
             lambda: gguf.quants.quantize(values, ggml.Q4_0),
         ),
         "rounding to 8 bits": (
-            lambda: round_rows(values, 8),
+            lambda: rounded(values, 8),
             lambda: gguf.quants.quantize(values, ggml.Q8_0),
         ),
         "reading 4 bits": (lambda: rows(0, ROWS), None),

@@ -1,34 +1,326 @@
-"""What users are told about matrices that no target can hold as 4-bit codes of a lattice."""
+"""How a runtime holds a weight: in which type, in how many bytes, and how exactly. One rule for every target.
+
+A target hands in what its runtime holds (``Holdings``). The rule:
+
+* Norms, vectors and scalars have one type of numbers; the router, which decides which experts a token
+  reaches, is float32 everywhere.
+* A matrix on a lattice has the first type of codes and scales that holds its codes as they are. Such a type
+  has at least as many bits, and each of its blocks lies within one of the lattice's, whose scale it repeats.
+* Any other matrix has the type that the user chose for it. One of blocks rounds to a lattice of its own, by
+  GGML's rule; where rows are no multiple of its block, a matrix keeps the checkpoint's type.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
-from converter.checkpoint.weight import LatticeFormat, Weight
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
+from converter.checkpoint.weight import (
+    EXACT,
+    NEEDS_F32_SCALE,
+    Lattice,
+    LatticeRows,
+    Weight,
+    sampled_ranges,
+)
+from converter.system.compiled import compiled
+from targets import float16
+from targets.writing import Written
+
+#: Values that share a scale in every blockwise type that is written: GGML's, those of ``MatMulNBits`` and of
+#: LiteRT's blockwise quantization.
+BLOCK: Final = 32
+#: How the name of the router's matrix ends.
+_ROUTER: Final = ".router.proj.weight"
+#: Bytes of a number, by safetensors' dtype.
+NUMBER_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
+#: The smallest normal float32.
+_SMALLEST: Final = np.float32(2.0**-126)
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.int8]
 
 
-def off_lattice_warnings(
-    target: str, matrices: Sequence[Weight], lattice: LatticeFormat, format: str, *, in_blocks: bool
-) -> list[str]:
-    """A line about those of ``matrices`` that are not on ``lattice``; none if all are.
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A runtime's type of codes and scales.
 
-    ``format`` is the target's type for them; if it works ``in_blocks``, matrices whose rows are no multiple
-    of the lattice's block keep the checkpoint's type.
+    ``name`` is the runtime's. Codes are signed and have ``bits``; a scale of the dtype ``scale`` (``F16`` or
+    ``F32``) belongs to ``block`` values of a row, to the whole row if that is 0. ``negative`` says whether
+    scales may be negative, ``sums`` whether a block has a float32 beside its scale.
     """
-    off = [weight for weight in matrices if weight.lattice != lattice]
-    if not off:
-        return []
-    share = sum(weight.size for weight in off) / sum(weight.size for weight in matrices)
-    odd = [weight for weight in off if weight.columns % lattice.block] if in_blocks else []
-    parts = []
-    if len(odd) < len(off):
-        parts.append(f"{len(off) - len(odd)} are stored as {format}")
-    if odd:
-        parts.append(
-            f"{len(odd)} keep the checkpoint's type, as their rows are no multiple of {lattice.block} (the "
-            f"first is {odd[0].name}, with an input dimension of {odd[0].columns})"
+
+    name: str
+    bits: int
+    block: int
+    scale: str = "F16"
+    negative: bool = True
+    sums: bool = False
+
+    def holds(self, lattice: Lattice, columns: int) -> bool:
+        """Whether rows of ``columns`` values with the codes of ``lattice`` are held as they are."""
+        if lattice.bits > self.bits:
+            return False
+        if not self.block:
+            return not lattice.block or lattice.block == columns
+        return columns % self.block == 0 and (lattice.block or columns) % self.block == 0
+
+    def row_parts(self, columns: int) -> tuple[int, int, int]:
+        """Bytes of the codes, the scales and the sums of a row. Raises ``ValueError`` for columns that are
+        not whole blocks."""
+        if self.block and columns % self.block:
+            raise ValueError(f"{columns} columns are not a multiple of {self.block}")
+        blocks = columns // self.block if self.block else 1
+        sums = NUMBER_BYTES["F32"] * blocks if self.sums else 0
+        return -(-columns * self.bits // 8), NUMBER_BYTES[self.scale] * blocks, sums
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a runtime holds, and what the user chose.
+
+    ``target`` is the target's name. ``coded`` are the types of codes and scales, the preferred one first;
+    ``numbers`` names types of numbers by safetensors' dtype. ``vectors`` is the type of norms, vectors and
+    scalars, ``off_lattice`` that of matrices whose codes no type holds.
+    """
+
+    target: str
+    coded: tuple[Coded, ...]
+    numbers: Mapping[str, str]
+    vectors: str
+    off_lattice: str
+
+    def find(self, name: str) -> Coded | None:
+        """The type of codes and scales that is called ``name``; ``None`` for numbers."""
+        return next((one for one in self.coded if one.name == name), None)
+
+    def dtype(self, name: str) -> str:
+        """Safetensors' dtype of a type of numbers."""
+        return next(dtype for dtype, one in self.numbers.items() if one == name)
+
+    def holding(self, weight: Weight, *, negative: bool = False) -> Coded | None:
+        """The type that holds the codes of a matrix as they are, ``None`` if there is none. ``negative`` says
+        that a scale must be taken with its sign."""
+        if not is_matrix(weight) or weight.lattice is None or weight.codes is None:
+            return None
+        for one in self.coded:
+            if one.holds(weight.lattice, weight.columns) and (one.negative or not negative):
+                return one
+        return None
+
+    def type_of(self, weight: Weight, *, negative: bool = False) -> str:
+        """The type of a weight, by the rule; ``negative`` as for ``holding``."""
+        if not is_matrix(weight):
+            return self.numbers["F32"] if is_router(weight.name) else self.vectors
+        if held := self.holding(weight, negative=negative):
+            return held.name
+        rounded = self.find(self.off_lattice)
+        if rounded is not None and rounded.block and weight.columns % rounded.block:
+            return self.numbers.get(weight.stored, self.numbers["F32"])
+        return self.off_lattice
+
+    def codes(self, weight: Weight, name: str, start: int, stop: int) -> LatticeRows | None:
+        """The codes of rows with a scale for each block of the type ``name``, ``None`` if it does not hold
+        them as they are. Raises ``CheckpointError`` if the weight cannot be read."""
+        held, preferred = self.find(name), self.holding(weight)
+        if held is None or preferred is None or weight.lattice is None or weight.codes is None:
+            return None
+        # a type of more bits than are needed is another tool's, which rounds
+        if held.bits != preferred.bits or not held.holds(weight.lattice, weight.columns):
+            return None
+        rows = weight.codes(start, stop)
+        blocks = weight.columns // held.block if held.block else 1
+        if rows.scales.shape[1] == blocks:
+            return rows
+        times = blocks // rows.scales.shape[1]
+        return LatticeRows(
+            rows.codes, np.repeat(rows.scales, times, axis=1), np.repeat(rows.status, times, axis=1)
         )
-    return [
-        f"{target}: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) lie on no 4-bit "
-        f"lattice: {'; '.join(parts)}"
-    ]
+
+    def row_parts(self, name: str, columns: int) -> tuple[int, int, int]:
+        """Bytes of a row: of codes or numbers, of scales and of sums. Raises ``ValueError`` for codes whose
+        columns are not whole blocks."""
+        if held := self.find(name):
+            return held.row_parts(columns)
+        return columns * NUMBER_BYTES[self.dtype(name)], 0, 0
+
+    def row_bytes(self, name: str, columns: int) -> int:
+        """Bytes of a row, all parts together; raises as ``row_parts``."""
+        return sum(self.row_parts(name, columns))
+
+    def is_exact(self, weight: Weight, name: str) -> bool:
+        """Whether the type holds every value of the checkpoint bit for bit. What depends on the values is
+        judged from rows spread over the weight; raises ``CheckpointError`` if one is damaged."""
+        ranges = sampled_ranges(weight.rows, weight.columns)
+        if held := self.find(name):
+            if weight.lattice is None or not held.holds(weight.lattice, weight.columns):
+                return False
+            return held.scale == "F32" or not any(_needs_f32(weight, *rows) for rows in ranges)
+        dtype = self.dtype(name)
+        if dtype in ("F32", weight.stored):
+            return True
+        return all(_fits(weight.floats(*rows), dtype) for rows in ranges)
+
+    def warnings(self, weights: Iterable[Weight]) -> list[str]:
+        """A line about the matrices that are not held as codes of their lattice; none if all are."""
+        matrices = [weight for weight in weights if is_matrix(weight)]
+        other = [weight for weight in matrices if self.holding(weight) is None]
+        told = []
+        for off, what in (
+            ([one for one in other if one.lattice is None], "lie on no 4-bit lattice"),
+            (
+                [one for one in other if one.lattice is not None],
+                f"have codes that no type of {self.target} holds",
+            ),
+        ):
+            if off:
+                share = sum(one.size for one in off) / sum(one.size for one in matrices)
+                told.append(
+                    f"{self.target}: {share:.2%} of the weights ({len(off)} of {len(matrices)} matrices) "
+                    f"{what}: {'; '.join(self._instead(off))}"
+                )
+        return told
+
+    def _instead(self, off: Sequence[Weight]) -> list[str]:
+        """How matrices are stored whose codes are not held."""
+        rounded = self.find(self.off_lattice)
+        block = rounded.block if rounded else 0
+        odd = [weight for weight in off if block and weight.columns % block]
+        parts = []
+        if len(odd) < len(off):
+            parts.append(f"{len(off) - len(odd)} are stored as {self.off_lattice}")
+        if odd:
+            parts.append(
+                f"{len(odd)} keep the checkpoint's type, as their rows are no multiple of {block} (the first "
+                f"is {odd[0].name}, with an input dimension of {odd[0].columns})"
+            )
+        return parts
+
+    def losses(self, weights: Mapping[str, Weight], written: Written, why: str) -> list[str]:
+        """What the whole reading showed: a line for each weight with blocks that lie on no lattice, and one
+        on blocks whose scale is rounded; ``why`` says what does not hold it."""
+        told = []
+        for name, count in written.off_lattice.items():
+            share = BLOCK * count / weights[name].size
+            told.append(
+                f"{self.target}: {name}: {count} blocks ({share:.2%} of its weights) lie on no lattice and "
+                "are rounded to the nearest"
+            )
+        if written.rounded:
+            told.append(
+                f"{self.target}: {written.rounded} of {written.blocks} blocks have a scale that {why}"
+            )
+        return told
+
+
+def is_matrix(weight: Weight) -> bool:
+    """Whether the rules for matrices hold for a weight; the rest is norms, vectors, scalars, the router."""
+    return len(weight.shape) > 1 and not is_router(weight.name)
+
+
+def is_router(name: str) -> bool:
+    """Whether a canonical name is that of a router's matrix."""
+    return name.endswith(_ROUTER)
+
+
+def _needs_f32(weight: Weight, start: int, stop: int) -> bool:
+    assert weight.codes is not None
+    return bool(np.any(weight.codes(start, stop).status == NEEDS_F32_SCALE))
+
+
+def _fits(values: Floats, dtype: str) -> bool:
+    """Whether all values are numbers of a dtype of two bytes."""
+    if dtype == "BF16":
+        return bool(np.all(bf16_floats(bf16_bits(values)) == values))
+    return not float16.out_of_range(values) and bool(np.all(values.astype(np.float16) == values))
+
+
+def rounded(values: Floats, bits: int) -> LatticeRows:
+    """Codes of 4 or 8 ``bits`` and scales of float32 ``values`` (``[rows, columns]``, whole blocks of 32) on
+    no lattice, each scale a float16 number; every block has the status ``EXACT``.
+
+    The rule is GGML's (``ggml/src/ggml-quants.c``), so that all targets lose the same: with 8 bits
+    (``quantize_row_q8_0_ref``) the largest magnitude has code 127, with 4 (``quantize_row_q4_0_ref``) the
+    extremum has -8, and codes come of the scale before it is rounded to float16. Its magnitude is within
+    float16's range if the caller saw to it (``largest``).
+    """
+    rows, columns = values.shape
+    codes = np.empty((rows, columns), np.int8)
+    scales = np.empty((rows, columns // BLOCK), np.float32)
+    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    (_round_to_8 if bits == 8 else _round_to_4)(flat, codes.reshape(-1), scales.reshape(-1))
+    with np.errstate(over="ignore"):
+        held = scales.astype(np.float16).astype(np.float32)
+    return LatticeRows(codes, held, np.full(scales.shape, EXACT, np.uint8))
+
+
+def largest(bits: int) -> float:
+    """The largest magnitude that ``rounded`` gives a scale within float16's range."""
+    return (127 if bits == 8 else 8) * float16.LARGEST
+
+
+@compiled(inline="always")
+def _extremum(patterns, first):  # type: ignore[no-untyped-def]
+    """Largest magnitudes of a block's positive and negative values, as bit patterns, which order as they do.
+
+    Flat arrays and no negative index: in this form the compiler vectorises these loops.
+    """
+    positive = np.int32(0)
+    negative = np.int32(0)
+    for i in range(BLOCK):
+        pattern = patterns[first + i]
+        magnitude = pattern & np.int32(0x7FFFFFFF)
+        positive = max(positive, pattern)
+        negative = max(negative, magnitude if pattern < 0 else np.int32(0))
+    return positive, negative
+
+
+@compiled(inline="always")
+def _inverse(scale):  # type: ignore[no-untyped-def]
+    """1 / scale; 0 where that is no number, for a scale that float16 takes for 0 as well."""
+    return np.float32(np.float32(1.0) / scale) if abs(scale) >= _SMALLEST else np.float32(0.0)
+
+
+@compiled()
+def _round_to_8(values, codes, scales):  # type: ignore[no-untyped-def]
+    patterns = values.view(np.int32)
+    for block in range(scales.size):
+        first = block * BLOCK
+        positive, negative = _extremum(patterns, first)
+        scale = np.float32(np.int32(max(positive, negative)).view(np.float32) / np.float32(127.0))
+        scales[block] = scale
+        inverse = _inverse(scale)
+        for i in range(BLOCK):
+            quotient = np.float32(values[first + i] * inverse)
+            magnitude = abs(quotient)
+            whole = np.int32(magnitude)
+            whole += np.int32(
+                np.float32(magnitude - np.float32(whole)) >= np.float32(0.5)
+            )  # ties go outwards
+            codes[first + i] = np.int8(-whole if quotient < 0 else whole)
+
+
+@compiled()
+def _round_to_4(values, codes, scales):  # type: ignore[no-untyped-def]
+    patterns = values.view(np.int32)
+    for block in range(scales.size):
+        first = block * BLOCK
+        positive, negative = _extremum(patterns, first)
+        below = negative > positive
+        if negative == positive:  # of two extremes the first counts
+            for i in range(BLOCK):
+                if (patterns[first + i] & np.int32(0x7FFFFFFF)) == positive:
+                    below = patterns[first + i] < 0
+                    break
+        extremum = np.int32(max(positive, negative)).view(np.float32)
+        scale = np.float32((-extremum if below else extremum) / np.float32(-8.0))
+        scales[block] = scale
+        inverse = _inverse(scale)
+        for i in range(BLOCK):
+            whole = np.int32(np.float32(np.float32(values[first + i] * inverse) + np.float32(8.5)))
+            codes[first + i] = np.int8(min(whole, np.int32(15)) - np.int32(8))

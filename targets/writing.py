@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, STORED_BYTES, Weight
+from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.errors import DestinationError
 from converter.system.processors import processors
 
@@ -170,7 +170,7 @@ class _Crew:
             self._rounded += rounded
             if off:
                 self._off_lattice[weight.name] = self._off_lattice.get(weight.name, 0) + off
-            self._progress(values * STORED_BYTES.get(weight.stored, 1))
+            self._progress(weight.bytes_of(values))
 
 
 def _allocate(handle: int, size: int) -> None:

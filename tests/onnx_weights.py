@@ -19,11 +19,8 @@ from targets.onnx.storage import (
     BITS,
     Storage,
     expert_name,
-    is_exact,
     scales_name,
-    storage_format,
     stored_name,
-    tensor_bytes,
 )
 from targets.onnx.writing import write_data
 from targets.target import PlannedTensor
@@ -45,10 +42,10 @@ class Artifact:
 
 def planned(weight: Weight, storage: Storage) -> PlannedTensor:
     """The plan's line for one weight."""
-    format = storage_format(weight, storage)
-    size = tensor_bytes(weight, format, storage)
-    name = stored_name(weight.name)
-    return PlannedTensor(weight.name, name, weight.shape, format, size, is_exact(weight, format, storage))
+    held = storage.held
+    format = held.type_of(weight)
+    size, exact = weight.rows * held.row_bytes(format, weight.columns), held.is_exact(weight, format)
+    return PlannedTensor(weight.name, stored_name(weight.name), weight.shape, format, size, exact)
 
 
 def write(checkpoint: Checkpoint, directory: Path, storage: Storage = FLOAT32, level: int = 0) -> Artifact:

@@ -11,18 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.checkpoint.opened import Checkpoint
-from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.weight import Lattice, LatticeRows, Weight
 from converter.errors import UsageError, ValidationError
 from converter.system.child import Progress
-from targets.onnx.packing import round_rows
+from targets.storing import BLOCK, rounded
 from targets.target import find_target
 
 NAMES = ("naive-q4_0",)
 #: Options that ask for more files beside an artifact.
 _COMPANIONS = ("keep_tflite", "npu", "android_assets")
-_LATTICE = LatticeFormat(4, 32)
+#: The lattice of Q4_0.
+_NAIVE = Lattice(4, BLOCK)
 
 
 def check_baseline(name: str | None) -> None:
@@ -44,7 +46,7 @@ def write_naive_q4_0(
     ``progress`` counts bytes of the checkpoint. Raises ``ValidationError`` when no weight is on the lattice.
     """
     weights = {name: _naive(weight) for name, weight in checkpoint.weights.items()}
-    if all(weight.lattice != _LATTICE for weight in weights.values()):
+    if all(weight.lattice != _NAIVE for weight in weights.values()):
         raise ValidationError("no weight lies on a 4-bit lattice that a naive Q4_0 could be compared with")
     naive = replace(checkpoint, weights=weights)
     format = find_target(target)
@@ -56,14 +58,13 @@ def write_naive_q4_0(
 
 def _naive(weight: Weight) -> Weight:
     """The same weight, rounded anew if it lies on the lattice."""
-    if weight.lattice != _LATTICE:
+    if weight.lattice is None or weight.columns % BLOCK:
         return weight
-    return replace(weight, codes=_rounding(weight.floats))
+    return replace(weight, lattice=_NAIVE, codes=_rounding(weight.floats))
 
 
-def _rounding(floats: Callable[[int, int], np.ndarray]) -> Callable[[int, int], LatticeRows]:
+def _rounding(floats: Callable[[int, int], NDArray[np.float32]]) -> Callable[[int, int], LatticeRows]:
     def codes(start: int, stop: int) -> LatticeRows:
-        rounded, scales = round_rows(floats(start, stop), 4)
-        return LatticeRows(rounded, scales, np.full(scales.shape, EXACT, np.uint8))
+        return rounded(floats(start, stop), _NAIVE.bits)
 
     return codes

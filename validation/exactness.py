@@ -1,20 +1,24 @@
 """Exactness of an artifact's weights, measured from the written file.
 
-Both sides are rounded to bfloat16, the precision in which QAT checkpoints are published (rounding changes
-nothing on the checkpoint's side then), and compared as bfloat16 numbers. A value is exact if they are equal,
-a block if all its values are. The distance of two values is counted in bfloat16 ulps: the number of
-steps from one bfloat16 number to the other. Negative zero and zero are the same number, so the steps on both
-sides of zero join there. NaN is equal to nothing, and ``NAN_ULP`` from everything.
+Both sides are compared in the checkpoint's own precision. Where it stores numbers, that is bfloat16, in which
+QAT checkpoints are published: both sides are rounded to it, which changes nothing on the checkpoint's. Where
+it stores codes and scales, a value is their product in float32. A value is exact if both sides are equal, a
+block if all its values are. The distance of two values is counted in ulps: the number of steps from one
+number of that precision to the other. Negative zero and zero are the same number, so the steps on both sides
+of zero join there. NaN is equal to nothing, and ``NAN_ULP`` from everything.
 
 A block of a lattice weight is of one of four classes:
 
 * *exact*;
 * *scale not representable*: a float32 scale reproduces the block, and no scale of the artifact's type does.
-  The codes are the trained ones and the stored scale is the nearest, so that each value is off by at most one
-  ulp;
+  The codes are the trained ones and the stored scale is the nearest: each value is off by at most one ulp of
+  bfloat16, or the scale by half a step of float16 where the checkpoint stores codes and scales;
 * *off the lattice*: no float32 scale reproduces the checkpoint's block. It holds what the target's rule
   makes;
 * *wrong*: everything else.
+
+Of blocks that are not exact it is also told whether the codes are the checkpoint's, and how far their scale
+is from the checkpoint's: one factor then makes every value of the other.
 
 A value of any other weight (norms, scalars, matrices on no lattice) is right if it is what the target's rule
 makes of the checkpoint's, bit for bit, and otherwise wrong.
@@ -31,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.opened import Checkpoint
-from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
+from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, LatticeRows, Weight
 from converter.errors import ValidationError
 from converter.system.child import Progress
 from converter.system.compiled import compiled
@@ -44,6 +48,10 @@ Result = TypeVar("Result")
 
 #: Distance that stands for NaN: all bfloat16 numbers from the lowest to the highest.
 NAN_ULP = 0xFF00
+#: How far the products of codes with one scale may be from the values, as float32 rounds both.
+_ROUNDING = 2.0**-22
+#: Half a step of float16, relative, and what is lost in finding it.
+_HALF_STEP = 2.0**-11 * 1.001
 #: Blocks of a tensor that are named one by one.
 NAMED = 16
 
@@ -68,7 +76,8 @@ class TensorExactness:
     square of the differences (of the unrounded values) over that of the checkpoint's values. Of the
     ``blocks``, ``not_representable`` and ``off_lattice`` are of these classes; ``wrong`` counts wrong blocks,
     for a weight without blocks wrong values. ``named`` are the first blocks that are not exact. ``coded`` is
-    the weight's.
+    the weight's. ``equal_codes`` are blocks whose codes are the checkpoint's, the exact ones among them, and
+    ``max_scale_error`` is the largest relative error of their scales.
     """
 
     weight: str
@@ -86,6 +95,8 @@ class TensorExactness:
     wrong: int = 0
     named: tuple[Block, ...] = ()
     coded: bool = False
+    equal_codes: int = 0
+    max_scale_error: float = 0.0
 
     @property
     def exact_fraction(self) -> float:
@@ -200,6 +211,8 @@ class _Sum:
     off_lattice: int = 0
     wrong: int = 0
     named: tuple[Block, ...] = ()
+    equal_codes: int = 0
+    scale_error: float = 0.0
 
     def plus(self, other: _Sum) -> _Sum:
         return _Sum(
@@ -213,6 +226,8 @@ class _Sum:
             self.off_lattice + other.off_lattice,
             self.wrong + other.wrong,
             (*self.named, *other.named)[:NAMED],
+            self.equal_codes + other.equal_codes,
+            max(self.scale_error, other.scale_error),
         )
 
 
@@ -221,13 +236,14 @@ def _compare_rows(weight: Weight, tensor: StoredTensor, start: int, stop: int) -
     ours = np.ascontiguousarray(weight.floats(start, stop), np.float32).reshape(shape)
     theirs = np.ascontiguousarray(tensor.floats(start, stop), np.float32).reshape(shape)
     block = (weight.lattice.block or weight.columns) if weight.lattice else weight.columns
-    values, blocks, ulp, error, reference = compare_blocks(ours, theirs, block)
+    wide = weight.is_packed
+    values, blocks, ulp, error, reference = compare_blocks(ours, theirs, block, wide=wide)
     if weight.lattice is None:
         right = _right(tensor, theirs, start, stop)
         wrong = ours.size - (values if right is None else int(np.count_nonzero(right)))
         return _Sum(values, 0, 0, ulp, error, reference, wrong=wrong)
     count = ours.size // block
-    found = _Sum(values, count, blocks, ulp, error, reference)
+    found = _Sum(values, count, blocks, ulp, error, reference, equal_codes=blocks)
     if blocks == count:
         return found
     return replace(found, **_classes(weight, tensor, ours, theirs, start, stop))
@@ -256,12 +272,15 @@ def _classes(
     """Numbers of blocks by class, and the first that are not exact, of rows that are not all exact."""
     assert weight.codes is not None
     rows = weight.codes(start, stop)
-    ulps = block_distances(ours, theirs, ours.size // rows.status.size).reshape(rows.status.shape)
+    block, wide = ours.size // rows.status.size, weight.is_packed
+    ulps = block_distances(ours, theirs, block, wide=wide).reshape(rows.status.shape)
+    errors = scale_errors(rows, theirs)
     right = _right(tensor, theirs, start, stop)
     as_ruled = np.zeros(ulps.size, np.bool_) if right is None else right.reshape(ulps.size, -1).all(axis=1)
     as_ruled = as_ruled.reshape(ulps.shape)
     inexact = ulps > 0
-    narrow = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & (ulps <= 1)
+    near = errors <= _HALF_STEP if wide else ulps <= 1
+    narrow = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & near
     off = inexact & as_ruled & (rows.status == OFF_LATTICE)
     wrong = inexact & ~narrow & ~off
     # the nearest scale of the type, but below its normal range, where its steps are coarse
@@ -273,7 +292,10 @@ def _classes(
     )
     # wrong ones first: they are what a reader looks for
     places = [*zip(*np.nonzero(wrong), strict=True), *zip(*np.nonzero(narrow | off), strict=True)][:NAMED]
+    recoded = inexact & np.isfinite(errors)
     return {
+        "equal_codes": int(np.count_nonzero(~inexact | recoded)),
+        "scale_error": float(errors[recoded].max(initial=0)),
         "not_representable": int(np.count_nonzero(narrow)),
         "off_lattice": int(np.count_nonzero(off)),
         "wrong": int(np.count_nonzero(wrong)),
@@ -284,10 +306,21 @@ def _classes(
     }
 
 
+def scale_errors(rows: LatticeRows, stored: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far the scales of stored values, float32 ``[rows, columns]``, are from those of ``rows``, relative:
+    ``[rows, blocks]``, infinite where no scale makes a block's values of its codes."""
+    found = np.empty(rows.scales.size, np.float64)
+    codes = np.ascontiguousarray(rows.codes).reshape(-1)
+    scales = np.ascontiguousarray(rows.scales, np.float32).reshape(-1)
+    _scale_errors(codes, scales, stored.reshape(-1), found)
+    return found.reshape(rows.scales.shape)
+
+
 def compare_blocks(
-    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int
+    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int, *, wide: bool = False
 ) -> tuple[int, int, int, float, float]:
-    """Compare float32 ``[rows, columns]`` arrays whose columns are whole blocks.
+    """Compare float32 ``[rows, columns]`` arrays whose columns are whole blocks, as float32 numbers if
+    ``wide``, otherwise as bfloat16 numbers.
 
     Returns exact values, exact blocks, the largest distance in ulps, the sum of squared differences and
     the sum of squares of the reference (both float64).
@@ -296,19 +329,20 @@ def compare_blocks(
         raise ValueError(f"shapes {reference.shape} and {stored.shape} in blocks of {block}")
     ours, theirs = reference.reshape(-1), stored.reshape(-1)
     error, squares = _squares(ours, theirs)
-    if _all_exact(ours, theirs) and np.isfinite(error):  # the rule: two passes without a branch
+    same = bool(np.array_equal(ours, theirs) if wide else _all_exact(ours, theirs))
+    if same and np.isfinite(error):  # the rule: two passes without a branch
         return ours.size, ours.size // block, 0, float(error), float(squares)
-    values, blocks, ulp, error, squares = _compare(ours, theirs, block)
+    values, blocks, ulp, error, squares = _compare(ours, theirs, block, wide)
     return int(values), int(blocks), int(ulp), float(error), float(squares)
 
 
 def block_distances(
-    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int
-) -> NDArray[np.int32]:
-    """The largest distance in ulps in every block, int32 ``[values / block]``, of arrays as in
+    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int, *, wide: bool = False
+) -> NDArray[np.int64]:
+    """The largest distance in ulps in every block, int64 ``[values / block]``, of arrays as in
     ``compare_blocks``."""
-    found = np.zeros(reference.size // block, np.int32)
-    _distances(reference.reshape(-1), stored.reshape(-1), block, found)
+    found = np.zeros(reference.size // block, np.int64)
+    _distances(reference.reshape(-1), stored.reshape(-1), block, wide, found)
     return found
 
 
@@ -320,6 +354,41 @@ def _order(bits):  # type: ignore[no-untyped-def]
     even = np.int32((magnitude >> np.int32(16)) & np.int32(1))
     rounded = np.int32(np.int32(magnitude + np.int32(0x7FFF) + even) >> np.int32(16))
     return np.int32(-rounded) if bits < 0 else rounded
+
+
+@compiled(inline="always")
+def _distance(a, b, wide):  # type: ignore[no-untyped-def]
+    """Steps between two float32, given by their bits, as float32 or as bfloat16 numbers."""
+    if not wide:
+        return np.int64(abs(np.int32(_order(a) - _order(b))))
+    first = np.int64(a & np.int32(0x7FFFFFFF))
+    second = np.int64(b & np.int32(0x7FFFFFFF))
+    return abs((-first if a < 0 else first) - (-second if b < 0 else second))
+
+
+@compiled()
+def _scale_errors(codes, scales, stored, found):  # type: ignore[no-untyped-def]
+    block = codes.size // scales.size
+    for index in range(scales.size):
+        start = index * block
+        largest = start
+        for i in range(start + 1, start + block):
+            if abs(np.int32(codes[i])) > abs(np.int32(codes[largest])):
+                largest = i
+        code = np.float64(codes[largest])
+        scale = np.float64(stored[largest]) / code if code else np.float64(0)
+        equal = True
+        for i in range(start, start + block):
+            product = scale * np.float64(codes[i])
+            if not abs(np.float64(stored[i]) - product) <= _ROUNDING * abs(product):
+                equal = False
+        if not equal:
+            found[index] = np.inf
+        elif scale == np.float64(scales[index]) or not code:
+            found[index] = 0
+        else:
+            own = np.float64(scales[index])
+            found[index] = abs(scale - own) / abs(own) if own else np.inf
 
 
 @compiled()
@@ -344,18 +413,18 @@ def _squares(reference, stored):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _compare(reference, stored, block):  # type: ignore[no-untyped-def]
+def _compare(reference, stored, block, wide):  # type: ignore[no-untyped-def]
     a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
     values = blocks = 0
-    ulp = np.int32(0)
+    ulp = np.int64(0)
     error = squares = 0.0
     for start in range(0, reference.size, block):
         exact = 0
         for i in range(start, start + block):
             a, b = np.float64(reference[i]), np.float64(stored[i])
-            distance = abs(np.int32(_order(a_bits[i]) - _order(b_bits[i])))
+            distance = _distance(a_bits[i], b_bits[i], wide)
             if not (a == a and b == b):
-                distance = np.int32(NAN_ULP)
+                distance = np.int64(NAN_ULP)
             exact += distance == 0
             ulp = max(ulp, distance)
             if a != b:
@@ -367,12 +436,12 @@ def _compare(reference, stored, block):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _distances(reference, stored, block, found):  # type: ignore[no-untyped-def]
+def _distances(reference, stored, block, wide, found):  # type: ignore[no-untyped-def]
     a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
     for i in range(reference.size):
-        distance = abs(np.int32(_order(a_bits[i]) - _order(b_bits[i])))
+        distance = _distance(a_bits[i], b_bits[i], wide)
         if reference[i] != reference[i] or stored[i] != stored[i]:
-            distance = np.int32(NAN_ULP)
+            distance = np.int64(NAN_ULP)
         found[i // block] = max(found[i // block], distance)
 
 
@@ -394,4 +463,6 @@ def _finish(weight: Weight, tensor: StoredTensor, found: _Sum) -> TensorExactnes
         wrong=found.wrong,
         named=found.named,
         coded=weight.coded,
+        equal_codes=found.equal_codes,
+        max_scale_error=found.scale_error,
     )

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 #: Blocks of a lattice weight are told apart by how exactly they reproduce the checkpoint.
 OFF_LATTICE, NEEDS_F32_SCALE, EXACT = 0, 1, 2
 
-#: Bytes of a value by the checkpoint's dtype; packed types count as one.
-STORED_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+#: Bits of a number by the checkpoint's dtype.
+_NUMBER_BITS = {"F32": 32, "BF16": 16, "F16": 16}
+_SAMPLED_VALUES = 1 << 16
+_SAMPLED_RANGES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class LatticeFormat:
-    """How a lattice weight is cut: ``bits`` per code, ``block`` input values per scale.
+class Lattice:
+    """How the codes of a weight are cut: ``bits`` per code, ``block`` input values per scale.
 
     ``bits`` is 2, 4 or 8; codes are signed, in ``[-2**(bits-1), 2**(bits-1) - 1]``.
     ``block`` 0 stands for one scale per row (a whole output channel).
@@ -69,7 +71,7 @@ class Weight:
     shape: tuple[int, ...]
     stored: str
     floats: Callable[[int, int], NDArray[np.float32]]
-    lattice: LatticeFormat | None = None
+    lattice: Lattice | None = None
     codes: Callable[[int, int], LatticeRows] | None = None
     coded: bool = False
 
@@ -89,12 +91,38 @@ class Weight:
         return math.prod(self.shape)
 
     @property
+    def is_packed(self) -> bool:
+        """Whether the checkpoint stores codes and scales. A value is then their product in float32, and else
+        the number that is stored."""
+        return self.lattice is not None and self.stored not in _NUMBER_BITS
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a value in the checkpoint: of a number, or of a code where codes are stored."""
+        known = _NUMBER_BITS.get(self.stored)
+        return known or (self.lattice.bits if self.lattice else 8)
+
+    @property
     def stored_bytes(self) -> int:
-        """Bytes that the values take in the checkpoint."""
-        return self.size * STORED_BYTES.get(self.stored, 1)
+        """Bytes that the values take in the checkpoint, without scales where codes are stored."""
+        return self.bytes_of(self.size)
+
+    def bytes_of(self, values: int) -> int:
+        """Bytes that so many of the values take in the checkpoint."""
+        return -(-values * self.stored_bits // 8)
 
     def row_ranges(self, values: int = 1 << 19) -> Iterator[tuple[int, int]]:
         """Consecutive ``(start, stop)`` row ranges of about ``values`` values each, at least one row."""
         step = max(1, values // max(1, self.columns))
         for start in range(0, self.rows, step):
             yield start, min(start + step, self.rows)
+
+
+def sampled_ranges(rows: int, columns: int) -> list[tuple[int, int]]:
+    """Row ranges spread evenly over a matrix, together about 65536 values or the whole matrix."""
+    if rows * columns <= _SAMPLED_VALUES:
+        return [(0, rows)] if rows else []
+    height = max(1, _SAMPLED_VALUES // (_SAMPLED_RANGES * columns))
+    ranges = min(_SAMPLED_RANGES, max(2, _SAMPLED_VALUES // (height * columns)), rows // height)
+    starts = {(rows - height) * index // max(1, ranges - 1) for index in range(ranges)}
+    return [(start, start + height) for start in sorted(starts)]

@@ -24,20 +24,12 @@ from targets.gguf.limits import check, first_build
 from targets.gguf.modelfile import OPTIONS as MODELFILE_OPTIONS
 from targets.gguf.modelfile import modelfile
 from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
-from targets.gguf.packing import BLOCK, row_bytes
 from targets.gguf.reading import describe, split_files
-from targets.gguf.storage import (
-    OFF_LATTICE,
-    Q4_0_LATTICE,
-    is_exact,
-    is_matrix,
-    off_lattice_option,
-    storage_format,
-)
+from targets.gguf.storage import GGML, holdings, off_lattice_option
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
 from targets.ollama import Modelfile, printed, read_sampling, write_modelfile
-from targets.storing import off_lattice_warnings
+from targets.storing import Holdings
 from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
 from targets.writing import destination_error
 
@@ -83,10 +75,10 @@ class GgufTarget:
         """See ``targets.target.Target``. Raises ``TargetError`` for what llama.cpp cannot hold and
         ``UsageError`` for a bad option."""
         off_lattice = off_lattice_option(options)
-        limit = split_limit(options)
+        held, limit = holdings(off_lattice), split_limit(options)
         self.check_model(checkpoint, options)
         names = tensor_names(checkpoint.architecture, checkpoint.weights)
-        tensors = [_planned(weight, names[key], off_lattice) for key, weight in checkpoint.weights.items()]
+        tensors = [_planned(weight, names[key], held) for key, weight in checkpoint.weights.items()]
         factors = rope_factors(checkpoint.architecture)
         if factors is not None:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
@@ -97,7 +89,7 @@ class GgufTarget:
             target=self.name,
             artifacts=tuple(f"gguf/{file}" for file in files),
             tensors=tuple(tensors),
-            warnings=(*_warnings(checkpoint, off_lattice), *_licence_warnings(options)),
+            warnings=(*_warnings(checkpoint, held), *_licence_warnings(options)),
             companions=(MODELFILE,),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
             requires={
@@ -128,17 +120,7 @@ class GgufTarget:
             (directory / MODELFILE).write_bytes(_modelfile_text(checkpoint, plan).encode("utf-8"))
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
-        warnings = [
-            f"gguf: {weight}: {count} blocks ({BLOCK * count / checkpoint.weights[weight].size:.2%} of its "
-            "weights) lie on no lattice and are rounded to the nearest"
-            for weight, count in written.off_lattice.items()
-        ]
-        if written.rounded:
-            warnings.append(
-                f"gguf: {written.rounded} of {written.blocks} blocks have a scale that float16 does not hold "
-                "and that is rounded"
-            )
-        return warnings
+        return GGML.losses(checkpoint.weights, written, "float16 does not hold and that is rounded")
 
     def deliver(
         self,
@@ -196,17 +178,14 @@ def split_limit(options: Mapping[str, object]) -> int | None:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _planned(weight: Weight, stored_as: str, off_lattice: str) -> PlannedTensor:
-    format = storage_format(weight, off_lattice)
-    size = weight.rows * row_bytes(format, weight.columns)
-    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, is_exact(weight, format))
+def _planned(weight: Weight, stored_as: str, held: Holdings) -> PlannedTensor:
+    format = held.type_of(weight)
+    size = weight.rows * held.row_bytes(format, weight.columns)
+    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, held.is_exact(weight, format))
 
 
-def _warnings(checkpoint: Checkpoint, off_lattice: str) -> list[str]:
-    matrices = [weight for weight in checkpoint.weights.values() if is_matrix(weight)]
-    in_blocks = off_lattice in ("q8_0", "q4_0")
-    format = OFF_LATTICE[off_lattice]
-    warnings = off_lattice_warnings("gguf", matrices, Q4_0_LATTICE, format, in_blocks=in_blocks)
+def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:
+    warnings = held.warnings(checkpoint.weights.values())
     warnings += vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
     warnings += [f"gguf: {line}" for line in checkpoint.card.warnings]
     return warnings + generation_limits(checkpoint.path, "gguf", "llama.cpp", HELD)

@@ -26,8 +26,8 @@ from targets.gguf.description import NAMES_THAT_DECIDE
 from targets.gguf.header import Header, padded
 from targets.gguf.hyperparameters import rope_factors
 from targets.gguf.metadata import Contents, Tensor, decoded, first_difference, read_entries
-from targets.gguf.packing import row_bytes
 from targets.gguf.reading import File, split_files
+from targets.gguf.storage import GGML
 from targets.gguf.writing import encode
 from targets.ollama import Modelfile, parse_modelfile
 from targets.target import Difference, Plan, PlannedTensor, Progress, counted
@@ -222,14 +222,14 @@ def _rows(parts: list[_Part], checkpoint: Checkpoint, plan: Plan) -> Iterator[Ro
 
 def _weight_rows(checkpoint: Checkpoint, weight: Weight, file: File, tensor: Tensor) -> Iterator[Rows]:
     format, add = tensor.type.name, checkpoint.architecture.norm_offset
-    size = row_bytes(format, weight.columns)
+    size = GGML.row_bytes(format, weight.columns)
     for start, stop in weight.row_ranges(RANGE):
         yield Rows(
             tensor.name,
             start,
             partial(_rule, weight, format, start, stop, add),
             _reader(file, tensor, start, stop, size),
-            weight.stored_bytes // weight.rows * (stop - start),
+            weight.bytes_of(weight.columns * (stop - start)),
         )
 
 

@@ -13,7 +13,8 @@ from targets.gguf.description import HUB
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.gguf.reading import split_files
-from targets.gguf.storage import FORMATS, OFF_LATTICE, Q4_0_LATTICE, is_matrix, storage_format
+from targets.gguf.storage import FORMATS, GGML, OFF_LATTICE, holdings
+from targets.storing import is_matrix
 
 #: Names that can be part of a file's name; another one is none that a conversion wrote.
 _NAME: Final = re.compile(r"[\w.+-][\w.+ -]{0,199}")
@@ -56,9 +57,9 @@ def _off_lattice(tensors: Sequence[Tensor], checkpoint: Checkpoint) -> str:
     types = {tensor.name: tensor.type.name for tensor in tensors}
     fitting: Counter[str] = Counter()
     for key, weight in checkpoint.weights.items():
-        if is_matrix(weight) and weight.lattice != Q4_0_LATTICE:
+        if is_matrix(weight) and GGML.holding(weight) is None:
             type = types.get(names[key])
-            fitting.update(option for option in OFF_LATTICE if storage_format(weight, option) == type)
+            fitting.update(option for option in OFF_LATTICE if holdings(option).type_of(weight) == type)
     return max(OFF_LATTICE, key=lambda option: fitting[option])  # the default is the first, and wins a tie
 
 

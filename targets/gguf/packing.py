@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.lattice import bf16_bits
 from converter.checkpoint.weight import LatticeRows
 from converter.system.compiled import compiled
-from targets import float16
 from targets.float16 import half_bits
+from targets.storing import BLOCK
 
-BLOCK: Final = 32
 Q4_0_BYTES: Final = 18
 
 Bytes = NDArray[np.uint8]
@@ -63,6 +61,16 @@ def pack_q4_0(rows: LatticeRows) -> Bytes:
     return out.view(np.uint8)
 
 
+def pack_q8_0(rows: LatticeRows) -> Bytes:
+    """Q8_0 bytes, uint8 ``[rows, columns / 32 * 34]``, of codes in blocks of 32: a float16 scale, rounded to
+    the nearest where float16 does not hold it, and a byte for each code (``block_q8_0``)."""
+    count, columns = rows.codes.shape
+    with np.errstate(over="ignore"):
+        scales = rows.scales.astype("<f2").reshape(count, -1, 1).view(np.uint8)
+    codes = np.ascontiguousarray(rows.codes).view(np.uint8).reshape(count, columns // BLOCK, BLOCK)
+    return np.concatenate([scales, codes], axis=2).reshape(count, -1)
+
+
 @compiled()
 def _unpack_q4_0(blocks, scales, out):  # type: ignore[no-untyped-def]
     for block in range(scales.size):
@@ -95,38 +103,11 @@ def _as_bf16(values: Floats) -> Bytes:
     return bf16_bits(values).view(np.uint8)
 
 
-def _as_q8_0(values: Floats) -> Bytes:
-    packed: Bytes = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-    return packed
-
-
-def _as_q4_0(values: Floats) -> Bytes:
-    packed: Bytes = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_0)
-    return packed
-
-
-#: How float rows ``[rows, columns]`` become bytes; Q8_0 and Q4_0 round as llama.cpp does.
+#: How codes and scales become bytes.
+FROM_CODES: Final[Mapping[str, Callable[[LatticeRows], Bytes]]] = {"Q4_0": pack_q4_0, "Q8_0": pack_q8_0}
+#: How float rows ``[rows, columns]`` become bytes.
 FROM_FLOATS: Final[Mapping[str, Callable[[Floats], Bytes]]] = {
     "F32": _as_f32,
     "F16": _as_f16,
     "BF16": _as_bf16,
-    "Q8_0": _as_q8_0,
-    "Q4_0": _as_q4_0,
 }
-
-
-#: The largest magnitudes of types that keep a float16: the value itself, or a scale of blocks whose largest
-#: code is 127 or 8. Beyond them they would hold infinity.
-LARGEST: Final[Mapping[str, float]] = {
-    "F16": float16.LARGEST,
-    "Q8_0": 127 * float16.LARGEST,
-    "Q4_0": 8 * float16.LARGEST,
-}
-
-
-def row_bytes(format: str, columns: int) -> int:
-    """Bytes of one row of ``columns`` values in the GGML type named ``format``."""
-    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format]]
-    if columns % block:
-        raise ValueError(f"{columns} columns are not a multiple of {format}'s block of {block}")
-    return int(columns // block * size)

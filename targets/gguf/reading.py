@@ -21,7 +21,8 @@ from converter.errors import CheckpointError
 from converter.system.untrusted import open_at_once
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
-from targets.gguf.packing import FROM_FLOATS, unpack_q4_0
+from targets.gguf.packing import unpack_q4_0
+from targets.gguf.storage import FORMATS
 from targets.gguf.writing import encode
 from targets.target import StoredTensor
 
@@ -57,7 +58,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             shape=weight.shape,
             bytes=tensor.bytes,
             floats=_Rows(file, tensor, np.float32(offset)),
-            rule=_Rule(weight, tensor, offset) if tensor.type.name in FROM_FLOATS else None,
+            rule=_Rule(weight, tensor, offset) if tensor.type.name in FORMATS else None,
         )
     return stored
 

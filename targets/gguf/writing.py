@@ -12,8 +12,9 @@ from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
 from targets import float16
 from targets.gguf.header import Layout, Place
-from targets.gguf.packing import FROM_FLOATS, LARGEST, pack_q4_0, row_bytes
-from targets.gguf.storage import Q4_0_LATTICE
+from targets.gguf.packing import FROM_CODES, FROM_FLOATS
+from targets.gguf.storage import GGML
+from targets.storing import largest, rounded
 from targets.writing import NO_BLOCKS, RANGE, Bytes, Encoded, Piece, Statuses, Written, reserved, write_pieces
 
 
@@ -50,7 +51,7 @@ def _pieces(places: tuple[Place, ...], weights: Mapping[str, Weight], add: float
 
 def _encoded(weight: Weight, place: Place, start: int, stop: int, add: float) -> Encoded:
     data, statuses = encode(weight, place.tensor.format, start, stop, add)
-    offset = place.offset + start * row_bytes(place.tensor.format, weight.columns)
+    offset = place.offset + start * GGML.row_bytes(place.tensor.format, weight.columns)
     return Encoded(((offset, data),), statuses)
 
 
@@ -58,15 +59,18 @@ def encode(weight: Weight, format: str, start: int, stop: int, add: float) -> tu
     """Rows of a weight as bytes of a GGML type, and the status of every lattice block packed. ``add`` is
     added to norm weights, as the model does before it multiplies. Raises ``TargetError`` for values that the
     type would turn into infinities."""
-    if format == "Q4_0" and weight.lattice == Q4_0_LATTICE and weight.codes is not None:
-        rows = weight.codes(start, stop)
-        _check_range(weight, format, rows.scales, LARGEST["F16"])
-        return pack_q4_0(rows), rows.status.reshape(-1)
+    rows = GGML.codes(weight, format, start, stop)
+    if rows is not None:
+        _check_range(weight, format, rows.scales, float16.LARGEST)
+        return FROM_CODES[format](rows), rows.status.reshape(-1)
     values = weight.floats(start, stop)
+    if coded := GGML.find(format):
+        _check_range(weight, format, values, largest(coded.bits))
+        return FROM_CODES[format](rounded(values, coded.bits)), NO_BLOCKS
     if add and weight.name.endswith("norm.weight"):
         values = values + np.float32(add)
-    if format in LARGEST:
-        _check_range(weight, format, values, LARGEST[format])
+    if format == "F16":
+        _check_range(weight, format, values, float16.LARGEST)
     return FROM_FLOATS[format](values), NO_BLOCKS
 
 

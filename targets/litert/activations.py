@@ -14,7 +14,8 @@ from typing import Final
 
 from converter.checkpoint.architecture import Architecture
 from converter.errors import UsageError
-from targets.litert.storage import CODED, EMBEDDING, EMBEDDINGS, HEAD, ROUTER
+from targets.litert.storage import CODED, EMBEDDING, EMBEDDINGS, HEAD
+from targets.storing import is_router
 from targets.target import PlannedTensor
 
 #: Values of the option: one row for every product, two in the layers and one in the output head, or two.
@@ -28,7 +29,7 @@ def projections(architecture: Architecture) -> tuple[str, ...]:
     """Names of the modules of a model that multiply with a matrix (``down_proj``, ``lm_head``), sorted."""
     matrices = (name for name, shape in architecture.tensors.items() if len(shape) > 1)
     multiplied = {*matrices, HEAD}.difference(EMBEDDINGS)
-    return tuple(sorted({projection(name) for name in multiplied if not name.endswith(ROUTER)}))
+    return tuple(sorted({projection(name) for name in multiplied if not is_router(name)}))
 
 
 def projection(weight: str) -> str:

@@ -35,15 +35,15 @@ from targets.litert.metadata import (
 )
 from targets.litert.options import Options, fitted, read_options
 from targets.litert.storage import (
-    BLOCK,
+    LITERT,
+    holdings,
     negative_warnings,
     negative_weights,
     operators,
     planned_tensors,
-    storage_warnings,
 )
 from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
-from targets.writing import destination_error
+from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
 _TFLITE: Final = {DECODER: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER: "-per-layer-embedder"}
@@ -115,7 +115,7 @@ class LitertTarget:
             artifacts=(bundle,),
             tensors=tensors,
             warnings=(
-                *storage_warnings(weights.values(), chosen.off_lattice),
+                *holdings(chosen.off_lattice).warnings(weights.values()),
                 *negative_warnings(tensors),
                 *template_warnings(checkpoint),
                 *generation_limits(checkpoint.path, "litert", "LiteRT-LM"),
@@ -304,16 +304,9 @@ class _Models:
 
     def warnings(self) -> list[str]:
         """A line for each loss."""
-        told = [
-            f"litert: {name}: {count} blocks ({BLOCK * count / self._weights[name].size:.2%} of its weights) "
-            "lie on no lattice and are rounded to the nearest"
-            for name, count in self._off_lattice.items()
-        ]
-        if self._rounded:
-            told.append(
-                f"litert: {self._rounded} of {self._blocks} blocks have a scale that float16, LiteRT's "
-                "type for scales, does not hold and that is rounded"
-            )
+        written = Written(self._blocks, self._off_lattice, self._rounded)
+        why = "float16, LiteRT's type for scales, does not hold and that is rounded"
+        told = LITERT.losses(self._weights, written, why)
         if lost := self._narrowed.total():
             told.append(
                 f"litert: {lost} of {self._blocks} blocks have a scale that is exact in the file and that "

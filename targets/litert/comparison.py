@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from converter.checkpoint.safetensors import Shard
-from converter.checkpoint.weight import STORED_BYTES, Weight
+from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.comparison import Bytes, Rows, differing_tensors
@@ -148,7 +148,7 @@ def _rows(layout: Layout, model: _Model, found: _Found) -> Iterator[Rows]:
         for copy in range(max(map(len, places))):
             offsets = [one[min(copy, len(one) - 1)] for one in places]
             for start, stop in place.weight.row_ranges(RANGE):
-                size = (stop - start) * place.weight.columns * STORED_BYTES.get(place.weight.stored, 1)
+                size = place.weight.bytes_of((stop - start) * place.weight.columns)
                 counted = 0 if copy else size
                 yield Rows(
                     place.name,

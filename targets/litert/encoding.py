@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.weight import EXACT, LatticeRows, Weight
 from converter.errors import TargetError
+from converter.system.compiled import compiled
 from targets import float16
-from targets.litert.storage import BLOCK, CODED, LATTICE
+from targets.litert.storage import CODED, LITERT
+from targets.storing import BLOCK
 from targets.writing import NO_BLOCKS, Bytes, Statuses
 
 
@@ -35,25 +37,42 @@ class StoredRows:
         """The bytes of codes or numbers, of scales and of sums, one behind the other."""
         if self.scales is None:
             return (_bytes(self.values),)
-        parts = (_packed(self.values), _bytes(self.scales))
+        parts = (pack_codes(self.values), _bytes(self.scales))
         return parts if self.sums is None else (*parts, _bytes(self.sums))
 
     def floats(self) -> NDArray[np.float32]:
         """What the rows say, float32 ``[rows, columns]``."""
         if self.scales is None:
             return self.values.astype(np.float32)
-        return dequantised(self.values.astype(np.float32), self.scales, self.sums)
+        return dequantised(pack_codes(self.values), self.scales, self.sums, self.values.shape[1])
 
 
 def dequantised(
-    codes: NDArray[np.float32], scales: NDArray[np.float16], sums: NDArray[np.float32] | None
+    packed: Bytes, scales: NDArray[np.float16], sums: NDArray[np.float32] | None, columns: int
 ) -> NDArray[np.float32]:
-    """Codes ``[rows, columns]`` times scales, plus sums, both ``[rows, blocks]``."""
-    with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
-        values = codes.reshape(*scales.shape, -1) * scales.astype(np.float32)[:, :, None]
-        if sums is not None:
-            values += sums[:, :, None]
-    return values.reshape(codes.shape)
+    """Codes, two to a byte as ``pack_codes`` gives them, times scales, plus sums, both ``[rows, blocks]``:
+    float32 ``[rows, columns]``."""
+    rows = len(scales)
+    values = np.empty((rows, columns), np.float32)
+    factors = np.ascontiguousarray(scales).astype(np.float32).reshape(-1)
+    block = values.size // max(1, factors.size)
+    _unpack(np.ascontiguousarray(packed).reshape(-1), factors, block, values.reshape(-1))
+    if sums is not None:
+        with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
+            values.reshape(*sums.shape, block)[...] += sums[:, :, None]
+    return values
+
+
+@compiled()
+def _unpack(packed, scales, block, values):  # type: ignore[no-untyped-def]
+    half = block // 2
+    for index in range(scales.size):
+        scale = scales[index]
+        for i in range(half):
+            byte = np.int32(packed[index * half + i])
+            place = index * block + 2 * i
+            values[place] = scale * np.float32(((byte & 15) ^ 8) - 8)
+            values[place + 1] = scale * np.float32(((byte >> 4) ^ 8) - 8)
 
 
 def encode(weight: Weight, format: str, start: int, stop: int, *, multiplied: bool) -> StoredRows:
@@ -68,9 +87,10 @@ def encode(weight: Weight, format: str, start: int, stop: int, *, multiplied: bo
         if format == "FLOAT16" and float16.out_of_range(values):
             raise TargetError(f"litert: {weight.name}: a value is beyond FLOAT16; try --off-lattice f32")
         return StoredRows(values.astype("<f2" if format == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
-    if weight.lattice != LATTICE or weight.codes is None:
+    rows = LITERT.codes(weight, format, start, stop)
+    if rows is None:
         raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {format}")
-    return _coded(weight.name, weight.codes(start, stop), format, multiplied)
+    return _coded(weight.name, rows, format, multiplied)
 
 
 def _coded(name: str, rows: LatticeRows, format: str, multiplied: bool) -> StoredRows:
@@ -122,11 +142,20 @@ def side_by_side(weight: Weight) -> Weight:
     return Weight(weight.name, weight.source, shape, weight.stored, floats, weight.lattice, codes)
 
 
-def _packed(codes: NDArray[np.generic]) -> Bytes:
-    """Two codes to a byte, the first in the low half, in two's complement."""
-    halves = np.ascontiguousarray(codes).view(np.uint8).reshape(-1, 2)
-    packed: Bytes = (halves[:, 0] & np.uint8(15)) | (halves[:, 1] << np.uint8(4))
+def pack_codes(codes: NDArray[np.generic]) -> Bytes:
+    """Two int8 codes to a byte, the first in the low half, in two's complement: uint8
+    ``[rows * columns / 2]``."""
+    pairs = np.ascontiguousarray(codes, np.int8).reshape(-1).view("<u2")
+    packed: Bytes = np.empty(pairs.size, np.uint8)
+    _pack(pairs, packed)
     return packed
+
+
+@compiled()
+def _pack(pairs, packed):  # type: ignore[no-untyped-def]
+    for i in range(packed.size):
+        pair = pairs[i]
+        packed[i] = np.uint8((pair & np.uint16(0x0F)) | ((pair >> np.uint16(4)) & np.uint16(0xF0)))
 
 
 def _bytes(values: NDArray[np.generic]) -> Bytes:

@@ -22,7 +22,7 @@ from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
 from targets.litert.encoding import encode, side_by_side
 from targets.litert.flatbuffer import Graph
-from targets.litert.storage import EMBEDDING, HEAD, row_bytes
+from targets.litert.storage import EMBEDDING, HEAD, LITERT
 from targets.writing import RANGE, Encoded, Output, Piece, destination_error, write_pieces
 
 #: Places of buffers, and of the first one, are multiples of these.
@@ -131,7 +131,7 @@ def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], formats: M
         raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
     use = filling.use(name, format)
     weight = _shaped(weight, use.shape, name)
-    return Place(name, weight, format, (0, 0, 0), row_bytes(format, weight.columns), use.multiplied)
+    return Place(name, weight, format, (0, 0, 0), LITERT.row_parts(format, weight.columns), use.multiplied)
 
 
 def _resolved(name: str, weights: Mapping[str, Weight]) -> Weight | None:

@@ -14,7 +14,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from converter.errors import TargetError
-from targets.litert.storage import BLOCK, CODED, sums_name
+from targets.litert.storage import CODED, sums_name
+from targets.storing import BLOCK
 
 #: Operators, and the place of the input, that take blocks of codes.
 _MULTIPLIED: Final = (schema.BuiltinOperator.FULLY_CONNECTED, 1)

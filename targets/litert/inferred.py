@@ -15,7 +15,8 @@ from targets.litert.bundle import EMBEDDER, PREFILL_DECODE, read_sections
 from targets.litert.functions import Content, read_content
 from targets.litert.reading import open_models
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
-from targets.litert.storage import HEAD, LATTICE, is_matrix
+from targets.litert.storage import HEAD, LITERT
+from targets.storing import is_matrix
 
 _PREFILL: Final = "prefill_"
 #: The option ``off_lattice`` for the format of matrices on no lattice; the first that gives it.
@@ -41,7 +42,7 @@ def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, ob
         "externalize_embedder": EMBEDDER in kinds or _takes(content, "embeddings"),
         "activations": _activations(content, model, {*weights, HEAD}),
     }
-    off = {weight.name for weight in weights.values() if is_matrix(weight) and weight.lattice != LATTICE}
+    off = {weight.name for weight in weights.values() if is_matrix(weight) and LITERT.holding(weight) is None}
     for one in models:
         for tensor in (tensor for subgraph in one.subgraphs for tensor in subgraph.tensors):
             if tensor.name in off and (option := _OFF_LATTICE.get(TYPES.get(tensor.type, ""))):

@@ -25,7 +25,7 @@ from converter.system.untrusted import shown
 from targets.litert.bundle import read_sections
 from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
-from targets.litert.storage import CODED, EMBEDDING, HEAD, LATTICE, sums_name
+from targets.litert.storage import CODED, EMBEDDING, HEAD, LITERT, sums_name
 from targets.target import StoredTensor
 
 Floats = NDArray[np.float32]
@@ -111,7 +111,7 @@ class _Matrix:
 
 def _rule(matrix: _Matrix, weight: Weight) -> Callable[[int, int], Floats] | None:
     """What the rule makes of a weight's rows in the format in which they are stored, read back."""
-    if matrix.format in CODED and (weight.lattice != LATTICE or weight.codes is None):
+    if matrix.format in CODED and LITERT.holding(weight) is None:
         return None
 
     def rows(start: int, stop: int) -> Floats:
@@ -373,14 +373,13 @@ class Codes:
         """Rows ``start`` to ``stop``, float32 ``[rows, columns]``."""
         count, blocks = stop - start, self.columns // self.block
         packed = self.codes.read(start * self.columns // 2, count * self.columns // 2, "u1")
-        values = _NIBBLES[packed.view(np.uint8)].view(np.float32).reshape(count, self.columns)
         scales = self.scales.read(start * blocks, count * blocks, "<f2").view(np.float16)
         sums = None
         if self.sums is not None:
             sums = (
                 self.sums.read(start * blocks, count * blocks, "<f4").view(np.float32).reshape(count, blocks)
             )
-        return dequantised(values, scales.reshape(count, blocks), sums)
+        return dequantised(packed.view(np.uint8), scales.reshape(count, blocks), sums, self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,13 +399,3 @@ class _Expert:
             parts.append(wide[:, expert * self.columns : (expert + 1) * self.columns])
             start += last - first
         return np.concatenate(parts)
-
-
-def _nibbles() -> NDArray[np.generic]:
-    """The two codes of every byte as float32 side by side in one item, so that a look-up is a copy."""
-    codes = ((np.arange(256)[:, None] >> np.array([0, 4])) & 15 ^ 8) - 8
-    table: NDArray[np.generic] = codes.astype(np.float32).view("f8")
-    return table.reshape(256)
-
-
-_NIBBLES: Final = _nibbles()

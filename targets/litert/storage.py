@@ -19,20 +19,15 @@ from typing import Final
 
 import numpy as np
 
-from converter.checkpoint.stored.unquantized import sampled_ranges
-from converter.checkpoint.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
+from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
 from converter.system.processors import processors
-from targets import float16
-from targets.storing import off_lattice_warnings
+from targets.storing import BLOCK, Coded, Holdings
 from targets.target import PlannedTensor
 
-#: Values that share a scale.
-BLOCK: Final = 32
-LATTICE: Final = LatticeFormat(4, BLOCK)
-CODED: Final = ("INT4", "INT4+sums")
-#: Bytes per value of the formats that are numbers.
-FLOAT_BYTES: Final[Mapping[str, int]] = {"FLOAT": 4, "FLOAT16": 2}
+#: The types of codes and scales; a look-up takes negative scales in the first too.
+_TYPES: Final = (Coded("INT4", 4, BLOCK, negative=False), Coded("INT4+sums", 4, BLOCK, sums=True))
+CODED: Final = tuple(one.name for one in _TYPES)
 #: Values of the option ``off_lattice``, as for the other targets. Of the types that LiteRT computes with
 #: exactly, each stands for the smallest that is no less exact.
 OFF_LATTICE: Final[Mapping[str, str]] = {
@@ -46,8 +41,6 @@ EMBEDDING: Final = "embed_tokens.weight"
 HEAD: Final = "lm_head.weight"
 #: Matrices that are looked up by row.
 EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
-
-ROUTER: Final = ".router.proj.weight"
 
 
 def read_off_lattice(options: Mapping[str, object]) -> str:
@@ -63,9 +56,13 @@ def sums_name(name: str) -> str:
     return f"{name}|sums"
 
 
-def is_matrix(weight: Weight) -> bool:
-    """Whether a weight is held by the rules for matrices; the rest is norms, scales and the router."""
-    return len(weight.shape) > 1 and not weight.name.endswith(ROUTER)
+def holdings(off_lattice: str = "FLOAT16") -> Holdings:
+    """What an artifact holds that has matrices on no lattice in the type ``off_lattice``."""
+    return Holdings("litert", _TYPES, {"F32": "FLOAT", "F16": "FLOAT16"}, "FLOAT", off_lattice)
+
+
+#: What an artifact holds, whatever was chosen for matrices on no lattice.
+LITERT: Final = holdings()
 
 
 def has_negative_scales(weight: Weight, advance: Callable[[int], None] = lambda values: None) -> bool:
@@ -73,7 +70,7 @@ def has_negative_scales(weight: Weight, advance: Callable[[int], None] = lambda 
     called with the number of values that need no more reading. Raises ``CheckpointError`` if it cannot be
     read."""
     left, negative = weight.size, False
-    if weight.lattice == LATTICE and weight.codes is not None:
+    if LITERT.holding(weight) is not None and weight.codes is not None:
         for start, stop in weight.row_ranges():
             if negative := bool(np.any(weight.codes(start, stop).scales < 0)):
                 break
@@ -104,53 +101,6 @@ def negative_weights(
         )
 
 
-def storage_format(weight: Weight, *, negative: bool, multiplied: bool, off_lattice: str = "FLOAT16") -> str:
-    """Format of a weight. ``negative`` says whether it has negative scales, ``multiplied`` whether a matrix
-    product uses it (an embedding is only looked up), ``off_lattice`` how matrices on no lattice are held.
-    Norms, scalars and the router are float32."""
-    if not is_matrix(weight):
-        return "FLOAT"
-    if weight.lattice == LATTICE and weight.codes is not None:
-        return "INT4+sums" if negative and multiplied else "INT4"
-    return off_lattice
-
-
-def row_bytes(format: str, columns: int) -> tuple[int, int, int]:
-    """Bytes of a row of ``columns`` values: of its codes or numbers, of its float16 scales and of its sums.
-    Raises ``ValueError`` for codes whose columns are not whole blocks."""
-    if format not in CODED:
-        return columns * FLOAT_BYTES[format], 0, 0
-    if columns % BLOCK:
-        raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
-    blocks = columns // BLOCK
-    return columns // 2, 2 * blocks, 4 * blocks if format == "INT4+sums" else 0
-
-
-def tensor_bytes(weight: Weight, format: str) -> int:
-    """Bytes of a weight in the artifact, scales and sums included."""
-    return weight.rows * sum(row_bytes(format, weight.columns))
-
-
-def is_exact(weight: Weight, format: str) -> bool:
-    """Whether ``format`` can hold every value of the checkpoint bit for bit, as judged from rows spread over
-    the matrix; raises ``CheckpointError`` if one is damaged."""
-    if format == "FLOAT":
-        return True
-    ranges = sampled_ranges(weight.rows, weight.columns)
-    if format == "FLOAT16":
-        return all(_fits_float16(weight, *rows) for rows in ranges)
-    if weight.lattice != LATTICE or weight.codes is None:
-        return False
-    return not any(bool(np.any(weight.codes(*rows).status == NEEDS_F32_SCALE)) for rows in ranges)
-
-
-def _fits_float16(weight: Weight, start: int, stop: int) -> bool:
-    values = weight.floats(start, stop)
-    if float16.out_of_range(values):
-        return False
-    return bool(np.all(values.astype(np.float16) == values))
-
-
 def planned_tensors(
     weights: Mapping[str, Weight],
     negative: frozenset[str],
@@ -164,19 +114,14 @@ def planned_tensors(
     An output head tied to the embedding shares its tensor, unless that has negative scales or ``own_head``
     says that both are in different models: the head is then a tensor of its own, which comes last.
     """
-    planned = []
+    held, planned = holdings(off_lattice), []
     for weight in weights.values():
-        multiplied = weight.name not in EMBEDDINGS
-        format = storage_format(
-            weight, negative=weight.name in negative, multiplied=multiplied, off_lattice=off_lattice
-        )
-        planned.append(_planned(weight, weight.name, format))
+        multiplied = weight.name not in EMBEDDINGS  # an embedding is only looked up
+        format = held.type_of(weight, negative=multiplied and weight.name in negative)
+        planned.append(_planned(held, weight, weight.name, format))
     if tied_head and (own_head or EMBEDDING in negative):
         weight = weights[EMBEDDING]
-        format = storage_format(
-            weight, negative=EMBEDDING in negative, multiplied=True, off_lattice=off_lattice
-        )
-        planned.append(_planned(weight, HEAD, format))
+        planned.append(_planned(held, weight, HEAD, held.type_of(weight, negative=EMBEDDING in negative)))
     return tuple(planned)
 
 
@@ -218,12 +163,6 @@ def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
     ]
 
 
-def _planned(weight: Weight, stored_as: str, format: str) -> PlannedTensor:
-    size = tensor_bytes(weight, format)
-    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, is_exact(weight, format))
-
-
-def storage_warnings(weights: Iterable[Weight], off_lattice: str = "FLOAT16") -> list[str]:
-    """A line about matrices that the artifact cannot hold as 4-bit codes of a lattice; none without them."""
-    matrices = [weight for weight in weights if is_matrix(weight)]
-    return off_lattice_warnings("litert", matrices, LATTICE, off_lattice, in_blocks=False)
+def _planned(held: Holdings, weight: Weight, stored_as: str, format: str) -> PlannedTensor:
+    size = weight.rows * held.row_bytes(format, weight.columns)
+    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, held.is_exact(weight, format))

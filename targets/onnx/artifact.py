@@ -12,18 +12,7 @@ from converter.checkpoint.weight import Weight
 from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
-from targets.onnx.storage import (
-    BITS,
-    BLOCK,
-    FLOAT_BYTES,
-    Storage,
-    is_exact,
-    read_options,
-    storage_format,
-    storage_warnings,
-    stored_name,
-    tensor_bytes,
-)
+from targets.onnx.storage import BITS, Storage, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.target import (
     Difference,
@@ -89,12 +78,12 @@ class OnnxTarget:
             artifacts=(MODEL, DATA),
             tensors=tuple(_planned(weight, storage) for weight in checkpoint.weights.values()),
             warnings=(
-                *storage_warnings(checkpoint.weights.values(), storage),
+                *storage.held.warnings(checkpoint.weights.values()),
                 *generation_warnings(checkpoint),
             ),
             companions=tuple(f"onnx/{file}" for file in generation_files(checkpoint)),
             scales="float16" if storage.scales == "FLOAT16" else "float32",
-            kv_cache=kv_cache(checkpoint.architecture, FLOAT_BYTES[storage.dtype]),
+            kv_cache=kv_cache(checkpoint.architecture, storage.held.row_bytes(storage.dtype, 1)),
             options={
                 "name": name,
                 "onnx_dtype": "float16" if storage.dtype == "FLOAT16" else "float32",
@@ -120,18 +109,9 @@ class OnnxTarget:
             _write(directory / path, content)
         advance = counted(progress, "write onnx", checkpoint.stored_bytes)
         written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
-        warnings = [
-            f"onnx: {weight}: {count} blocks ({BLOCK * count / checkpoint.weights[weight].size:.2%} of its "
-            "weights) lie on no lattice and are rounded to the nearest"
-            for weight, count in written.off_lattice.items()
-        ]
-        if written.rounded:
-            remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
-            warnings.append(
-                f"onnx: {written.rounded} of {written.blocks} blocks have a scale that float16 does not hold "
-                f"and that is rounded; {remedy} keeps them"
-            )
-        return warnings
+        remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
+        why = f"float16 does not hold and that is rounded; {remedy} keeps them"
+        return storage.held.losses(checkpoint.weights, written, why)
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """See ``targets.target.Target``."""
@@ -193,14 +173,11 @@ class OnnxTarget:
 
 
 def _planned(weight: Weight, storage: Storage) -> PlannedTensor:
-    format = storage_format(weight, storage)
+    held = storage.held
+    format = held.type_of(weight)
+    size = weight.rows * held.row_bytes(format, weight.columns)
     return PlannedTensor(
-        weight.name,
-        stored_name(weight.name),
-        weight.shape,
-        format,
-        tensor_bytes(weight, format, storage),
-        is_exact(weight, format, storage),
+        weight.name, stored_name(weight.name), weight.shape, format, size, held.is_exact(weight, format)
     )
 
 

@@ -173,7 +173,7 @@ def _rows(data: _Data, weights: Mapping[str, Weight], layout: Layout, storage: S
         for start, stop in weight.row_ranges(RANGE):
             rule = partial(_rule, weight, place, storage, start, stop)
             for variant in range(max(counts)):
-                size = 0 if variant else weight.stored_bytes // weight.rows * (stop - start)
+                size = 0 if variant else weight.bytes_of(weight.columns * (stop - start))
                 yield Rows(stored_name(name), start, rule, _reader(data, parts, start, stop, variant), size)
 
 

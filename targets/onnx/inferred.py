@@ -11,15 +11,13 @@ from converter.checkpoint.opened import Checkpoint
 from targets.onnx.accuracy import LEVELS
 from targets.onnx.protobuf import Graph, read_graph
 from targets.onnx.storage import (
-    LATTICE,
     OFF_LATTICE,
     Storage,
     expert_name,
-    is_matrix,
     scales_name,
-    storage_format,
     stored_name,
 )
+from targets.storing import is_matrix
 
 _PRODUCTS: Final = "com.microsoft.MatMulNBits"
 _NORM: Final = "norm.weight"
@@ -71,11 +69,9 @@ def _off_lattice(graph: Graph, checkpoint: Checkpoint) -> str:
     for key, weight in checkpoint.weights.items():
         name = stored_name(expert_name(key, 0) if len(weight.shape) > 2 else key)
         one = graph.initializers.get(name)
-        if one is not None and is_matrix(weight) and weight.lattice != LATTICE:
+        if one is not None and is_matrix(weight) and Storage().held.holding(weight) is None:
             format = f"INT{bits.get(name)}" if one.dtype == "UINT8" else one.dtype
             fitting.update(
-                option
-                for option in OFF_LATTICE
-                if storage_format(weight, Storage(off_lattice=option)) == format
+                option for option in OFF_LATTICE if Storage(off_lattice=option).held.type_of(weight) == format
             )
     return max(OFF_LATTICE, key=lambda option: fitting[option])  # the default is the first, and wins a tie

@@ -13,7 +13,7 @@ from typing import Final
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from targets.onnx.storage import BLOCK
+from targets.storing import BLOCK
 
 MICROSOFT: Final = "com.microsoft"
 

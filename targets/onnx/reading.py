@@ -22,8 +22,9 @@ from converter.system.untrusted import shown
 from targets.onnx.dequantisation import ITEM_BYTES, Codes, Floats, Numbers, Scheme, Stretch
 from targets.onnx.packing import FROM_FLOATS
 from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
-from targets.onnx.storage import BITS, BLOCK, Storage, expert_name, stored_name
+from targets.onnx.storage import BITS, Storage, expert_name, stored_name
 from targets.onnx.writing import quantised
+from targets.storing import BLOCK
 from targets.target import StoredTensor
 
 _MATMUL: Final = "com.microsoft.MatMulNBits"

@@ -11,19 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
-from converter.checkpoint.stored.unquantized import sampled_ranges
-from converter.checkpoint.weight import NEEDS_F32_SCALE, LatticeFormat, Weight
 from converter.errors import UsageError
-from targets.storing import off_lattice_warnings
+from targets.storing import BLOCK, Coded, Holdings
 
-#: Values that share a scale.
-BLOCK: Final = 32
-#: Bits per code of the formats that consist of codes and scales.
-BITS: Final[Mapping[str, int]] = {"INT4": 4, "INT8": 8}
-#: Bytes per value of the formats that are numbers, and of scales.
-FLOAT_BYTES: Final[Mapping[str, int]] = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2}
 #: Values of the option ``off_lattice``, as for GGUF: how matrices that lie on no lattice are held.
 OFF_LATTICE: Final[Mapping[str, str]] = {
     "q8_0": "INT8",
@@ -32,15 +22,12 @@ OFF_LATTICE: Final[Mapping[str, str]] = {
     "q4_0": "INT4",
     "f32": "FLOAT",
 }
-LATTICE: Final = LatticeFormat(4, BLOCK)
-
 _DTYPES: Final = {"float32": "FLOAT", "float16": "FLOAT16"}
 _SCALES: Final = {"f32": "FLOAT", "f16": "FLOAT16"}
 _LEVELS: Final = range(5)
-#: The router decides which experts a token reaches; it stays float32, as in every runtime.
-_ROUTER: Final = ".router.proj.weight"
-#: The checkpoint's own types.
-_STORED: Final = {"BF16": "BFLOAT16", "F16": "FLOAT16", "F32": "FLOAT"}
+_NUMBERS: Final = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
+#: Bits of the types of codes and scales.
+BITS: Final[Mapping[str, int]] = {"INT4": 4, "INT8": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +40,18 @@ class Storage:
     scales: str = "FLOAT"
     off_lattice: str = "q8_0"
     accuracy_level: int | None = None
+
+    @property
+    def held(self) -> Holdings:
+        """What an artifact with these choices holds."""
+        scale = "F16" if self.scales == "FLOAT16" else "F32"
+        return Holdings(
+            "onnx",
+            tuple(Coded(name, bits, BLOCK, scale) for name, bits in BITS.items()),
+            _NUMBERS,
+            vectors=self.dtype,
+            off_lattice=OFF_LATTICE[self.off_lattice],
+        )
 
 
 def read_options(options: Mapping[str, object]) -> Storage:
@@ -94,64 +93,3 @@ def expert_name(canonical: str, expert: int) -> str:
     ``layers.0.experts.down_proj``."""
     prefix, _, kind = canonical.rpartition(".")
     return f"{prefix}.{expert}.{kind}.weight"
-
-
-def is_matrix(weight: Weight) -> bool:
-    """Whether a weight is held by the rules for matrices; the rest is norms, scales and the router."""
-    return len(weight.shape) > 1 and not weight.name.endswith(_ROUTER)
-
-
-def storage_format(weight: Weight, storage: Storage) -> str:
-    """Format of a weight: ``INT4`` for a matrix on the lattice of 4 bits in blocks of 32, that of
-    ``off_lattice`` for other matrices whose rows divide into blocks of 32, the checkpoint's own type for
-    those that do not; ``FLOAT`` for the router, the type of activations for all else."""
-    if not is_matrix(weight):
-        return "FLOAT" if weight.name.endswith(_ROUTER) else storage.dtype
-    if weight.lattice == LATTICE:
-        return "INT4"
-    format = OFF_LATTICE[storage.off_lattice]
-    return _STORED.get(weight.stored, "FLOAT") if format in BITS and weight.columns % BLOCK else format
-
-
-def is_exact(weight: Weight, format: str, storage: Storage) -> bool:
-    """Whether ``format`` can hold every value of the checkpoint bit for bit. Whether float16 holds the scales
-    of a lattice is judged from rows spread over the matrix; raises ``CheckpointError`` if one is damaged."""
-    if format in BITS:
-        if weight.lattice != LATTICE or weight.codes is None:
-            return False
-        return storage.scales == "FLOAT" or not _needs_f32_scales(weight)
-    if format == "FLOAT16" and not is_matrix(weight):
-        values = weight.floats(0, weight.rows)  # a few thousand
-        with np.errstate(over="ignore"):  # what is too large is infinite, and not exact
-            return bool(np.all(values.astype(np.float16) == values))
-    return format == "FLOAT" or format == _STORED.get(weight.stored)
-
-
-def _needs_f32_scales(weight: Weight) -> bool:
-    assert weight.codes is not None
-    return any(
-        bool(np.any(weight.codes(start, stop).status == NEEDS_F32_SCALE))
-        for start, stop in sampled_ranges(weight.rows, weight.columns)
-    )
-
-
-def tensor_bytes(weight: Weight, format: str, storage: Storage) -> int:
-    """Bytes of a weight in the data file, scales included."""
-    return weight.rows * sum(row_bytes(format, weight.columns, storage))
-
-
-def row_bytes(format: str, columns: int, storage: Storage) -> tuple[int, int]:
-    """Bytes of a row of ``columns`` values: those of its codes or numbers, and those of its scales (0 for
-    numbers). Raises ``ValueError`` for codes whose columns are not whole blocks."""
-    if format not in BITS:
-        return columns * FLOAT_BYTES[format], 0
-    if columns % BLOCK:
-        raise ValueError(f"{columns} columns are not a multiple of {BLOCK}")
-    return columns * BITS[format] // 8, columns // BLOCK * FLOAT_BYTES[storage.scales]
-
-
-def storage_warnings(weights: Iterable[Weight], storage: Storage) -> list[str]:
-    """A line about matrices that the artifact cannot hold as 4-bit codes of a lattice; none without them."""
-    matrices = [weight for weight in weights if is_matrix(weight)]
-    format = OFF_LATTICE[storage.off_lattice]
-    return off_lattice_warnings("onnx", matrices, LATTICE, format, in_blocks=format in BITS)

@@ -14,18 +14,17 @@ from converter.checkpoint.weight import EXACT, OFF_LATTICE, LatticeRows, Weight
 from converter.errors import TargetError
 from targets import float16
 from targets.onnx.layout import Layout, Place
-from targets.onnx.packing import FROM_FLOATS, pack_codes, pack_scales, round_rows
-from targets.onnx.storage import BITS, LATTICE, Storage
+from targets.onnx.packing import FROM_FLOATS, pack_codes, pack_scales
+from targets.onnx.storage import BITS, Storage
+from targets.storing import largest, rounded
 from targets.writing import NO_BLOCKS, RANGE, Bytes, Encoded, Piece, Statuses, Written, reserved, write_pieces
 
 _LARGEST_BFLOAT16: Final = float((2 - 2.0**-7) * 2.0**127)
-#: The largest magnitudes of values that a format keeps without infinities; scales of rounded blocks are
-#: float16 numbers, and the largest code is 127 or 8.
+#: The largest magnitudes of values that a format keeps without infinities.
 _LARGEST: Final[Mapping[str, float]] = {
     "FLOAT16": float16.LARGEST,
     "BFLOAT16": _LARGEST_BFLOAT16,
-    "INT8": 127 * float16.LARGEST,
-    "INT4": 8 * float16.LARGEST,
+    **{name: largest(bits) for name, bits in BITS.items()},
 }
 
 
@@ -73,16 +72,16 @@ def quantised(
     weight: Weight, format: str, storage: Storage, start: int, stop: int
 ) -> tuple[Bytes, Bytes, Statuses]:
     """Bytes of codes and of scales, and the status of every lattice block."""
-    if format == "INT4" and weight.lattice == LATTICE and weight.codes is not None:
-        rows = weight.codes(start, stop)
+    rows = storage.held.codes(weight, format, start, stop)
+    if rows is not None:
         if storage.scales == "FLOAT16":
             _check_range(weight, format, rows.scales, float16.LARGEST)
         packed = pack_codes(rows.codes, BITS[format])
         return packed, pack_scales(rows.scales, storage.scales), _statuses(rows, storage)
     values = weight.floats(start, stop)
     _check_range(weight, format, values, _LARGEST[format])
-    codes, scales = round_rows(values, BITS[format])
-    return pack_codes(codes, BITS[format]), pack_scales(scales, storage.scales), NO_BLOCKS
+    rows = rounded(values, BITS[format])
+    return pack_codes(rows.codes, BITS[format]), pack_scales(rows.scales, storage.scales), NO_BLOCKS
 
 
 def _statuses(rows: LatticeRows, storage: Storage) -> Statuses:

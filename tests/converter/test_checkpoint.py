@@ -23,7 +23,7 @@ from raw_safetensors import write_tensors
 
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.safetensors import open_shards
-from converter.checkpoint.weight import LatticeFormat
+from converter.checkpoint.weight import Lattice
 from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
 
@@ -86,7 +86,7 @@ def test_every_tensor_is_a_weight_or_left_out(checkpoint_factory: Make, variant:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_matrices_are_on_a_lattice_and_norms_are_not(checkpoint_factory: Make, variant: str) -> None:
     for weight in open_checkpoint(checkpoint_factory(variant)).weights.values():
-        expected = LatticeFormat(4, 32) if len(weight.shape) > 1 else None
+        expected = Lattice(4, 32) if len(weight.shape) > 1 else None
         assert weight.lattice == expected, weight.name
 
 

@@ -16,7 +16,7 @@ from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.stored import FORMATS, find_format
 from converter.checkpoint.stored.unquantized import make_weight, sampled_ranges
-from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeFormat, Weight
+from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Lattice, Weight
 from converter.errors import CheckpointError
 
 Array = NDArray[np.generic]
@@ -46,7 +46,7 @@ def test_a_lattice_is_found_and_reproduces_every_bit(tmp_path: Path) -> None:
     values = lattice_matrix(64, 96)
     weight = stored_weight(tmp_path, bf16_bits(values))
     assert (weight.name, weight.source, weight.stored, weight.shape) == ("w", "model.w", "BF16", (64, 96))
-    assert weight.lattice == LatticeFormat(4, 32)
+    assert weight.lattice == Lattice(4, 32)
     assert np.array_equal(weight.floats(0, 64), values)
     assert weight.codes is not None
     rows = weight.codes(3, 10)

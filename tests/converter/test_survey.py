@@ -7,7 +7,7 @@ import pytest
 
 from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
 from converter.checkpoint.scheme import survey
-from converter.checkpoint.weight import LatticeFormat, Weight
+from converter.checkpoint.weight import Lattice, Weight
 
 
 def lattice_weight(scale_of, bf16_scale=True, off=0) -> Weight:
@@ -20,7 +20,7 @@ def lattice_weight(scale_of, bf16_scale=True, off=0) -> Weight:
     bits[:off] = bf16_bits(latent[:off])
     bits = bits.reshape(64, 256)
     return Weight(
-        "w", "model.w", (64, 256), "BF16", lambda a, b: bf16_floats(bits[a:b]), LatticeFormat(4, 32),
+        "w", "model.w", (64, 256), "BF16", lambda a, b: bf16_floats(bits[a:b]), Lattice(4, 32),
         lambda a, b: recover(bits[a:b]),
     )  # fmt: skip
 

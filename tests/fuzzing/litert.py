@@ -16,7 +16,7 @@ from ai_edge_litert import schema_py_generated as schema
 from litert_graph import graph
 
 from converter.checkpoint.excerpt import Excerpt
-from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 from fuzzing import Damage, Files, Format, damages
 from targets.litert.bundle import MODEL, PREFILL_DECODE, Section, read_section, read_sections, write_bundle
 from targets.litert.filling import fill
@@ -50,7 +50,7 @@ def _floats(start: int, stop: int) -> Any:
 _NUMBERS = (np.arange(24, dtype=np.float32) - 11) / 16
 _WEIGHTS = {
     **{
-        name: Weight(name, name, _SHAPE, "BF16", _floats, LatticeFormat(4, 32), _codes)
+        name: Weight(name, name, _SHAPE, "BF16", _floats, Lattice(4, 32), _codes)
         for name in (_MATRIX, _TABLE)
     },
     _NORM: Weight(_NORM, _NORM, (24,), "F32", lambda start, stop: _NUMBERS[None][start:stop]),

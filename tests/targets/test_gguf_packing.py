@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from converter.checkpoint.weight import EXACT, LatticeRows
-from targets.gguf.packing import FROM_FLOATS, pack_q4_0, row_bytes, unpack_q4_0
+from targets.gguf.packing import FROM_CODES, FROM_FLOATS, pack_q4_0, pack_q8_0, unpack_q4_0
+from targets.gguf.storage import GGML
+from targets.storing import rounded
 
-Q4_0 = gguf.GGMLQuantizationType.Q4_0
+Q4_0, Q8_0 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
 HALF_FLOATS = st.floats(width=16, allow_nan=False, allow_infinity=False)
 
@@ -33,7 +35,7 @@ def rows(draw, elements):
 @given(rows(HALF_FLOATS))
 def test_dequantised_blocks_are_scale_times_code(given_rows):
     packed = pack_q4_0(given_rows)
-    assert packed.shape == (len(given_rows.codes), row_bytes("Q4_0", given_rows.codes.shape[1]))
+    assert packed.shape == (len(given_rows.codes), GGML.row_bytes("Q4_0", given_rows.codes.shape[1]))
     expected = given_rows.codes * np.repeat(given_rows.scales, 32, axis=1)
     np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q4_0), expected)
 
@@ -80,11 +82,23 @@ def test_codes_in_another_memory_order_are_packed_alike():
     np.testing.assert_array_equal(pack_q4_0(lattice_rows(np.asfortranarray(codes), scales)), straight)
 
 
-@pytest.mark.parametrize("format", sorted(FROM_FLOATS))
+@settings(deadline=None)
+@given(
+    arrays.arrays(np.int8, (3, 64), elements=st.integers(-128, 127)),
+    arrays.arrays(np.float32, (3, 2), elements=HALF_FLOATS),
+)
+def test_codes_of_8_bits_are_dequantised_as_scale_times_code(codes, scales):
+    packed = pack_q8_0(lattice_rows(codes, scales))
+    expected = codes * np.repeat(scales, 32, axis=1)
+    np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q8_0), expected)
+
+
+@pytest.mark.parametrize("format", [*FROM_FLOATS, *FROM_CODES])
 def test_float_rows_take_the_bytes_that_the_type_says(format):
     values = np.random.default_rng(1).normal(size=(3, 96)).astype(np.float32)
-    data = FROM_FLOATS[format](values)
-    assert data.nbytes == 3 * row_bytes(format, 96)
+    coded = GGML.find(format)
+    data = FROM_CODES[format](rounded(values, coded.bits)) if coded else FROM_FLOATS[format](values)
+    assert data.nbytes == 3 * GGML.row_bytes(format, 96)
     back = gguf.quants.dequantize(data.reshape(3, -1), gguf.GGMLQuantizationType[format])
     assert np.abs(back - values).max() <= {"F32": 0, "F16": 2e-3, "BF16": 1.6e-2, "Q8_0": 0.02}.get(
         format, 0.4
@@ -93,4 +107,4 @@ def test_float_rows_take_the_bytes_that_the_type_says(format):
 
 def test_rows_that_do_not_divide_into_blocks_have_no_size():
     with pytest.raises(ValueError, match="multiple"):
-        row_bytes("Q4_0", 48)
+        GGML.row_bytes("Q4_0", 48)

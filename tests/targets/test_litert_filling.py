@@ -20,7 +20,7 @@ from converter.checkpoint.weight import (
     EXACT,
     NEEDS_F32_SCALE,
     OFF_LATTICE,
-    LatticeFormat,
+    Lattice,
     LatticeRows,
     Weight,
 )
@@ -50,7 +50,7 @@ def lattice(name, shape, scales=None, codes=None, status=EXACT, seed=0):
         shape,
         "BF16",
         lambda start, stop: values[start:stop],
-        LatticeFormat(4, 32),
+        Lattice(4, 32),
         lambda start, stop: LatticeRows(codes[start:stop], scales[start:stop], state[start:stop]),
     )
 
@@ -295,7 +295,7 @@ def streamed(rows, columns, held, limit):
     def floats(start, stop):
         return np.full((stop - start, columns), 0.5, np.float32)
 
-    return Weight(MATRIX, MATRIX, (rows, columns), "BF16", floats, LatticeFormat(4, 32), codes)
+    return Weight(MATRIX, MATRIX, (rows, columns), "BF16", floats, Lattice(4, 32), codes)
 
 
 def test_a_weight_is_read_by_bounded_ranges_of_rows_and_once(tmp_path):
@@ -331,7 +331,7 @@ def test_a_failure_while_reading_is_the_one_that_is_raised(tmp_path):
     def codes(start, stop):
         raise CheckpointError("model.safetensors: cut off")
 
-    weight = Weight(MATRIX, MATRIX, (48, 96), "BF16", codes, LatticeFormat(4, 32), codes)
+    weight = Weight(MATRIX, MATRIX, (48, 96), "BF16", codes, Lattice(4, 32), codes)
     with pytest.raises(CheckpointError, match="cut off"):
         write(tmp_path / "m", product_graph(), [weight], {MATRIX: "INT4"})
 

@@ -13,7 +13,7 @@ pytest.importorskip("ai_edge_litert")
 from ai_edge_litert import schema_py_generated as schema
 from litert_graph import graph
 
-from converter.checkpoint.weight import EXACT, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 from converter.errors import CheckpointError
 from targets.litert.bundle import MODEL, Section, write_bundle
 from targets.litert.filling import fill
@@ -35,7 +35,7 @@ def floats(start, stop):
 
 
 NUMBERS = (np.arange(24, dtype=np.float32) - 11) / 16
-MATRIX = Weight(NAME, NAME, SHAPE, "BF16", floats, LatticeFormat(4, 32), codes)
+MATRIX = Weight(NAME, NAME, SHAPE, "BF16", floats, Lattice(4, 32), codes)
 VECTOR = Weight(NORM, NORM, (24,), "F32", lambda start, stop: NUMBERS[None])
 CHECKPOINT = SimpleNamespace(
     weights={NAME: MATRIX, NORM: VECTOR}, architecture=SimpleNamespace(norm_offset=0.0)

@@ -16,7 +16,7 @@ from litert_graph import graph
 
 from converter.checkpoint.lattice import bf16_bits
 from converter.checkpoint.opened import open_checkpoint
-from converter.checkpoint.weight import EXACT, LatticeFormat, Weight
+from converter.checkpoint.weight import EXACT, Lattice, Weight
 from targets.litert.filling import fill
 from targets.litert.reading import describe, describe_models, open_models
 
@@ -63,7 +63,7 @@ def stored(path, weight):
 
 def matrices(checkpoint):
     weights = checkpoint.weights.values()
-    return [one for one in weights if one.lattice == LatticeFormat(4, 32) and len(one.shape) == 2]
+    return [one for one in weights if one.lattice == Lattice(4, 32) and len(one.shape) == 2]
 
 
 def test_the_librarys_recovery_raises_where_the_export_is_exact(demo_checkpoint, tmp_path):

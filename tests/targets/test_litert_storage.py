@@ -13,12 +13,11 @@ from targets.litert.schema import OPERATORS, TYPES
 from targets.litert.storage import (
     EMBEDDING,
     HEAD,
+    LITERT,
     negative_weights,
     operators,
     planned_tensors,
     read_off_lattice,
-    row_bytes,
-    storage_warnings,
 )
 
 
@@ -86,11 +85,11 @@ def test_scales_that_need_float32_are_not_exact(checkpoint_factory):
 
 
 def test_sizes_of_rows():
-    assert row_bytes("INT4", 64) == (32, 4, 0)
-    assert row_bytes("INT4+sums", 64) == (32, 4, 8)
-    assert row_bytes("FLOAT16", 64) == (128, 0, 0)
+    assert LITERT.row_parts("INT4", 64) == (32, 4, 0)
+    assert LITERT.row_parts("INT4+sums", 64) == (32, 4, 8)
+    assert LITERT.row_parts("FLOAT16", 64) == (128, 0, 0)
     with pytest.raises(ValueError, match="multiple of 32"):
-        row_bytes("INT4", 48)
+        LITERT.row_parts("INT4", 48)
 
 
 def test_the_option_for_matrices_on_no_lattice():
@@ -101,4 +100,4 @@ def test_the_option_for_matrices_on_no_lattice():
 
 
 def test_no_warning_where_everything_is_on_the_lattice(checkpoint_factory):
-    assert storage_warnings(open_checkpoint(checkpoint_factory("text")).weights.values()) == []
+    assert LITERT.warnings(open_checkpoint(checkpoint_factory("text")).weights.values()) == []

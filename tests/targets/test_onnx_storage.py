@@ -16,16 +16,11 @@ from targets.onnx.storage import (
     BITS,
     Storage,
     expert_name,
-    is_exact,
-    is_matrix,
     read_options,
-    row_bytes,
     scales_name,
-    storage_format,
-    storage_warnings,
     stored_name,
-    tensor_bytes,
 )
+from targets.storing import is_matrix
 from targets.target import PlannedTensor
 
 
@@ -61,7 +56,7 @@ def test_an_option_that_means_nothing_is_refused_in_one_line(options, message):
 
 
 def formats(checkpoint, storage):
-    return {name: storage_format(weight, storage) for name, weight in checkpoint.weights.items()}
+    return {name: storage.held.type_of(weight) for name, weight in checkpoint.weights.items()}
 
 
 def test_lattice_matrices_are_int4_and_the_rest_takes_the_activations_type(checkpoint_factory):
@@ -83,7 +78,7 @@ def test_matrices_on_no_lattice_take_the_type_asked_for(option, format, checkpoi
     storage = Storage(off_lattice=option)
     found = formats(checkpoint, storage)
     assert {found[name] for name, weight in checkpoint.weights.items() if is_matrix(weight)} == {format}
-    (warning,) = storage_warnings(checkpoint.weights.values(), storage)
+    (warning,) = storage.held.warnings(checkpoint.weights.values())
     assert warning.startswith("onnx: 100.00% of the weights")
     assert warning.endswith(f"stored as {format}")
 
@@ -93,7 +88,7 @@ def test_rows_that_are_no_whole_blocks_keep_the_checkpoint_s_type_and_the_first_
     found = formats(checkpoint, Storage())
     assert found["layers.0.mlp.down_proj.weight"] == "BFLOAT16"
     assert found["layers.0.mlp.up_proj.weight"] == "INT8"
-    (warning,) = storage_warnings(checkpoint.weights.values(), Storage())
+    (warning,) = Storage().held.warnings(checkpoint.weights.values())
     assert warning.endswith(
         "matrices) lie on no 4-bit lattice: 73 are stored as INT8; 10 keep the checkpoint's type, as their "
         "rows are no multiple of 32 (the first is layers.0.mlp.down_proj.weight, with an input dimension of "
@@ -103,7 +98,7 @@ def test_rows_that_are_no_whole_blocks_keep_the_checkpoint_s_type_and_the_first_
 
 def test_no_format_is_named_that_no_matrix_gets(checkpoint_factory):
     checkpoint = open_checkpoint(checkpoint_factory("text", text={"hidden_size": 80}))
-    (warning,) = storage_warnings(checkpoint.weights.values(), Storage())
+    (warning,) = Storage().held.warnings(checkpoint.weights.values())
     assert "lattice: 52 keep the checkpoint's type" in warning
     assert "INT8" not in warning
 
@@ -120,7 +115,7 @@ def test_no_format_is_named_that_no_matrix_gets(checkpoint_factory):
 def test_a_lattice_matrix_is_exact_where_its_scales_are_kept(scheme, scales, exact, checkpoint_factory):
     checkpoint = open_checkpoint(checkpoint_factory("text", scheme))
     weight = checkpoint.weights["embed_tokens.weight"]
-    assert is_exact(weight, "INT4", Storage(scales=scales)) is exact
+    assert Storage(scales=scales).held.is_exact(weight, "INT4") is exact
 
 
 def test_numbers_are_exact_in_the_checkpoint_s_type_and_in_float32(checkpoint_factory):
@@ -129,7 +124,7 @@ def test_numbers_are_exact_in_the_checkpoint_s_type_and_in_float32(checkpoint_fa
     exact = {
         format
         for format in ("FLOAT", "FLOAT16", "BFLOAT16", "INT4", "INT8")
-        if is_exact(weight, format, Storage())
+        if Storage().held.is_exact(weight, format)
     }
     assert exact == {"FLOAT", "BFLOAT16"}
 
@@ -145,14 +140,15 @@ def test_names_say_which_initializer_holds_what():
 @pytest.mark.parametrize("format", sorted(BITS))
 def test_codes_of_rows_that_are_no_whole_blocks_have_no_size(format):
     with pytest.raises(ValueError, match="multiple"):
-        row_bytes(format, 48, Storage())
+        Storage().held.row_bytes(format, 48)
 
 
 def test_bytes_count_codes_and_scales(checkpoint_factory):
     weight = open_checkpoint(checkpoint_factory("text")).weights["embed_tokens.weight"]
-    assert tensor_bytes(weight, "INT4", Storage()) == weight.size // 2 + weight.size // 8
-    assert tensor_bytes(weight, "INT8", Storage(scales="FLOAT16")) == weight.size + weight.size // 16
-    assert tensor_bytes(weight, "BFLOAT16", Storage()) == 2 * weight.size
+    size = weight.columns
+    assert Storage().held.row_parts("INT4", size) == (size // 2, size // 8, 0)
+    assert Storage(scales="FLOAT16").held.row_parts("INT8", size) == (size, size // 16, 0)
+    assert Storage().held.row_bytes("BFLOAT16", size) == 2 * size
 
 
 SHAPES = st.one_of(
@@ -193,8 +189,8 @@ def test_planning_needs_neither_onnx_nor_a_runtime(checkpoint_factory):
     script = (
         "import sys; from pathlib import Path; from converter.checkpoint.opened import open_checkpoint\n"
         "import targets.onnx.packing, targets.onnx.writing; from targets.onnx.layout import lay_out\n"
-        "from targets.onnx.storage import Storage, storage_format; c = open_checkpoint(Path(sys.argv[1]))\n"
-        "assert {storage_format(w, Storage()) for w in c.weights.values()} == {'INT4', 'FLOAT'}\n"
+        "from targets.onnx.storage import Storage; c = open_checkpoint(Path(sys.argv[1]))\n"
+        "assert {Storage().held.type_of(w) for w in c.weights.values()} == {'INT4', 'FLOAT'}\n"
         "found = {'onnx', 'onnx_ir', 'mobius', 'onnxruntime', 'torch', 'transformers'} & set(sys.modules)\n"
         "assert not found, found"
     )

@@ -18,9 +18,9 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.weight import NEEDS_F32_SCALE
 from converter.errors import CheckpointError, DestinationError, TargetError
 from targets.onnx.layout import lay_out
-from targets.onnx.packing import round_rows
-from targets.onnx.storage import Storage, expert_name, is_matrix, stored_name
+from targets.onnx.storage import Storage, expert_name, stored_name
 from targets.onnx.writing import write_data
+from targets.storing import is_matrix, rounded
 
 ROUTER = ".router.proj.weight"
 
@@ -92,7 +92,8 @@ def test_matrices_on_no_lattice_are_rounded_to_codes(option, bits, scales, check
     found = computed(made.path, vocabulary(checkpoint))
     for name, weight, start, stop in by_initializer(checkpoint):
         if is_matrix(weight):
-            codes, factors = round_rows(weight.floats(start, stop), bits)
+            rows = rounded(weight.floats(start, stop), bits)
+            codes, factors = rows.codes, rows.scales
             np.testing.assert_array_equal(found[name], codes * np.repeat(factors, 32, axis=1), err_msg=name)
 
 

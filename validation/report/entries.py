@@ -23,6 +23,8 @@ def weights_entry(weights: WeightExactness) -> dict[str, Any]:
         "off_lattice_blocks": weights.count("off_lattice"),
         "wrong_blocks": weights.count("wrong"),
         "on_lattice_fraction": weights.on_lattice_fraction,
+        "equal_code_blocks": weights.count("equal_codes"),
+        "max_scale_error": max((tensor.max_scale_error for tensor in lattice), default=0.0),
         "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
         "formats": dict(sorted(Counter(tensor.format for tensor in lattice).items())),
         "off_lattice": {
@@ -47,6 +49,8 @@ def _tensor_entry(tensor: TensorExactness) -> dict[str, Any]:
         "blocks": tensor.blocks,
         "exact_blocks": tensor.exact_blocks,
         "exact_fraction": tensor.exact_fraction,
+        "equal_code_blocks": tensor.equal_codes,
+        "max_scale_error": tensor.max_scale_error,
         "max_ulp": tensor.max_ulp,
         "rms_error": number(tensor.rms_error),
         "not_representable": tensor.not_representable,

@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from converter.checkpoint.lattice import BLOCK, bf16_bits, bf16_floats, recover
 from converter.checkpoint.safetensors import SourceTensor
 from converter.checkpoint.stored.form import StoredFormat, quantization_of
-from converter.checkpoint.weight import OFF_LATTICE, LatticeFormat, LatticeRows, Weight
+from converter.checkpoint.weight import OFF_LATTICE, Lattice, LatticeRows, Weight, sampled_ranges
 from converter.errors import CheckpointError
 
 #: Share of the judged blocks that must be on a lattice.
 ON_LATTICE_SHARE: Final = 0.99
-_SAMPLED_VALUES: Final = 1 << 16
-_SAMPLED_RANGES: Final = 16
-_LATTICE: Final = LatticeFormat(bits=4, block=BLOCK)
+_LATTICE: Final = Lattice(bits=4, block=BLOCK)
 _DTYPES: Final = ("BF16", "F16", "F32")
 #: Matrices that training leaves alone: the choice of experts is too sensitive.
 _UNCODED: Final = (".router.proj.weight",)
@@ -86,16 +84,6 @@ def lies_on_lattice(tensor: SourceTensor) -> bool:
     smallest = np.where(magnitudes > 0, magnitudes, np.inf).min(axis=1)
     telling = smallest < magnitudes.max(axis=1)
     return bool(np.count_nonzero(off & telling) <= (1 - ON_LATTICE_SHARE) * np.count_nonzero(telling))
-
-
-def sampled_ranges(rows: int, columns: int) -> list[tuple[int, int]]:
-    """Row ranges spread evenly over a matrix, together about 65536 values or the whole matrix."""
-    if rows * columns <= _SAMPLED_VALUES:
-        return [(0, rows)] if rows else []
-    height = max(1, _SAMPLED_VALUES // (_SAMPLED_RANGES * columns))
-    ranges = min(_SAMPLED_RANGES, max(2, _SAMPLED_VALUES // (height * columns)), rows // height)
-    starts = {(rows - height) * index // max(1, ranges - 1) for index in range(ranges)}
-    return [(start, start + height) for start in sorted(starts)]
 
 
 def _floats(tensor: SourceTensor) -> Callable[[int, int], NDArray[np.float32]]:

@@ -28,6 +28,8 @@ class FusedExperts(torch.nn.Module):
     """All experts of a layer; ``parameter`` gives weight and sums of ``gate_up_proj`` and ``down_proj``,
     ``two_rows`` those of them whose input is split (``project``)."""
 
+    __module__ = "targets.litert.experts"  # as of Projection
+
     def __init__(
         self,
         sizes: Sizes,

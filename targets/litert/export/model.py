@@ -19,7 +19,7 @@ from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
 from targets.litert.export.experts import FusedExperts, fused_shape
 from targets.litert.export.placeholders import StandIns
-from targets.litert.export.projections import BLOCK, Projection
+from targets.litert.export.projections import Projection
 from targets.litert.export.skeleton import Skeleton
 from targets.litert.export.workarounds import allow_experts, text_configuration
 
@@ -42,13 +42,15 @@ class TextModel:
     stand_ins: StandIns
 
 
-def build(checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection[str] = ()) -> TextModel:
+def build(
+    checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection[str], block: int
+) -> TextModel:
     """The text model of a checkpoint of any layout, all of whose matrices are stand-ins, named canonically.
 
     ``formats`` is by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of
-    float32 ``[rows, columns / 32]``. A head tied to the embedding shares its stand-in unless ``formats`` has
-    ``lm_head.weight``. Norms and other vectors have their values. ``two_rows`` are names of the modules whose
-    products split their input (``project``) if they round it. Raises ``TargetError`` for a model that
+    float32 ``[rows, columns / block]``. A head tied to the embedding shares its stand-in unless ``formats``
+    has ``lm_head.weight``. Norms and other vectors have their values. ``two_rows`` are names of the modules
+    whose products split their input (``project``) if they round it. Raises ``TargetError`` for a model that
     does not have the tensors of the checkpoint.
     """
     architecture = checkpoint.architecture
@@ -61,7 +63,7 @@ def build(checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     config.tie_word_embeddings = architecture.tied_head
     stand_ins = StandIns()
-    places = _Places(architecture, formats, stand_ins)
+    places = _Places(architecture, formats, stand_ins, block)
     _put_experts(model, architecture, places, two_rows)
     _put_projections(model, places, two_rows)
     _put_values(model, checkpoint.weights, places)
@@ -79,8 +81,10 @@ def build(checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection
 class _Places:
     """Gives every matrix its stand-ins, and remembers which of the checkpoint's tensors have a place."""
 
-    def __init__(self, architecture: Architecture, formats: Mapping[str, str], stand_ins: StandIns) -> None:
-        self._formats, self._stand_ins = formats, stand_ins
+    def __init__(
+        self, architecture: Architecture, formats: Mapping[str, str], stand_ins: StandIns, block: int
+    ) -> None:
+        self._formats, self._stand_ins, self._block = formats, stand_ins, block
         self._tied = architecture.tied_head
         self._shapes = {**architecture.tensors}
         if self._tied:
@@ -103,7 +107,7 @@ class _Places:
         if self._formats.get(name) != WITH_SUMS:
             return weight, None
         rows, columns = weight.shape
-        return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // BLOCK))
+        return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // self._block))
 
     def rounding(self, name: str) -> bool:
         """Whether a product with a matrix rounds its input: one with codes does."""

@@ -38,7 +38,7 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
     """Write the graphs that a request asks for; names of files by model type."""
     checkpoint = read_skeleton(request)
     directory = Path(request["directory"])
-    text = build(checkpoint, request["formats"], request["two_rows"])
+    text = build(checkpoint, request["formats"], request["two_rows"], request["block"])
     text.stand_ins.lower()
     step()
     options = exportable_module.ExportableModuleConfig(

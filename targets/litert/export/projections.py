@@ -8,8 +8,6 @@ import torch
 
 from targets.litert.export.workarounds import barrier
 
-#: Values that share a scale.
-BLOCK: Final = 32
 #: Values beyond this many times the mean magnitude of their row go to a row of their own.
 _THRESHOLD: Final = 4.0
 
@@ -19,8 +17,8 @@ def project(x: Any, weight: Any, sums: Any, two_rows: bool = False) -> Any:
 
     The barriers keep the converter from folding factors beside the product (the square root of the hidden
     size, the soft cap) into the weight, so that scales stay the checkpoint's. ``sums``, if not ``None``, is
-    ``[rows, columns / 32]`` and is multiplied with the sum of every block of 32 values of ``x``, and added:
-    with it, a block of negative scale ``s`` and codes ``c`` is exactly ``|s| * (-c - 1) + |s|``.
+    ``[rows, blocks]`` and is multiplied with the sum of every block of values of ``x``, and added: with it, a
+    block of negative scale ``s`` and codes ``c`` is exactly ``|s| * (-c - 1) + |s|``.
 
     The runtime rounds a row of ``x`` to int8 by one scale, which its largest value decides. With ``two_rows``
     the large values go to a row of their own, zeros in their places, so that the small ones keep their
@@ -29,7 +27,8 @@ def project(x: Any, weight: Any, sums: Any, two_rows: bool = False) -> Any:
     x = barrier(x)
     y = _product_of_two(x, weight) if two_rows else torch.nn.functional.linear(x, weight)
     if sums is not None:
-        blocks = x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK).sum(-1)
+        count = sums.shape[1]
+        blocks = x.reshape(*x.shape[:-1], count, x.shape[-1] // count).sum(-1)
         y = y + torch.nn.functional.linear(blocks, sums)
     return barrier(y)
 
@@ -44,6 +43,8 @@ def _product_of_two(x: Any, weight: Any) -> Any:
 class Projection(torch.nn.Module):
     """``project`` in place of a linear layer without bias; has the attributes that litert-torch asks for."""
 
+    # stands in the names of tensors, so that bytes of a bundle do not depend on where this file lies
+    __module__ = "targets.litert.projections"
     bias = None
 
     def __init__(

@@ -58,6 +58,8 @@ def export_graphs(
 
     Equal arguments give equal bytes. Raises ``TargetError`` of one line, with the child's log as a note.
     """
+    from targets.storing import BLOCK  # what the child does not import
+
     vectors = directory / _VECTORS
     try:
         request = {
@@ -68,6 +70,7 @@ def export_graphs(
             "directory": str(directory.absolute()),
             "externalize_embedder": externalize_embedder,
             "two_rows": sorted(two_rows),
+            "block": BLOCK,
         }
         files = ask(_MODULE, request, progress, work="the graph's export")
     finally:

@@ -116,6 +116,8 @@ class CappedHead(torch.nn.Module):
     litert-torch 0.10.0: its decoder for externalised per-layer embeddings forgets the cap.
     """
 
+    __module__ = "targets.litert.workarounds"  # as of projections.Projection
+
     def __init__(self, head: torch.nn.Module, cap: float | None) -> None:
         super().__init__()
         self.head, self.cap = head, cap

@@ -1,0 +1,203 @@
+"""One rule for storing: which type of a runtime holds which codes, in how many bytes, and what is exact."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, Lattice, LatticeRows, Weight
+from targets.gguf.storage import GGML, holdings
+from targets.gguf.writing import encode
+from targets.litert.encoding import encode as litert_encode
+from targets.litert.storage import LITERT
+from targets.onnx.storage import Storage
+from targets.onnx.writing import quantised
+from targets.storing import BLOCK, Coded, Holdings
+
+ROOT = Path(__file__).parents[2]
+ROWS = 6
+
+
+def packed(
+    bits: int,
+    block: int,
+    columns: int = 256,
+    scales: NDArray[np.float32] | None = None,
+    name: str = "w.weight",
+) -> Weight:
+    """A matrix that a checkpoint stores as codes and positive float16 scales, or the ``scales`` given."""
+    random = np.random.default_rng(bits * 1000 + block)
+    codes = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (ROWS, columns)).astype(np.int8)
+    blocks = Lattice(bits, block).blocks(columns)
+    if scales is None:
+        scales = random.uniform(0.01, 0.02, (ROWS, blocks)).astype(np.float16).astype(np.float32)
+    narrow = scales.astype(np.float16).astype(np.float32) == scales
+    status = np.where(narrow, EXACT, NEEDS_F32_SCALE).astype(np.uint8)
+
+    def rows(start: int, stop: int) -> LatticeRows:
+        return LatticeRows(codes[start:stop], scales[start:stop], status[start:stop])
+
+    def floats(start: int, stop: int) -> NDArray[np.float32]:
+        return codes[start:stop] * np.repeat(scales[start:stop], columns // blocks, axis=1)
+
+    return Weight(name, name, (ROWS, columns), f"I{bits}", floats, Lattice(bits, block), rows)
+
+
+def numbers(columns: int, stored: str = "BF16", shape: tuple[int, ...] | None = None) -> Weight:
+    """A weight on no lattice."""
+    values = np.random.default_rng(0).normal(size=(ROWS, columns)).astype(np.float32)
+    values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    return Weight("w.weight", "w", shape or (ROWS, columns), stored, lambda start, stop: values[start:stop])
+
+
+ONNX = Storage().held
+
+
+@pytest.mark.parametrize(
+    ("bits", "block", "columns", "expected"),
+    [
+        (4, 32, 256, ("Q4_0", "INT4", "INT4")),
+        (4, 128, 256, ("Q4_0", "INT4", "INT4")),
+        (4, 0, 256, ("Q4_0", "INT4", "INT4")),
+        (2, 0, 256, ("Q4_0", "INT4", "INT4")),
+        (3, 64, 256, ("Q4_0", "INT4", "INT4")),
+        (8, 0, 256, ("Q8_0", "INT8", "FLOAT16")),
+        (5, 32, 256, ("Q8_0", "INT8", "FLOAT16")),
+        (4, 16, 256, ("Q8_0", "INT8", "FLOAT16")),  # two scales in a block: rounded
+        (4, 48, 240, ("F32", "FLOAT", "FLOAT16")),  # no whole blocks
+    ],
+)
+def test_the_narrowest_type_whose_blocks_lie_within_the_lattices_holds_its_codes(
+    bits: int, block: int, columns: int, expected: tuple[str, ...]
+) -> None:
+    weight = packed(bits, block, columns)
+    assert tuple(held.type_of(weight) for held in (GGML, ONNX, LITERT)) == expected
+
+
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (4, 128), (4, 0), (2, 0), (2, 64), (8, 0), (8, 128)])
+def test_codes_of_every_lattice_are_written_as_they_are(bits: int, block: int) -> None:
+    weight = packed(bits, block)
+    expected = weight.floats(0, ROWS)
+    format = GGML.type_of(weight)
+    data, statuses = encode(weight, format, 0, ROWS, 0.0)
+    assert data.nbytes == ROWS * GGML.row_bytes(format, weight.columns)
+    back = gguf.quants.dequantize(data.reshape(ROWS, -1), gguf.GGMLQuantizationType[format])
+    np.testing.assert_array_equal(back, expected)
+    assert statuses.size == ROWS * weight.columns // BLOCK
+    assert GGML.is_exact(weight, format)
+    codes, scales, _ = quantised(weight, ONNX.type_of(weight), Storage(), 0, ROWS)
+    assert (codes.nbytes, scales.nbytes) == tuple(
+        ROWS * part for part in ONNX.row_parts(ONNX.type_of(weight), weight.columns)[:2]
+    )
+    np.testing.assert_array_equal(
+        scales.view("<f4").reshape(ROWS, -1)[:, 0], weight.codes(0, ROWS).scales[:, 0]
+    )
+    if bits <= 4:
+        rows = litert_encode(weight, "INT4", 0, ROWS, multiplied=True)
+        np.testing.assert_array_equal(rows.floats(), expected)
+
+
+def test_a_lattice_that_no_type_holds_is_told_apart_from_none() -> None:
+    on, odd, off = packed(4, 32, name="a"), packed(4, 16, name="b"), replace(numbers(256), name="c")
+    first, second = holdings("f16").warnings([on, odd, off])
+    assert first == (
+        "gguf: 33.33% of the weights (1 of 3 matrices) lie on no 4-bit lattice: 1 are stored as F16"
+    )
+    assert second == (
+        "gguf: 33.33% of the weights (1 of 3 matrices) have codes that no type of gguf holds: "
+        "1 are stored as F16"
+    )
+    assert holdings("f16").warnings([on]) == []
+
+
+def test_a_scale_that_the_type_does_not_hold_is_not_exact() -> None:
+    scales = np.full((ROWS, 1), 0.1, np.float32)
+    weight = packed(4, 0, scales=scales)
+    assert not GGML.is_exact(weight, "Q4_0")
+    assert not LITERT.is_exact(weight, "INT4")
+    assert ONNX.is_exact(weight, "INT4")
+    assert not Storage(scales="FLOAT16").held.is_exact(weight, "INT4")
+
+
+def test_a_type_that_refuses_negative_scales_is_passed_over() -> None:
+    weight = packed(4, 0, scales=np.full((ROWS, 1), -0.5, np.float32))
+    assert LITERT.type_of(weight, negative=True) == "INT4+sums"
+    assert LITERT.type_of(weight) == "INT4"
+    assert GGML.type_of(weight, negative=True) == "Q4_0"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("layers.0.input_layernorm.weight", (256,), ("F32", "FLOAT16", "FLOAT")),
+        ("layers.0.router.proj.weight", (ROWS, 256), ("F32", "FLOAT", "FLOAT")),
+        ("layers.0.layer_scalar", (1,), ("F32", "FLOAT16", "FLOAT")),
+    ],
+)
+def test_vectors_and_the_router_are_numbers(
+    name: str, shape: tuple[int, ...], expected: tuple[str, ...]
+) -> None:
+    weight = replace(numbers(shape[-1], shape=shape), name=name)
+    onnx = Storage("FLOAT16", "FLOAT16").held
+    assert tuple(held.type_of(weight) for held in (GGML, onnx, LITERT)) == expected
+
+
+def test_numbers_are_exact_where_every_value_fits() -> None:
+    held = Holdings("t", (), {"F32": "F32", "F16": "F16", "BF16": "BF16"}, "F32", "F16")
+    weight = numbers(64)
+    assert [held.is_exact(weight, name) for name in ("F32", "F16", "BF16")] == [True, True, True]
+    small = replace(weight, floats=lambda start, stop: np.full((stop - start, 64), 2.0**-30, np.float32))
+    assert [held.is_exact(small, name) for name in ("F32", "F16", "BF16")] == [True, False, True]
+    stored = replace(weight, stored="F32", floats=lambda start, stop: np.full((stop - start, 64), 0.1, "f4"))
+    assert [held.is_exact(stored, name) for name in ("F32", "F16", "BF16")] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("coded", "parts"),
+    [
+        (Coded("t", 4, 32), (64, 8, 0)),
+        (Coded("t", 4, 0, "F32"), (64, 4, 0)),
+        (Coded("t", 2, 64, "F32"), (32, 8, 0)),
+        (Coded("t", 8, 32, sums=True), (128, 8, 16)),
+    ],
+)
+def test_a_row_has_codes_scales_and_sums(coded: Coded, parts: tuple[int, ...]) -> None:
+    assert coded.row_parts(128) == parts
+
+
+def test_columns_that_are_no_whole_blocks_have_no_size() -> None:
+    with pytest.raises(ValueError, match="48 columns are not a multiple of 32"):
+        Coded("t", 4, 32).row_parts(48)
+
+
+@pytest.mark.parametrize(
+    ("what", "pattern"),
+    [
+        ("a lattice of its own", r"\bLattice\("),
+        ("a block size", r"\b(BLOCK|block)\w*(: Final)?\s*=\s*\d"),
+        ("a comparison with one lattice", r"\.lattice\s*[!=]=|LATTICE\b(?<!OFF_LATTICE)"),
+        ("the router", r"router\.proj"),
+    ],
+)
+def test_no_other_file_of_the_targets_has(what: str, pattern: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in sorted((ROOT / "targets").rglob("*.py"))
+        if path.name != "storing.py"
+        for line in path.read_text("utf-8").splitlines()
+        if re.search(pattern, line)
+    ]
+    assert not found
+
+
+def test_the_search_finds_what_it_looks_for() -> None:
+    rule: Callable[[str], object] = re.compile(r"\.lattice\s*[!=]=|LATTICE\b(?<!OFF_LATTICE)").search
+    assert rule("if weight.lattice != LATTICE:")
+    assert not rule('OFF_LATTICE: Final = {"q8_0": "Q8_0"}')
