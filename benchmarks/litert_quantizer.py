@@ -51,7 +51,7 @@ def lattice(index: int, size: int, scales: str) -> Weight:
 def graph(weights: list[Weight]) -> bytes:
     """A model of one product for each weight."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    import litert_graph
+    from support import litert_graph
 
     def build(function: litert_graph.Function) -> None:
         for weight in weights:

@@ -11,12 +11,11 @@ import pytest
 # Set before huggingface_hub is imported anywhere: no test reaches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from litert_exports import Exports
-
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.demo.generate import write_checkpoint
 from converter.pipeline.conversion import Conversion, convert
+from support.litert_exports import Exports
 from targets.target import find_target
 
 CheckpointFactory = Callable[..., Path]

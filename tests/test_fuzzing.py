@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import fuzzing
 import pytest
+
+import fuzzing
 from fuzzing import trial
 
 SEED = 1

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raw_safetensors import header_of, write_raw, write_shards, write_tensors
+
+from support.raw_safetensors import header_of, write_raw, write_shards, write_tensors
 
 SHARD = "model.safetensors"
 INDEX = "model.safetensors.index.json"

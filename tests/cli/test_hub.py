@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from hub_server import PLAIN, TOKEN, HubServer
+from support.hub_server import PLAIN, TOKEN, HubServer
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import HubServer
+from support.hub_server import HubServer
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 PACKAGES = (

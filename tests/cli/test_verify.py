@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from altered_output import edit_manifest, tamper
 
-from hub_server import HubServer
+from support.altered_output import edit_manifest, tamper
+from support.hub_server import HubServer
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 GGUF = "gguf/gemma4-demo-q4_0.gguf"

@@ -13,11 +13,11 @@ from typing import Any
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from litert_graph import graph
 
 from converter.checkpoint.excerpt import Excerpt
 from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 from fuzzing import Damage, Files, Format, damages
+from support.litert_graph import graph
 from targets.litert.bundle import MODEL, PREFILL_DECODE, Section, read_section, read_sections, write_bundle
 from targets.litert.filling import fill
 from targets.litert.reading import describe, open_models

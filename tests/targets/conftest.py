@@ -54,8 +54,8 @@ class LlamaFailedError(Exception):
 
 @pytest.fixture(scope="session")
 def llama() -> Callable[..., Any]:
-    """``llama(path, texts=[...], run=True)`` loads a file; see ``llama_process``."""
-    script = Path(__file__).with_name("llama_process.py")
+    """``llama(path, texts=[...], run=True)`` loads a file; see ``support/llama_process.py``."""
+    script = Path(__file__).parents[1] / "support" / "llama_process.py"
 
     def ask(path: Path, texts: list[str] | None = None, run: bool = True) -> Any:
         request = json.dumps({"path": str(path), "texts": texts or [], "run": run})

@@ -12,12 +12,12 @@ from pathlib import Path
 import litert_lm
 import onnxruntime_genai
 import pytest
-from litert_repacking import TOKENIZER, edit_tokenizer, repack
-from tokenizer_components import ALL, COMPONENTS, TEXTS
 from transformers import AutoTokenizer
 
 from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.errors import TargetError
+from support.litert_repacking import TOKENIZER, edit_tokenizer, repack
+from support.tokenizer_components import ALL, COMPONENTS, TEXTS
 from targets.gguf import target as gguf
 from targets.onnx.side_files import generation_files
 from targets.target import find_target
@@ -143,7 +143,7 @@ def test_llama_cpp_makes_the_same_tokens(name, models, expected, tmp_path):
     plan = gguf.plan(checkpoint, "m", {})
     gguf.write(checkpoint, plan, tmp_path)
     request = {"path": str(tmp_path / plan.artifacts[0]), "texts": TEXTS, "run": False}
-    script = Path(__file__).with_name("llama_process.py")
+    script = Path(__file__).parents[1] / "support" / "llama_process.py"
     done = subprocess.run(
         [sys.executable, script], input=json.dumps(request), capture_output=True, text=True, check=True
     )

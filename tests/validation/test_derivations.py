@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from derivations import BUILT, DERIVATIONS, ENDS, GRAPH, PROMPTS, TOKENS, VALUES, Derivation
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
+from support.derivations import BUILT, DERIVATIONS, ENDS, GRAPH, PROMPTS, TOKENS, VALUES, Derivation
 from targets.onnx import comparison
 from targets.target import find_target
 from validation.proof import prove

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tampering import GgufFile
 
 from converter.checkpoint.opened import EVALUATION_TEXT, open_checkpoint
 from converter.demo import DEMO
+from support.tampering import GgufFile
 from validation.baseline import write_naive_q4_0
 from validation.evaluation import read_own
 from validation.limits import OWN_NOTE

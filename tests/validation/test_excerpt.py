@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from derivations import DERIVATIONS, GRAPH, Derivation
-from tampering import GgufFile
 
 from converter.checkpoint.architecture import SLIDING
 from converter.checkpoint.excerpt import find_excerpt
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
+from support.derivations import DERIVATIONS, GRAPH, Derivation
+from support.tampering import GgufFile
 from targets.target import find_target
 from validation.excerpt import cut_checkpoint
 from validation.own_weights import needed_disk

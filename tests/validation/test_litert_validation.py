@@ -27,7 +27,7 @@ from validation.proof import validate
 from validation.runtimes.litert import runner
 from validation.runtimes.litert_session import open_decoder
 
-#: Schemes and layouts, so that their graphs are those of ``tests/targets/test_litert_graph.py``.
+#: Schemes and layouts, so that their graphs are those of ``tests/targets/litert/test_graph.py``.
 BUNDLES = {
     "demo": ("max7", "hub"),
     "e2b": ("extremum8", "transformers"),

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tampering import GgufFile
 
 from converter.checkpoint.chats import Conversation, Inexpressible, conversations
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.tokenizer import AddedToken
 from converter.demo import DEMO
 from converter.system.child import Worker
+from support.tampering import GgufFile
 from validation import gates
 from validation.limits import DENSE
 from validation.proof import validate
