@@ -16,10 +16,9 @@ from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError, ValidationError
 from targets.target import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
-from validation import choice as trials
-from validation import gates
+from validation import choice as choosing
+from validation import gates, unrounded
 from validation import limits as limiting
-from validation import unrounded as graph
 from validation.as_built import Built, built
 from validation.choice import Refusal, Trial
 from validation.engine import measure_engine
@@ -123,7 +122,7 @@ def prove(
     fails is a result.
 
     ``plan`` is how it is to be. With ``choices`` (the target's), each is measured and judged, and
-    ``trials.best`` says which one the proof is about; without, the artifact is run as it was written. Where a
+    ``choice.best`` says which one the proof is about; without, the artifact is run as it was written. Where a
     choice takes an artifact of its own, ``artifact`` is that of the first, the others are written below the
     directory ``others`` (default: one that is gone at the end), in order, until one passes.
     ``settle`` is called before the runtime is: whoever has other work going on waits for its end there, since
@@ -197,15 +196,15 @@ class _Bench:
         given = read_subject(target, self.checkpoint, artifact, first, self.progress)
         own = self._own_logits(given.stored)  # first, since limits may go by what each way loses beside them
         tried = self._timed_again(self._try_all(given, choices or (AS_IT_IS,), own))
-        trials_ = [trial for trial in tried if isinstance(trial, Trial)]
-        chosen = trials.best(trials_)
+        trials = [trial for trial in tried if isinstance(trial, Trial)]
+        chosen = choosing.best(trials)
         runtime, subject = chosen.runtime, chosen.subject
         artifact = subject.artifact
         described: dict[str, Any] = {"name": runtime.name, "version": runtime.version, **runtime.settings}
         described |= chosen.choice
         built = self._as_built(artifact, subject.plan)
         described |= self._same_weights(own, chosen)
-        graph = self._graph(artifact, subject.stored, own, trials_, described)
+        graph = self._graph(artifact, subject.stored, own, trials, described)
         judged = (*chosen.gates, graph, *built.gates)
         if self.runner.engine is not None and self.runner.engine.takes(artifact):
             described["engine"] = self._engine(self.runner.engine, artifact)
@@ -221,7 +220,7 @@ class _Bench:
             **built.entry,
         }
         if len(tried) > 1:
-            entry["alternatives"] = trials.alternatives(tried, chosen)
+            entry["alternatives"] = choosing.alternatives(tried, chosen)
         return Proof(entry, chosen.choice, artifact), subject.plan.options
 
     def _as_built(self, artifact: Path, plan: Plan) -> Built:
@@ -260,7 +259,7 @@ class _Bench:
                 break
         if len(errors) == len(tried):
             raise errors[0]
-        return trials.with_lost_cache(tried)
+        return choosing.with_lost_cache(tried)
 
     def _subject(self, given: Subject, choice: Mapping[str, object], directory: Path) -> Subject:
         """What runs as ``choice``. Raises ``ValidationError`` if it cannot be written."""
@@ -279,7 +278,7 @@ class _Bench:
     def _timed_again(self, tried: Sequence[Trial | Refusal]) -> Sequence[Trial | Refusal]:
         """``tried``, with more runs in turn as long as speed alone decides against the preferred way."""
         for _ in range(_TURNS):
-            if not trials.surprising([trial for trial in tried if isinstance(trial, Trial)]):
+            if not choosing.surprising([trial for trial in tried if isinstance(trial, Trial)]):
                 break
             tried = [
                 replace(trial, again=(*trial.again, self._timed(trial.subject.artifact, trial.choice)))
@@ -314,7 +313,7 @@ class _Bench:
             subject.weights,
             metrics,
             decode if isinstance(decode, Mapping) else None,
-            rounded=trials.rounds(runtime),
+            rounded=choosing.rounds(runtime),
         )
         lacking = [name for name in limits.lacking if name not in ANSWERS and (decode or name not in DECODE)]
         judged = self._noted(limits, judged, lacking)
@@ -470,15 +469,15 @@ class _Bench:
     ) -> Gate:
         """The runtime without rounding, on the artifact's own weights; what was measured goes to
         ``described``."""
-        allowed, unrounded = self.prepared.settings.allow_unrun, "runtime without rounding"
+        allowed, stage = self.prepared.settings.allow_unrun, "runtime without rounding"
         if isinstance(own, str):
             if not self.prepared.settings.same_weights:
-                return graph.without(self.limits.values, own, allowed)
+                return unrounded.without(self.limits.values, own, allowed)
             return self._graph_of_excerpt(artifact, stored, own, described)
         try:
-            lack = graph.shortage(self.runner, artifact, self._room())
+            lack = unrounded.shortage(self.runner, artifact, self._room())
         except ValidationError as error:
-            return graph.without(self.limits.values, str(error), allowed)
+            return unrounded.without(self.limits.values, str(error), allowed)
         if lack:
             return self._graph_of_excerpt(artifact, stored, lack, described)
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
@@ -487,22 +486,22 @@ class _Bench:
                     artifact, Path(name), stage_of(self.progress, "weights as floats")
                 )
                 same = [trial for trial in tried if not trial.rounded] if form == artifact else []
-                tokens = graph.compared(self.runner, artifact, self.tokens)
-                output = same[0].output if same else self._run(form, unrounded, choice, tokens)[0]
+                tokens = unrounded.compared(self.runner, artifact, self.tokens)
+                output = same[0].output if same else self._run(form, stage, choice, tokens)[0]
             except ValidationError as error:
-                return graph.without(self.limits.values, str(error), allowed)
+                return unrounded.without(self.limits.values, str(error), allowed)
         logits = own.made.logits
         if tokens != self.tokens:
             logits = logits[self.tokens.rows_of(tokens)]
         metrics = self._compare(logits, map_logits(output, tokens.positions), "graph metrics", tokens)
         formed = "the artifact itself" if form == artifact else "its weights as floats"
-        described["graph"] = graph.measured(metrics, tokens, formed, own.made.noise)
-        return graph.judge(self._graph_limit(own.made), metrics, tokens)
+        described["graph"] = unrounded.measured(metrics, tokens, formed, own.made.noise)
+        return unrounded.judge(self._graph_limit(own.made), metrics, tokens)
 
     def _graph_limit(self, own: OwnLogits) -> float:
         """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""
         limit = self.limits.values[GRAPH]
-        return limit if GRAPH in self.limits.given else graph.limit_with_noise(limit, own.noise)
+        return limit if GRAPH in self.limits.given else unrounded.limit_with_noise(limit, own.noise)
 
     def _graph_of_excerpt(
         self, artifact: Path, stored: Mapping[str, StoredTensor], lack: str, described: dict[str, Any]
@@ -512,28 +511,30 @@ class _Bench:
         allowed = self.prepared.settings.allow_unrun
         excerpt = find_excerpt(self.checkpoint.architecture)
         if excerpt is None:
-            return graph.without(self.limits.values, f"{lack}; no layer can be left out", allowed)
+            return unrounded.without(self.limits.values, f"{lack}; no layer can be left out", allowed)
         room = self._room()
         with tempfile.TemporaryDirectory(dir=self.scratch) as name:
             try:
                 cut = cut_checkpoint(self.checkpoint, excerpt)
                 less = disk_shortage(cut, room.disk, self.tokens.ids)
-                less = less or graph.shortage(self.runner, artifact, room, excerpt)
+                less = less or unrounded.shortage(self.runner, artifact, room, excerpt)
                 if less:
-                    return graph.without(self.limits.values, f"{lack}; for {excerpt} alone, {less}", allowed)
+                    return unrounded.without(
+                        self.limits.values, f"{lack}; for {excerpt} alone, {less}", allowed
+                    )
                 form, choice = self.runner.unrounded(
                     artifact, Path(name), stage_of(self.progress, "excerpt as floats"), excerpt
                 )
-                tokens = graph.compared(self.runner, artifact, self.tokens, excerpt)
+                tokens = unrounded.compared(self.runner, artifact, self.tokens, excerpt)
                 output, _ = self._run(form, "excerpt without rounding", choice, tokens)
             except (CheckpointError, ValidationError) as error:
-                return graph.without(self.limits.values, f"{lack}; {error}", allowed)
+                return unrounded.without(self.limits.values, f"{lack}; {error}", allowed)
         own = self._logits_of(cut, cut_tensors(stored, cut, excerpt), "excerpt", tokens)
         logits = map_logits(output, tokens.positions)
         metrics = self._compare(own.logits, logits, "excerpt metrics", tokens)
-        described["graph"] = graph.measured(metrics, tokens, f"an excerpt, {excerpt}", own.noise, excerpt)
+        described["graph"] = unrounded.measured(metrics, tokens, f"an excerpt, {excerpt}", own.noise, excerpt)
         note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
-        return graph.judge(self._graph_limit(own), metrics, tokens, note)
+        return unrounded.judge(self._graph_limit(own), metrics, tokens, note)
 
 
 def _way(proof: Proof) -> Mapping[str, object]:

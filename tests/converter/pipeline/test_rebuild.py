@@ -218,7 +218,7 @@ def test_nothing_is_written_where_the_manifest_says(output, tmp_path):
     edit_manifest(
         output, lambda content: content["targets"]["gguf"]["options"].update(android_assets=str(assets))
     )
-    assert list(problems(output)) == ["manifest.json: targets.gguf.inferred.android_assets"]
+    assert list(problems(output)) == ["manifest.json: targets.gguf.options.android_assets"]
     assert not assets.exists()
 
 

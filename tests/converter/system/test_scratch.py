@@ -183,7 +183,7 @@ def test_what_took_the_place_of_the_scratch_directory_meanwhile_is_not_removed(t
 SIGNALLED = """
 import os, signal, sys
 from pathlib import Path
-from converter import interruption, scratch
+from converter.system import interruption, scratch
 
 interruption.install()
 output = Path(sys.argv[1])
