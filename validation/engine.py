@@ -59,10 +59,8 @@ def measure_engine(
     """The ``engine`` of the report's ``runtime`` block: ``name``, ``version``, ``tokenizer``, ``prompts``
     (``None`` without a chat template), ``ends``, ``greedy`` and ``scores`` (``None`` without any).
 
-    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. A sequence is
-    scored if no more than half of it is context: an engine takes as long for context as for the rest. Of a
-    model of more than 1e9 parameters, four are scored. Raises ``ValidationError`` when the engine or the
-    reference fails.
+    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``; those of
+    ``scored_sequences`` are scored. Raises ``ValidationError`` when the engine or the reference fails.
     """
     checkpoint = prepared.checkpoint
     texts = compared_texts(prepared)
@@ -74,9 +72,7 @@ def measure_engine(
         if one is not None
     ]
     tokens = prepared.tokens
-    scored = [index for index, ids in enumerate(tokens.sequences) if 2 * tokens.firsts[index] <= len(ids)]
-    if checkpoint.parameters > _LARGE:
-        scored = scored[:_PROMPTS]
+    scored = scored_sequences(prepared)
     account = engine.run(
         artifact,
         texts,
@@ -109,6 +105,28 @@ def measure_engine(
         "greedy": greedy,
         "scores": _compare_scores(tokens, reference, list(map(scores.get, range(len(tokens.sequences))))),
     }
+
+
+def scored_sequences(prepared: Prepared) -> list[int]:
+    """Which sequences an engine scores: those of which no more than half is context, since it takes as long
+    for context as for the rest; of a model of more than 1e9 parameters the first four."""
+    tokens = prepared.tokens
+    found = [index for index, ids in enumerate(tokens.sequences) if 2 * tokens.firsts[index] <= len(ids)]
+    return found[:_PROMPTS] if prepared.checkpoint.parameters > _LARGE else found
+
+
+def scored_positions(prepared: Prepared) -> NDArray[np.intp] | None:
+    """The rows of logits before the tokens that an engine scores, ``None`` if these are all that there
+    are."""
+    tokens, scored = prepared.tokens, set(scored_sequences(prepared))
+    if len(scored) == len(tokens.sequences):
+        return None
+    rows, start = [np.empty(0, np.intp)], 0
+    for index, (ids, first) in enumerate(zip(tokens.sequences, tokens.firsts, strict=True)):
+        if index in scored:
+            rows.append(np.arange(start, start + len(ids) - first - 1, dtype=np.intp))
+        start += len(ids) - first
+    return np.concatenate(rows)
 
 
 def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:

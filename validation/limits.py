@@ -19,10 +19,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from converter.errors import UsageError
 from validation.metrics import HIGHER_IS_BETTER, LOWER_IS_BETTER, LogitMetrics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Gates of the weights, read back from the file.
 WEIGHTS: Final = ("exact_fraction", "exact_values", "on_lattice_fraction")
@@ -101,16 +105,24 @@ class OwnLoss:
     ``same_weights`` has the runtime beside float32 arithmetic on the artifact's weights. ``own_weights`` has
     that arithmetic beside the reference, for an artifact in which every value is the checkpoint's but for the
     rounding of its type, ``None`` for any other. Codes times scales differ from the checkpoint too, which
-    rounds them to bfloat16.
+    rounds them to bfloat16. ``scored`` are the positions whose following token an engine scores, ``None`` for
+    all.
     """
 
     same_weights: LogitMetrics
     own_weights: LogitMetrics | None = None
+    scored: NDArray[np.intp] | None = None
 
     def sum(self, figure: Callable[[LogitMetrics], float]) -> float:
         """A figure over both parts."""
         parts = (self.same_weights, self.own_weights)
         return sum(figure(part) for part in parts if part is not None)
+
+    def scored_log_p(self, part: LogitMetrics) -> float:
+        """``mean_abs_log_p`` over the tokens that an engine scores."""
+        if self.scored is None or not self.scored.size:
+            return part.mean_abs_log_p
+        return float(part.abs_log_p[self.scored].mean())
 
     def told(self, name: str, less: str = "") -> str:
         """What is summed, by the keys of the report, behind ``less``."""
@@ -213,6 +225,9 @@ def _relative(name: str, own: OwnLoss) -> tuple[float, str]:
         ),
         "decode_mean_kld": (2 * kld + 1e-4, f"2 x {told} + 1e-4"),
         "engine_gap": (6 * log_p + 0.1, f"6 x {told_log_p} + 0.1"),
-        "engine_mean_abs": (1.1 * log_p + 0.01, f"1.1 x {told_log_p} + 0.01"),
+        "engine_mean_abs": (
+            1.1 * own.sum(own.scored_log_p) + 0.01,
+            f"1.1 x {told_log_p}{'' if own.scored is None else ' of the scored tokens'} + 0.01",
+        ),
     }
     return rules[name]

@@ -47,9 +47,10 @@ _LARGE = 30.0
 class LogitMetrics:
     """Metrics of the module's table over ``positions`` positions.
 
-    ``kld`` and ``delta_p`` hold one float64 per position (``delta_p`` is NaN where no token follows),
-    ``same_top`` one bool. ``faulty`` counts positions with a NaN or an infinite logit in the candidate,
-    ``faulty_reference`` in the reference: their ``kld`` is NaN, and so is every metric of the whole.
+    ``kld``, ``delta_p`` and ``abs_log_p`` hold one float64 per position (the last two are NaN where no token
+    follows; ``abs_log_p`` is what ``mean_abs_log_p`` is the mean of), ``same_top`` one bool. ``faulty``
+    counts positions with a NaN or an infinite logit in the candidate, ``faulty_reference`` in the reference:
+    their ``kld`` is NaN, and so is every metric of the whole.
     """
 
     positions: int
@@ -66,6 +67,7 @@ class LogitMetrics:
     faulty_reference: int
     kld: NDArray[np.float64]
     delta_p: NDArray[np.float64]
+    abs_log_p: NDArray[np.float64]
     same_top: NDArray[np.bool_]
 
 
@@ -170,8 +172,9 @@ def _summarise(rows: list[_Position], faulty: int, faulty_reference: int) -> Log
     whole = faulty == 0 and faulty_reference == 0
     follows = ~np.isnan(delta_p)
     tokens = whole and bool(follows.any())
-    surprise = np.array([row.surprise for row in rows])[follows]
-    surprise_reference = np.array([row.surprise_reference for row in rows])[follows]
+    surprise = np.array([row.surprise for row in rows])
+    surprise_reference = np.array([row.surprise_reference for row in rows])
+    abs_log_p = np.abs(surprise - surprise_reference)
     return LogitMetrics(
         positions=len(rows),
         mean_kld=float(kld.mean()) if whole else math.nan,
@@ -180,13 +183,14 @@ def _summarise(rows: list[_Position], faulty: int, faulty_reference: int) -> Log
         same_top_p=float(same_top.mean()) if whole else math.nan,
         rms_delta_p=float(np.sqrt(np.mean(delta_p[follows] ** 2))) if tokens else math.nan,
         max_abs=max(row.max_abs for row in rows) if whole else math.nan,
-        ppl=_exp(float(surprise.mean())) if tokens else math.nan,
-        ppl_reference=_exp(float(surprise_reference.mean())) if tokens else math.nan,
-        mean_abs_log_p=float(np.abs(surprise - surprise_reference).mean()) if tokens else math.nan,
+        ppl=_exp(float(surprise[follows].mean())) if tokens else math.nan,
+        ppl_reference=_exp(float(surprise_reference[follows].mean())) if tokens else math.nan,
+        mean_abs_log_p=float(abs_log_p[follows].mean()) if tokens else math.nan,
         faulty=faulty,
         faulty_reference=faulty_reference,
         kld=kld,
         delta_p=delta_p,
+        abs_log_p=abs_log_p,
         same_top=same_top,
     )
 

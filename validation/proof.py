@@ -21,7 +21,7 @@ from validation import gates, unrounded
 from validation import limits as limiting
 from validation.as_built import Built, built
 from validation.choice import Refusal, Trial
-from validation.engine import measure_engine
+from validation.engine import measure_engine, scored_positions
 from validation.exactness import WeightExactness, measure
 from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.gates import Gate, judge, judge_engine, not_run, noted
@@ -325,7 +325,7 @@ class _Bench:
     ) -> OwnLoss:
         same = self._compare(own.made.logits, logits, f"same weights metrics{suffix}")
         right = all(not tensor.wrong and tensor.rms_error <= _ROUNDED for tensor in weights.tensors)
-        return OwnLoss(same, own.metrics if right else None)
+        return OwnLoss(same, own.metrics if right else None, scored_positions(self.prepared))
 
     def _noted(self, limits: Limits, judged: Sequence[Gate], lacking: Sequence[str]) -> tuple[Gate, ...]:
         """The gates ``judged``, with what there is to say of their limits, and those that have none."""

@@ -159,3 +159,18 @@ def test_without_logits_of_its_own_weights_such_a_model_has_nothing_to_be_judged
     assert set(found.lacking) == set(RELATIVE) - {"mean_kld"}
     assert not set(found.lacking) & set(found.values)
     assert found.lacking["same_top_p"].startswith("no room, and the limit would be relative to them, since ")
+
+
+def test_an_engines_scores_are_judged_by_what_the_runtime_loses_on_the_same_tokens() -> None:
+    logits = np.zeros((4, 8), np.float32)
+    other = logits.copy()
+    other[:, 0] += np.array([0, 1, 2, 3], np.float32)
+    own = OwnLoss(compare(logits, other, np.array([0, 0, 0, -1])), scored=np.array([1, 2]))
+    surprises = [math.log(8), *(math.log((math.exp(step) + 7) / math.exp(step)) for step in (1, 2))]
+    expected = sum(surprises[0] - one for one in surprises[1:]) / 2
+    found = of_random(absolute({}), own)
+    assert found.values["engine_mean_abs"] == pytest.approx(1.1 * expected + 0.01)
+    assert found.values["engine_gap"] == pytest.approx(6 * 2 / 3 * expected + 0.1)  # over all three
+    assert found.notes["engine_mean_abs"].startswith(
+        "limit: 1.1 x mean_abs_log_p_same_weights of the scored tokens + 0.01, since "
+    )
