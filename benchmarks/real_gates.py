@@ -89,11 +89,13 @@ def failing(target: str, wrong: Path, reference: Path, work: Path) -> list[str]:
     """Names of the gates that an artifact of ``wrong`` fails as one of ``reference``."""
     qatconvert = str(Path(sys.executable).with_name("qatconvert"))
     made, proof = work / "made", work / "proof"
-    arguments = ["--target", target, "--no-validate", "--output", str(made), "--force"]
+    for directory in (made, proof):
+        shutil.rmtree(directory, ignore_errors=True)
+    arguments = ["--target", target, "--no-validate", "--output", str(made)]
     subprocess.run([qatconvert, "convert", str(wrong), *arguments], check=True, stdout=subprocess.DEVNULL)
     (artifact,) = (made / target).glob(MATCHES[target])
     done = subprocess.run(
-        [qatconvert, "validate", str(artifact), "--reference", str(reference), "-o", str(proof), "--force"],
+        [qatconvert, "validate", str(artifact), "--reference", str(reference), "-o", str(proof)],
         stdout=subprocess.DEVNULL,
     )
     if done.returncode not in (0, 3):

@@ -42,7 +42,7 @@ def run(
     files = read_files(directory)
     last, read, failures = first + cases, 0, {}
     request = {"format": format, "reader": reader, "directory": str(directory), "seed": seed, "last": last}
-    path = os.pathsep.join((str(_TESTS), str(_TESTS.parent), os.environ.get("PYTHONPATH", "")))
+    path = os.pathsep.join((str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")))
     while first < last:
         done: list[int] = []
         limits = {"first": first, "seconds": seconds, "bytes": memory}

@@ -293,7 +293,7 @@ def test_memory_does_not_grow_with_the_model(checkpoint_factory, tmp_path):
     script = (
         "import resource, sys; from pathlib import Path\n"
         "from converter.checkpoint.opened import open_checkpoint\n"
-        "sys.path.insert(0, sys.argv[3]); from support.onnx_weights import planned\n"
+        "sys.path.append(sys.argv[3]); from support.onnx_weights import planned\n"
         "from targets.onnx.layout import lay_out\n"
         "from targets.onnx.storage import Storage; from targets.onnx.writing import write_data\n"
         "c, s = open_checkpoint(Path(sys.argv[1])), Storage()\n"
