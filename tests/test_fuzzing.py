@@ -58,7 +58,7 @@ def test_a_case_is_known_by_seed_and_index(name: str, written: Write) -> None:
 def test_a_broken_reader_is_found(reader: str, name: str, problem: str, written: Write) -> None:
     cases = 1 if reader.startswith("that") else 60
     outcome = trial.run(
-        name, written(name), seed=SEED, cases=cases, reader=f"broken_readers:{reader}", seconds=2
+        name, written(name), seed=SEED, cases=cases, reader=f"support.broken_readers:{reader}", seconds=2
     )
     assert any(problem in found for found in outcome.failures.values()), outcome.failures
 
@@ -67,7 +67,7 @@ def test_failing_files_are_kept_and_the_right_ones_mended(written: Write, tmp_pa
     directory = written("gguf")
     before = fuzzing.read_files(directory)
     outcome = trial.run(
-        "gguf", directory, seed=SEED, cases=1, reader="broken_readers:that_crashes", seconds=2
+        "gguf", directory, seed=SEED, cases=1, reader="support.broken_readers:that_crashes", seconds=2
     )
     assert fuzzing.read_files(directory) == before
     kept = trial.keep("gguf", directory, SEED, min(outcome.failures), tmp_path)
