@@ -131,23 +131,39 @@ def load_model(request: Mapping[str, Any]) -> Any:
     table = find_table(Path(request["model"]), text) if options["config"] is text else None
     dtype = getattr(torch, request["dtype"])
     kind = AutoModelForCausalLM if table is None else table.model_class(text, dtype)
-    model, info = kind.from_pretrained(
-        request["model"],
-        dtype=dtype,
-        attn_implementation="eager",
-        experts_implementation="eager",
-        device_map="auto",
-        max_memory={"cpu": request["max_memory"] or int(free_memory() * _SHARE)},
-        offload_folder=request["scratch"],
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # reported by name below, where the exception would not name it
-        output_loading_info=True,
-        **options,
-        **offline,
-    )
+    with _reading_without_maps():
+        model, info = kind.from_pretrained(
+            request["model"],
+            dtype=dtype,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            device_map="auto",
+            max_memory={"cpu": request["max_memory"] or int(free_memory() * _SHARE)},
+            offload_folder=request["scratch"],
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported by name below, where the exception would not name it
+            output_loading_info=True,
+            **options,
+            **offline,
+        )
     _check_loaded(model, info, {*request["left_out"], *([] if table is None else [table.name])})
     model.eval()
     return model
+
+
+@contextmanager
+def _reading_without_maps() -> Iterator[None]:
+    """Have ``transformers`` read each tensor into memory of its own, which goes when its copy in the model's
+    dtype is made: the pages of a mapped file would stay until the last tensor is read, beside the model. It
+    has no argument for this (5.23)."""
+    from transformers import modeling_utils
+
+    mapped = modeling_utils.safe_open
+    modeling_utils.safe_open = lambda *files, **options: mapped(*files, **{**options, "backend": "pread"})
+    try:
+        yield
+    finally:
+        modeling_utils.safe_open = mapped
 
 
 class Float16Gelu:
