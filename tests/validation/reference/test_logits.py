@@ -17,7 +17,8 @@ import pytest
 import torch
 import transformers
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import open_shards
@@ -345,3 +346,22 @@ def test_a_table_of_another_shape_is_left_to_transformers_which_refuses_it(
     text = AutoConfig.from_pretrained(directory).get_text_config()
     setattr(text, key, getattr(text, key) + 1)
     assert find_table(directory, text) is None
+
+
+def test_no_file_is_mapped_while_a_model_is_loaded(
+    checkpoint_factory: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = checkpoint_factory("31b")
+    mapped: list[bool] = []
+
+    def opened(file: str, **options: object) -> object:
+        found = safe_open(file, **options)
+        mapped.append(str(file) in Path("/proc/self/maps").read_text("utf-8"))
+        return found
+
+    monkeypatch.setattr(modeling_utils, "safe_open", opened)
+    options = {"dtype": "float32", "max_memory": None, "scratch": None}
+    load_model({"model": directory, "left_out": model_of(directory).left_out, **options})
+    assert mapped == [False]
+    AutoModelForCausalLM.from_pretrained(directory)  # what transformers does of itself
+    assert mapped == [False, True]
