@@ -13,28 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import UsageError
+from converter.system.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
-
-#: ``progress(stage, done, total)``: a stage's name, how much of it is done and how much there is.
-Progress = Callable[[str, int, int], None]
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    """A function that is called with what was done since its last call, and tells ``progress`` the sum."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(stage, done, total)
-
-    return advance
 
 
 @dataclass(frozen=True, slots=True)

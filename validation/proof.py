@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.excerpt import find_excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError, ValidationError
+from converter.system.progress import Progress, no_progress, stage_of
 from targets.target import Plan, StoredTensor, check_installed, find_target
 from validation import baseline as baselines
 from validation import choice as choosing
@@ -34,7 +35,7 @@ from validation.reference.logits import Model, OwnLogits, own_logits
 from validation.report.entries import logits_entry, number, weights_entry
 from validation.room import Room
 from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
-from validation.settings import Prepared, Progress, Settings, prepare, reference_entry, stage_of
+from validation.settings import Prepared, Settings, prepare, reference_entry
 from validation.subject import Subject, read_subject, subject_of
 from validation.text import Tokens
 from validation.tokenization import read_text_side
@@ -65,7 +66,7 @@ def validate(
     plan: Plan | None = None,
     source: Mapping[str, object] | None = None,
     scratch: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
     **settings: Any,
 ) -> dict[str, Any]:
     """``prepare`` and ``prove`` in one; ``settings`` are the fields of ``preparation.Settings``.
@@ -90,7 +91,7 @@ def inferred_plan(
     target: str,
     artifact: Path,
     checkpoint: Checkpoint,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
     options: Mapping[str, object] | None = None,
 ) -> Plan:
     """How an artifact is to be if it was converted by ``options``, by default those that it shows itself.
@@ -116,7 +117,7 @@ def prove(
     others: Path | None = None,
     settle: Callable[[], object] = lambda: None,
     unchanged: Callable[[], object] = lambda: None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
 ) -> Proof:
     """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates; a gate that
     fails is a result.

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import DestinationError, QatconvertError, UsageError
@@ -26,17 +25,8 @@ from converter.pipeline.opening import Model, Place, download_place, local_place
 from converter.system import output
 from converter.system.digests import Digests, sha256
 from converter.system.memory import check_memory
-from targets.target import (
-    Plan,
-    Progress,
-    Target,
-    artifact_of,
-    check_installed,
-    check_known,
-    find_target,
-    no_progress,
-    target_of,
-)
+from converter.system.progress import Progress, no_progress, one_at_a_time, stage_of
+from targets.target import Plan, Target, artifact_of, check_installed, check_known, find_target, target_of
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -110,7 +100,7 @@ def _examined(
         for target in targets:
             target.check_model(described, options)
 
-    return download_place(source, offline, examine, lambda done, total: progress("download", done, total))
+    return download_place(source, offline, examine, stage_of(progress, "download"))
 
 
 def convert(
@@ -349,11 +339,7 @@ def _reference_ahead(
         return
     from validation.reference.ahead import computed_ahead
 
-    lock = Lock()
-
-    def one_by_one(stage: str, done: int, total: int) -> None:
-        with lock:
-            progress(stage, done, total)
+    one_by_one = one_at_a_time(progress)
 
     def source() -> dict[str, object]:
         return {"files": [entry["sha256"] for entry in digests.entries(model.checkpoint.path)]}

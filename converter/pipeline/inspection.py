@@ -10,7 +10,8 @@ from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
 from converter.pipeline.opening import Model
-from targets.target import Plan, Progress, find_target, known_targets, no_progress
+from converter.system.progress import Progress, no_progress
+from targets.target import Plan, find_target, known_targets
 
 
 def inspect(

@@ -13,6 +13,7 @@ from converter.errors import UsageError
 from converter.hub.repository import is_description
 from converter.names import Source, printable
 from converter.system.files import Watch, watch
+from converter.system.progress import StageProgress
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -78,7 +79,7 @@ def download_place(
     source: Source,
     offline: bool,
     examine: Callable[[Checkpoint], object],
-    progress: Callable[[int, int], None],
+    progress: StageProgress,
 ) -> Place:
     """A repository's files; ``examine`` gets its description, without weights, and raises if it is not worth
     the download. Raises ``HubError`` or ``CheckpointError``."""

@@ -27,8 +27,9 @@ from converter.system.amounts import amount
 from converter.system.digests import Digests
 from converter.system.memory import check_memory
 from converter.system.output import MANIFEST, scratch_directory
+from converter.system.progress import Progress, no_progress
 from converter.system.untrusted import shown
-from targets.target import Plan, Progress, Target, check_installed, find_target, known_targets, no_progress
+from targets.target import Plan, Target, check_installed, find_target, known_targets
 
 _PIECE: Final = 8 << 20
 #: What the manifest records of a plan and the same plan has again. Warnings are not among it: some are about

@@ -14,6 +14,7 @@ from converter.checkpoint.generation import end_texts, generation_limits, read_p
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.gguf.comparison import MODELFILE, differences
 from targets.gguf.description import add_description
 from targets.gguf.generation import HELD, add_generation
@@ -30,7 +31,7 @@ from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
 from targets.ollama import Modelfile, printed, read_sampling, write_modelfile
 from targets.storing import Holdings
-from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.target import Difference, Plan, PlannedTensor, StoredTensor
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -113,7 +114,7 @@ class GgufTarget:
             raise destination_error(path, error) from error
         factors = rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
-        advance = counted(progress, "write gguf", checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "write gguf"), checkpoint.stored_bytes)
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
         try:
             (directory / MODELFILE).parent.mkdir(exist_ok=True)

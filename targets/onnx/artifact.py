@@ -9,21 +9,13 @@ from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.storage import BITS, Storage, read_options, stored_name
 from targets.onnx.writing import write_data
-from targets.target import (
-    Difference,
-    Plan,
-    PlannedTensor,
-    Progress,
-    StoredTensor,
-    check_installed,
-    counted,
-    no_progress,
-)
+from targets.target import Difference, Plan, PlannedTensor, StoredTensor, check_installed
 from targets.writing import destination_error
 
 MODEL: Final = "onnx/model.onnx"
@@ -107,7 +99,7 @@ class OnnxTarget:
         (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
         for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():
             _write(directory / path, content)
-        advance = counted(progress, "write onnx", checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "write onnx"), checkpoint.stored_bytes)
         written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
         remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
         why = f"float16 does not hold and that is rounded; {remedy} keeps them"

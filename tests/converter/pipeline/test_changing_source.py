@@ -11,7 +11,7 @@ import pytest
 
 from converter.errors import CheckpointError
 from converter.pipeline.conversion import Conversion, convert, open_model, validate
-from targets.target import Progress
+from converter.system.progress import Progress
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 Change = Callable[[Path], object]
