@@ -10,7 +10,7 @@ from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
 from converter.pipeline.opening import Model
-from converter.system.progress import Progress, no_progress
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.target import Plan, find_target, known_targets
 
 
@@ -56,13 +56,8 @@ def inspect(
 
 def _survey_all(weights: list[Weight], progress: Progress) -> dict[str, Survey]:
     on_lattice = [weight for weight in weights if weight.lattice is not None]
-    total, done = sum(weight.size for weight in on_lattice), 0
-
-    def advance(values: int) -> None:
-        nonlocal done
-        done += values
-        progress("reading the lattice", done, total)
-
+    total = sum(weight.size for weight in on_lattice)
+    advance = counted(stage_of(progress, "reading the lattice"), total)
     return {weight.name: survey(weight, advance) for weight in on_lattice}
 
 

@@ -18,10 +18,9 @@ import numpy as np
 from converter.checkpoint.card import telling_order
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.names import DEMO, file_name, printable, resolve
-from converter.pipeline.conversion import open_model
 from converter.pipeline.listing import Listed, Manifest
 from converter.pipeline.manifest import library_versions
-from converter.pipeline.opening import Model
+from converter.pipeline.opening import Model, open_model
 from converter.pipeline.verification import REPORTS, Finding, Rebuild
 from converter.system.amounts import amount
 from converter.system.digests import Digests
