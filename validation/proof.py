@@ -18,6 +18,7 @@ from validation.baseline import write_naive_q4_0
 from validation.choice import Trial
 from validation.exactness import measure
 from validation.logits import map_logits
+from validation.parts import measure_parts
 from validation.reference.ahead import logits_of
 from validation.report.entries import logits_entry, weights_entry
 from validation.runners import AS_IT_IS, find_runner
@@ -145,9 +146,10 @@ def _prove(
     built = compare_as_built(bench, subject.artifact, subject.plan)
     graph = measure_graph(bench, subject, own, trials)
     text = measure_text_side(bench, subject.artifact, chosen.limits)
+    parts = measure_parts(bench, subject)
     judged = (*chosen.gates, graph.gate, *built.gates, *text.gates)
     entry = {
-        "passed": gates.verdict(judged),
+        "passed": gates.verdict((*judged, *(gate for part in parts for gate in part.gates))),
         "weights": weights_entry(subject.weights),
         "logits": logits_entry(chosen.metrics),
         "runtime": {
@@ -161,6 +163,7 @@ def _prove(
         },
         "gates": [gate.entry() for gate in judged],
         **built.entry,
+        **({"parts": {part.name: part.entry() for part in parts}} if parts else {}),
     }
     if len(tried) > 1:
         entry["alternatives"] = choosing.alternatives(tried, chosen)

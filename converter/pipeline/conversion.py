@@ -21,7 +21,7 @@ from converter.pipeline.proving import (
     reference_ahead,
     reference_process,
 )
-from converter.pipeline.recording import record, report_of
+from converter.pipeline.recording import record, report_of, stored_beside_text
 from converter.pipeline.running import Conversion, Outcome, Running, all_passed
 from converter.pipeline.writing import write
 from converter.system import output
@@ -97,7 +97,7 @@ def _convert(run: Running) -> Outcome:
         with model.unchanged():  # the last of it is read here, by children too
             proven = [prove(proving, one) for one in made]
             entries = {one.target: one.entry for one in proven}
-            report = report_of(model, None if proving is None else proving.prepared, entries)
+            report = report_of(model, None if proving is None else proving.prepared, entries, plans)
             whole = report if earlier is None else with_earlier_report(earlier, report)
             record(run, made, proven, whole, earlier, scratch)
         output.publish(scratch, run.destination, force=run.request.force)
@@ -110,7 +110,7 @@ def _warn(run: Running, plans: Sequence[Plan]) -> None:
     notes = [run.model.source.note] if run.model.source.note else []
     for warning in dict.fromkeys([*notes, *(line for plan in plans for line in plan.warnings)]):
         run.warn(warning)
-    if parts := run.model.checkpoint.parts_left_out():
+    if parts := run.model.checkpoint.parts_left_out(stored_beside_text(plans)):
         from validation.report.texts import left_out_text
 
         run.warn(f"left out: {left_out_text(parts)}")

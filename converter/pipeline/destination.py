@@ -26,9 +26,9 @@ def check_room(run: Running, plans: Sequence[Plan]) -> None:
     """Raise ``DestinationError`` where the files of ``plans`` have no place or would replace the source's,
     and ``TargetError`` where there is no memory to write them."""
     output.check_source(run.destination, run.model.checkpoint.files)
-    made = [Path(name) for plan in plans for name in (*plan.artifacts, *plan.companions)]
+    made = [Path(file.path) for plan in plans for file in plan.files]
     output.check_places(run.destination, [*made, Path(output.MANIFEST)])
-    output.check_space(run.destination, sum(plan.bytes + plan.companion_bytes for plan in plans))
+    output.check_space(run.destination, sum(plan.size for plan in plans))
     for plan in plans:
         if plan.elsewhere is not None:
             output.check_elsewhere(plan.elsewhere, run.destination)

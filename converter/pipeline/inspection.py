@@ -38,6 +38,7 @@ def inspect(
         "source": {**model.record(), "format": checkpoint.format},
         "architecture": _architecture(checkpoint.architecture),
         "parameters": sum(weight.size for weight in checkpoint.weights.values()),
+        "parts": {part: asdict(size) for part, size in checkpoint.part_sizes.items()},
         "lattice": _totals(checkpoint.weights, surveys),
         "targets": {plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
         "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
@@ -48,8 +49,10 @@ def inspect(
                 "dtype": item.dtype,
                 "bytes": item.bytes,
                 "reason": item.reason,
+                "part": item.part,
             }
             for item in checkpoint.left_out
+            if not all(item.name in plan.beside_text for plan in plans)
         ],
     }
 

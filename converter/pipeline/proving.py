@@ -134,6 +134,7 @@ def prove(proving: Proving | None, made: Written) -> Proven:
         **needs(made.plan),
         **({"warnings": list(made.warnings)} if made.warnings else {}),
         **measured,
+        **parts_entry(made.plan, made.scratch, measured.get("parts", {})),
     }
     return Proven(made.target.name, entry, choice)
 
@@ -152,10 +153,9 @@ def _take(chosen: Path, made: Written) -> None:
     their names below the directory of each."""
     if chosen == made.artifact:
         return
-    names = (*made.plan.artifacts, *made.plan.companions)
-    directory = chosen.parents[len(Path(names[0]).parts) - 1]
-    for name in names:
-        os.replace(directory / name, made.scratch / name)
+    directory = chosen.parents[len(Path(made.plan.artifacts[0]).parts) - 1]
+    for file in made.plan.files:
+        os.replace(directory / file.path, made.scratch / file.path)
 
 
 def measure(
@@ -191,6 +191,17 @@ def needs(plan: Plan) -> dict[str, object]:
         **({"requires": dict(plan.requires)} if plan.requires else {}),
         **({"kv_cache": asdict(plan.kv_cache)} if plan.kv_cache is not None else {}),
     }
+
+
+def parts_entry(plan: Plan, directory: Path, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
+    """For a target's entry: the ``parts`` beside the text model, each with its ``files`` below ``directory``,
+    their ``bytes``, and what was ``measured`` of it; nothing for a target that has no place for any."""
+    parts = {}
+    for part in plan.parts:
+        files = [file.path for file in plan.files if file.part == part]
+        sizes = [(directory / name).stat().st_size for name in files]
+        parts[part] = {"files": files, "bytes": sum(sizes), **measured.get(part, {})}
+    return {"parts": parts} if parts else {}
 
 
 def _reason(error: Exception) -> str:

@@ -67,7 +67,7 @@ def rebuild(
     planned = [_plan(manifest, model, target, record, progress) for target, record in targets]
     for one in planned:
         check_memory(one.plan.target, one.plan.memory)
-    largest = max((one.plan.bytes + one.plan.companion_bytes for one in planned), default=0)
+    largest = max((one.plan.size for one in planned), default=0)
     findings: list[Finding] = [finding for one in planned for finding in one.findings]
     same: list[str] = []
     with _scratch(output, largest) as scratch:

@@ -22,16 +22,24 @@ from converter.pipeline.running import Conversion, Running
 from converter.pipeline.writing import Written
 from converter.system import output
 from converter.system.digests import Digests, sha256
+from targets.target import Plan
 
 if TYPE_CHECKING:
     from validation.settings import Prepared
 
 
 def report_of(
-    model: Model, prepared: Prepared | None, entries: Mapping[str, Mapping[str, object]]
+    model: Model,
+    prepared: Prepared | None,
+    entries: Mapping[str, Mapping[str, object]],
+    plans: Sequence[Plan],
 ) -> dict[str, Any]:
     """The content of report.json with the ``entries`` of targets; nothing was validated if nothing is
-    ``prepared``."""
+    ``prepared``.
+
+    What none of ``plans`` has a place for is left out; a target that has less than the others of the run says
+    so in its entry.
+    """
     from validation.report.files import assemble
 
     reference = None
@@ -40,7 +48,22 @@ def report_of(
 
         reference = reference_entry(prepared)
     source = {**model.record(), "format": model.checkpoint.format}
-    return assemble(model.source.name, source, reference, entries, model.checkpoint.parts_left_out())
+    left_out = model.checkpoint.parts_left_out(stored_beside_text(plans))
+    whole = {plan.target: {**entries[plan.target], **_left_out_alone(model, plan, plans)} for plan in plans}
+    return assemble(model.source.name, source, reference, whole, left_out)
+
+
+def stored_beside_text(plans: Sequence[Plan]) -> frozenset[str]:
+    """Names of the tensors beside the text model for which one of ``plans`` has a place."""
+    return frozenset().union(*(plan.beside_text for plan in plans))
+
+
+def _left_out_alone(model: Model, plan: Plan, plans: Sequence[Plan]) -> dict[str, object]:
+    """For a target's entry, what it leaves out that another target of the run has a place for."""
+    checkpoint, others = model.checkpoint, stored_beside_text(plans) - plan.beside_text
+    kept = {item.name for item in checkpoint.left_out} - others
+    parts = checkpoint.parts_left_out(kept)
+    return {"left_out": parts} if parts else {}
 
 
 def record(
@@ -67,6 +90,7 @@ def record(
         _source_files(run.model, run.digests),
         stored,
         run.digests.entries(scratch),
+        stored_beside_text([one.plan for one in made]),
     )
     if earlier is not None:
         content = with_earlier_manifest(earlier, content)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converter.checkpoint.opened import Checkpoint
 from converter.names import printable
 from converter.pipeline.opening import Model, open_model
 from converter.pipeline.proving import (
@@ -15,6 +16,7 @@ from converter.pipeline.proving import (
     check_validation,
     measure,
     needs,
+    parts_entry,
     prepared_for,
     reference_process,
 )
@@ -23,7 +25,7 @@ from converter.pipeline.running import Outcome, all_passed
 from converter.system import output
 from converter.system.digests import Digests
 from converter.system.progress import Progress, no_progress
-from targets.target import Plan, Target, artifact_of, target_of
+from targets.target import Plan, StoredTensor, Target, artifact_of, target_of
 
 
 def validate(
@@ -67,20 +69,27 @@ def validate(
             output.check_destination(output_directory, force)  # another run may have come before this one
         with model.unchanged():
             proof = measure(Proving(prepared, model, digests, progress), plan, artifact, scratch)
-        values = sum(weight.size for weight in model.checkpoint.weights.values())
+        directory = artifact.parents[len(Path(plan.artifacts[0]).parts) - 1]
         entry = {
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),
-            "bits_per_weight": round(8 * sum(tensor.bytes for tensor in stored.values()) / values, 4),
+            "bits_per_weight": _bits_per_weight(stored, model.checkpoint),
             **needs(plan),
             "options": {"from": recorded.origin, **plan.options},
             **proof.entry,
+            **parts_entry(plan, directory, proof.entry.get("parts", {})),
         }
-        report = report_of(model, prepared, {target.name: entry})
+        report = report_of(model, prepared, {target.name: entry}, [plan])
         if output_directory is not None and scratch is not None:
             files = digests.entries(model.checkpoint.path)
             publish_reports(report, files, scratch, output_directory, warn)
     return Outcome(output_directory, report, all_passed(report))
+
+
+def _bits_per_weight(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> float:
+    """Bits of the artifact per value of the text model, over all its tensors that are ``stored``."""
+    kept = [tensor for name, tensor in stored.items() if name in checkpoint.weights]
+    return round(8 * sum(tensor.bytes for tensor in kept) / checkpoint.parameters, 4)
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,8 @@ class Written:
         """The files that a choice may still change or replace."""
         if not self.target.choices(self.plan):
             return set()
-        whole = (*self.plan.artifacts, *self.plan.companions)
-        names = whole if _replaced(self.target, self.plan) else self.plan.artifacts[:1]
-        return {self.scratch / name for name in names}
+        files = self.plan.files if _replaced(self.target, self.plan) else self.plan.files[:1]
+        return {self.scratch / file.path for file in files}
 
 
 def write(

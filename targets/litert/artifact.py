@@ -43,7 +43,7 @@ from targets.litert.storage import (
     operators,
     planned_tensors,
 )
-from targets.target import Difference, Plan, PlannedTensor, StoredTensor
+from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -109,11 +109,15 @@ class LitertTarget:
             off_lattice=chosen.off_lattice,
         )
         bundle = f"litert/{_bundle_name(name, None)}"
-        models = _model_types(checkpoint, chosen) if chosen.keep_tflite else ()
+        models = tuple(_model_types(checkpoint, chosen)) if chosen.keep_tflite else ()
         size = sum(tensor.bytes for tensor in tensors)
         return Plan(
             target=self.name,
-            artifacts=(bundle,),
+            files=(
+                PlannedFile(bundle, bytes=size),
+                *(PlannedFile(_tflite(bundle, kind), COMPANION, size // len(models)) for kind in models),
+                *(PlannedFile(f"litert/{_bundle_name(name, npu)}", COMPANION, size) for npu in chosen.npus),
+            ),
             tensors=tensors,
             warnings=(
                 *holdings(chosen.off_lattice).warnings(weights.values()),
@@ -121,10 +125,6 @@ class LitertTarget:
                 *template_warnings(checkpoint),
                 *generation_limits(checkpoint.path, "litert", "LiteRT-LM"),
                 *_assets_warnings(name, chosen.npus, size, options),
-            ),
-            companions=(
-                *(_tflite(bundle, kind) for kind in models),
-                *(f"litert/{_bundle_name(name, npu)}" for npu in chosen.npus),
             ),
             options={
                 "name": name,
@@ -139,7 +139,6 @@ class LitertTarget:
             operators=operators(tensors, tied_head=architecture.tied_head),
             context=chosen.context,
             elsewhere=_assets(options),
-            companion_bytes=size * (chosen.keep_tflite + len(chosen.npus)),
             memory=needed_memory(architecture, chosen.prefill_lengths),
         )
 

@@ -15,7 +15,16 @@ from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.storage import BITS, Storage, read_options, stored_name
 from targets.onnx.writing import write_data
-from targets.target import Difference, Plan, PlannedTensor, StoredTensor, check_installed
+from targets.target import (
+    COMPANION,
+    SHARD,
+    Difference,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    StoredTensor,
+    check_installed,
+)
 from targets.writing import destination_error
 
 MODEL: Final = "onnx/model.onnx"
@@ -65,15 +74,19 @@ class OnnxTarget:
         storage = read_options(options)
         check_tokenizer(checkpoint)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}
+        tensors = tuple(_planned(weight, storage) for weight in checkpoint.weights.values())
         return Plan(
             target=self.name,
-            artifacts=(MODEL, DATA),
-            tensors=tuple(_planned(weight, storage) for weight in checkpoint.weights.values()),
+            files=(
+                PlannedFile(MODEL),
+                PlannedFile(DATA, SHARD, sum(tensor.bytes for tensor in tensors)),
+                *(PlannedFile(f"onnx/{file}", COMPANION) for file in generation_files(checkpoint)),
+            ),
+            tensors=tensors,
             warnings=(
                 *storage.held.warnings(checkpoint.weights.values()),
                 *generation_warnings(checkpoint),
             ),
-            companions=tuple(f"onnx/{file}" for file in generation_files(checkpoint)),
             scales="float16" if storage.scales == "FLOAT16" else "float32",
             kv_cache=kv_cache(checkpoint.architecture, storage.held.row_bytes(storage.dtype, 1)),
             options={
