@@ -7,34 +7,17 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.parts import TEXT
 from converter.errors import UsageError
+from converter.system.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
-
-#: ``progress(stage, done, total)``: a stage's name, how much of it is done and how much there is.
-Progress = Callable[[str, int, int], None]
-
-
-def no_progress(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    """A function that is called with what was done since its last call, and tells ``progress`` the sum."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(stage, done, total)
-
-    return advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +25,8 @@ class PlannedTensor:
     """One tensor of the artifact: ``weight`` is the canonical name of the checkpoint's weight it
     comes from (``None`` for a tensor that the target makes itself), ``stored_as`` its name in the
     artifact, ``format`` the target's own name of the type (``Q4_0``), ``exact`` whether that type
-    can hold every value of the checkpoint bit for bit."""
+    can hold every value of the checkpoint bit for bit. A tensor of another ``part`` than the text model
+    comes from a weight of ``Checkpoint.parts``, which has its name there."""
 
     weight: str | None
     stored_as: str
@@ -50,6 +34,32 @@ class PlannedTensor:
     format: str
     bytes: int
     exact: bool
+    part: str = TEXT
+
+    def as_dict(self) -> dict[str, object]:
+        """The tensor as the manifest records it; of the text model's, the part goes without saying."""
+        entry = {**asdict(self), "shape": list(self.shape)}
+        if self.part == TEXT:
+            del entry["part"]
+        return entry
+
+
+#: Kinds of an artifact's files: the one that a runtime is given, others that it reads with it, and those that
+#: help to use them.
+MAIN: Final = "main"
+SHARD: Final = "shard"
+COMPANION: Final = "companion"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """A file of the artifact: its ``path`` below the output directory, its ``kind``, about how many ``bytes``
+    it will have where it has many, and the ``part`` of the model that it holds."""
+
+    path: str
+    kind: str = MAIN
+    bytes: int = 0
+    part: str = TEXT
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +73,8 @@ class KVCache:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a target will store a checkpoint; ``artifacts`` are paths below the output directory, the main (or
-    first) file first, ``companions`` further files that help to use them, ``bytes`` the sum over tensors,
-    ``companion_bytes`` about those of large companions, ``warnings`` one line each for the user. ``scales``
+    """How a target will store a checkpoint: the ``files`` that it will write, the text model's main one
+    first, and the ``tensors`` in them. ``warnings`` has one line each for the user. ``scales``
     is the type in which scales of codes are stored, ``float16`` or ``float32``: a float32 holds every scale.
     ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
     where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
@@ -75,30 +84,60 @@ class Plan:
     in the output directory; ``requires`` the first versions of the runtimes that run it, by their names."""
 
     target: str
-    artifacts: tuple[str, ...]
+    files: tuple[PlannedFile, ...]
     tensors: tuple[PlannedTensor, ...]
     warnings: tuple[str, ...] = ()
-    companions: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: int | None = None
     context: int | None = None
     kv_cache: KVCache | None = None
     elsewhere: Path | None = None
-    companion_bytes: int = 0
     scales: str = "float16"
     requires: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Paths of the text model's own files, the main one first."""
+        own = [file for file in self.files if file.part == TEXT and file.kind != COMPANION]
+        return tuple(file.path for file in own)
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """Paths of all other files."""
+        return tuple(file.path for file in self.files if file.part != TEXT or file.kind == COMPANION)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts beside the text model for which the target has a place, each once."""
+        return tuple(dict.fromkeys(one.part for one in self.files if one.part != TEXT))
+
+    @property
+    def size(self) -> int:
+        """About how many bytes all files take."""
+        return sum(file.bytes for file in self.files)
+
+    def of_part(self, part: str) -> tuple[PlannedTensor, ...]:
+        """The tensors of a part."""
+        return tuple(tensor for tensor in self.tensors if tensor.part == part)
+
+    @property
+    def beside_text(self) -> frozenset[str]:
+        """Names of the checkpoint's tensors that are stored though they are not the text model's."""
+        return frozenset(
+            tensor.weight for tensor in self.tensors if tensor.part != TEXT and tensor.weight is not None
+        )
+
+    @property
     def bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.bytes for tensor in self.tensors)
+        """Bytes of the text model's tensors."""
+        return sum(tensor.bytes for tensor in self.of_part(TEXT))
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits per value of the checkpoint, over all tensors that come from it; one that is stored twice
-        counts with both."""
-        kept = [tensor for tensor in self.tensors if tensor.weight is not None]
+        """Bits per value of the checkpoint, over all tensors of the text model that come from it; one that is
+        stored twice counts with both."""
+        kept = [tensor for tensor in self.of_part(TEXT) if tensor.weight is not None]
         sizes = {tensor.weight: int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept}
         values = sum(sizes.values())
         return 8 * sum(tensor.bytes for tensor in kept) / values if values else 0.0
@@ -106,6 +145,13 @@ class Plan:
     def as_dict(self) -> dict[str, object]:
         """The plan as the manifest records it."""
         operators = {name: dict(formats) for name, formats in self.operators.items()}
+        parts = {
+            part: {
+                "files": [file.path for file in self.files if file.part == part],
+                "bytes": sum(tensor.bytes for tensor in self.of_part(part)),
+            }
+            for part in self.parts
+        }
         return {
             "options": dict(self.options),
             "bytes": self.bytes,
@@ -116,7 +162,8 @@ class Plan:
             **({"kv_cache": asdict(self.kv_cache)} if self.kv_cache is not None else {}),
             **({"requires": dict(self.requires)} if self.requires else {}),
             "warnings": list(self.warnings),
-            "tensors": [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in self.tensors],
+            **({"parts": parts} if parts else {}),
+            "tensors": [tensor.as_dict() for tensor in self.tensors],
         }
 
 
@@ -181,14 +228,16 @@ class Target(Protocol):
         progress: Progress = no_progress,
     ) -> Plan:
         """Say how every weight will be stored; raises ``TargetError`` for a model that the runtime
-        cannot hold. Writes nothing. ``name`` is the model's name, used in file names. A target that has
+        cannot hold. Writes nothing. ``name`` is the model's name, used in file names. Files and tensors of
+        other parts than the text model name their part: what the plan has no place for is reported as left
+        out. A target that has
         to read the weights for it has a stage ``plan NAME`` in ``progress``."""
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> Sequence[str]:
-        """Write ``plan.artifacts`` and ``plan.companions`` below ``directory`` (a scratch directory that
-        the caller renames when whole) and return warnings about what only the whole reading showed.
+        """Write ``plan.files`` below ``directory`` (a scratch directory that the caller renames when whole)
+        and return warnings about what only the whole reading showed.
         The stage ``write NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
 
     def deliver(
@@ -220,7 +269,9 @@ class Target(Protocol):
         one is missing."""
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
-        """Read the artifact back: canonical weight name to tensor, independently of the writer."""
+        """Read the artifact back: canonical weight name to tensor, independently of the writer. Tensors of
+        other parts than the text model, if the target has a place for them, stand among them by their names
+        in the checkpoint."""
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """The options with which an artifact was converted, as far as it shows them: those that ``plan``

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from targets.target import Difference
-from validation.gates import Gate, judge_built
+from converter.errors import UsageError
+from targets.target import Difference, Plan, check_installed
+from validation.gates import SAME_AS_BUILT, Gate, judge_built, not_run
+from validation.running import Bench
 
 #: Differences that a report lists, deciding ones first.
 LISTED = 200
@@ -19,6 +22,19 @@ class Built:
 
     gates: tuple[Gate, ...]
     entry: Mapping[str, object]
+
+
+def compare_as_built(bench: Bench, artifact: Path, plan: Plan) -> Built:
+    """What differs in ``artifact`` from what the converter makes by ``plan``; a gate unless the artifact is
+    another tool's. Raises ``CheckpointError`` for a damaged file."""
+    settings = bench.settings
+    try:
+        check_installed([bench.target])
+    except UsageError as error:  # it takes the target's own libraries to build anything
+        missing = not_run(SAME_AS_BUILT, 0, str(error), settings.allow_unrun)
+        return Built(() if settings.foreign else (missing,), {"foreign": settings.foreign})
+    differences = bench.target.differences(artifact, bench.checkpoint, plan, bench.progress)
+    return built(differences, foreign=settings.foreign)
 
 
 def built(differences: Sequence[Difference], *, foreign: bool = False) -> Built:

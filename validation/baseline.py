@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Lattice, LatticeRows, Weight
 from converter.errors import UsageError, ValidationError
-from converter.system.child import Progress
+from converter.system.progress import StageProgress, no_progress
 from targets.storing import BLOCK, rounded
 from targets.target import find_target
 
@@ -38,7 +38,7 @@ def write_naive_q4_0(
     checkpoint: Checkpoint,
     directory: Path,
     options: Mapping[str, object] | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
 ) -> Path:
     """Write the baseline of a target's artifact below ``directory`` and return its first file.
 

@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.generation import end_tokens, read_suppressed
+from converter.system.progress import Progress, stage_of
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
 from validation.runners import Account, Engine, Scores
-from validation.settings import Prepared, Progress, stage_of
+from validation.settings import Prepared
 from validation.text import Tokens
 from validation.tokenization import (
     Chats,

@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, LatticeRows, Weight
 from converter.errors import ValidationError
-from converter.system.child import Progress
 from converter.system.compiled import compiled
 from converter.system.processors import processors
+from converter.system.progress import StageProgress, no_progress
 from targets.target import StoredTensor
 from validation.parallel import in_flight
 
@@ -160,7 +160,7 @@ class WeightExactness:
 def measure(
     checkpoint: Checkpoint,
     stored: Mapping[str, StoredTensor],
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
     threads: int | None = None,
 ) -> WeightExactness:
     """Compare every weight of the checkpoint with its tensor in the artifact, by row ranges on all cores.

@@ -110,6 +110,11 @@ def judge(
     return tuple(gates)
 
 
+def judge_weights(limits: Mapping[str, float], weights: WeightExactness) -> tuple[Gate, ...]:
+    """The gates of ``WEIGHTS`` in ``limits``, in order, for a part of which nothing is run."""
+    return tuple(_WEIGHT_GATES[name](limits[name], weights) for name in WEIGHTS if name in limits)
+
+
 def judge_engine(limits: Mapping[str, float], engine: Mapping[str, Any]) -> tuple[Gate, ...]:
     """The gates of ``ENGINE`` in ``limits``, in order, for what ``engine.measure_engine`` or
     ``tokenization.read_text_side`` found; of an engine that gave no answers, those of ``TEXT``."""

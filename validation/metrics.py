@@ -25,7 +25,6 @@ The divergence is summed as ``sum p (exp(d) - 1 - d)``, ``d = ln q - ln p``: the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 
 from converter.errors import ValidationError
 from converter.system.processors import processors
+from converter.system.progress import StageProgress, no_progress
 from validation.parallel import in_flight
 
 #: Metrics that gates may name, with the side on which a value is good.
@@ -88,7 +88,7 @@ def compare(
     reference: NDArray[np.float32],
     candidate: NDArray[np.float32],
     next_tokens: NDArray[np.int64],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: StageProgress = no_progress,
 ) -> LogitMetrics:
     """Compare logits ``[positions, vocabulary]`` (any float dtype, maps welcome), one position at a time in
     each thread.

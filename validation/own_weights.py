@@ -19,8 +19,8 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import ValidationError
 from converter.system.amounts import amount
-from converter.system.child import Progress
 from converter.system.processors import processors
+from converter.system.progress import StageProgress, no_progress
 from targets.target import StoredTensor
 from validation.parallel import in_flight
 
@@ -35,7 +35,7 @@ def write_checkpoint(
     checkpoint: Checkpoint,
     stored: Mapping[str, StoredTensor],
     directory: Path,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
     shard: int = SHARD,
     *,
     tokens: Collection[int] | None = None,
@@ -142,7 +142,7 @@ def _write_shard(
     stored: Mapping[str, StoredTensor],
     done: int,
     total: int,
-    progress: Progress,
+    progress: StageProgress,
 ) -> int:
     """One safetensors file: length of the header (8 bytes), header in JSON, tensors without gaps, of which
     ``ranges`` of rows are written."""

@@ -19,7 +19,7 @@ from converter.checkpoint.excerpt import Excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
-from converter.system.child import Progress
+from converter.system.progress import StageProgress
 
 #: Entry points of runners, which are imported only when they are needed.
 _GROUP: Final = "qatconvert.runtimes"
@@ -161,7 +161,7 @@ class TextRuntime(Protocol):
         chats: Sequence[Conversation],
         render: Render,
         scratch: Path,
-        progress: Progress,
+        progress: StageProgress,
     ) -> TextAccount:
         """Tokenise ``texts`` and the prompts of ``chats``, and tell the ends of answers. ``render`` is for a
         runtime whose library has no template engine to call, ``scratch`` an empty directory. Raises
@@ -189,7 +189,7 @@ class Engine(Protocol):
         sequences: Sequence[Sequence[int]],
         begin: str,
         count: int,
-        progress: Progress,
+        progress: StageProgress,
         *,
         chats: Sequence[Conversation] = (),
         tokenizer: Tokenizer | None = None,
@@ -231,7 +231,7 @@ class Runner(Protocol):
         sequences: Sequence[Sequence[int]],
         vocabulary: int,
         output: Path,
-        progress: Progress,
+        progress: StageProgress,
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
@@ -252,7 +252,7 @@ class Runner(Protocol):
         artifact and for one of which the runner makes no excerpts."""
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
+        self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """The artifact in a form that the runtime runs without rounding to integers, and the choice by which
         ``logits`` does: a file in ``directory`` with the artifact's own metadata, graph and weights, the

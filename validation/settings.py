@@ -15,6 +15,7 @@ from typing import Any
 from converter.checkpoint.architecture import SLIDING
 from converter.checkpoint.opened import Checkpoint
 from converter.system.child import Worker
+from converter.system.progress import Progress, no_progress, stage_of
 from validation import gates, limits
 from validation.baseline import check_baseline
 from validation.evaluation import Evaluation, find_evaluation
@@ -23,9 +24,6 @@ from validation.reference.process import reference_worker
 from validation.room import Room, room_in
 from validation.runners import CPU
 from validation.text import Tokens, cut, encode
-
-#: ``progress(stage, done, total)``; the unit depends on the stage.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class Prepared:
 def prepare(
     checkpoint: Checkpoint,
     settings: Settings,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = no_progress,
     context: int | None = None,
     worker: Worker | None = None,
 ) -> Iterator[Prepared]:
@@ -132,8 +130,3 @@ def reference_entry(prepared: Prepared) -> dict[str, Any]:
             for kind, ids, first in zip(tokens.kinds, tokens.sequences, tokens.firsts, strict=True)
         ],
     }
-
-
-def stage_of(progress: Progress, stage: str) -> Callable[[int, int], None]:
-    """The progress of one stage."""
-    return lambda done, total: progress(stage, done, total)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.checkpoint.opened import Checkpoint
+from converter.system.progress import Progress, stage_of
 from targets.target import Plan, StoredTensor, Target
 from validation.exactness import WeightExactness, measure
-from validation.settings import Progress, stage_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import CheckpointError, UsageError, ValidationError
-from converter.system.child import Progress, Worker
+from converter.system.child import Worker
+from converter.system.progress import StageProgress, no_progress
 from converter.system.untrusted import read_text
 
 SHIPPED = Path(__file__).with_name("passages.toml")
@@ -145,7 +146,7 @@ def encode(
     passages: Sequence[Passage],
     vocabulary: int,
     worker: Worker,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
 ) -> Encoding:
     """Token ids of the passages, by the tokenizer of the checkpoint ``model`` (in a ``reference_worker``).
 

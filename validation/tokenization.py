@@ -18,9 +18,10 @@ from typing import Any, Final
 from converter.checkpoint.chats import Conversation, Inexpressible, conversations
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.tokenizer import Tokenizer
+from converter.system.progress import Progress, stage_of
 from validation.continuation import characters
 from validation.runners import Engine, Ids, Render, Template, TextAccount, TextRuntime
-from validation.settings import Prepared, Progress, stage_of
+from validation.settings import Prepared
 
 #: Characters of a passage that are tokenised: a user's own text may have millions.
 _PASSAGE: Final = 20_000

@@ -11,21 +11,31 @@ layer that is left out does not show then.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint.excerpt import Excerpt
+from converter.checkpoint.excerpt import Excerpt, find_excerpt
+from converter.errors import CheckpointError, ValidationError
 from converter.system.amounts import amount
+from validation.choice import Trial
+from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.gates import Gate, judge_graph, not_run
+from validation.judging import limits_of
 from validation.limits import GRAPH
+from validation.logits import map_logits
 from validation.metrics import LogitMetrics
+from validation.own_weights import disk_shortage
+from validation.reference.logits import OwnLogits
 from validation.room import Room
 from validation.runners import Runner
+from validation.running import Bench, compare_logits, run
+from validation.same_weights import OwnWeights, logits_of_weights
+from validation.subject import Subject
 from validation.text import Tokens
 
 #: How much more than a shared rounding itself the graph may be off, and the most that this may allow.
@@ -35,6 +45,93 @@ _MOST: Final = 1e-4
 #: the fewest positions whatever it takes.
 _READ: Final = 200_000_000_000
 _FEWEST: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The ``gate``, and the ``graph`` block of the report, ``None`` where nothing was run."""
+
+    gate: Gate
+    entry: dict[str, Any] | None = None
+
+
+def measure_graph(bench: Bench, subject: Subject, own: OwnWeights | str, trials: Sequence[Trial]) -> Graph:
+    """The runtime without rounding beside transformers, both on the artifact's ``own`` weights.
+
+    A model for which there is no room is run as an excerpt. One of ``trials`` that rounds nothing is not run
+    again where the artifact itself is the unrounded form.
+    """
+    if isinstance(own, str):
+        return _measure_excerpt(bench, subject, own) if bench.settings.same_weights else _without(bench, own)
+    try:
+        lack = shortage(bench.runner, subject.artifact, bench.room)
+    except ValidationError as error:
+        return _without(bench, str(error))
+    return _measure_excerpt(bench, subject, lack) if lack else _measure_whole(bench, subject, own, trials)
+
+
+def _measure_whole(bench: Bench, subject: Subject, own: OwnWeights, trials: Sequence[Trial]) -> Graph:
+    """All layers of the artifact."""
+    artifact = subject.artifact
+    with bench.directory() as name:
+        try:
+            form, choice = bench.runner.unrounded(artifact, Path(name), bench.stage("weights as floats"))
+            same = [trial for trial in trials if not trial.rounded] if form == artifact else []
+            tokens = compared(bench.runner, artifact, bench.tokens)
+            stage = "runtime without rounding"
+            output = same[0].output if same else run(bench, form, stage, choice, tokens)[0]
+        except ValidationError as error:
+            return _without(bench, str(error))
+    logits = own.made.logits
+    if tokens != bench.tokens:
+        logits = logits[bench.tokens.rows_of(tokens)]
+    found = map_logits(output, tokens.positions)
+    metrics = compare_logits(bench, logits, found, "graph metrics", tokens)
+    formed = "the artifact itself" if form == artifact else "its weights as floats"
+    entry = measured(metrics, tokens, formed, own.made.noise)
+    return Graph(judge(_limit(bench, own.made), metrics, tokens), entry)
+
+
+def _measure_excerpt(bench: Bench, subject: Subject, lack: str) -> Graph:
+    """The model's first layers of every kind: for the whole there is no room, which ``lack`` says."""
+    excerpt = find_excerpt(bench.checkpoint.architecture)
+    if excerpt is None:
+        return _without(bench, f"{lack}; no layer can be left out")
+    room = bench.room
+    with bench.directory() as name:
+        try:
+            cut = cut_checkpoint(bench.checkpoint, excerpt)
+            less = disk_shortage(cut, room.disk, bench.tokens.ids)
+            less = less or shortage(bench.runner, subject.artifact, room, excerpt)
+            if less:
+                return _without(bench, f"{lack}; for {excerpt} alone, {less}")
+            form, choice = bench.runner.unrounded(
+                subject.artifact, Path(name), bench.stage("excerpt as floats"), excerpt
+            )
+            tokens = compared(bench.runner, subject.artifact, bench.tokens, excerpt)
+            output, _ = run(bench, form, "excerpt without rounding", choice, tokens)
+        except (CheckpointError, ValidationError) as error:
+            return _without(bench, f"{lack}; {error}")
+    own = logits_of_weights(bench, cut, cut_tensors(subject.stored, cut, excerpt), "excerpt", tokens)
+    found = map_logits(output, tokens.positions)
+    metrics = compare_logits(bench, own.logits, found, "excerpt metrics", tokens)
+    note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
+    return Graph(
+        judge(_limit(bench, own), metrics, tokens, note),
+        measured(metrics, tokens, f"an excerpt, {excerpt}", own.noise, excerpt),
+    )
+
+
+def _limit(bench: Bench, own: OwnLogits) -> float:
+    """Of ``graph_kld``, where the user set none for what the runtime's known rounding costs."""
+    limits = limits_of(bench)
+    limit = limits.values[GRAPH]
+    return limit if GRAPH in limits.given else limit_with_noise(limit, own.noise)
+
+
+def _without(bench: Bench, why: str) -> Graph:
+    """An artifact whose unrounded form was not run."""
+    return Graph(not_run(GRAPH, limits_of(bench).values[GRAPH], why, bench.settings.allow_unrun))
 
 
 def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None = None) -> str | None:
@@ -90,11 +187,6 @@ def judge(limit: float, metrics: LogitMetrics, tokens: Tokens, note: str = "") -
     value = max(metrics.mean_kld, _mean(beyond)) if beyond.size else metrics.mean_kld
     gate = judge_graph(limit, value)
     return replace(gate, note="; ".join(filter(None, (note, gate.note))))
-
-
-def without(limits: Mapping[str, float], why: str, allowed: tuple[str, ...]) -> Gate:
-    """The gate of an artifact whose unrounded form was not run."""
-    return not_run(GRAPH, limits[GRAPH], why, allowed)
 
 
 def _mean(klds: NDArray[np.float64]) -> float:

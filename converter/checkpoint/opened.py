@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -12,8 +12,10 @@ import numpy as np
 
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.card import Card, read_card
+from converter.checkpoint.parts import TEXT
 from converter.checkpoint.safetensors import INDEX, SINGLE, Shards, SourceTensor, open_shards, read_index
 from converter.checkpoint.stored import find_format
+from converter.checkpoint.stored.unquantized import NUMBERS, number_weight
 from converter.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
@@ -29,13 +31,23 @@ _COMPARED_VALUES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A tensor of the checkpoint that is not converted: its name there, what is stored, and why."""
+    """A tensor that is no weight of the text model: its name in the checkpoint, what is stored, the part that
+    it belongs to, and why a text model does without it."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     bytes: int
     reason: str
+    part: str = TEXT
+
+
+@dataclass(frozen=True, slots=True)
+class PartSize:
+    """How many ``tensors`` of a checkpoint belong to a part, and the ``bytes`` that they take there."""
+
+    tensors: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,7 @@ class Checkpoint:
 
     ``format`` is the stored format's name, ``config`` is ``config.json`` as read. ``weights`` maps
     canonical names to the text model's weights, in model order; ``left_out`` lists every other tensor.
+    ``parts`` has the weights of other parts that are stored as numbers, by part and name in the checkpoint.
     ``card`` is the model card. ``files`` are all files that were read, and ``EVALUATION_TEXT`` where there is
     one. A checkpoint of which only the description was read has no ``weights``.
     """
@@ -57,18 +70,34 @@ class Checkpoint:
     tokenizer: Tokenizer
     files: tuple[Path, ...]
     card: Card = field(default_factory=Card)
+    parts: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
         """Number of values over all weights."""
         return sum(weight.size for weight in self.weights.values())
 
-    def parts_left_out(self) -> list[dict[str, object]]:
-        """What is not converted, as reports have it: ``part``, how many ``tensors``, and ``bytes``."""
-        found: dict[str, list[int]] = {}
+    @property
+    def part_sizes(self) -> dict[str, PartSize]:
+        """What the checkpoint holds of each part, the text model first."""
+        text = [weight.stored_bytes for weight in self.weights.values()]
+        sizes = {TEXT: text}
         for item in self.left_out:
-            found.setdefault(item.reason.removesuffix(" (clip bound)"), []).append(item.bytes)
-        return [{"part": part, "tensors": len(sizes), "bytes": sum(sizes)} for part, sizes in found.items()]
+            sizes.setdefault(item.part, []).append(item.bytes)
+        return {part: PartSize(len(found), sum(found)) for part, found in sizes.items()}
+
+    def parts_left_out(self, stored: Collection[str] = ()) -> list[dict[str, object]]:
+        """What is not converted, as reports have it: the ``part`` for a reader, how many ``tensors`` and
+        ``bytes``, and the part that they are ``of``. Tensors in ``stored`` are converted after all."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for item in self.left_out:
+            if item.name not in stored:
+                key = item.reason.removesuffix(" (clip bound)"), item.part
+                found.setdefault(key, []).append(item.bytes)
+        return [
+            {"part": reason, "tensors": len(sizes), "bytes": sum(sizes), "of": part}
+            for (reason, part), sizes in found.items()
+        ]
 
     @property
     def stored_bytes(self) -> int:
@@ -106,6 +135,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
             *_evaluation_text(path),
         ),
         card=card,
+        parts=_parts(shards, left_out),
     )
 
 
@@ -158,6 +188,15 @@ def _check_index(index: Path, architecture: Architecture) -> None:
             raise _unexpected(f"{index}: tensor {shown(source)}", architecture)
 
 
+def _parts(shards: Shards, left_out: Iterable[LeftOut]) -> dict[str, dict[str, Weight]]:
+    """The weights of other parts than the text model, by part; of tensors that are stored as numbers."""
+    found: dict[str, dict[str, Weight]] = {}
+    for item in left_out:
+        if item.part != TEXT and item.dtype in NUMBERS:
+            found.setdefault(item.part, {})[item.name] = number_weight(shards.tensors[item.name])
+    return found
+
+
 Sorted = tuple[dict[str, SourceTensor], tuple[LeftOut, ...], Architecture]
 
 
@@ -166,9 +205,10 @@ def _sort_out(shards: Shards, architecture: Architecture) -> Sorted:
     tensors: dict[str, SourceTensor] = {}
     left_out: list[LeftOut] = []
     for tensor in shards.tensors.values():
-        reason = _outside(tensor.name, architecture)
-        if reason:
-            left_out.append(_left_out(tensor, reason))
+        outside = _outside(tensor.name, architecture)
+        if outside is not None:
+            part, reason = outside
+            left_out.append(_left_out(tensor, reason, part))
             continue
         name = canonical_name(tensor.name, architecture)
         if name in tensors:
@@ -177,13 +217,14 @@ def _sort_out(shards: Shards, architecture: Architecture) -> Sorted:
     return tensors, tuple(left_out), architecture
 
 
-def _outside(name: str, architecture: Architecture) -> str | None:
-    """What a tensor outside the text model belongs to."""
+def _outside(name: str, architecture: Architecture) -> tuple[str, str] | None:
+    """The part of a tensor outside the text model's weights, and what it is there; ``None`` for a weight."""
     bound = name.rpartition(".")[2] in _CLIP_BOUNDS
-    for start, part in architecture.other_parts.items():
-        if name.startswith(start):
-            return f"{part} (clip bound)" if bound else part
-    return "clip bound, which the text model does not use" if bound else None
+    for part in architecture.parts:
+        for start, what in part.tensors.items():
+            if name.startswith(start):
+                return part.name, f"{what} (clip bound)" if bound else what
+    return (TEXT, "clip bound, which the text model does not use") if bound else None
 
 
 def canonical_name(name: str, architecture: Architecture) -> str:
@@ -265,7 +306,7 @@ def _unused(architecture: Architecture, name: str, tensor: SourceTensor) -> Left
     return _left_out(tensor, reason)
 
 
-def _left_out(tensor: SourceTensor, reason: str) -> LeftOut:
+def _left_out(tensor: SourceTensor, reason: str, part: str = TEXT) -> LeftOut:
     if not tensor.name.isprintable():  # it will stand in reports, which no terminal should obey
         raise CheckpointError(f"{tensor.where} has a name with unprintable characters; refused")
-    return LeftOut(tensor.name, tensor.shape, tensor.dtype, tensor.bytes, reason)
+    return LeftOut(tensor.name, tensor.shape, tensor.dtype, tensor.bytes, reason, part)

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from converter.errors import ValidationError
 from converter.system.bounds import bounded
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 
 #: What a chat may take: seconds, bytes, and characters of text that a template makes of it. The sandbox keeps
 #: a template from other objects, but not from running on and on.
@@ -69,7 +70,7 @@ def write_chat(apply: Callable[..., Any], messages: Sequence[Mapping[str, Any]],
     return text
 
 
-def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def render(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Task of the child process: the prompts of ``chats`` by each of ``templates``, without a tokenizer.
 
     ``special`` are the texts of special tokens by the names that templates know. Answer: ``prompts``, for

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import click
 
 from converter.names import one_line
-
-if TYPE_CHECKING:
-    from targets.target import Progress
+from converter.system.progress import Progress, no_progress
 
 
 def warn(line: str) -> None:
@@ -29,13 +26,14 @@ def fail(line: str) -> None:
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """A progress callback that draws one bar per stage, on a terminal only."""
     if quiet or not sys.stderr.isatty():
-        yield lambda stage, done, total: None
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks = {}
 
         def show(stage: str, done: int, total: int) -> None:

@@ -48,8 +48,8 @@ def command(
     qatconvert inspect ./my-checkpoint --target gguf --json
     """
     from converter.cli.console import progress_bars, warn
-    from converter.pipeline.conversion import open_model
     from converter.pipeline.inspection import inspect
+    from converter.pipeline.opening import open_model
     from targets.target import check_known, find_target, known_targets
 
     check_known(targets)

@@ -77,6 +77,8 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
         if baseline := entry.get("baseline"):
             table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
         told_of += [(target, gate) for gate in entry.get("gates", ()) if _is_told(gate)]
+        for part, found in entry.get("parts", {}).items():
+            told_of += [(f"{target}, {part}", gate) for gate in found.get("gates", ()) if _is_told(gate)]
     references = [
         (entry.get("reference", report["reference"]), _number(entry["logits"]["ppl_reference"], ".3f"))
         for entry in report["targets"].values()
@@ -203,6 +205,8 @@ def _summary(found: Mapping[str, Any]) -> Table:
         table.add_row(
             f"planned {name}", f"{size(target['bytes'])}, {target['bits_per_weight']:.2f} bits per weight"
         )
+        for part, held in target.get("parts", {}).items():
+            table.add_row("", f"{part}: {size(held['bytes'])} in {escape(', '.join(held['files']))}")
         if told := _inexact(target["blocks"], target["scales"]):
             table.add_row("", told)
         for operator, formats in target.get("operators", {}).items():

@@ -52,7 +52,7 @@ def command(
     """
     from converter.cli.console import progress_bars, warn
     from converter.cli.tables import print_report
-    from converter.pipeline.conversion import validate
+    from converter.pipeline.validation import validate
     from targets.target import artifact_of, target_of
 
     check_effect([target_of(artifact_of(artifact)).name])

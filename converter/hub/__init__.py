@@ -32,13 +32,12 @@ from converter.hub.verification import Check, check, check_all
 from converter.names import Source
 from converter.system.amounts import amount
 from converter.system.files import state_of
+from converter.system.progress import StageProgress
 
-__all__ = ["Check", "Progress", "Snapshot", "download"]
+__all__ = ["Check", "Snapshot", "download"]
 
 _STREAMS = 4
 _CHATTY = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
-
-Progress = Callable[[int, int], None]
 
 
 def download(
@@ -47,7 +46,7 @@ def download(
     offline: bool = False,
     weights: bool = True,
     examine: Callable[[Path], object] | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
     cache_dir: Path | None = None,
     free_bytes: Callable[[Path], int] | None = None,
     waits: Sequence[float] = (1.0, 2.0, 4.0),
@@ -101,7 +100,7 @@ class _Cached:
 
     store: Store
     examine: Callable[[Path], object] | None
-    progress: Progress | None
+    progress: StageProgress | None
 
     def snapshot(self, revision: str, weights: bool) -> Snapshot:
         commit, files = self.store.find(revision, weights)
@@ -132,7 +131,7 @@ class _Transfer:
     store: Store
     free_bytes: Callable[[Path], int]
     examine: Callable[[Path], object] | None
-    progress: Progress | None
+    progress: StageProgress | None
 
     def snapshot(self, revision: str, weights: bool) -> Snapshot:
         repo = self.store.repo
@@ -238,7 +237,7 @@ class _Transfer:
 class _Tally:
     """Bytes at hand, out of `total`, over all threads; `total` grows by what had no known size."""
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
+    def __init__(self, total: int, progress: StageProgress | None) -> None:
         self.total = total
         self._done = 0
         self._progress = progress

@@ -10,7 +10,8 @@ from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
 from converter.pipeline.opening import Model
-from targets.target import Plan, Progress, find_target, known_targets, no_progress
+from converter.system.progress import Progress, counted, no_progress, stage_of
+from targets.target import Plan, find_target, known_targets
 
 
 def inspect(
@@ -37,6 +38,7 @@ def inspect(
         "source": {**model.record(), "format": checkpoint.format},
         "architecture": _architecture(checkpoint.architecture),
         "parameters": sum(weight.size for weight in checkpoint.weights.values()),
+        "parts": {part: asdict(size) for part, size in checkpoint.part_sizes.items()},
         "lattice": _totals(checkpoint.weights, surveys),
         "targets": {plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
         "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
@@ -47,21 +49,18 @@ def inspect(
                 "dtype": item.dtype,
                 "bytes": item.bytes,
                 "reason": item.reason,
+                "part": item.part,
             }
             for item in checkpoint.left_out
+            if not all(item.name in plan.beside_text for plan in plans)
         ],
     }
 
 
 def _survey_all(weights: list[Weight], progress: Progress) -> dict[str, Survey]:
     on_lattice = [weight for weight in weights if weight.lattice is not None]
-    total, done = sum(weight.size for weight in on_lattice), 0
-
-    def advance(values: int) -> None:
-        nonlocal done
-        done += values
-        progress("reading the lattice", done, total)
-
+    total = sum(weight.size for weight in on_lattice)
+    advance = counted(stage_of(progress, "reading the lattice"), total)
     return {weight.name: survey(weight, advance) for weight in on_lattice}
 
 

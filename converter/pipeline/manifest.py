@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -58,11 +58,13 @@ def build(
     files: Sequence[Mapping[str, object]],
     targets: Mapping[str, Mapping[str, object]],
     artifacts: Sequence[Mapping[str, object]],
+    beside_text: Collection[str] = (),
 ) -> dict[str, object]:
     """The manifest of a conversion; holds no time, host or outside path.
 
     ``options`` concern the whole conversion, ``files`` and ``artifacts`` are the digests of what was read and
-    written, ``targets`` maps each target to its storage plan and its own options.
+    written, ``targets`` maps each target to its storage plan and its own options. ``beside_text`` names the
+    tensors beside the text model that a target has a place for.
     """
     return {
         "schema": SCHEMA,
@@ -72,8 +74,15 @@ def build(
         "source": {**source, "format": checkpoint.format, "files": list(files)},
         "targets": dict(targets),
         "left_out": [
-            {"name": item.name, "shape": list(item.shape), "dtype": item.dtype, "reason": item.reason}
+            {
+                "name": item.name,
+                "shape": list(item.shape),
+                "dtype": item.dtype,
+                "reason": item.reason,
+                "part": item.part,
+            }
             for item in checkpoint.left_out
+            if item.name not in beside_text
         ],
         "artifacts": list(artifacts),
     }

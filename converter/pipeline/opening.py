@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from converter.checkpoint.safetensors import SINGLE, open_shards
 from converter.errors import UsageError
 from converter.hub.repository import is_description
-from converter.names import Source, printable
+from converter.names import Source, printable, resolve
 from converter.system.files import Watch, watch
+from converter.system.progress import Progress, StageProgress, no_progress, stage_of
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
     from converter.hub import Check
+    from targets.target import Target
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,42 @@ class Model:
         return {"repo": self.source.repo, "revision": self.place.revision, "path": path}
 
 
+def open_model(
+    name: str,
+    *,
+    offline: bool = False,
+    targets: Sequence[Target] = (),
+    options: Mapping[str, object] | None = None,
+    progress: Progress = no_progress,
+) -> Model:
+    """Resolve ``name``, download it if it is a repository, and open its checkpoint.
+
+    A repository whose description shows already that it cannot be read, or not be held by one of ``targets``
+    with ``options``, is refused before its weights are downloaded. Raises ``UsageError``, ``HubError``,
+    ``CheckpointError`` or ``TargetError``.
+    """
+    source = resolve(name)
+    place = local_place(source) or examined_place(source, offline, targets, options or {}, progress)
+    return open_place(place)
+
+
+def examined_place(
+    source: Source,
+    offline: bool,
+    targets: Sequence[Target],
+    options: Mapping[str, object],
+    progress: Progress,
+) -> Place:
+    """A repository's files, once its description is found to be what the targets can hold. Raises as
+    ``download_place`` does, and what ``Target.check_model`` raises."""
+
+    def examine(described: Checkpoint) -> None:
+        for target in targets:
+            target.check_model(described, options)
+
+    return download_place(source, offline, examine, stage_of(progress, "download"))
+
+
 def local_place(source: Source) -> Place | None:
     """A directory's files; ``None`` for a repository. Raises ``UsageError`` for a GGUF."""
     if source.kind == "gguf":
@@ -78,7 +116,7 @@ def download_place(
     source: Source,
     offline: bool,
     examine: Callable[[Checkpoint], object],
-    progress: Callable[[int, int], None],
+    progress: StageProgress,
 ) -> Place:
     """A repository's files; ``examine`` gets its description, without weights, and raises if it is not worth
     the download. Raises ``HubError`` or ``CheckpointError``."""

@@ -18,17 +18,17 @@ import numpy as np
 from converter.checkpoint.card import telling_order
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.names import DEMO, file_name, printable, resolve
-from converter.pipeline.conversion import open_model
 from converter.pipeline.listing import Listed, Manifest
 from converter.pipeline.manifest import library_versions
-from converter.pipeline.opening import Model
+from converter.pipeline.opening import Model, open_model
 from converter.pipeline.verification import REPORTS, Finding, Rebuild
 from converter.system.amounts import amount
 from converter.system.digests import Digests
 from converter.system.memory import check_memory
 from converter.system.output import MANIFEST, scratch_directory
+from converter.system.progress import Progress, no_progress
 from converter.system.untrusted import shown
-from targets.target import Plan, Progress, Target, check_installed, find_target, known_targets, no_progress
+from targets.target import Plan, Target, check_installed, find_target, known_targets
 
 _PIECE: Final = 8 << 20
 #: What the manifest records of a plan and the same plan has again. Warnings are not among it: some are about
@@ -67,7 +67,7 @@ def rebuild(
     planned = [_plan(manifest, model, target, record, progress) for target, record in targets]
     for one in planned:
         check_memory(one.plan.target, one.plan.memory)
-    largest = max((one.plan.bytes + one.plan.companion_bytes for one in planned), default=0)
+    largest = max((one.plan.size for one in planned), default=0)
     findings: list[Finding] = [finding for one in planned for finding in one.findings]
     same: list[str] = []
     with _scratch(output, largest) as scratch:

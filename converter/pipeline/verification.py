@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import Final
 
 from converter.errors import CheckpointError
@@ -15,9 +15,8 @@ from converter.pipeline.listing import Entry, Listed, Manifest, folders, read_ma
 from converter.system.digests import hexdigest
 from converter.system.output import MANIFEST
 from converter.system.processors import processors
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.untrusted import Settings, read_object
-
-Progress = Callable[[str, int, int], None]
 
 REPORT: Final = "report.json"
 #: The files that hold measured figures: no conversion makes the same ones again.
@@ -80,7 +79,7 @@ class Verification:
         return 3 if self.differences else 0
 
 
-def verify(output: Path, progress: Progress = lambda stage, done, total: None) -> Verification:
+def verify(output: Path, progress: Progress = no_progress) -> Verification:
     """Compare every file of ``output`` with its manifest, by size and SHA-256, and look for files that it
     does not list. Reads no model.
 
@@ -173,14 +172,7 @@ def _digests(
 ) -> dict[str, str]:
     """SHA-256 of files, on all cores; for one that cannot be read, why, which begins with ``cannot``."""
     total = sum(listed[name].bytes for name in names)
-    stop, turn = Event(), Lock()
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        with turn:
-            done += count
-            progress("check files", done, total)
+    stop, advance = Event(), counted(stage_of(progress, "check files"), total)
 
     def digest(name: str) -> str:
         try:

@@ -26,9 +26,8 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Any, Final
 
 from converter.errors import QatconvertError, ValidationError
+from converter.system.progress import StageProgress
 
-#: ``progress(done, total)``, both in the same unit.
-Progress = Callable[[int, int], None]
 _PR_SET_PDEATHSIG = 1
 #: Variables of the environment that a child gets from its parent, with what needs them; ``*`` stands for any
 #: ending. All others stay behind: tokens of any service, and settings of a runtime that would change what is
@@ -134,7 +133,7 @@ class Worker:
             self._log.close()
         self._child = self._log = None
 
-    def call(self, request: Mapping[str, object], progress: Progress, *, what: str) -> dict[str, Any]:
+    def call(self, request: Mapping[str, object], progress: StageProgress, *, what: str) -> dict[str, Any]:
         """The result of one request (anything that JSON can hold).
 
         ``what`` opens the message of the error that is raised when the child reports one, crashes or is
@@ -194,7 +193,7 @@ def _is_inherited(name: str) -> bool:
 
 
 def run_worker(
-    module: str, request: Mapping[str, object], progress: Progress, *, what: str
+    module: str, request: Mapping[str, object], progress: StageProgress, *, what: str
 ) -> dict[str, Any]:
     """The result of one request to a process of its own; see ``Worker.call``."""
     with Worker(module) as worker:
@@ -202,7 +201,7 @@ def run_worker(
 
 
 def _converse(
-    child: subprocess.Popen[bytes], request: Mapping[str, object], progress: Progress
+    child: subprocess.Popen[bytes], request: Mapping[str, object], progress: StageProgress
 ) -> dict[str, Any] | None:
     """Send the request, relay progress and return the answer, ``None`` if the child ended without one."""
     assert child.stdin is not None
@@ -241,7 +240,7 @@ def without_directories(text: str) -> str:
     return re.sub(r"(?<![^\s:'\"(=,])(/[^/\s:'\"]+)+/", "", text)
 
 
-def serve(handler: Callable[[dict[str, Any], Progress], Mapping[str, object]]) -> None:
+def serve(handler: Callable[[dict[str, Any], StageProgress], Mapping[str, object]]) -> None:
     """Answer requests in the child until the parent goes: the whole of a worker module's ``__main__``."""
     _end_with_parent()
     channel = _private_channel()

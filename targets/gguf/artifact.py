@@ -14,6 +14,7 @@ from converter.checkpoint.generation import end_texts, generation_limits, read_p
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.gguf.comparison import MODELFILE, differences
 from targets.gguf.description import add_description
 from targets.gguf.generation import HELD, add_generation
@@ -30,7 +31,7 @@ from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
 from targets.ollama import Modelfile, printed, read_sampling, write_modelfile
 from targets.storing import Holdings
-from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -83,14 +84,20 @@ class GgufTarget:
         if factors is not None:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
         kept = {key: options[key] for key in (*_GENERAL, *MODELFILE_OPTIONS) if options.get(key)}
-        files = file_names(_stem(name, tensors), len(groups(tensors, limit)))
+        sizes = [sum(tensor.bytes for tensor in group) for group in groups(tensors, limit)]
+        names_of_files = file_names(_stem(name, tensors), len(sizes))
         ollama = _modelfile(checkpoint, "../gguf", options).requires
         return Plan(
             target=self.name,
-            artifacts=tuple(f"gguf/{file}" for file in files),
+            files=(
+                *(
+                    PlannedFile(f"gguf/{file}", SHARD if index else MAIN, size)
+                    for index, (file, size) in enumerate(zip(names_of_files, sizes, strict=True))
+                ),
+                PlannedFile(MODELFILE, COMPANION),
+            ),
             tensors=tuple(tensors),
             warnings=(*_warnings(checkpoint, held), *_licence_warnings(options)),
-            companions=(MODELFILE,),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
             requires={
                 "llama.cpp": first_build(checkpoint.architecture, checkpoint.tokenizer),
@@ -113,7 +120,7 @@ class GgufTarget:
             raise destination_error(path, error) from error
         factors = rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
-        advance = counted(progress, "write gguf", checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "write gguf"), checkpoint.stored_bytes)
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
         try:
             (directory / MODELFILE).parent.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ import numpy as np
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
+from converter.system.progress import Progress, counted, stage_of
 from converter.system.untrusted import read_text, shown
 from targets.comparison import Bytes, Rows, differing_tensors
 from targets.gguf.description import NAMES_THAT_DECIDE
@@ -30,7 +31,7 @@ from targets.gguf.reading import File, split_files
 from targets.gguf.storage import GGML
 from targets.gguf.writing import encode
 from targets.ollama import Modelfile, parse_modelfile
-from targets.target import Difference, Plan, PlannedTensor, Progress, counted
+from targets.target import Difference, Plan, PlannedTensor
 from targets.writing import RANGE
 
 #: Keys that llama.cpp and Ollama only show, or do not know at all (``llama-arch.cpp``; Ollama's ``fs/ggml``).
@@ -71,7 +72,7 @@ def differences(
     for part in parts:
         found += _unused_bytes(part)
     found += differing_tensors(
-        _rows(parts, checkpoint, plan), counted(progress, "compare gguf", checkpoint.stored_bytes)
+        _rows(parts, checkpoint, plan), counted(stage_of(progress, "compare gguf"), checkpoint.stored_bytes)
     )
     return [*found, *_modelfile(artifact, parts, modelfile)]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import numpy as np
 
 from converter.checkpoint.excerpt import Excerpt
 from converter.system.processors import processors
+from converter.system.progress import StageProgress
 from targets.gguf.excerpt import excerpted_entries, excerpted_tensors
 from targets.gguf.metadata import Contents, Tensor, read_entries
 from targets.gguf.names import PER_LAYER_EMBEDDING
@@ -73,9 +74,7 @@ def widened_bytes(artifact: Path, excerpt: Excerpt | None = None) -> int:
     return _padded(len(_header(contents, copies)), _alignment(contents)) + _length(copies)
 
 
-def widen(
-    artifact: Path, path: Path, progress: Callable[[int, int], None], excerpt: Excerpt | None = None
-) -> None:
+def widen(artifact: Path, path: Path, progress: StageProgress, excerpt: Excerpt | None = None) -> None:
     """Write the model whose (first) file is ``artifact`` to ``path``, with float32 weights, or an excerpt.
 
     ``progress`` counts the bytes written. Memory is bounded by ranges of rows. Raises ``CheckpointError`` for

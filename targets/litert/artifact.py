@@ -13,6 +13,7 @@ from typing import BinaryIO, Final
 from converter.checkpoint.generation import generation_limits, read_sampling, read_suppressed
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
+from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
 from targets.litert.devices.android import check_assets, check_directory, write_assets
@@ -42,7 +43,7 @@ from targets.litert.storage import (
     operators,
     planned_tensors,
 )
-from targets.target import Difference, Plan, PlannedTensor, Progress, StoredTensor, counted, no_progress
+from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -102,17 +103,21 @@ class LitertTarget:
         self.check_model(checkpoint, options)
         tensors = planned_tensors(
             weights,
-            negative_weights(weights.values(), partial(progress, "plan litert")),
+            negative_weights(weights.values(), stage_of(progress, "plan litert")),
             tied_head=architecture.tied_head,
             own_head=chosen.externalize_embedder,
             off_lattice=chosen.off_lattice,
         )
         bundle = f"litert/{_bundle_name(name, None)}"
-        models = _model_types(checkpoint, chosen) if chosen.keep_tflite else ()
+        models = tuple(_model_types(checkpoint, chosen)) if chosen.keep_tflite else ()
         size = sum(tensor.bytes for tensor in tensors)
         return Plan(
             target=self.name,
-            artifacts=(bundle,),
+            files=(
+                PlannedFile(bundle, bytes=size),
+                *(PlannedFile(_tflite(bundle, kind), COMPANION, size // len(models)) for kind in models),
+                *(PlannedFile(f"litert/{_bundle_name(name, npu)}", COMPANION, size) for npu in chosen.npus),
+            ),
             tensors=tensors,
             warnings=(
                 *holdings(chosen.off_lattice).warnings(weights.values()),
@@ -120,10 +125,6 @@ class LitertTarget:
                 *template_warnings(checkpoint),
                 *generation_limits(checkpoint.path, "litert", "LiteRT-LM"),
                 *_assets_warnings(name, chosen.npus, size, options),
-            ),
-            companions=(
-                *(_tflite(bundle, kind) for kind in models),
-                *(f"litert/{_bundle_name(name, npu)}" for npu in chosen.npus),
             ),
             options={
                 "name": name,
@@ -138,7 +139,6 @@ class LitertTarget:
             operators=operators(tensors, tied_head=architecture.tied_head),
             context=chosen.context,
             elsewhere=_assets(options),
-            companion_bytes=size * (chosen.keep_tflite + len(chosen.npus)),
             memory=needed_memory(architecture, chosen.prefill_lengths),
         )
 
@@ -153,10 +153,10 @@ class LitertTarget:
         formats = _formats(plan)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            graphs = _graphs(checkpoint, plan, directory, partial(progress, "export litert"))
+            graphs = _graphs(checkpoint, plan, directory, stage_of(progress, "export litert"))
         except OSError as error:
             raise destination_error(path, error) from error
-        advance = counted(progress, "write litert", _read_bytes(plan.tensors, checkpoint.weights))
+        advance = counted(stage_of(progress, "write litert"), _read_bytes(plan.tensors, checkpoint.weights))
         models = _Models(checkpoint.weights, formats, advance)
         sections = [
             *metadata_sections(checkpoint, chosen.context),
@@ -169,7 +169,7 @@ class LitertTarget:
                     _extract(path, section, directory / _tflite(plan.artifacts[0], section.model_type))
         for npu in chosen.npus:
             compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
-            compile_bundle(path, npu, compiled, partial(progress, f"compile for {npu}"))
+            compile_bundle(path, npu, compiled, stage_of(progress, f"compile for {npu}"))
         return [*models.warnings(), *edit_warnings(checkpoint)]
 
     def deliver(
@@ -196,7 +196,7 @@ class LitertTarget:
                 model=name.removesuffix(self.suffix),
                 context_length=chosen.context,
                 processor=str(processor) if processor else None,
-                progress=partial(progress, "android assets"),
+                progress=stage_of(progress, "android assets"),
             )
         return ()
 
@@ -237,10 +237,10 @@ class LitertTarget:
         from targets.litert.comparison import bundle_differences, expect, model_differences
 
         with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
-            graphs = _graphs(checkpoint, plan, Path(scratch), partial(progress, "export litert"))
+            graphs = _graphs(checkpoint, plan, Path(scratch), stage_of(progress, "export litert"))
         sections = metadata_sections(checkpoint, read_options(plan.options).context)
         expected = expect(sections, graphs, checkpoint.weights, _formats(plan))
-        advance = counted(progress, "compare litert", _read_bytes(plan.tensors, checkpoint.weights))
+        advance = counted(stage_of(progress, "compare litert"), _read_bytes(plan.tensors, checkpoint.weights))
         if artifact.suffix == self.suffix:
             return bundle_differences(artifact, expected, advance)
         endings = {kind: f"{ending}.tflite" for kind, ending in _TFLITE.items() if kind in graphs}
@@ -257,7 +257,7 @@ def _formats(plan: Plan) -> dict[str, str]:
 
 
 def _graphs(
-    checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: Callable[[int, int], None]
+    checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: StageProgress
 ) -> Mapping[str, bytes]:
     """The graphs of a plan by model type; they are exported once for all that need them."""
     chosen, formats = read_options(plan.options), _formats(plan)

@@ -22,6 +22,7 @@ import numpy as np
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
 from converter.system.processors import processors
+from converter.system.progress import StageProgress, no_progress
 from targets.storing import BLOCK, Coded, Holdings
 from targets.target import PlannedTensor
 
@@ -80,9 +81,7 @@ def has_negative_scales(weight: Weight, advance: Callable[[int], None] = lambda 
     return negative
 
 
-def negative_weights(
-    weights: Iterable[Weight], progress: Callable[[int, int], None] = lambda done, total: None
-) -> frozenset[str]:
+def negative_weights(weights: Iterable[Weight], progress: StageProgress = no_progress) -> frozenset[str]:
     """Names of the weights of which a block has a negative scale; see ``has_negative_scales``. ``progress``
     counts values."""
     largest_first = sorted(weights, key=lambda weight: -weight.size)

@@ -23,6 +23,7 @@ from converter.checkpoint.chats import Conversation, conversations
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import QatconvertError
 from converter.system.child import run_worker
+from converter.system.progress import no_progress
 
 #: A comment, which stays as it is, or a tag with its code; quotes may hold the end of a tag.
 _TAG: Final = re.compile(
@@ -209,9 +210,7 @@ class _Prompts:
             "chats": [chat.request() for chat in (*chats, *map(received, chats), *probes)],
             "what": "the chat template",
         }
-        made = run_worker(
-            "converter.checkpoint.rendering", request, lambda done, total: None, what="transformers"
-        )
+        made = run_worker("converter.checkpoint.rendering", request, no_progress, what="transformers")
         count = len(chats)
         return cls(
             [one[:count] for one in made["prompts"]],

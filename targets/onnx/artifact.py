@@ -9,20 +9,21 @@ from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.storage import BITS, Storage, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.target import (
+    COMPANION,
+    SHARD,
     Difference,
     Plan,
+    PlannedFile,
     PlannedTensor,
-    Progress,
     StoredTensor,
     check_installed,
-    counted,
-    no_progress,
 )
 from targets.writing import destination_error
 
@@ -73,15 +74,19 @@ class OnnxTarget:
         storage = read_options(options)
         check_tokenizer(checkpoint)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}
+        tensors = tuple(_planned(weight, storage) for weight in checkpoint.weights.values())
         return Plan(
             target=self.name,
-            artifacts=(MODEL, DATA),
-            tensors=tuple(_planned(weight, storage) for weight in checkpoint.weights.values()),
+            files=(
+                PlannedFile(MODEL),
+                PlannedFile(DATA, SHARD, sum(tensor.bytes for tensor in tensors)),
+                *(PlannedFile(f"onnx/{file}", COMPANION) for file in generation_files(checkpoint)),
+            ),
+            tensors=tensors,
             warnings=(
                 *storage.held.warnings(checkpoint.weights.values()),
                 *generation_warnings(checkpoint),
             ),
-            companions=tuple(f"onnx/{file}" for file in generation_files(checkpoint)),
             scales="float16" if storage.scales == "FLOAT16" else "float32",
             kv_cache=kv_cache(checkpoint.architecture, storage.held.row_bytes(storage.dtype, 1)),
             options={
@@ -107,7 +112,7 @@ class OnnxTarget:
         (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
         for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():
             _write(directory / path, content)
-        advance = counted(progress, "write onnx", checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "write onnx"), checkpoint.stored_bytes)
         written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
         remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
         why = f"float16 does not hold and that is rounded; {remedy} keeps them"

@@ -17,6 +17,7 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.safetensors import Shard
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
+from converter.system.progress import Progress, counted, stage_of
 from converter.system.untrusted import parse_object, read_bytes, shown
 from targets.comparison import Bytes, Rows, differing_tensors
 from targets.onnx.dequantisation import ITEM_BYTES
@@ -29,7 +30,7 @@ from targets.onnx.protobuf import GRAPH_BYTES, External, Graph, Initializer, rea
 from targets.onnx.side_files import generation_files
 from targets.onnx.storage import Storage, read_options, stored_name
 from targets.onnx.writing import encoded
-from targets.target import Difference, Plan, Progress, counted
+from targets.target import Difference, Plan
 from targets.writing import RANGE
 
 #: Levels among which a conversion chooses by measurement, the most accurate one first.
@@ -60,7 +61,7 @@ def differences(artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Pr
     found = model_differences(expected, read_bytes(artifact, GRAPH_BYTES), artifact)
     data = _Data(graph, all_stretches(checkpoint.architecture, layout))
     rows = _rows(data, checkpoint.weights, layout, storage)
-    found += differing_tensors(rows, counted(progress, "compare onnx", checkpoint.stored_bytes))
+    found += differing_tensors(rows, counted(stage_of(progress, "compare onnx"), checkpoint.stored_bytes))
     return [*found, *data.unused_bytes(), *_side_files(artifact, checkpoint, set(data.files))]
 
 

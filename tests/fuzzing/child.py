@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import QatconvertError
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 from fuzzing import Damage, Files, case, find, read_files
 
 #: Longest message in characters; one names a path, a part of the file and what is wrong.
 _LONGEST_MESSAGE = 1000
 
 
-def run_cases(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def run_cases(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Run cases ``first`` to ``last`` of a format; progress tells the index of the next one.
 
     Request: ``format``, ``reader`` (``module:function`` or null for the format's own), ``directory`` with the

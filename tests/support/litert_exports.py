@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
 
 from converter.checkpoint.opened import Checkpoint
+from converter.system.progress import StageProgress, no_progress
 from targets.litert.export.request import export_graphs
 
 #: Most bytes of a checkpoint that is known by its contents; a larger one is known by its path.
@@ -43,7 +44,7 @@ class Exports:
         prefill_lengths: Sequence[int],
         context_length: int,
         directory: Path,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        progress: StageProgress = no_progress,
         *,
         externalize_embedder: bool = False,
         two_rows: Collection[str] = (),

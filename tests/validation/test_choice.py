@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from targets.target import Plan
+from targets.target import Plan, PlannedFile
 from validation.choice import Refusal, Trial, alternatives, best, surprising, with_lost_cache
 from validation.exactness import WeightExactness
 from validation.gates import Gate, not_run
@@ -37,7 +37,7 @@ def trial(level: int, speed: float | None, *, passed: bool = True, mean_kld: flo
     )
     return Trial(
         {"accuracy_level": level},
-        Subject(Path("model.onnx"), Plan("onnx", ("model.onnx",), ()), {}, WeightExactness(())),
+        Subject(Path("model.onnx"), Plan("onnx", (PlannedFile("model.onnx"),), ()), {}, WeightExactness(())),
         Runtime("onnxruntime", "1", {} if decode is None else {"decode": decode}),
         Path(f"{level}.npy"),
         replace(METRICS, mean_kld=mean_kld),

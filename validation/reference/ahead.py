@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.opened import Checkpoint
-from converter.system.child import Progress as Steps
 from converter.system.digests import hexdigest
-from targets.target import counted
+from converter.system.progress import Progress, StageProgress, counted, stage_of
 from validation.reference.logits import Model, default_cache, is_writable, reference_logits
-from validation.settings import Prepared, Progress, stage_of
+from validation.settings import Prepared
 
 
 def logits_of(
@@ -86,12 +85,12 @@ def _cache(prepared: Prepared) -> Path:
 
 
 def _identity(
-    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: Steps
+    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: StageProgress
 ) -> dict[str, object]:
     """What tells this checkpoint from every other: the digests of its files."""
     if source and source.get("files") is not None:
         return {"files": source["files"]}
     files = sorted(checkpoint.files)
     total = sum(file.stat().st_size for file in files)
-    advance = counted(lambda stage, done, total: progress(done, total), "", total)
+    advance = counted(progress, total)
     return {"files": [hexdigest(file, hashlib.sha256(), advance=advance) for file in files]}

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.system.child import Progress
 from converter.system.processors import processors
+from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.reference.model import forward, is_offloaded, load_model
 from validation.reference.tokens import decode, load_tokenizer
@@ -25,7 +25,7 @@ _LARGE = 4_000_000_000
 _Choose = Callable[[NDArray[np.float32]], int]
 
 
-def continue_prompts(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def continue_prompts(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Continue every prompt by at most ``count`` tokens.
 
     Request: as of ``causal_model.write_logits``, but ``prompts`` (token ids, BOS first) for ``sequences``,

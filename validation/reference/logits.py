@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import UsageError, ValidationError
-from converter.system.child import Progress, Worker
+from converter.system.child import Worker
+from converter.system.progress import StageProgress, no_progress
 from validation.logits import checksum, map_logits
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -80,7 +81,7 @@ def reference_logits(
     max_memory: int | None = None,
     batch_bytes: int | None = None,
     unchanged: Callable[[], object] = lambda: None,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
 ) -> NDArray[np.float32]:
     """Logits of ``model`` for every position of ``sequences``, of each from its index in ``firsts`` on
     (default: all): a float32 map ``[positions, vocabulary]``.
@@ -133,7 +134,7 @@ def own_logits(
     max_memory: int | None = None,
     float16_gelu: bool = False,
     dense: bool = True,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
 ) -> OwnLogits:
     """Logits of ``model``, a checkpoint of an artifact's own weights, in the file ``output``.
 
@@ -173,7 +174,7 @@ def _compute(
     output: Path,
     worker: Worker,
     options: Mapping[str, object],
-    progress: Progress,
+    progress: StageProgress,
 ) -> Mapping[str, Any]:
     """Have the child process write the logits, and give its answer; leaves no file behind when it fails."""
     _clear_offload(output.parent)

@@ -19,9 +19,9 @@ import numpy as np
 
 from converter.errors import ValidationError
 from converter.system.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
-from converter.system.child import Progress
 from converter.system.memory import free_memory
 from converter.system.processors import processors
+from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.metrics import compare
 from validation.reference.table import find_table
@@ -40,7 +40,7 @@ _TEXT_NAMES = {
 }
 
 
-def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write float32 logits of every position to ``output`` (.npy, ``[positions, vocabulary]``).
 
     Request: ``model`` (directory), ``sequences`` (token ids), ``firsts`` (for each the index of the first

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from converter.system.child import Progress, Worker, serve
+from converter.system.child import Worker, serve
 from converter.system.memory import release_memory
+from converter.system.progress import StageProgress
 from validation.reference.greedy import continue_prompts
 from validation.reference.model import write_logits
 from validation.reference.tokens import render, spell, tokenize
@@ -30,7 +31,7 @@ def reference_worker() -> Worker:
     return Worker("validation.reference.process")
 
 
-def _handle(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def _handle(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     try:
         return _TASKS[request.pop("task")](request, progress)
     finally:

@@ -13,14 +13,14 @@ from typing import Any, Final
 from converter.checkpoint.rendering import RefusedError, write_chat, write_chats
 from converter.errors import ValidationError
 from converter.system.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
-from converter.system.child import Progress
+from converter.system.progress import StageProgress
 
 _OWN_TEMPLATE: Final = "the checkpoint's chat template"
 #: How many ids are left off until the rest is what a text has: a character may take several.
 _SHORTER: Final = 16
 
 
-def tokenize(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def tokenize(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """``{"bos": id, "ids": [ids without BOS | None, ...]}`` for the passages of the request.
 
     ``None`` stands for a chat that cannot be rendered because the checkpoint has no chat template.
@@ -39,7 +39,7 @@ def tokenize(request: dict[str, Any], progress: Progress) -> Mapping[str, object
     return {"bos": bos, "ids": ids}
 
 
-def spell(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def spell(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Token ids of ``texts``, none added, and of ``chats``; and texts that have just the ids of ``prompts``.
 
     Answer: ``ids`` of every text; ``prompts``, for each ``{"text", "ids"}``: the longest beginning of its
@@ -71,7 +71,7 @@ def spell(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
     return {"ids": [encode(text) for text in texts], "prompts": found, "chats": chats}
 
 
-def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def render(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """The prompt for the next answer in each of ``chats`` by an artifact's ``template``.
 
     ``special`` are the texts of special tokens that a template may write (``bos_token``, ...), ``what`` names

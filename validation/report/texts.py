@@ -170,7 +170,25 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f" largest relative RMS error {number(others['rms_error'])}",
             )
         )
+    found += _part_facts(entry)
     found += [("warning", str(warning)) for warning in entry.get("warnings", ())]
+    return found
+
+
+def _part_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The parts beside the text model, and what this target leaves out of them though another does not."""
+    found = []
+    for name, part in entry.get("parts", {}).items():
+        told = f"{', '.join(part['files'])}, {part['bytes']:,} bytes"
+        if weights := part.get("weights"):
+            others = weights["off_lattice"]
+            told += f"; {weights['tensors']} tensors on the lattice, {weights['exact_blocks']:,} of"
+            told += f" {weights['blocks']:,} blocks exact; {others['tensors']} others,"
+            told += f" {others['exact_values']:,} of {others['values']:,} values exact"
+        failed = [gate["name"] for gate in part.get("gates", ()) if gate["passed"] is False]
+        found.append((name, f"{told}; FAILED: {', '.join(failed)}" if failed else told))
+    if entry.get("left_out"):
+        found.append(("left out", left_out_text(entry["left_out"])))
     return found
 
 

@@ -19,7 +19,8 @@ from converter.checkpoint.chats import Conversation, Inexpressible
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError
-from converter.system.child import Progress, run_worker
+from converter.system.child import run_worker
+from converter.system.progress import StageProgress
 from converter.system.untrusted import read_object, read_text
 from validation.runners import Reading, Render, Template, TextAccount
 
@@ -66,7 +67,7 @@ class GenAiText:
         chats: Sequence[Conversation],
         render: Render,
         scratch: Path,
-        progress: Progress,
+        progress: StageProgress,
     ) -> TextAccount:
         """See the protocol; templates run in onnxruntime-genai's own engine."""
         _write_own(checkpoint, scratch)

@@ -15,10 +15,11 @@ from converter.system.bounds import (
     TEMPLATE_SECONDS,
     bounded,
 )
-from converter.system.child import Progress, serve, without_directories
+from converter.system.child import serve, without_directories
+from converter.system.progress import StageProgress
 
 
-def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def read(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """``reading`` (``tokens``, ``prompts``, ``ends``) by the files in the directory ``artifact``, and ``own``
     by those in ``checkpoint``, ``None`` where the tokenizer does not load them."""
     import onnxruntime_genai

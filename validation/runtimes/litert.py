@@ -19,11 +19,11 @@ from pathlib import Path
 
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError, ValidationError
-from converter.system.child import Progress, run_worker, without_directories
+from converter.system.child import run_worker, without_directories
+from converter.system.progress import StageProgress, counted
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from targets.litert.reading import open_models
 from targets.litert.widening import coded_values, widen, widened_bytes, widened_length
-from targets.target import counted
 from targets.writing import destination_error
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.litert_lm import engine
@@ -62,7 +62,7 @@ class LiteRt:
         sequences: Sequence[Sequence[int]],
         vocabulary: int,
         output: Path,
-        progress: Progress,
+        progress: StageProgress,
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
@@ -107,7 +107,7 @@ class LiteRt:
             raise _explained(error, artifact) from error
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
+        self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """See ``validation.runners.Runner``: the artifact's graphs with its codes as float32, for which
         XNNPACK rounds nothing; a ``.tflite``, or a bundle of the models where there are several. ``progress``
@@ -118,10 +118,10 @@ class LiteRt:
             raise _explained(error, artifact) from error
 
 
-def _widened(artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None) -> Path:
+def _widened(artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None) -> Path:
     models = open_models(artifact)
     values = sum(coded_values(model, excerpt) for model in models)
-    advance = counted(lambda _, done, total: progress(done, total), "", values)
+    advance = counted(progress, values)
     path = directory / f"{artifact.stem}-unrounded.tflite"
     if len(models) == 1:
         try:

@@ -15,7 +15,8 @@ from typing import Final
 from converter.checkpoint.chats import Conversation, Inexpressible
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, ValidationError
-from converter.system.child import Progress, run_worker, without_directories
+from converter.system.child import run_worker, without_directories
+from converter.system.progress import StageProgress
 from targets.litert.metadata import stored_template
 from targets.litert.template import sent, template_for
 from validation.runners import Account, Answer, Ids, Reading, Scores, Template
@@ -50,7 +51,7 @@ class LiteRtLm:
         sequences: Sequence[Sequence[int]],
         begin: str,
         count: int,
-        progress: Progress,
+        progress: StageProgress,
         *,
         chats: Sequence[Conversation] = (),
         tokenizer: Tokenizer | None = None,

@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from converter.errors import ValidationError
 from converter.system.bounds import bounded
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 
 #: Tells the engine to keep no cache: it would write one beside the bundle, as large as its weights.
 _NO_CACHE: Final = ":nocache"
@@ -25,7 +26,7 @@ _UNBOUNDED: Final = 1 << 40
 _LONGEST_HEAD: Final = 16
 
 
-def run_engine(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def run_engine(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Tokenise, answer and score; request and answer are those of ``validation.runtimes.litert_lm``."""
     import litert_lm
 

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.system.child import Progress, peak_bytes, serve
+from converter.system.child import peak_bytes, serve
+from converter.system.progress import StageProgress
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
 from validation.runners import CPU
 from validation.runtimes.litert_session import Decoder, open_decoder
 
 
-def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write float32 logits of ``sequences``, each from its index in ``firsts`` on, for ``artifact`` to
     ``output`` (.npy)."""
     sequences: list[list[int]] = request["sequences"]

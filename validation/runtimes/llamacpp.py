@@ -14,7 +14,8 @@ from pathlib import Path
 
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError, DestinationError, ValidationError
-from converter.system.child import Progress, run_worker
+from converter.system.child import run_worker
+from converter.system.progress import StageProgress
 from targets.gguf.widening import widen, widened_bytes
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.llamacpp_library import MODULES, find_library
@@ -47,7 +48,7 @@ class LlamaCpp:
         sequences: Sequence[Sequence[int]],
         vocabulary: int,
         output: Path,
-        progress: Progress,
+        progress: StageProgress,
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
@@ -80,7 +81,7 @@ class LlamaCpp:
             raise ValidationError(str(error)) from error
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
+        self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """See the protocol: a GGUF file with the artifact's metadata and its weights as float32."""
         path = directory / "unrounded.gguf"

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.system.child import Progress, serve
+from converter.system.child import serve
 from converter.system.processors import processors
+from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.runtimes.llamacpp_library import open_library
 
@@ -24,7 +25,7 @@ _F32 = 0  # GGML_TYPE_F32
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
-def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write float32 logits for ``artifact`` to ``output`` (.npy): of every position of ``sequences`` from its
     sequence's index in ``firsts`` on (of all without it)."""
     sequences: list[list[int]] = request["sequences"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.checkpoint.chats import Conversation, Inexpressible
-from converter.system.child import Progress, run_worker
+from converter.system.child import run_worker
+from converter.system.progress import StageProgress
 from targets.gguf.tokenizer_model import write_tokenizer_model
 from validation.runtimes.llamacpp_library import find_library
 
@@ -40,7 +41,7 @@ def server_prompts(
     template: str | None,
     chats: Sequence[Conversation],
     scratch: Path,
-    progress: Progress,
+    progress: StageProgress,
 ) -> list[dict[str, str]]:
     """The prompt for the next answer in every chat, ``{"text"}``, or ``{"error"}``, by the templates of
     ``artifact``, or by another ``template``. The server leaves out the BOS token in front of prompts before

@@ -15,7 +15,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from converter.system.bounds import LOADING_MEMORY, bounded
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 
 #: What loading and all prompts may take; before, transformers has run the template within narrower bounds.
 _SECONDS: Final = 60
@@ -23,7 +24,7 @@ _ENDPOINT: Final = "/apply-template"
 _CONTEXT: Final = 64
 
 
-def render(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def render(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """The prompts of ``chats``, bodies of requests to ``/apply-template``, by the templates of ``model``:
     for each ``{"text"}``, or ``{"error"}``, a line, the same for all where the server does not start."""
     print("rendering the file's chat template", file=sys.stderr, flush=True)  # told if the process ends

@@ -16,7 +16,8 @@ from typing import Any, Final
 from converter.checkpoint.chats import Conversation, Inexpressible
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
-from converter.system.child import Progress, Worker
+from converter.system.child import Worker
+from converter.system.progress import StageProgress
 from targets.gguf.tokenizer_model import TEMPLATE
 from targets.gguf.vocabulary import VISIBLE, lost_ends
 from validation.runners import Ids, Reading, Render, Template, TextAccount
@@ -65,7 +66,7 @@ class LlamaCppText:
         chats: Sequence[Conversation],
         render: Render,
         scratch: Path,
-        progress: Progress,
+        progress: StageProgress,
     ) -> TextAccount:
         """See the protocol. There is no other reading to compare tokens with: a vocabulary must be in a GGUF
         before llama.cpp reads it."""
@@ -116,7 +117,7 @@ class _Prompts:
         text = self.found["template"]
         return None if text is None else Template(text, ENGINE if has_server() else _NO_SERVER)
 
-    def read(self, scratch: Path, progress: Progress) -> tuple[tuple[Ids, ...], tuple[Ids, ...] | None]:
+    def read(self, scratch: Path, progress: StageProgress) -> tuple[tuple[Ids, ...], tuple[Ids, ...] | None]:
         """Token ids of the prompts by the artifact's template, and by the checkpoint's where llama.cpp makes
         another text of it than transformers does."""
         template, own = self.found["template"], self.tokenizer.chat_template

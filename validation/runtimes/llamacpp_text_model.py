@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from converter.errors import ValidationError
 from converter.system.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 from validation.runtimes.llamacpp_library import open_library
 from validation.runtimes.llamacpp_model import Log
 
@@ -35,7 +36,7 @@ class _Vocabulary:
 _OPEN: dict[str, _Vocabulary] = {}
 
 
-def read(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def read(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """``tokens`` of the request's ``texts`` with the vocabulary of ``artifact`` (with those that it adds to
     prompts if they are to ``begin``), ``ends`` (ids that end an answer), ``hidden`` (ids of tokens that are
     not shown), ``template`` (``None`` without one) and ``special``, the texts of tokens that templates

@@ -14,7 +14,8 @@ from typing import Final
 
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import UsageError, ValidationError
-from converter.system.child import Progress, run_worker
+from converter.system.child import run_worker
+from converter.system.progress import StageProgress, no_progress
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.genai_text import text
 
@@ -55,7 +56,7 @@ class OnnxRuntime:
         sequences: Sequence[Sequence[int]],
         vocabulary: int,
         output: Path,
-        progress: Progress,
+        progress: StageProgress,
         *,
         provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
@@ -90,10 +91,10 @@ class OnnxRuntime:
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """None: the artifact itself computes without rounding to integers; of an excerpt those of its codes
         and floats. See the protocol."""
-        return 0 if excerpt is None else _excerpt(artifact, excerpt, None, lambda done, total: None)
+        return 0 if excerpt is None else _excerpt(artifact, excerpt, None, no_progress)
 
     def unrounded(
-        self, artifact: Path, directory: Path, progress: Progress, excerpt: Excerpt | None = None
+        self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """The artifact, or a copy of the nodes and weights of an excerpt, at accuracy level 0, at which
         products are computed in float32.
@@ -116,7 +117,7 @@ class OnnxRuntime:
         return path, {"accuracy_level": 0}
 
 
-def _excerpt(artifact: Path, excerpt: Excerpt, output: Path | None, progress: Progress) -> int:
+def _excerpt(artifact: Path, excerpt: Excerpt, output: Path | None, progress: StageProgress) -> int:
     """Bytes of an excerpt, which is written to ``output`` if that is given; raises ``ValidationError``."""
     request: Mapping[str, object] = {
         "artifact": str(artifact.resolve()),

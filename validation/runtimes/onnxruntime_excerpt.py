@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.excerpt import Excerpt
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 from converter.system.untrusted import read_bytes
 from targets.onnx.accuracy import parse
 from targets.onnx.excerpt import DATA, copy_data, cut, move_data, stretches
 from targets.onnx.protobuf import GRAPH_BYTES
 
 
-def write_excerpt(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def write_excerpt(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write the excerpt of ``artifact`` that the fields of ``Excerpt`` tell to ``output``, its data beside
     it, or nothing if that is null; answer: ``bytes`` of both."""
     artifact = Path(request["artifact"])

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
-from converter.system.child import Progress, peak_bytes, serve
+from converter.system.child import peak_bytes, serve
+from converter.system.progress import StageProgress
 from targets.onnx.accuracy import accuracy_levels
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
@@ -25,7 +26,7 @@ _CHUNK: Final = 128
 _ROUNDS: Final = 4
 
 
-def write_logits(request: dict[str, Any], progress: Progress) -> Mapping[str, object]:
+def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write float32 logits of ``sequences``, of each from its index in ``firsts`` on, for ``artifact`` to
     ``output`` (.npy)."""
     import onnxruntime

@@ -11,15 +11,21 @@ from typing import Final
 
 from converter.checkpoint.architecture import gemma as keys
 from converter.checkpoint.architecture.layers import FULL, SLIDING, Architecture, Family, Layer
+from converter.checkpoint.parts import VISION, Part
 from converter.system.untrusted import Settings, shown
 
 _TEXT_TYPES: Final = {"gemma3": "gemma3_text"}
-_OTHER_PARTS: Final = {
-    "model.vision_tower.": "vision encoder",
-    "model.multi_modal_projector.": "vision projection",
-    "vision_tower.": "vision encoder",
-    "multi_modal_projector.": "vision projection",
-}
+_PARTS: Final = (
+    Part(
+        VISION,
+        {
+            "model.vision_tower.": "vision encoder",
+            "model.multi_modal_projector.": "vision projection",
+            "vision_tower.": "vision encoder",
+            "multi_modal_projector.": "vision projection",
+        },
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ def read(config: Settings, model_type: str) -> Architecture:
         query_pre_attn_scalar=scalar,
         tensors=_tensors(vocabulary, hidden, layers, tied),
         prefixes=keys.PREFIXES,
-        other_parts=_OTHER_PARTS,
+        parts=_PARTS,
     )
 
 

@@ -11,21 +11,32 @@ from typing import Final
 
 from converter.checkpoint.architecture import gemma as keys
 from converter.checkpoint.architecture.layers import FULL, Architecture, Experts, Family, Layer, PerLayerInput
+from converter.checkpoint.parts import AUDIO, VISION, Part
 from converter.system.untrusted import Settings, shown
 
 _TEXT_TYPES: Final = {"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}
-_OTHER_PARTS: Final = {
-    "model.vision_tower.": "vision encoder",
-    "model.audio_tower.": "audio encoder",
-    "model.embed_vision.": "vision projection",
-    "model.embed_audio.": "audio projection",
-    "model.vision_embedder.": "vision embedder",
-    "vision_tower.": "vision encoder",
-    "audio_tower.": "audio encoder",
-    "embed_vision.": "vision projection",
-    "embed_audio.": "audio projection",
-    "vision_embedder.": "vision embedder",
-}
+_PARTS: Final = (
+    Part(
+        VISION,
+        {
+            "model.vision_tower.": "vision encoder",
+            "model.embed_vision.": "vision projection",
+            "model.vision_embedder.": "vision embedder",
+            "vision_tower.": "vision encoder",
+            "embed_vision.": "vision projection",
+            "vision_embedder.": "vision embedder",
+        },
+    ),
+    Part(
+        AUDIO,
+        {
+            "model.audio_tower.": "audio encoder",
+            "model.embed_audio.": "audio projection",
+            "audio_tower.": "audio encoder",
+            "embed_audio.": "audio projection",
+        },
+    ),
+)
 _ROPE_DEFAULTS: Final[dict[str, object]] = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -83,7 +94,7 @@ def read(config: Settings, model_type: str) -> Architecture:
         tensors=_tensors(vocabulary, hidden, layers, experts, per_layer_input, tied),
         unused=_unused(layers),
         prefixes=keys.PREFIXES,
-        other_parts=_OTHER_PARTS,
+        parts=_PARTS,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from converter.checkpoint.parts import Part
 from converter.system.untrusted import Settings
 
 SLIDING, FULL = "sliding", "full"
@@ -64,8 +65,8 @@ class Architecture:
     before it multiplies (1 in Gemma 3, 0 in Gemma 4). ``tensors`` maps the canonical name of every text
     tensor that the checkpoint must hold, in model order, to its shape; ``unused`` maps those that it may
     hold beside them to the reason why they are not converted. ``prefixes`` are what a source name may
-    begin with before the canonical name, longest first, and ``other_parts`` maps the beginnings of names
-    outside the text model to what they belong to.
+    begin with before the canonical name, longest first. ``parts`` are what a checkpoint may hold beside the
+    text model.
     """
 
     family: str
@@ -89,7 +90,7 @@ class Architecture:
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     unused: Mapping[str, str] = field(default_factory=dict)
     prefixes: tuple[str, ...] = ("",)
-    other_parts: Mapping[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

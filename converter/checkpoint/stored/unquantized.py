@@ -23,7 +23,8 @@ from converter.errors import CheckpointError
 #: Share of the judged blocks that must be on a lattice.
 ON_LATTICE_SHARE: Final = 0.99
 _LATTICE: Final = Lattice(bits=4, block=BLOCK)
-_DTYPES: Final = ("BF16", "F16", "F32")
+#: Dtypes of numbers that are read.
+NUMBERS: Final = ("BF16", "F16", "F32")
 #: Matrices that training leaves alone: the choice of experts is too sensitive.
 _UNCODED: Final = (".router.proj.weight",)
 
@@ -44,9 +45,9 @@ def weights(
 def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | None = None) -> Weight:
     """The weight of one tensor; reads a sample of its rows, unless its shape is not the one ``expected``: the
     row of a hostile file may be larger than memory. Raises ``CheckpointError``."""
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in NUMBERS:
         raise CheckpointError(
-            f"{tensor.where} has dtype {tensor.dtype}, expected one of {', '.join(_DTYPES)}"
+            f"{tensor.where} has dtype {tensor.dtype}, expected one of {', '.join(NUMBERS)}"
         )
     matrix = len(tensor.shape) >= 2 and tensor.shape == (expected or tensor.shape)
     on_lattice = matrix and tensor.columns % BLOCK == 0 and lies_on_lattice(tensor)
@@ -60,6 +61,16 @@ def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | Non
         codes=_codes(tensor) if on_lattice else None,
         coded=len(tensor.shape) >= 2 and not name.endswith(_UNCODED),
     )
+
+
+def number_weight(tensor: SourceTensor) -> Weight:
+    """The weight of a tensor of another part than the text model, by its name in the checkpoint: its numbers
+    as they are stored, infinite ones too (bounds of what is clipped), on no lattice."""
+
+    def floats(start: int, stop: int) -> NDArray[np.float32]:
+        return _as_floats(tensor.read_rows(start, stop))
+
+    return Weight(tensor.name, tensor.name, tensor.shape, tensor.dtype, floats)
 
 
 def lies_on_lattice(tensor: SourceTensor) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -32,6 +32,7 @@ from converter.system.output import (
     settle,
     sync_tree,
 )
+from converter.system.progress import StageProgress, no_progress
 from converter.system.untrusted import read_object
 from targets.litert.bundle import read_sections
 
@@ -110,7 +111,7 @@ def write_assets(
     model: str,
     context_length: int,
     processor: str | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: StageProgress = no_progress,
 ) -> Path:
     """Copy a bundle into ``directory`` as the assets of ``model``, and write their manifest; its path.
 
@@ -169,7 +170,7 @@ def _names(model: str, count: int) -> list[str]:
 
 
 def _copied(
-    bundle: Path, scratch: Path, names: Sequence[str], progress: Callable[[int, int], None]
+    bundle: Path, scratch: Path, names: Sequence[str], progress: StageProgress
 ) -> tuple[list[Part], str]:
     """The parts of a bundle, written to ``scratch``, and the SHA-256 of it all."""
     whole, parts, done, total = hashlib.sha256(), [], 0, bundle.stat().st_size

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import TargetError, UsageError
-from converter.system.child import Progress
 from converter.system.output import check_space, scratch_directory
+from converter.system.progress import StageProgress, no_progress
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, read_sections, write_bundle
 from targets.litert.export.child import ask
 from targets.writing import destination_error
@@ -91,9 +91,7 @@ def check_installed(npus: Iterable[Npu]) -> None:
         )
 
 
-def compile_bundle(
-    bundle: Path, npu: Npu, output: Path, progress: Progress = lambda done, total: None
-) -> None:
+def compile_bundle(bundle: Path, npu: Npu, output: Path, progress: StageProgress = no_progress) -> None:
     """Compile the models of a ``.litertlm`` for ``npu`` into ``output``, which appears when it is whole.
 
     ``progress(done, total)`` counts two steps, of which the first takes long. Raises ``TargetError`` of one
@@ -111,7 +109,7 @@ def compile_bundle(
             "directory": str((scratch / "parts").absolute()),
             "compiled": str(compiled.absolute()),
         }
-        ask(_MODULE, request, lambda done, total: None, work=f"compiling for {npu}", directory=scratch)
+        ask(_MODULE, request, no_progress, work=f"compiling for {npu}", directory=scratch)
         progress(1, 2)
         whole = scratch / "whole.litertlm"
         write_bundle(whole, _with_models(bundle, sections, compiled, npu))

@@ -10,7 +10,8 @@ from typing import Any, Final
 from litert_torch.generative.export_hf.experimental.litert_lm_npu_compiler import litert_lm_npu_compiler
 
 from converter.errors import TargetError
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 
 #: How ``apply_plugin`` names the file with what the vendor's compiler printed (ai-edge-litert 2.3.0).
 _ERROR_FILE: Final = re.compile(r"See (\S+\.error) for details")
@@ -19,7 +20,7 @@ _MARKS: Final = re.compile(r"^(?:└\s*|ERROR:\s*|\[[^\]]*:\d+\]\s*)+")
 _LOG_BYTES: Final = 1 << 20
 
 
-def compile_for_npu(request: dict[str, Any], progress: Progress) -> dict[str, str]:
+def compile_for_npu(request: dict[str, Any], progress: StageProgress) -> dict[str, str]:
     """Answer one request; raises ``TargetError`` with the cause that the compiler's log tells."""
     try:
         litert_lm_npu_compiler.compile_litertlm(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.errors import TargetError
-from converter.system.child import Progress, Worker
+from converter.system.child import Worker
 from converter.system.memory import release_memory
+from converter.system.progress import StageProgress
 
 #: Of the child. The seed is for transformers 5.23.0, where the order of a set of strings (the kinds of
 #: attention) decides the order of operators; malloc's settings give memory back that the exporter frees.
@@ -22,7 +23,7 @@ _ENVIRONMENT: Final = {
 def ask(
     module: str,
     request: Mapping[str, object],
-    progress: Progress,
+    progress: StageProgress,
     *,
     work: str,
     directory: Path | None = None,

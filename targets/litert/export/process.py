@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import TargetError
-from converter.system.child import Progress, serve
+from converter.system.child import serve
+from converter.system.progress import StageProgress
 from targets.litert.export.request import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
 from targets.litert.export.skeleton import read_skeleton
 from targets.litert.export.workarounds import CappedHead, left_out, small_samples
@@ -127,7 +128,7 @@ def _write(signatures: list[_Signature], text: TextModel, path: Path, step: Call
     return set().union(*opened.values())
 
 
-def serve_export(request: dict[str, Any], progress: Progress) -> dict[str, str]:
+def serve_export(request: dict[str, Any], progress: StageProgress) -> dict[str, str]:
     """Answer one request."""
     total = 1 + STEPS * (3 if request["externalize_embedder"] else 1)
     steps = itertools.count(1)

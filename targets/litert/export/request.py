@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from converter.system.child import Progress
+from converter.system.progress import StageProgress, no_progress
 from targets.litert.export.child import ask
 from targets.litert.export.skeleton import write_skeleton
 
@@ -42,7 +42,7 @@ def export_graphs(
     prefill_lengths: Sequence[int],
     context_length: int,
     directory: Path,
-    progress: Progress = lambda done, total: None,
+    progress: StageProgress = no_progress,
     *,
     externalize_embedder: bool = False,
     two_rows: Collection[str] = (),

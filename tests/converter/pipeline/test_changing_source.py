@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from converter.errors import CheckpointError
-from converter.pipeline.conversion import Conversion, convert, open_model, validate
-from targets.target import Progress
+from converter.pipeline.conversion import Conversion, convert
+from converter.pipeline.opening import open_model
+from converter.pipeline.validation import validate
+from converter.system.progress import Progress
 
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 Change = Callable[[Path], object]

@@ -10,7 +10,8 @@ import pytest
 
 from converter.demo import DEMO
 from converter.errors import CheckpointError, DestinationError
-from converter.pipeline.conversion import Conversion, convert, open_model
+from converter.pipeline.conversion import Conversion, convert
+from converter.pipeline.opening import open_model
 from converter.pipeline.rebuild import rebuild
 from converter.pipeline.verification import REPORTS, Rebuild, Verification, verify
 from support.altered_output import edit_manifest, list_again, tamper

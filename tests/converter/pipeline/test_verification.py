@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from converter.errors import CheckpointError
-from converter.pipeline.conversion import validate
+from converter.pipeline.validation import validate
 from converter.pipeline.verification import read_verdicts, verify
 from support.altered_output import edit_manifest, list_again
 

@@ -1,0 +1,156 @@
+"""Reports and manifest of a conversion: what was asked for, read, written and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.errors import DestinationError
+from converter.pipeline import manifest
+from converter.pipeline.earlier import (
+    Earlier,
+    check_staying,
+    read_earlier,
+    with_earlier_manifest,
+    with_earlier_report,
+)
+from converter.pipeline.opening import Model
+from converter.pipeline.proving import Proven
+from converter.pipeline.running import Conversion, Running
+from converter.pipeline.writing import Written
+from converter.system import output
+from converter.system.digests import Digests, sha256
+from targets.target import Plan
+
+if TYPE_CHECKING:
+    from validation.settings import Prepared
+
+
+def report_of(
+    model: Model,
+    prepared: Prepared | None,
+    entries: Mapping[str, Mapping[str, object]],
+    plans: Sequence[Plan],
+) -> dict[str, Any]:
+    """The content of report.json with the ``entries`` of targets; nothing was validated if nothing is
+    ``prepared``.
+
+    What none of ``plans`` has a place for is left out; a target that has less than the others of the run says
+    so in its entry.
+    """
+    from validation.report.files import assemble
+
+    reference = None
+    if prepared is not None:
+        from validation.settings import reference_entry
+
+        reference = reference_entry(prepared)
+    source = {**model.record(), "format": model.checkpoint.format}
+    left_out = model.checkpoint.parts_left_out(stored_beside_text(plans))
+    whole = {plan.target: {**entries[plan.target], **_left_out_alone(model, plan, plans)} for plan in plans}
+    return assemble(model.source.name, source, reference, whole, left_out)
+
+
+def stored_beside_text(plans: Sequence[Plan]) -> frozenset[str]:
+    """Names of the tensors beside the text model for which one of ``plans`` has a place."""
+    return frozenset().union(*(plan.beside_text for plan in plans))
+
+
+def _left_out_alone(model: Model, plan: Plan, plans: Sequence[Plan]) -> dict[str, object]:
+    """For a target's entry, what it leaves out that another target of the run has a place for."""
+    checkpoint, others = model.checkpoint, stored_beside_text(plans) - plan.beside_text
+    kept = {item.name for item in checkpoint.left_out} - others
+    parts = checkpoint.parts_left_out(kept)
+    return {"left_out": parts} if parts else {}
+
+
+def record(
+    run: Running,
+    made: Sequence[Written],
+    proven: Sequence[Proven],
+    report: Mapping[str, Any],
+    earlier: Earlier | None,
+    scratch: Path,
+) -> None:
+    """Write the reports and, last, the manifest of all that lies in ``scratch`` and of what stays."""
+    from validation.report.files import write
+
+    stored = {one.plan.target: {**one.plan.as_dict(), "files": list(one.files)} for one in made}
+    for one in proven:
+        if one.choice is not None:
+            stored[one.target]["chosen"] = dict(one.choice)
+    write(scratch, report)
+    run.digests.add(manifest.files_of(scratch))
+    content = manifest.build(
+        _options(run.request),
+        run.model.checkpoint,
+        run.model.record(),
+        _source_files(run.model, run.digests),
+        stored,
+        run.digests.entries(scratch),
+        stored_beside_text([one.plan for one in made]),
+    )
+    if earlier is not None:
+        content = with_earlier_manifest(earlier, content)
+    manifest.write(scratch / output.MANIFEST, content)
+
+
+def _options(request: Conversion) -> dict[str, object]:
+    """What was asked for, as the manifest records it beside each target's own options. Paths mean nothing
+    elsewhere: a text is recorded by its digest, and where the cache lies is not."""
+    if request.validation is None:
+        return {"validation": None}
+    settings = {key: value for key, value in request.validation.items() if key != "cache"}
+    text = settings.get("text")
+    recorded = {**settings, "text": sha256(text) if text else None, "off_lattice": request.off_lattice}
+    return {"validation": recorded}
+
+
+def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:
+    """Every file of the checkpoint, and how it was compared with what the Hub lists: by its ``sha256``, by
+    its blob id of ``git``, or (``None``: a directory, or a server without digests) not at all."""
+    kinds = {name: check.kind for name, check in model.place.checks.items()}
+    files = digests.entries(model.checkpoint.path)
+    return [{**entry, "verified": kinds.get(str(entry["path"]))} for entry in files]
+
+
+def publish_reports(
+    report: Mapping[str, Any],
+    files: Sequence[Mapping[str, object]],
+    scratch: Path,
+    directory: Path,
+    warn: Callable[[str], None],
+) -> None:
+    """Put the reports of one target beside what is in ``directory`` and renew the manifest that may be there.
+    ``files`` are those of the checkpoint with their digests."""
+    from validation.report.files import write
+
+    whole = _with_others(report, directory, files, warn)
+    with closing(Digests()) as digests:
+        write(scratch, whole)
+        digests.add(manifest.files_of(scratch))
+        before = output.earlier_manifest(directory)
+        if earlier := manifest.renewed(before, digests.entries(scratch)):
+            manifest.write(scratch / output.MANIFEST, earlier)
+        output.publish(scratch, directory, keep=True)
+
+
+def _with_others(
+    report: Mapping[str, Any],
+    directory: Path,
+    files: Sequence[Mapping[str, object]],
+    warn: Callable[[str], None],
+) -> Mapping[str, Any]:
+    """``report`` of one target with what the report in ``directory`` says of others, if these lie there and
+    are of the same checkpoint."""
+    earlier = read_earlier(directory)
+    if earlier is None:
+        return report
+    try:
+        check_staying(earlier, list(report["targets"]), files)
+    except DestinationError as error:
+        warn(f"the new report has one target only: {error}")
+        return report
+    return with_earlier_report(earlier, report)

@@ -1,0 +1,98 @@
+"""What a conversion is asked for, what it works with while it runs, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from converter.pipeline.opening import Model
+from converter.system.digests import Digests
+from converter.system.progress import Progress
+from targets.target import Target
+
+if TYPE_CHECKING:
+    from converter.system.child import Worker
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to convert and how; ``options`` go to the targets, ``validation`` (``None``: skip it) are
+    fields of ``validation.settings.Settings``."""
+
+    model: str
+    targets: Sequence[str]
+    output: Path | None = None
+    force: bool = False
+    offline: bool = False
+    options: Mapping[str, object] = field(default_factory=dict)
+    validation: Mapping[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def off_lattice(self) -> bool:
+        """Whether matrices that lie on no lattice are accepted."""
+        return "off_lattice" in self.options
+
+
+@dataclass(frozen=True)
+class Running:
+    """A conversion under way. ``request`` is what was asked for, ``model`` the opened checkpoint,
+    ``destination`` the output directory that is to be. ``digests`` of files are computed meanwhile.
+    ``worker`` is the process that holds transformers, ``None`` where nothing is validated. ``progress`` and
+    ``warn``, which gets one line for each warning, tell the user."""
+
+    request: Conversion
+    model: Model
+    targets: Sequence[Target]
+    destination: Path
+    digests: Digests
+    worker: Worker | None
+    progress: Progress
+    warn: Callable[[str], None]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the targets."""
+        return [target.name for target in self.targets]
+
+    @property
+    def options(self) -> dict[str, object]:
+        """What targets are given: the source, and the user's options."""
+        return {**self.model.record(), **self.request.options}
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """Fields of ``validation.settings.Settings``, ``None`` where nothing is validated."""
+        if self.request.validation is None:
+            return None
+        return {**self.request.validation, "off_lattice": self.request.off_lattice}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where the result lies, its report, and whether every gate passed.
+
+    ``errors`` has one line for each artifact that was written but could not be validated, or not laid out
+    elsewhere.
+    """
+
+    output: Path | None
+    report: Mapping[str, Any]
+    passed: bool
+    errors: Sequence[str] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every gate passed, 1 after errors, 3 if a gate failed."""
+        return 1 if self.errors else 0 if self.passed else 3
+
+
+def all_passed(report: Mapping[str, Any]) -> bool:
+    """Whether no gate of a report failed and all have run but those that the user does without; where nothing
+    was validated, none failed."""
+    entries = report["targets"].values()
+    gates = [gate for entry in entries for gate in entry.get("gates", ())]
+    return all(entry["passed"] is not False for entry in entries) and all(
+        gate["passed"] is not None or gate.get("allowed") for gate in gates
+    )

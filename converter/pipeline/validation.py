@@ -1,0 +1,128 @@
+"""An artifact that is there already, proven against the checkpoint that it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.checkpoint.opened import Checkpoint
+from converter.names import printable
+from converter.pipeline.opening import Model, open_model
+from converter.pipeline.proving import (
+    Proving,
+    check_validation,
+    measure,
+    needs,
+    parts_entry,
+    prepared_for,
+    reference_process,
+)
+from converter.pipeline.recording import publish_reports, report_of
+from converter.pipeline.running import Outcome, all_passed
+from converter.system import output
+from converter.system.digests import Digests
+from converter.system.progress import Progress, no_progress
+from targets.target import Plan, StoredTensor, Target, artifact_of, target_of
+
+
+def validate(
+    artifact: Path,
+    reference: str,
+    *,
+    offline: bool = False,
+    output_directory: Path | None = None,
+    force: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress = no_progress,
+    warn: Callable[[str], None] = print,
+) -> Outcome:
+    """Prove an existing artifact against the checkpoint called ``reference``.
+
+    Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
+    """
+    artifact = artifact_of(artifact)
+    target = target_of(artifact)
+    check_validation([target.name], settings or {})
+    if output_directory is not None:
+        output.check_destination(output_directory, force)
+    model = open_model(reference, offline=offline, progress=progress)
+    if output_directory is not None:
+        output.check_source(output_directory, model.checkpoint.files)
+    with ExitStack() as stack:
+        worker = stack.enter_context(reference_process())
+        stored = target.describe(artifact, model.checkpoint)
+        if model.source.note:
+            warn(model.source.note)
+        plan, recorded = _converted(target, artifact, model, progress)
+        digests = stack.enter_context(closing(Digests()))
+        digests.know(model.place.known())
+        digests.add(model.checkpoint.files)
+        accepted = {"off_lattice": recorded.off_lattice, **(settings or {})}
+        prepared = stack.enter_context(prepared_for(model, accepted, [plan], worker, progress))
+        scratch = None
+        if output_directory is not None:
+            work = f"validation of {printable(artifact.name)}"
+            scratch = stack.enter_context(output.scratch_directory(output_directory, work))
+            output.check_destination(output_directory, force)  # another run may have come before this one
+        with model.unchanged():
+            proof = measure(Proving(prepared, model, digests, progress), plan, artifact, scratch)
+        directory = artifact.parents[len(Path(plan.artifacts[0]).parts) - 1]
+        entry = {
+            "artifact": printable(artifact.name),
+            "bytes": sum(file.stat().st_size for file in target.files(artifact)),
+            "bits_per_weight": _bits_per_weight(stored, model.checkpoint),
+            **needs(plan),
+            "options": {"from": recorded.origin, **plan.options},
+            **proof.entry,
+            **parts_entry(plan, directory, proof.entry.get("parts", {})),
+        }
+        report = report_of(model, prepared, {target.name: entry}, [plan])
+        if output_directory is not None and scratch is not None:
+            files = digests.entries(model.checkpoint.path)
+            publish_reports(report, files, scratch, output_directory, warn)
+    return Outcome(output_directory, report, all_passed(report))
+
+
+def _bits_per_weight(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> float:
+    """Bits of the artifact per value of the text model, over all its tensors that are ``stored``."""
+    kept = [tensor for name, tensor in stored.items() if name in checkpoint.weights]
+    return round(8 * sum(tensor.bytes for tensor in kept) / checkpoint.parameters, 4)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """How an artifact was converted: ``values`` are the target's options, ``None`` if nothing tells them;
+    ``off_lattice`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
+
+    values: Mapping[str, object] | None
+    off_lattice: bool
+    origin: str
+
+
+def _converted(target: Target, artifact: Path, model: Model, progress: Progress) -> tuple[Plan, _Recorded]:
+    """How an artifact is to be: by the options in the manifest beside it, else by those that it shows."""
+    from validation.proof import inferred_plan
+
+    recorded = _recorded(target, artifact)
+    return inferred_plan(target.name, artifact, model.checkpoint, progress, recorded.values), recorded
+
+
+def _recorded(target: Target, artifact: Path) -> _Recorded:
+    """What the manifest of the conversion says, if ``artifact`` lies where one put it. A manifest proves
+    nothing: by other options another artifact would have come out, which shows."""
+    output_directory = artifact.absolute().parent.parent
+    content = output.earlier_manifest(output_directory)
+    entry = _section(_section(content, "targets"), target.name)
+    options = {**_section(entry, "options"), **_section(entry, "chosen")}
+    if not options:
+        return _Recorded(None, False, "artifact")
+    accepted = _section(_section(content, "options"), "validation").get("off_lattice")
+    return _Recorded(options, accepted is True, output.MANIFEST)
+
+
+def _section(content: Mapping[str, object], key: str) -> Mapping[str, object]:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}

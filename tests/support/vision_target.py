@@ -1,0 +1,91 @@
+"""A target that stores a vision encoder beside the text model: what a target does to bring another part.
+
+Its text model is what ``gguf`` writes. Tensors of the vision encoder stand as float32 in a safetensors file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.parts import TEXT, VISION
+from converter.checkpoint.weight import Weight
+from targets.gguf import target as gguf
+from targets.target import Plan, PlannedFile, PlannedTensor, StoredTensor
+
+NAME = "with_vision"
+FILE = "gguf/vision.safetensors"
+
+
+class VisionTarget:
+    """``gguf`` with a second file; all that concerns the text model is left to it."""
+
+    name = NAME
+    #: The beginning of the names of the tensors that are stored.
+    stored = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(gguf, name)
+
+    def plan(self, checkpoint: Checkpoint, name: str, options: Mapping[str, object], *progress: Any) -> Plan:
+        plan = gguf.plan(checkpoint, name, options, *progress)
+        weights = [weight for weight in checkpoint.parts.get(VISION, {}).values()]
+        tensors = [planned(weight) for weight in weights if weight.name.startswith(self.stored)]
+        file = PlannedFile(FILE, bytes=sum(tensor.bytes for tensor in tensors), part=VISION)
+        return replace(plan, target=self.name, files=(*plan.files, file), tensors=(*plan.tensors, *tensors))
+
+    def write(self, checkpoint: Checkpoint, plan: Plan, directory: Path, *progress: Any) -> Sequence[str]:
+        warnings = gguf.write(checkpoint, of_text(plan), directory, *progress)
+        values = {
+            str(tensor.weight): whole(checkpoint.parts[VISION][str(tensor.weight)])
+            for tensor in plan.of_part(VISION)
+        }
+        save_file(values, directory / FILE)
+        return list(warnings)
+
+    def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
+        values = load_file(artifact.parent / Path(FILE).name)
+        return {
+            **gguf.describe(artifact, checkpoint),
+            **{name: stored(name, array) for name, array in values.items()},
+        }
+
+    def differences(self, artifact: Path, checkpoint: Checkpoint, plan: Plan, *progress: Any) -> Any:
+        return gguf.differences(artifact, checkpoint, of_text(plan), *progress)
+
+    def choices(self, plan: Plan) -> Any:
+        return gguf.choices(of_text(plan))
+
+
+def of_text(plan: Plan) -> Plan:
+    """What ``gguf`` planned."""
+    files = tuple(file for file in plan.files if file.part == TEXT)
+    return replace(plan, target="gguf", files=files, tensors=plan.of_part(TEXT))
+
+
+def planned(weight: Weight) -> PlannedTensor:
+    return PlannedTensor(weight.name, weight.name, weight.shape, "F32", 4 * weight.size, True, VISION)
+
+
+def whole(weight: Weight) -> NDArray[np.float32]:
+    return weight.floats(0, weight.rows).reshape(weight.shape)
+
+
+def stored(name: str, array: NDArray[np.float32]) -> StoredTensor:
+    rows = array.reshape(-1, array.shape[-1] if array.shape else 1)
+    return StoredTensor(name, name, "F32", array.shape, array.nbytes, partial(_rows, rows))
+
+
+def _rows(rows: NDArray[np.float32], start: int, stop: int) -> NDArray[np.float32]:
+    return rows[start:stop]
+
+
+target = VisionTarget()

@@ -1,0 +1,112 @@
+"""What artifacts are measured with, and one run of one artifact in its runtime."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.opened import Checkpoint
+from converter.system.progress import Progress, StageProgress, stage_of
+from targets.target import Target
+from validation.logits import next_tokens
+from validation.metrics import LogitMetrics, compare
+from validation.room import Room
+from validation.runners import AS_IT_IS, Runner, Runtime
+from validation.settings import Prepared, Settings
+from validation.text import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What an artifact and its baseline are measured with, the same for both.
+
+    ``prepared`` is the checkpoint with settings and token ids, ``target`` what wrote the artifact, ``runner``
+    its runtime. ``reference`` holds the reference's logits at the positions of ``tokens``, float32
+    ``[positions, vocabulary]``. Temporary files lie in ``scratch``."""
+
+    prepared: Prepared
+    target: Target
+    runner: Runner
+    reference: NDArray[np.float32]
+    scratch: Path
+    progress: Progress
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What the artifact was made of."""
+        return self.prepared.checkpoint
+
+    @property
+    def settings(self) -> Settings:
+        """How it is proven."""
+        return self.prepared.settings
+
+    @property
+    def tokens(self) -> Tokens:
+        """Sequences of token ids, and the positions of them that are compared."""
+        return self.prepared.tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits there are at a position."""
+        return int(self.reference.shape[1])
+
+    @property
+    def room(self) -> Room:
+        """What is left for temporary files and in memory."""
+        return self.settings.room(self.scratch)
+
+    def stage(self, name: str) -> StageProgress:
+        """The progress of one stage."""
+        return stage_of(self.progress, name)
+
+    def file(self, stage: str) -> Path:
+        """Where the logits of a stage go."""
+        return self.scratch / f"{stage.replace(' ', '-')}.npy"
+
+    def directory(self) -> tempfile.TemporaryDirectory[str]:
+        """An empty directory that is gone when its context ends."""
+        return tempfile.TemporaryDirectory(dir=self.scratch)
+
+
+def run(
+    bench: Bench,
+    artifact: Path,
+    stage: str,
+    choice: Mapping[str, object] = AS_IT_IS,
+    tokens: Tokens | None = None,
+) -> tuple[Path, Runtime]:
+    """The file with the runtime's logits of ``tokens`` (default: all), float32 ``[positions, vocabulary]``,
+    and the runtime. Raises ``ValidationError`` for an artifact that it does not run as ``choice``."""
+    tokens = tokens or bench.tokens
+    output = bench.file(stage)
+    runtime = bench.runner.logits(
+        artifact,
+        tokens.sequences,
+        bench.vocabulary,
+        output,
+        bench.stage(stage),
+        provider=bench.settings.provider,
+        choice=choice,
+        firsts=tokens.firsts,
+    )
+    return output, runtime
+
+
+def compare_logits(
+    bench: Bench,
+    reference: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    stage: str,
+    tokens: Tokens | None = None,
+) -> LogitMetrics:
+    """How far ``logits`` are from ``reference``, both float32 ``[positions, vocabulary]`` at the positions of
+    ``tokens`` (default: all)."""
+    tokens = tokens or bench.tokens
+    following = next_tokens(tokens.sequences, tokens.firsts)
+    return compare(reference, logits, following, bench.stage(stage))

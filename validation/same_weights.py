@@ -1,0 +1,105 @@
+"""Transformers on the artifact's own weights: tells what the weights cost from what the runtime costs.
+
+The reference on the checkpoint and the runtime on the artifact differ for two reasons. Float32 arithmetic on
+the artifact's weights stands between them: beside the reference it shows what the weights lost, beside the
+runtime what the runtime's arithmetic loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.checkpoint.opened import Checkpoint
+from targets.target import StoredTensor
+from validation.engine import scored_positions
+from validation.exactness import WeightExactness
+from validation.limits import OwnLoss
+from validation.metrics import LogitMetrics
+from validation.own_weights import disk_shortage, write_checkpoint
+from validation.reference.logits import Model, OwnLogits, own_logits
+from validation.report.entries import number
+from validation.running import Bench, compare_logits
+from validation.text import Tokens
+
+#: Relative error of a tensor that is the checkpoint's but for the rounding of its type: bfloat16 of codes
+#: times scales has 0.002, Q8_0 0.007, rounding to four bits 0.07 and more.
+_ROUNDED: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWeights:
+    """Logits of the artifact's own weights as they were ``made``, and their ``metrics`` beside the reference:
+    what the weights alone cost."""
+
+    made: OwnLogits
+    metrics: LogitMetrics
+
+
+def own_weights(bench: Bench, stored: Mapping[str, StoredTensor]) -> OwnWeights | str:
+    """Transformers on the weights of an artifact (canonical name to tensor), or in a line why it was not
+    run."""
+    if not bench.settings.same_weights:
+        return "--no-same-weights leaves out the logits that it is compared with"
+    if shortage := disk_shortage(bench.checkpoint, bench.room.disk, bench.tokens.ids):
+        return shortage
+    own = logits_of_weights(bench, bench.checkpoint, stored, "same weights")
+    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits, "own weights metrics"))
+
+
+def logits_of_weights(
+    bench: Bench,
+    checkpoint: Checkpoint,
+    stored: Mapping[str, StoredTensor],
+    stage: str,
+    tokens: Tokens | None = None,
+) -> OwnLogits:
+    """Logits of transformers on ``checkpoint`` with an artifact's weights, at the positions of ``tokens``
+    (default: all). Raises ``ValidationError`` for weights of which it makes no model."""
+    tokens = tokens or bench.tokens
+    with bench.directory() as name:
+        directory = Path(name)
+        write_checkpoint(checkpoint, stored, directory, bench.stage(stage), tokens=tokens.ids)
+        return own_logits(
+            Model(directory, (), bench.vocabulary),
+            tokens.sequences,
+            firsts=tokens.firsts,
+            output=bench.file(f"{stage} reference"),
+            worker=bench.prepared.worker,
+            max_memory=bench.settings.max_memory,
+            float16_gelu=bench.runner.float16_gelu,
+            dense=checkpoint.architecture.experts is None,
+            progress=bench.stage(f"{stage} reference"),
+        )
+
+
+def own_loss(
+    bench: Bench, own: OwnWeights, weights: WeightExactness, logits: NDArray[np.float32], suffix: str
+) -> OwnLoss:
+    """What the runtime loses on the artifact's own weights, by which relative limits go. ``logits`` are the
+    runtime's, ``suffix`` tells the ways to run the artifact apart."""
+    same = compare_logits(bench, own.made.logits, logits, f"same weights metrics{suffix}")
+    right = all(not tensor.wrong and tensor.rms_error <= _ROUNDED for tensor in weights.tensors)
+    return OwnLoss(same, own.metrics if right else None, scored_positions(bench.prepared))
+
+
+def same_weights_entry(bench: Bench, own: OwnWeights | str, same: LogitMetrics | None) -> dict[str, object]:
+    """For the report's ``runtime`` block: how far the runtime is from float32 arithmetic, with the GELU that
+    it has, on the artifact's own weights (``same``), and how far that is from the reference."""
+    if isinstance(own, str) or same is None:
+        note = {"note": f"not measured: {own}"} if bench.settings.same_weights else {}
+        return {"mean_kld_same_weights": None, **note}
+    return {
+        "mean_kld_same_weights": number(same.mean_kld),
+        "same_top_p_same_weights": number(same.same_top_p),
+        "mean_abs_log_p_same_weights": number(same.mean_abs_log_p),
+        "max_abs_same_weights": number(same.max_abs),
+        "mean_kld_own_weights": number(own.metrics.mean_kld),
+        "same_top_p_own_weights": number(own.metrics.same_top_p),
+        "mean_abs_log_p_own_weights": number(own.metrics.mean_abs_log_p),
+    }
