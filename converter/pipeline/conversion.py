@@ -210,7 +210,7 @@ def _convert(
         names = [target.name for target in targets]
         earlier = _check_destination(conversion, names, destination)
         if earlier is not None:
-            check_staying(earlier, names, digests.entries(model.checkpoint.path))
+            check_staying(earlier, names, model.checkpoint.source.entries(digests))
         with model.unchanged(), _reference_ahead(prepared, model, digests, progress) as one_by_one:
             told, files = _write(model, pairs, scratch, one_by_one, warn, measured=prepared is not None)
         changing = {scratch / name for target, plan in pairs for name in _changing(target, plan)}
@@ -356,7 +356,7 @@ def _reference_ahead(
             progress(stage, done, total)
 
     def source() -> dict[str, object]:
-        return {"files": [entry["sha256"] for entry in digests.entries(model.checkpoint.path)]}
+        return {"files": [entry["sha256"] for entry in model.checkpoint.source.entries(digests)]}
 
     with computed_ahead(prepared, source, model.check_unchanged, one_by_one):
         yield one_by_one
@@ -450,7 +450,7 @@ def _measure(
     models, and are gone when this returns; artifacts of other choices than the first, in ``others``."""
     from validation.proof import prove
 
-    files = digests.entries(model.checkpoint.path)
+    files = model.checkpoint.source.entries(digests)
     return prove(
         prepared,
         plan.target,
@@ -533,7 +533,7 @@ def validate(
         }
         report = _assemble(model, prepared, {target.name: entry})
         if output_directory is not None and scratch is not None:
-            whole = _with_others(report, output_directory, digests.entries(model.checkpoint.path), warn)
+            whole = _with_others(report, output_directory, model.checkpoint.source.entries(digests), warn)
             _publish_reports(whole, scratch, output_directory)
     return Outcome(output_directory, report, _passed(report))
 
@@ -622,7 +622,7 @@ def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:
     """Every file of the checkpoint, and how it was compared with what the Hub lists: by its ``sha256``, by
     its blob id of ``git``, or (``None``: a directory, or a server without digests) not at all."""
     kinds = {name: check.kind for name, check in model.place.checks.items()}
-    files = digests.entries(model.checkpoint.path)
+    files = model.checkpoint.source.entries(digests)
     return [{**entry, "verified": kinds.get(str(entry["path"]))} for entry in files]
 
 
