@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.checkpoint.generation import end_tokens, read_suppressed
+from converter.checkpoint.generation import end_tokens
 from converter.system.progress import Progress, stage_of
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
@@ -179,13 +179,13 @@ def _continue(
     result = prepared.worker.call(
         {
             "task": "continue",
-            "model": str(checkpoint.path.resolve()),
+            "model": str(checkpoint.source.directory().resolve()),
             "left_out": [left.name for left in checkpoint.left_out],
             "prompts": [[_bos(prepared), *prompt.ids] for prompt in prompts],
             "drafts": [list(answer.tokens) for answer in account.answers],
             "count": COUNT,
             "ends": list(ends),
-            "banned": read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary),
+            "banned": list(checkpoint.generation.suppressed),
             "output": str(output),
             "dtype": prepared.settings.reference_dtype,
             "max_memory": prepared.settings.max_memory,

@@ -13,21 +13,20 @@ and never wider. The file is a stranger's, like all of a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from converter.checkpoint.opened import EVALUATION_TEXT
+from converter.checkpoint.documents import EVALUATION_TEXT
 from converter.errors import CheckpointError
-from converter.system.untrusted import Settings, kind, read_object
+from converter.system.untrusted import Settings, kind
 from validation.limits import KNOWN
 from validation.text import Passage, digest, read_passages
 
-#: Most bytes of a checkpoint's own file, passages in it, turns of a chat, and characters of a kind's or a
-#: role's name: each passage is tokenised, and each chat rendered, by a template that may be slow.
-LARGEST: Final = 1 << 20
+#: Most passages of a checkpoint's own file, turns of a chat, and characters of a kind's or a role's name:
+#: each passage is tokenised, and each chat rendered, by a template that may be slow.
 MOST_PASSAGES: Final = 64
 MOST_TURNS: Final = 64
 LONGEST_NAME: Final = 40
@@ -49,21 +48,21 @@ class Evaluation:
         return digest(self.passages)
 
 
-def find_evaluation(checkpoint: Path, text: Path | None = None) -> Evaluation:
-    """The text to judge the checkpoint in a directory on: the file ``text`` where the user gave one.
+def find_evaluation(own: Callable[[], Settings | None], text: Path | None = None) -> Evaluation:
+    """The text to judge a checkpoint on: the file ``text`` where the user gave one, else what ``own`` reads,
+    the checkpoint's own text (``Checkpoint.evaluation``).
 
     Raises ``UsageError`` for a ``text`` that cannot be read and ``CheckpointError`` for a file of the
     checkpoint's own that is none.
     """
     if text is not None:
         return Evaluation(read_passages(text), "--text")
-    own = checkpoint / EVALUATION_TEXT
-    return read_own(own) if own.is_symlink() or own.exists() else Evaluation(read_passages(), SHIPPED)
+    document = own()
+    return Evaluation(read_passages(), SHIPPED) if document is None else read_own(document)
 
 
-def read_own(path: Path) -> Evaluation:
+def read_own(document: Settings) -> Evaluation:
     """The text and the limits in a checkpoint's file; raises ``CheckpointError``."""
-    document = Settings(read_object(path, LARGEST), str(path))
     _only(document, "about", "passages", "gates")
     document.text("about", "")
     passages = [_passage(entry) for entry in _entries(document, "passages", MOST_PASSAGES)]

@@ -93,12 +93,12 @@ def prepare(
     check_baseline(settings.baseline)
     check_dtype(settings.reference_dtype)
     gates.check_unrun(settings.allow_unrun)
-    evaluation = find_evaluation(checkpoint.path, settings.text)
+    evaluation = find_evaluation(checkpoint.evaluation, settings.text)
     with ExitStack() as stack:
         if worker is None:
             worker = stack.enter_context(reference_worker())
         encoding = encode(
-            checkpoint.path,
+            checkpoint.source.directory(),
             evaluation.passages,
             architecture.vocabulary,
             worker,

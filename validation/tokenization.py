@@ -90,7 +90,7 @@ def read_text_side(
     ) -> Sequence[Mapping[str, str]]:
         request = {
             "task": "render",
-            "model": str(prepared.checkpoint.path.resolve()),
+            "model": str(prepared.checkpoint.source.directory().resolve()),
             "template": template,
             "special": dict(special),
             "chats": [chat.request() for chat in chats],
@@ -193,7 +193,7 @@ def spell(
     """What the checkpoint's tokenizer makes of ``texts``, ``prompts`` and ``chats``; see ``tokens.spell``."""
     request: Mapping[str, object] = {
         "task": "spell",
-        "model": str(prepared.checkpoint.path.resolve()),
+        "model": str(prepared.checkpoint.source.directory().resolve()),
         "texts": list(texts),
         "prompts": [list(ids) for ids in prompts],
         "chats": [chat.request() for chat in chats],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.documents import GENERATION, Documents
 from converter.checkpoint.tokenizer import Tokenizer
-from converter.system.untrusted import Settings, read_object
+from converter.system.untrusted import Settings
 
 #: Google's recommendation for both families, where a checkpoint has no ``generation_config.json``.
 RECOMMENDED: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
@@ -39,21 +40,46 @@ _FURTHER: Final[Mapping[str, object]] = {
 }
 
 
-def read_generation(directory: Path) -> Settings:
-    """What a checkpoint's ``generation_config.json`` says, nothing if there is none.
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What ``generation_config.json`` asks for, checked.
 
-    Raises ``CheckpointError`` for a damaged file."""
-    path = directory / "generation_config.json"
-    return Settings(read_object(path) if path.exists() else {}, str(path))
+    ``sampling`` has ``temperature``, ``top_p`` and ``top_k``, as far as the file has them. One that asks for
+    no sampling (``do_sample`` false) has temperature 0, by which every runtime takes the likeliest token.
+    ``penalties`` has ``min_p`` and ``repetition_penalty`` where they change anything. ``suppressed`` are ids
+    of tokens that must never be generated (12B names its image and audio placeholders). ``further`` names all
+    other settings that change answers, the penalties among them, in a fixed order.
+    """
+
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    penalties: Mapping[str, float] = field(default_factory=dict)
+    suppressed: tuple[int, ...] = ()
+    further: tuple[str, ...] = ()
+
+    def limits(self, target: str, runtime: str, held: Collection[str] = ()) -> list[str]:
+        """A line about the settings that change answers and that ``runtime`` cannot be told, none if there
+        are none; ``held`` are those that it can be told beside sampling and tokens."""
+        lost = [name for name in self.further if name not in held]
+        if not lost:
+            return []
+        return [f"{target}: generation_config.json sets {', '.join(lost)}, which {runtime} cannot be told"]
 
 
-def read_sampling(directory: Path) -> dict[str, float]:
-    """Temperature, top_p and top_k of a checkpoint's ``generation_config.json``, as far as it has them; one
-    that asks for no sampling (``do_sample`` false) has temperature 0, by which every runtime takes the
-    likeliest token.
+def read_generation(documents: Documents, vocabulary: int) -> Generation:
+    """What a checkpoint's ``generation_config.json`` says; nothing if there is none.
 
-    Raises ``CheckpointError`` for a damaged file."""
-    settings = read_generation(directory)
+    Raises ``CheckpointError`` for a damaged file and for suppressed ids that are none below
+    ``vocabulary``."""
+    settings = documents.optional(GENERATION)
+    return Generation(
+        sampling=_sampling(settings),
+        penalties=_penalties(settings),
+        suppressed=_suppressed(settings, vocabulary),
+        further=tuple(name for name in _FURTHER if _asked(settings, name)),
+    )
+
+
+def _sampling(settings: Settings) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, most in (("temperature", math.inf), ("top_p", 1.0)):
         if settings.values.get(name) is not None:
@@ -68,11 +94,7 @@ def read_sampling(directory: Path) -> dict[str, float]:
     return found
 
 
-def read_penalties(directory: Path) -> dict[str, float]:
-    """``min_p`` and ``repetition_penalty`` of ``generation_config.json``, where they change anything.
-
-    Raises ``CheckpointError`` for a damaged file."""
-    settings = read_generation(directory)
+def _penalties(settings: Settings) -> dict[str, float]:
     found = {
         name: settings.number(name) for name in ("min_p", "repetition_penalty") if _asked(settings, name)
     }
@@ -81,36 +103,20 @@ def read_penalties(directory: Path) -> dict[str, float]:
     return found
 
 
-def generation_limits(directory: Path, target: str, runtime: str, held: Collection[str] = ()) -> list[str]:
-    """A line about the settings of ``generation_config.json`` that change answers and that ``runtime`` cannot
-    be told, none if there are none; ``held`` are those that it can be told beside sampling and tokens.
-
-    Raises ``CheckpointError`` for a damaged file."""
-    settings = read_generation(directory)
-    lost = [name for name in _FURTHER if name not in held and _asked(settings, name)]
-    if not lost:
-        return []
-    return [f"{target}: generation_config.json sets {', '.join(lost)}, which {runtime} cannot be told"]
-
-
 def _asked(settings: Settings, name: str) -> bool:
     """Whether a setting is there and changes anything."""
     value = settings.values.get(name)
     return value not in (None, [], {}) and value != _FURTHER[name]
 
 
-def read_suppressed(directory: Path, vocabulary: int) -> list[int]:
-    """Ids of the tokens that must never be generated (12B names its image and audio placeholders).
-
-    Raises ``CheckpointError`` for a damaged file and for ids that are none below ``vocabulary``."""
-    settings = read_generation(directory)
+def _suppressed(settings: Settings, vocabulary: int) -> tuple[int, ...]:
     listed = settings.values.get("suppress_tokens") or []
     if not isinstance(listed, list):
         raise settings.error("suppress_tokens", "is not a list of token ids")
     for index in listed:
         if type(index) is not int or not 0 <= index < vocabulary:
             raise settings.error("suppress_tokens", f"holds {index!r}, which is no token id")
-    return listed
+    return tuple(listed)
 
 
 def end_tokens(architecture: Architecture, tokenizer: Tokenizer) -> list[int]:

@@ -1,4 +1,4 @@
-"""A checkpoint: architecture, weights and tokenizer of one directory, checked against each other."""
+"""A checkpoint: architecture, weights, tokenizer and what else it holds, checked against each other."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import numpy as np
 
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.card import Card, read_card
+from converter.checkpoint.documents import EVALUATION_TEXT, MODEL_CONFIG, Documents, evaluation_text
+from converter.checkpoint.generation import Generation, read_generation
 from converter.checkpoint.parts import TEXT
 from converter.checkpoint.safetensors import INDEX, SINGLE, Shards, SourceTensor, open_shards, read_index
+from converter.checkpoint.source import CheckpointSource, Directory
 from converter.checkpoint.stored import find_format
 from converter.checkpoint.stored.unquantized import NUMBERS, number_weight
 from converter.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
-from converter.system.untrusted import read_object, shown
+from converter.system.untrusted import Settings, shown
 
-#: The text that a checkpoint may bring to be judged on (``validation.evaluation``); no artifact holds it.
-EVALUATION_TEXT: Final = "evaluation_text.json"
 _HEAD: Final = "lm_head.weight"
 _EMBEDDING: Final = "embed_tokens.weight"
 _CLIP_BOUNDS: Final = ("input_min", "input_max", "output_min", "output_max")
@@ -52,25 +53,37 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint.
+    """An opened checkpoint: all that it holds, read and checked.
 
-    ``format`` is the stored format's name, ``config`` is ``config.json`` as read. ``weights`` maps
-    canonical names to the text model's weights, in model order; ``left_out`` lists every other tensor.
-    ``parts`` has the weights of other parts that are stored as numbers, by part and name in the checkpoint.
-    ``card`` is the model card. ``files`` are all files that were read, and ``EVALUATION_TEXT`` where there is
-    one. A checkpoint of which only the description was read has no ``weights``.
+    ``source`` is where it came from. ``format`` is the stored format's name, ``config`` is ``config.json`` as
+    read. ``weights`` maps canonical names to the text model's weights, in model order; ``left_out`` lists
+    every other tensor. ``parts`` has the weights of other parts that are stored as numbers, by part and name
+    in the checkpoint. ``tokenizer`` has the chat template, ``generation`` how answers are sampled.
+    ``documents`` are the files beside the weights, as read; ``card`` is the model card. A checkpoint of which
+    only the description was read has no ``weights``.
     """
 
-    path: Path
+    source: CheckpointSource
     format: str
     config: Mapping[str, object]
     architecture: Architecture
     weights: Mapping[str, Weight]
     left_out: tuple[LeftOut, ...]
     tokenizer: Tokenizer
-    files: tuple[Path, ...]
+    generation: Generation
+    documents: Documents
     card: Card = field(default_factory=Card)
     parts: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that was read, and the text to be judged on where there is one."""
+        return tuple(self.source.files)
+
+    def evaluation(self) -> Settings | None:
+        """The text that the checkpoint brings to be judged on, ``None`` without one: the JSON object of its
+        file, which is read only here. Raises ``CheckpointError``."""
+        return evaluation_text(self.documents)
 
     @property
     def parameters(self) -> int:
@@ -111,32 +124,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` for a file that is missing, damaged, hostile or of a kind that is not
     read, and for tensors that do not fit the configuration: missing, unexpected or of another shape.
     """
-    shards = open_shards(path)
-    config = read_object(path / "config.json")
+    shards, documents = open_shards(path), Documents(path)
+    config = documents.settings(MODEL_CONFIG).values
     stored = find_format(config)
     tensors, left_out, architecture = _settle_head(*_sort_out(shards, read_architecture(config)))
     weights, rest = stored.weights(tensors, architecture.tensors)
     _check(shards, architecture, weights)
     left_out += tuple(_unused(architecture, name, tensors[name]) for name in rest)
-    tokenizer, card = read_tokenizer(path, architecture.vocabulary), read_card(path)
-    return Checkpoint(
-        path=path,
-        format=stored.name,
-        config=config,
-        architecture=architecture,
-        weights=weights,
-        left_out=left_out,
-        tokenizer=tokenizer,
-        files=(
-            path / "config.json",
-            *shards.files,
-            *tokenizer.files,
-            *_card_files(card),
-            *_evaluation_text(path),
-        ),
-        card=card,
-        parts=_parts(shards, left_out),
-    )
+    opened = _opened(path, documents, config, stored.name, architecture, shards.files)
+    return replace(opened, weights=weights, left_out=left_out, parts=_parts(shards, left_out))
 
 
 def open_description(path: Path) -> Checkpoint:
@@ -145,30 +141,41 @@ def open_description(path: Path) -> Checkpoint:
 
     Raises ``CheckpointError`` for what would make ``open_checkpoint`` fail, as far as it shows there.
     """
-    config = read_object(path / "config.json")
+    documents = Documents(path)
+    config = documents.settings(MODEL_CONFIG).values
     stored, architecture = find_format(config), read_architecture(config)
-    tokenizer, card = read_tokenizer(path, architecture.vocabulary), read_card(path)
-    files = [path / "config.json", *tokenizer.files, *_card_files(card), *_evaluation_text(path)]
-    if os.path.lexists(path / INDEX) and not os.path.lexists(path / SINGLE):
-        _check_index(path / INDEX, architecture)
-        files.append(path / INDEX)
+    index = path / INDEX
+    described = os.path.lexists(index) and not os.path.lexists(path / SINGLE)
+    opened = _opened(path, documents, config, stored.name, architecture, (index,) if described else ())
+    if described:
+        _check_index(index, architecture)
+    return opened
+
+
+def _opened(
+    path: Path,
+    documents: Documents,
+    config: Mapping[str, object],
+    form: str,
+    architecture: Architecture,
+    files: tuple[Path, ...],
+) -> Checkpoint:
+    """The checkpoint with what stands beside its weights, whose ``files`` are given, and without these."""
+    tokenizer, card = read_tokenizer(documents, architecture.vocabulary), read_card(path)
+    evaluation = (documents.path(EVALUATION_TEXT),) if EVALUATION_TEXT in documents else ()
+    files = (documents.path(MODEL_CONFIG), *files, *tokenizer.files, *_card_files(card), *evaluation)
     return Checkpoint(
-        path=path,
-        format=stored.name,
+        source=Directory(path, files),
+        format=form,
         config=config,
         architecture=architecture,
         weights={},
         left_out=(),
         tokenizer=tokenizer,
-        files=tuple(files),
+        generation=read_generation(documents, architecture.vocabulary),
+        documents=documents,
         card=card,
     )
-
-
-def _evaluation_text(path: Path) -> list[Path]:
-    """The text that a checkpoint brings to be judged on, if any."""
-    file = path / EVALUATION_TEXT
-    return [file] if os.path.lexists(file) else []
 
 
 def _card_files(card: Card) -> tuple[Path, ...]:

@@ -6,20 +6,27 @@ never run. Layout of ``tokenizer.json``: https://huggingface.co/docs/tokenizers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
+from converter.checkpoint.documents import (
+    GENERATION,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_BYTES,
+    TOKENIZER_CONFIG,
+    Documents,
+)
 from converter.checkpoint.tokenizer_pipeline import Step, Vocabulary, further_steps, is_rebuilt
 from converter.errors import CheckpointError
-from converter.system.untrusted import Settings, kind, read_object, read_text, shown
+from converter.system.untrusted import Settings, kind, shown
 
-#: Largest ``tokenizer.json`` that is read; Gemma 4's has 32 MB.
-_VOCABULARY_BYTES: Final = 64 << 20
 #: Longest token in characters; some work on a vocabulary grows with the square of it.
 _LONGEST_TOKEN: Final = 1024
+_TEMPLATE: Final = "chat_template.jinja"
+_TEMPLATE_JSON: Final = "chat_template.json"
 _TEMPLATE_BYTES: Final = 4 << 20
 _LARGEST_VOCABULARY: Final = 1 << 21
 _NAMES: Final = ("bos", "eos", "pad", "unk", "mask")
@@ -67,25 +74,23 @@ class Tokenizer:
     files: tuple[Path, ...]
 
 
-def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
-    """The tokenizer of a checkpoint's directory.
+def read_tokenizer(documents: Documents, vocabulary: int | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint.
 
     ``vocabulary`` is the number of the model's token embeddings; without it the largest id decides.
     Raises ``CheckpointError`` for files that are missing, damaged or of another kind than BPE.
     """
-    path = directory / "tokenizer.json"
-    if not os.path.lexists(path):
-        raise CheckpointError(f"{path}: is missing; the vocabulary is read from it")
-    document = Settings(read_object(path, _VOCABULARY_BYTES), str(path))
+    where = str(documents.path(TOKENIZER))
+    if TOKENIZER not in documents:
+        raise CheckpointError(f"{where}: is missing; the vocabulary is read from it")
+    document = documents.settings(TOKENIZER, TOKENIZER_BYTES)
     model = _model(document)
-    files = [path]
-    config, names = (
-        _optional(directory / name, files) for name in ("tokenizer_config.json", "special_tokens_map.json")
+    config, names, generation = (
+        documents.optional(name) for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION)
     )
-    generation = _optional(directory / "generation_config.json", files)
     ids = _vocabulary(model)
     added = {**_config_added(config), **_added(document)}
-    tokens, fillers, beyond = _by_id(str(path), ids, added, vocabulary)
+    tokens, fillers, beyond = _by_id(where, ids, added, vocabulary)
     by_content = {content: id for id, content in enumerate(tokens) if id not in fillers}
     special = {name: _special(name, model, config, names, by_content) for name in _NAMES}
     merges, bos = _merges(model, ids), special["bos"]
@@ -101,21 +106,13 @@ def read_tokenizer(directory: Path, vocabulary: int | None = None) -> Tokenizer:
         kind="BPE",
         **special,
         end_ids=_end_ids(generation, special["eos"], len(tokens)),
-        chat_template=_chat_template(directory, config, files),
+        chat_template=_chat_template(documents, config),
         add_bos=_adds_bos(document, config, bos, tokens),
         space_prefix=_prefixes_space(document),
         steps=further_steps(document, config, found),
         rebuilt=is_rebuilt(config),
-        files=tuple(files),
+        files=tuple(documents.path(name) for name in _files(documents) if name in documents),
     )
-
-
-def _optional(path: Path, files: list[Path]) -> Settings:
-    """The settings in a file that need not be there; adds it to ``files`` if it is."""
-    if not os.path.lexists(path):  # a link to nowhere is an error, not an absent file
-        return Settings({}, str(path))
-    files.append(path)
-    return Settings(read_object(path), str(path))
 
 
 def _model(document: Settings) -> Settings:
@@ -313,13 +310,17 @@ def _end_ids(generation: Settings, eos: int | None, size: int) -> tuple[int, ...
     return tuple(dict.fromkeys(listed)) or (() if eos is None else (eos,))
 
 
-def _chat_template(directory: Path, config: Settings, files: list[Path]) -> str | None:
+def _files(documents: Documents) -> tuple[str, ...]:
+    """The files that are read, where they are there: of the template's two the one that counts."""
+    template = _TEMPLATE if _TEMPLATE in documents else _TEMPLATE_JSON
+    return (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, template)
+
+
+def _chat_template(documents: Documents, config: Settings) -> str | None:
     """The chat template, from a file of its own or from ``tokenizer_config.json``."""
-    path = directory / "chat_template.jinja"
-    if os.path.lexists(path):
-        files.append(path)
-        return read_text(path, _TEMPLATE_BYTES)
-    own = _optional(directory / "chat_template.json", files)
+    if _TEMPLATE in documents:
+        return documents.text(_TEMPLATE, _TEMPLATE_BYTES)
+    own = documents.optional(_TEMPLATE_JSON)
     for settings in (own, config):
         value = settings.values.get("chat_template")
         if isinstance(value, list):  # several named ones

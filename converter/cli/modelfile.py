@@ -86,9 +86,9 @@ def _of_checkpoint(
     source: Source, path: str | None, options: Mapping[str, object], offline: bool
 ) -> Modelfile:
     from converter.checkpoint.architecture import read_architecture
-    from converter.checkpoint.generation import end_texts, read_penalties, read_sampling
+    from converter.checkpoint.documents import MODEL_CONFIG, TOKENIZER, Documents
+    from converter.checkpoint.generation import end_texts, read_generation
     from converter.checkpoint.tokenizer import read_tokenizer
-    from converter.system.untrusted import read_object
     from targets.gguf import modelfile
 
     directory = source.path
@@ -96,13 +96,19 @@ def _of_checkpoint(
         from converter.hub import download
 
         directory = download(source, offline=offline, weights=False).path
-    architecture = read_architecture(read_object(directory / "config.json"))
+    documents = Documents(directory)
+    architecture = read_architecture(documents.settings(MODEL_CONFIG).values)
     stops = []
-    if os.path.lexists(directory / "tokenizer.json"):
-        stops = end_texts(architecture, read_tokenizer(directory, architecture.vocabulary))
-    sampling, penalties = read_sampling(directory), read_penalties(directory)
+    if TOKENIZER in documents:
+        stops = end_texts(architecture, read_tokenizer(documents, architecture.vocabulary))
+    generation = read_generation(documents, architecture.vocabulary)
     return modelfile(
-        path or _planned_path(directory, source.name), architecture, sampling, options, stops, penalties
+        path or _planned_path(directory, source.name),
+        architecture,
+        generation.sampling,
+        options,
+        stops,
+        generation.penalties,
     )
 
 

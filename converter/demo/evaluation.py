@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from converter.checkpoint.opened import EVALUATION_TEXT
+from converter.checkpoint.documents import EVALUATION_TEXT
 from converter.demo import DEMO
 from converter.demo.text import conversations, held_out_topics, opening
 

@@ -88,7 +88,7 @@ def _convert(run: Running) -> Outcome:
         # once more, now that nobody else can write: another run may have come before this one
         earlier = check_destination(run.destination, run.names, run.request.force)
         if earlier is not None:
-            check_staying(earlier, run.names, run.digests.entries(model.checkpoint.path))
+            check_staying(earlier, run.names, model.checkpoint.source.entries(run.digests))
         ahead = nullcontext(run.progress) if proving is None else reference_ahead(proving)
         with model.unchanged(), ahead as progress:
             made = write(run, plans, scratch, progress, measured=proving is not None)

@@ -59,7 +59,7 @@ class Proving:
 
     def source(self) -> dict[str, object]:
         """What identifies the checkpoint: digests of its files."""
-        return {"files": [entry["sha256"] for entry in self.digests.entries(self.model.checkpoint.path)]}
+        return {"files": [entry["sha256"] for entry in self.model.checkpoint.source.entries(self.digests)]}
 
 
 @contextmanager

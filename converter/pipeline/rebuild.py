@@ -151,7 +151,7 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
     model = open_model(name, offline=offline, progress=progress)
     with closing(Digests()) as digests:
         digests.add(model.checkpoint.files)
-        entries: list[dict[str, Any]] = digests.entries(model.checkpoint.path)
+        entries: list[dict[str, Any]] = model.checkpoint.source.entries(digests)
     found = {one["path"]: Listed(one["bytes"], one["sha256"]) for one in entries}
     for path in telling_order({*found, *origin.files}):
         if found.get(path) != origin.files.get(path):

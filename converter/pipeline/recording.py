@@ -112,7 +112,7 @@ def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:
     """Every file of the checkpoint, and how it was compared with what the Hub lists: by its ``sha256``, by
     its blob id of ``git``, or (``None``: a directory, or a server without digests) not at all."""
     kinds = {name: check.kind for name, check in model.place.checks.items()}
-    files = digests.entries(model.checkpoint.path)
+    files = model.checkpoint.source.entries(digests)
     return [{**entry, "verified": kinds.get(str(entry["path"]))} for entry in files]
 
 

@@ -81,7 +81,7 @@ def validate(
         }
         report = report_of(model, prepared, {target.name: entry}, [plan])
         if output_directory is not None and scratch is not None:
-            files = digests.entries(model.checkpoint.path)
+            files = model.checkpoint.source.entries(digests)
             publish_reports(report, files, scratch, output_directory, warn)
     return Outcome(output_directory, report, all_passed(report))
 

@@ -10,7 +10,7 @@ from typing import Final
 import gguf
 import numpy as np
 
-from converter.checkpoint.generation import end_texts, generation_limits, read_penalties, read_suppressed
+from converter.checkpoint.generation import end_texts
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
@@ -29,7 +29,7 @@ from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import GGML, holdings, off_lattice_option
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
-from targets.ollama import Modelfile, printed, read_sampling, write_modelfile
+from targets.ollama import Modelfile, printed, write_modelfile
 from targets.storing import Holdings
 from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import destination_error
@@ -62,7 +62,6 @@ class GgufTarget:
         architecture = checkpoint.architecture
         check(checkpoint)
         tensor_names(architecture, architecture.tensors)
-        read_suppressed(checkpoint.path, architecture.vocabulary)
         # a text that no Modelfile can hold is noticed here
         write_modelfile(_modelfile(checkpoint, "../gguf", options))
 
@@ -195,7 +194,7 @@ def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:
     warnings = held.warnings(checkpoint.weights.values())
     warnings += vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
     warnings += [f"gguf: {line}" for line in checkpoint.card.warnings]
-    return warnings + generation_limits(checkpoint.path, "gguf", "llama.cpp", HELD)
+    return warnings + checkpoint.generation.limits("gguf", "llama.cpp", HELD)
 
 
 def _licence_warnings(options: Mapping[str, object]) -> list[str]:
@@ -218,10 +217,10 @@ def _modelfile(checkpoint: Checkpoint, path: str, options: Mapping[str, object])
     return modelfile(
         path,
         checkpoint.architecture,
-        read_sampling(checkpoint.path),
+        checkpoint.generation.sampling,
         options,
         end_texts(checkpoint.architecture, checkpoint.tokenizer),
-        read_penalties(checkpoint.path),
+        checkpoint.generation.penalties,
     )
 
 
@@ -234,7 +233,7 @@ def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
     header.add_file_type(gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
     add_hyperparameters(header, checkpoint.architecture)
     add_vocabulary(header, checkpoint.architecture, checkpoint.tokenizer)
-    add_generation(header, checkpoint.path, checkpoint.architecture.vocabulary)
+    add_generation(header, checkpoint.generation)
     return header
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from converter.checkpoint.generation import generation_limits, read_sampling, read_suppressed
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
@@ -83,10 +82,8 @@ class LitertTarget:
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
         fitted(read_options(options), checkpoint.architecture)
-        tokenizer_file(checkpoint.path)
+        tokenizer_file(checkpoint.documents)
         check_tokenizer(checkpoint.tokenizer)
-        read_sampling(checkpoint.path)
-        read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
 
     def plan(
         self,
@@ -123,7 +120,7 @@ class LitertTarget:
                 *holdings(chosen.off_lattice).warnings(weights.values()),
                 *negative_warnings(tensors),
                 *template_warnings(checkpoint),
-                *generation_limits(checkpoint.path, "litert", "LiteRT-LM"),
+                *checkpoint.generation.limits("litert", "LiteRT-LM"),
                 *_assets_warnings(name, chosen.npus, size, options),
             ),
             options={

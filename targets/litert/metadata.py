@@ -7,17 +7,16 @@ the stop tokens by id.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from converter.checkpoint.generation import RECOMMENDED, end_tokens, read_sampling, read_suppressed
+from converter.checkpoint.documents import TOKENIZER, TOKENIZER_BYTES, Documents
+from converter.checkpoint.generation import RECOMMENDED, end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, TargetError
-from converter.system.untrusted import read_bytes
 from targets.litert.bundle import Section, read_sections
 from targets.litert.template import template_for, unknown_methods
 from targets.tokenization import known_to_litert, refuse_steps
@@ -25,11 +24,9 @@ from targets.tokenization import known_to_litert, refuse_steps
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
 
-JSON_TOKENIZER: Final = "tokenizer.json"
 SENTENCEPIECE: Final = "tokenizer.model"
 #: Files of tokenizers that LiteRT-LM does not read.
 _OTHER_TOKENIZERS: Final = ("vocab.txt", "vocab.json", "merges.txt", "tiktoken.model", "tekken.json")
-_TOKENIZER_BYTES: Final = 64 << 20
 _METADATA: Final = "LlmMetadataProto"
 #: Most bytes of metadata that are read; a template has at most 4 MB.
 _METADATA_BYTES: Final = 16 << 20
@@ -56,15 +53,12 @@ def metadata_sections(checkpoint: Checkpoint, context: int) -> tuple[Section, ..
     return (
         Section(_METADATA, llm_metadata(checkpoint, context)),
         Section("ExecutorMetadataProto", executor_metadata(checkpoint, context)),
-        tokenizer_section(checkpoint.path),
+        tokenizer_section(checkpoint.documents),
     )
 
 
 def llm_metadata(checkpoint: Checkpoint, context: int) -> bytes:
-    """The message ``LlmMetadata`` for caches of ``context`` tokens; equal checkpoints give equal bytes.
-
-    Raises ``CheckpointError`` for a damaged ``generation_config.json``.
-    """
+    """The message ``LlmMetadata`` for caches of ``context`` tokens; equal checkpoints give equal bytes."""
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
     message = llm_metadata_pb2.LlmMetadata()
@@ -75,9 +69,8 @@ def llm_metadata(checkpoint: Checkpoint, context: int) -> bytes:
         message.pad_token.token_str = tokenizer.tokens[tokenizer.pad]
     for id in end_tokens(checkpoint.architecture, tokenizer):
         message.stop_tokens.add().token_ids.ids.append(id)
-    suppressed = read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
-    if suppressed:
-        message.suppress_tokens.ids.extend(suppressed)
+    if checkpoint.generation.suppressed:
+        message.suppress_tokens.ids.extend(checkpoint.generation.suppressed)
     _add_sampling(message, checkpoint)
     _add_family(message, checkpoint)
     template = template_for(tokenizer)
@@ -123,32 +116,32 @@ def cache_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(f"kv_cache_{part}_{index}" for index in range(owners) for part in "kv")
 
 
-def tokenizer_section(directory: Path) -> Section:
-    """The tokenizer of a checkpoint's directory: ``tokenizer.json``, or the SentencePiece model
-    ``tokenizer.model`` if there is no such file.
+def tokenizer_section(documents: Documents) -> Section:
+    """The tokenizer of a checkpoint: ``tokenizer.json``, or the SentencePiece model ``tokenizer.model`` if
+    there is no such file.
 
     Raises ``TargetError`` for a kind that LiteRT-LM does not read and ``CheckpointError`` for a file that
     cannot be read.
     """
-    name = tokenizer_file(directory)
-    data = read_bytes(directory / name, _TOKENIZER_BYTES)
+    name = tokenizer_file(documents)
+    data = documents.content(name, TOKENIZER_BYTES)
     if name == SENTENCEPIECE:
         return Section("SP_Tokenizer", data)
     return Section("HF_Tokenizer_Zlib", len(data).to_bytes(8, "little") + zlib.compress(data, _COMPRESSION))
 
 
-def tokenizer_file(directory: Path) -> str:
+def tokenizer_file(documents: Documents) -> str:
     """Name of the file with the tokenizer, found without reading it whole; raises as ``tokenizer_section``
     does, so that a kind that LiteRT-LM does not read is refused before any work."""
-    if os.path.lexists(directory / JSON_TOKENIZER):
-        return JSON_TOKENIZER
-    if os.path.lexists(directory / SENTENCEPIECE):
-        _check_sentencepiece(directory / SENTENCEPIECE)
+    if TOKENIZER in documents:
+        return TOKENIZER
+    if SENTENCEPIECE in documents:
+        _check_sentencepiece(documents)
         return SENTENCEPIECE
-    others = [name for name in _OTHER_TOKENIZERS if os.path.lexists(directory / name)]
+    others = [name for name in _OTHER_TOKENIZERS if name in documents]
     found = f" ({' and '.join(others)})" if others else ""
     raise TargetError(
-        f"{directory}: LiteRT-LM holds tokenizers of {JSON_TOKENIZER} or SentencePiece's {SENTENCEPIECE}; "
+        f"{documents}: LiteRT-LM holds tokenizers of {TOKENIZER} or SentencePiece's {SENTENCEPIECE}; "
         f"here is neither{found}"
     )
 
@@ -199,15 +192,14 @@ def edit_warnings(checkpoint: Checkpoint) -> list[str]:
     return [f"litert: the chat template is not edited for LiteRT-LM ({template.kept})"]
 
 
-def _check_sentencepiece(path: Path) -> None:
+def _check_sentencepiece(documents: Documents) -> None:
     """Refuse a ``tokenizer.model`` of another kind (tiktoken's is text).
 
     SentencePiece's ``ModelProto`` begins with a piece (field 1), which begins with its text (field 1)."""
-    data = read_bytes(path, _TOKENIZER_BYTES)
+    data = documents.content(SENTENCEPIECE, TOKENIZER_BYTES)
     if data[:1] != b"\x0a" or data[2:3] != b"\x0a":
-        raise TargetError(
-            f"{path}: is no SentencePiece model, which LiteRT-LM needs without {JSON_TOKENIZER}"
-        )
+        path = documents.path(SENTENCEPIECE)
+        raise TargetError(f"{path}: is no SentencePiece model, which LiteRT-LM needs without {TOKENIZER}")
 
 
 def _begins_with_bos(tokenizer: Tokenizer) -> bool:
@@ -224,7 +216,7 @@ def _add_sampling(message: LlmMetadata, checkpoint: Checkpoint) -> None:
     """
     from litert_lm_builder.runtime.proto import sampler_params_pb2
 
-    sampling = {**RECOMMENDED, **read_sampling(checkpoint.path)}
+    sampling = {**RECOMMENDED, **checkpoint.generation.sampling}
     vocabulary = checkpoint.architecture.vocabulary
     parameters = message.sampler_params
     parameters.type = sampler_params_pb2.SamplerParameters.TOP_P

@@ -28,32 +28,30 @@ from collections.abc import Mapping
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture, Layer
-from converter.checkpoint.generation import (
-    RECOMMENDED,
-    end_tokens,
-    generation_limits,
-    read_penalties,
-    read_sampling,
-    read_suppressed,
+from converter.checkpoint.documents import (
+    GENERATION,
+    MODEL_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_BYTES,
+    TOKENIZER_CONFIG,
 )
+from converter.checkpoint.generation import RECOMMENDED, end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import LENGTH, RIGHT_STRIP
 from converter.errors import CheckpointError
-from converter.system.untrusted import Settings, read_object, read_text
+from converter.system.untrusted import Settings
 from targets.target import KVCache
 from targets.tokenization import refuse_steps
 
 CONFIG: Final = "genai_config.json"
 TEMPLATE: Final = "chat_template.jinja"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-MODEL_CONFIG: Final = "config.json"
 #: Tokens of a search, prompt and answer together, unless its client asks for others or the model ends before.
 SEARCH_LENGTH: Final = 4096
 #: What its search can be told beyond temperature, top_p, top_k and end tokens.
 _HELD: Final = ("repetition_penalty",)
 #: Files that are copied byte for byte, where the checkpoint has them.
-_COPIED: Final = ("tokenizer.json", "special_tokens_map.json", "generation_config.json")
-_LARGEST_COPY: Final = 64 << 20
+_COPIED: Final = (TOKENIZER, SPECIAL_TOKENS, GENERATION)
 _MODEL_TYPES: Final = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 #: The class under which onnxruntime-extensions merges as Gemma's tokenizers do.
 _TOKENIZER_CLASS: Final = "GemmaTokenizer"
@@ -70,16 +68,19 @@ _CUT: Final = re.compile("[^ \n\r\u2581][ \n\r\u2581]")
 def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Name and content of every file that onnxruntime-genai and transformers need beside ``model.onnx``.
 
-    Equal checkpoints give equal bytes. Raises ``CheckpointError`` for a damaged ``generation_config.json``
-    or ``tokenizer_config.json``, and for a ``config.json`` with what JSON cannot hold.
+    Equal checkpoints give equal bytes. Raises ``CheckpointError`` for a damaged ``tokenizer_config.json``,
+    for a ``config.json`` with what JSON cannot hold, and for a file that is not what it was when the
+    checkpoint was opened.
     """
+    documents = checkpoint.documents
+    where = str(documents.path(MODEL_CONFIG))
     files = {
         CONFIG: _encoded(genai_config(checkpoint), CONFIG),
-        MODEL_CONFIG: _encoded(_model_config(checkpoint.config), str(checkpoint.path / MODEL_CONFIG)),
+        MODEL_CONFIG: _encoded(_model_config(checkpoint.config), where),
     }
     for name in _COPIED:
-        if (checkpoint.path / name).exists():
-            files[name] = read_text(checkpoint.path / name, _LARGEST_COPY).encode("utf-8")
+        if name in documents:
+            files[name] = documents.content(name, TOKENIZER_BYTES)
     files[TOKENIZER_CONFIG] = _tokenizer_config(checkpoint)
     if checkpoint.tokenizer.chat_template is not None:
         files[TEMPLATE] = checkpoint.tokenizer.chat_template.encode("utf-8")
@@ -97,12 +98,12 @@ def generation_warnings(checkpoint: Checkpoint) -> list[str]:
     """What onnxruntime-genai will do otherwise than the checkpoint asks, one line each."""
     warnings = []
     tokenizer = checkpoint.tokenizer
-    suppressed = read_suppressed(checkpoint.path, checkpoint.architecture.vocabulary)
+    suppressed = checkpoint.generation.suppressed
     if suppressed:
         warnings.append(
             f"onnx: {len(suppressed)} tokens must never be generated, which onnxruntime-genai cannot be told"
         )
-    warnings += generation_limits(checkpoint.path, "onnx", "onnxruntime-genai", _HELD)
+    warnings += checkpoint.generation.limits("onnx", "onnxruntime-genai", _HELD)
     cut = [
         text
         for id, text in enumerate(tokenizer.tokens)
@@ -143,7 +144,7 @@ def _told(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """``genai_config.json``; raises ``CheckpointError`` for a damaged ``generation_config.json``."""
+    """``genai_config.json``."""
     architecture = checkpoint.architecture
     ends = end_tokens(architecture, checkpoint.tokenizer)
     ids: dict[str, object] = {
@@ -193,8 +194,8 @@ def _search(checkpoint: Checkpoint) -> dict[str, object]:
     """Defaults of a search. Here top_k may not exceed the vocabulary, and a top_p of 0, which elsewhere
     leaves the likeliest token alone, means none."""
     architecture = checkpoint.architecture
-    sampling = {**RECOMMENDED, **read_sampling(checkpoint.path)}
-    penalties = read_penalties(checkpoint.path)
+    sampling = {**RECOMMENDED, **checkpoint.generation.sampling}
+    penalties = checkpoint.generation.penalties
     return {
         "do_sample": sampling["temperature"] > 0 and sampling["top_p"] > 0,
         "temperature": sampling["temperature"],
@@ -209,9 +210,8 @@ def _search(checkpoint: Checkpoint) -> dict[str, object]:
 def _tokenizer_config(checkpoint: Checkpoint) -> bytes:
     """``tokenizer_config.json`` as the checkpoint has it, but for the side of the padding and for what would
     not load (see above)."""
-    path = checkpoint.path / TOKENIZER_CONFIG
-    tokenizer = checkpoint.tokenizer
-    values = {key: value for key, value in _stored(checkpoint).items() if key not in _REFUSED}
+    tokenizer, stored = checkpoint.tokenizer, checkpoint.documents.optional(TOKENIZER_CONFIG)
+    values = {key: value for key, value in stored.values.items() if not (value is None or key in _REFUSED)}
     values["tokenizer_class"] = _TOKENIZER_CLASS
     values["padding_side"] = _PADDING_SIDE
     for key in ("clean_up_tokenization_spaces", "add_bos_token", "add_eos_token"):
@@ -224,16 +224,10 @@ def _tokenizer_config(checkpoint: Checkpoint) -> bytes:
         id = getattr(tokenizer, name)
         if id is not None:
             values[f"{name}_token"] = tokenizer.tokens[id]
-    decoder = Settings(values, str(path)).section("added_tokens_decoder")
+    decoder = Settings(values, stored.where).section("added_tokens_decoder")
     if decoder is not None:
         values["added_tokens_decoder"] = {key: _plain(token) for key, token in decoder.values.items()}
-    return _encoded(dict(sorted(values.items())), str(path))
-
-
-def _stored(checkpoint: Checkpoint) -> Mapping[str, object]:
-    path = checkpoint.path / TOKENIZER_CONFIG
-    stored = read_object(path) if path.exists() else {}
-    return {key: value for key, value in stored.items() if value is not None}
+    return _encoded(dict(sorted(values.items())), stored.where)
 
 
 def _plain(token: object) -> dict[str, object]:

@@ -60,7 +60,7 @@ class Derivation:
 
     def write(self, target: str, checkpoint: Checkpoint, directory: Path, **options: object) -> Path:
         """Convert ``checkpoint`` with the mistake; the artifact's main file, below ``directory``."""
-        read = open_checkpoint(self._copy(checkpoint.path, directory / "read"))
+        read = open_checkpoint(self._copy(checkpoint.source.directory(), directory / "read"))
         wrong = replace(read, architecture=self.change(read.architecture))
         format = find_target(target)
         with self.seeded():

@@ -45,7 +45,7 @@ def divergence_from_transformers(checkpoint: Checkpoint, artifact: Path, runner:
     random = np.random.default_rng(5)
     ids = [[2, *random.integers(300, 1200, 150).tolist()]]
     request = {
-        "model": str(checkpoint.path),
+        "model": str(checkpoint.source.directory()),
         "left_out": [one.name for one in checkpoint.left_out],
         "sequences": ids,
         "output": str(scratch / "reference.npy"),

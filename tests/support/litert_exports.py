@@ -81,7 +81,7 @@ class Exports:
 def _identity(checkpoint: Checkpoint) -> str:
     files = sorted(checkpoint.files)
     if sum(file.stat().st_size for file in files) > _READ:
-        return str(checkpoint.path)
+        return str(checkpoint.source.directory())
     digest = hashlib.sha256()
     for file in files:
         if file.name.endswith((".json", ".safetensors")):

@@ -164,7 +164,7 @@ def test_every_choice_can_be_made_of_the_one_artifact_or_is_written(target, made
 
 
 def test_a_model_is_judged_without_its_weights_as_with_them(target, made):
-    description = open_description(made.checkpoint.path)
+    description = open_description(made.checkpoint.source.directory())
     assert not description.weights
     target.check({})
     target.check_model(description, {})

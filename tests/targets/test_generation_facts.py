@@ -11,7 +11,6 @@ import numpy as np
 import onnxruntime_genai as genai
 import pytest
 
-from converter.checkpoint.generation import generation_limits, read_sampling
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from targets.gguf.vocabulary import vocabulary_warnings
 from targets.litert.metadata import llm_metadata
@@ -221,9 +220,9 @@ def test_what_a_runtime_cannot_be_told_is_a_warning(asking):
     ],
 )
 def test_settings_that_change_nothing_are_no_warning(asking, settings):
-    assert generation_limits(asking(**settings).path, "litert", "LiteRT-LM") == []
+    assert asking(**settings).generation.limits("litert", "LiteRT-LM") == []
 
 
 def test_a_temperature_counts_only_where_there_is_sampling(asking):
-    assert read_sampling(asking(do_sample=False, temperature=0.7).path)["temperature"] == 0.0
-    assert read_sampling(asking(do_sample=None, temperature=0.7).path)["temperature"] == 0.7
+    assert asking(do_sample=False, temperature=0.7).generation.sampling["temperature"] == 0.0
+    assert asking(do_sample=None, temperature=0.7).generation.sampling["temperature"] == 0.7

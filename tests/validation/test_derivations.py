@@ -86,7 +86,7 @@ def failing(prepared: Prepared, target: str, artifact: Path) -> dict[str, Any]:
     """The gates that an artifact fails, by name, with their values; all have run."""
     checkpoint = prepared.checkpoint
     plan = find_target(target).plan(checkpoint, "model", {})
-    source = {"files": [str(checkpoint.path)]}  # known to this cache alone
+    source = {"files": [str(checkpoint.source.directory())]}  # known to this cache alone
     gates = prove(prepared, target, artifact, plan, source=source).entry["gates"]
     assert None not in [gate["passed"] for gate in gates]
     return {gate["name"]: gate["value"] for gate in gates if not gate["passed"]}

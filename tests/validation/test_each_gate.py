@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converter.checkpoint.opened import EVALUATION_TEXT, open_checkpoint
+from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from support.tampering import GgufFile
 from validation.baseline import write_naive_q4_0
-from validation.evaluation import read_own
+from validation.evaluation import find_evaluation
 from validation.limits import OWN_NOTE
 from validation.proof import validate
 
@@ -231,6 +231,6 @@ def test_without_logits_of_its_own_weights_nothing_judges_such_a_model(e2b: Any,
 def test_the_shipped_model_is_judged_by_the_narrow_limits_of_its_own_text(demo: Any, home: Path) -> None:
     entry = validate(demo.checkpoint, "gguf", demo.path, cache=home)["entry"]
     gate = next(gate for gate in entry["gates"] if gate["name"] == "mean_kld")
-    own = read_own(DEMO / EVALUATION_TEXT).limits["gguf"]
+    own = find_evaluation(open_checkpoint(DEMO).evaluation).limits["gguf"]
     assert (gate["limit"], gate["note"]) == (own["mean_kld"], OWN_NOTE)
     assert 1.2 * gate["value"] < gate["limit"] < 2.5 * gate["value"]

@@ -8,15 +8,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.opened import EVALUATION_TEXT, open_checkpoint, open_description
+from converter.checkpoint.documents import (
+    EVALUATION_BYTES,
+    EVALUATION_TEXT,
+    Documents,
+    evaluation_text,
+)
+from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.demo import DEMO
 from converter.errors import CheckpointError, UsageError, ValidationError
 from converter.system.child import Worker
-from validation.evaluation import LARGEST, MOST_PASSAGES, OWN, SHIPPED, find_evaluation, read_own
+from validation.evaluation import MOST_PASSAGES, OWN, SHIPPED, Evaluation, find_evaluation
 from validation.report.texts import facts
 from validation.settings import Settings, prepare, reference_entry
 from validation.text import LONG, read_passages
@@ -31,34 +38,38 @@ def write(directory: Path, content: object) -> Path:
     return path
 
 
+def found_in(directory: Path, text: Path | None = None) -> Evaluation:
+    """The text to judge the checkpoint in a directory on."""
+    return find_evaluation(partial(evaluation_text, Documents(directory)), text)
+
+
 def test_the_users_text_goes_before_the_checkpoints_and_that_before_the_shipped_one(tmp_path: Path) -> None:
-    assert find_evaluation(tmp_path).passages == read_passages()
-    assert find_evaluation(tmp_path).name == SHIPPED
+    assert found_in(tmp_path).passages == read_passages()
+    assert found_in(tmp_path).name == SHIPPED
     write(tmp_path, {"passages": [PASSAGE], "gates": {"gguf": {"mean_kld": 1e-5}}})
-    own = find_evaluation(tmp_path)
+    own = found_in(tmp_path)
     assert (own.name, [passage.text for passage in own.passages]) == (OWN, [PASSAGE["text"]])
     assert own.limits == {"gguf": {"mean_kld": 1e-5}}
     text = tmp_path / "text"
     text.write_text("Something else.")
-    given = find_evaluation(tmp_path, text)
+    given = found_in(tmp_path, text)
     assert [passage.text for passage in given.passages] == ["Something else."]
     assert (given.name, given.limits) == ("--text", {})
-    assert len({find_evaluation(DEMO).sha256, own.sha256, given.sha256}) == 3
+    assert len({found_in(DEMO).sha256, own.sha256, given.sha256}) == 3
 
 
 def test_a_text_of_the_users_does_without_a_checkpoints_that_is_none(tmp_path: Path) -> None:
     write(tmp_path, "no text")
     text = tmp_path / "text"
     text.write_text("Something else.")
-    assert find_evaluation(tmp_path, text).name == "--text"
+    assert found_in(tmp_path, text).name == "--text"
     with pytest.raises(UsageError, match="cannot be read"):
-        find_evaluation(tmp_path, tmp_path / "none")
+        found_in(tmp_path, tmp_path / "none")
 
 
 def test_passages_are_text_or_chats(tmp_path: Path) -> None:
-    found = read_own(
-        write(tmp_path, {"about": "us", "passages": [PASSAGE, {"kind": "chat", "turns": TURNS}]})
-    )
+    write(tmp_path, {"about": "us", "passages": [PASSAGE, {"kind": "chat", "turns": TURNS}]})
+    found = found_in(tmp_path)
     assert [passage.kind for passage in found.passages] == ["prose", "chat"]
     assert found.passages[1].turns == (("user", "Which bridge?"), ("assistant", "The old one."))
     assert found.limits == {}
@@ -95,8 +106,9 @@ def test_passages_are_text_or_chats(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_none_is_refused_in_one_line(content: object, message: str, tmp_path: Path) -> None:
+    write(tmp_path, content)
     with pytest.raises(CheckpointError) as caught:
-        read_own(write(tmp_path, content))
+        found_in(tmp_path)
     told = str(caught.value)
     assert message in told
     assert told.isprintable()
@@ -105,25 +117,25 @@ def test_a_file_that_is_none_is_refused_in_one_line(content: object, message: st
 
 
 def test_a_file_that_is_too_large_no_file_or_leads_nowhere_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path, " " * (LARGEST + 1))
-    with pytest.raises(CheckpointError, match=f"larger than the {LARGEST} bytes"):
-        read_own(path)
+    path = write(tmp_path, " " * (EVALUATION_BYTES + 1))
+    with pytest.raises(CheckpointError, match=f"larger than the {EVALUATION_BYTES} bytes"):
+        found_in(path.parent)
     path.unlink()
     path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="cannot be read"):
-        find_evaluation(tmp_path)
+        found_in(tmp_path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(CheckpointError, match="not a regular file"):
-        find_evaluation(tmp_path)
+        found_in(tmp_path)
 
 
 def test_the_largest_file_is_read_in_no_time(tmp_path: Path) -> None:
-    content = '{"passages": [' + "[" * 500 + "]" * 500 + ", 1" * (LARGEST // 4) + "]}"
-    path = write(tmp_path, content[:LARGEST])
+    content = '{"passages": [' + "[" * 500 + "]" * 500 + ", 1" * (EVALUATION_BYTES // 4) + "]}"
+    path = write(tmp_path, content[:EVALUATION_BYTES])
     begin = time.perf_counter()
     with pytest.raises(CheckpointError):
-        read_own(path)
+        found_in(path.parent)
     assert time.perf_counter() - begin < 5
 
 
@@ -146,7 +158,7 @@ def test_the_manifest_has_it(demo_output: Path) -> None:
 def test_the_report_names_it(worker: Worker) -> None:
     with prepare(open_checkpoint(DEMO), Settings(), worker=worker) as prepared:
         entry = reference_entry(prepared)
-    assert (entry["text_name"], entry["text"]) == (OWN, find_evaluation(DEMO).sha256)
+    assert (entry["text_name"], entry["text"]) == (OWN, found_in(DEMO).sha256)
     assert [one["kind"] for one in entry["sequences"]] == ["help topics"] * 4 + ["chats"] * 4 + [LONG]
     assert entry["positions"] == 512
     assert dict(facts({"source": {"path": "x"}, "reference": entry}))["text"] == (

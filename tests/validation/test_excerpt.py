@@ -67,7 +67,7 @@ class Case:
         checkpoint = self.prepared.checkpoint
         changed = replace(self.prepared.settings, room=lambda directory: room, **settings)
         plan = find_target(self.target).plan(checkpoint, "model", {})
-        source = {"files": [str(checkpoint.path)]}  # known to this cache alone
+        source = {"files": [str(checkpoint.source.directory())]}  # known to this cache alone
         return prove(
             replace(self.prepared, settings=changed),
             self.target,

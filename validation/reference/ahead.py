@@ -34,7 +34,7 @@ def logits_of(
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
     left_out = tuple(left.name for left in checkpoint.left_out)
     return reference_logits(
-        Model(checkpoint.path, left_out, checkpoint.architecture.vocabulary),
+        Model(checkpoint.source.directory(), left_out, checkpoint.architecture.vocabulary),
         tokens.sequences,
         firsts=tokens.firsts,
         source=_identity(checkpoint, source, stage_of(progress, "checksums")),

@@ -8,7 +8,6 @@ checkpoint's own files too, with no more configuration than it takes to load the
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.checkpoint.chats import Conversation, Inexpressible
+from converter.checkpoint.documents import TOKENIZER, TOKENIZER_BYTES
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError
@@ -111,7 +111,7 @@ def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
     """The checkpoint's tokenizer and template as they are, and the least that onnxruntime-genai asks for
     beside them; not by the converter's rules, so that a mistake in those is not taken for the runtime's."""
     tokenizer = checkpoint.tokenizer
-    shutil.copyfile(checkpoint.path / "tokenizer.json", directory / "tokenizer.json")
+    (directory / TOKENIZER).write_bytes(checkpoint.documents.content(TOKENIZER, TOKENIZER_BYTES))
     special = {
         f"{name}_token": tokenizer.tokens[id]
         for name in ("bos", "eos", "pad", "unk")

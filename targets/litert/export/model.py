@@ -54,7 +54,7 @@ def build(
     does not have the tensors of the checkpoint.
     """
     architecture = checkpoint.architecture
-    config = text_configuration(transformers.AutoConfig.from_pretrained(checkpoint.path))
+    config = text_configuration(transformers.AutoConfig.from_pretrained(checkpoint.directory))
     config.tie_word_embeddings = False  # the head gets its own place, and what belongs there is decided below
     config._attn_implementation = ATTENTION
     config.dtype = torch.float32

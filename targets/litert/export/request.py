@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from converter.checkpoint.documents import MODEL_CONFIG
 from converter.system.progress import StageProgress, no_progress
 from targets.litert.export.child import ask
 from targets.litert.export.skeleton import write_skeleton
@@ -110,7 +111,7 @@ def graph_key(
     two_rows: Collection[str],
 ) -> str:
     """What equal exports have in common; the arguments are those of ``export_graphs``."""
-    digest = hashlib.sha256((checkpoint.path / "config.json").read_bytes())
+    digest = hashlib.sha256(checkpoint.documents.content(MODEL_CONFIG))
     for name, weight in checkpoint.weights.items():
         digest.update(f"{name} {weight.shape}".encode())
         if len(weight.shape) < 2:

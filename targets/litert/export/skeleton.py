@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.weight import Weight
-from converter.system.untrusted import read_object
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -25,9 +24,10 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A checkpoint whose matrices have shapes alone; ``floats`` of its vectors gives their values."""
+    """A checkpoint whose matrices have shapes alone; ``floats`` of its vectors gives their values.
+    ``directory`` is where transformers finds its configuration."""
 
-    path: Path
+    directory: Path
     architecture: Architecture
     weights: Mapping[str, Weight]
 
@@ -41,7 +41,8 @@ def write_skeleton(checkpoint: Checkpoint, vectors: Path) -> dict[str, object]:
             if len(weight.shape) < 2:
                 stream.write(np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes())
     return {
-        "checkpoint": str(checkpoint.path.absolute()),
+        "checkpoint": str(checkpoint.source.directory().absolute()),
+        "config": dict(checkpoint.config),
         "shapes": {name: list(weight.shape) for name, weight in weights.items()},
         "vectors": str(vectors.absolute()),
     }
@@ -49,7 +50,6 @@ def write_skeleton(checkpoint: Checkpoint, vectors: Path) -> dict[str, object]:
 
 def read_skeleton(written: Mapping[str, Any]) -> Skeleton:
     """The checkpoint that was described."""
-    path = Path(written["checkpoint"])
     values = np.fromfile(written["vectors"], "<f4")
     weights, start = {}, 0
     for name, shape in written["shapes"].items():
@@ -57,11 +57,11 @@ def read_skeleton(written: Mapping[str, Any]) -> Skeleton:
         if len(shape) < 2:
             own, start = values[start : start + int(np.prod(shape))], start + int(np.prod(shape))
         weights[name] = _weight(name, tuple(shape), own)
-    architecture = read_architecture(read_object(path / "config.json"))
+    architecture = read_architecture(written["config"])
     if architecture.tied_head and _HEAD in weights:  # a stored head that differs unties them
         tensors = {**architecture.tensors, _HEAD: weights[_HEAD].shape}
         architecture = replace(architecture, tied_head=False, tensors=tensors)
-    return Skeleton(path, architecture, weights)
+    return Skeleton(Path(written["checkpoint"]), architecture, weights)
 
 
 def _weight(name: str, shape: tuple[int, ...], values: NDArray[np.float32]) -> Weight:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.opened import EVALUATION_TEXT
+from converter.checkpoint.documents import EVALUATION_TEXT, Documents
 from converter.demo import DEMO, DEMO_BASE
 from converter.demo.evaluation import evaluation_text, write_evaluation_text
 from converter.demo.text import conversations, held_out_topics, training_documents
@@ -29,7 +29,7 @@ def test_the_file_is_what_the_generator_writes(tmp_path: Path) -> None:
 
 
 def test_no_paragraph_of_it_was_trained_on() -> None:
-    passages = read_own(DEMO / EVALUATION_TEXT).passages
+    passages = read_own(Documents(DEMO).settings(EVALUATION_TEXT)).passages
     documents = training_documents()
     trained = {part for text in documents.values() for part in text.split("\n\n")}
     chats = conversations(documents, random.Random(0))
@@ -45,7 +45,7 @@ def test_no_paragraph_of_it_was_trained_on() -> None:
 
 
 def test_both_kinds_have_more_than_the_default_positions_need() -> None:
-    passages = read_own(DEMO / EVALUATION_TEXT).passages
+    passages = read_own(Documents(DEMO).settings(EVALUATION_TEXT)).passages
     assert [passage.kind for passage in passages] == ["help topics"] * 4 + ["chats"] * 4
     assert {role for passage in passages for role, _ in passage.turns} == {"system", "user", "assistant"}
     size = (DEMO / EVALUATION_TEXT).stat().st_size

@@ -109,9 +109,8 @@ def test_a_token_to_suppress_that_is_none_is_one_line(checkpoint_factory, tmp_pa
     for file in checkpoint_factory("12b").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "generation_config.json").write_text(json.dumps({"suppress_tokens": [10**6]}))
-    checkpoint = open_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="suppress_tokens holds 1000000"):
-        target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out")
+        open_checkpoint(tmp_path)
 
 
 def test_metadata_is_read_without_the_vocabulary(checkpoint_factory, convert):

@@ -48,8 +48,8 @@ def own_divergence(made, scratch):
 def open_checkpoint_of(own, made):
     """``made``'s checkpoint with the weights that lie in ``own``."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        if (made.checkpoint.path / name).exists():
-            (own / name).write_bytes((made.checkpoint.path / name).read_bytes())
+        if (made.checkpoint.source.directory() / name).exists():
+            (own / name).write_bytes((made.checkpoint.source.directory() / name).read_bytes())
     return open_checkpoint(own)
 
 

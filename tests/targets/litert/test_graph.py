@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import transformers
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
+from converter.checkpoint.source import Directory
 from converter.errors import TargetError
 from targets.litert.export import request as graph
 from targets.litert.export.request import (
@@ -149,10 +150,10 @@ def tokens_of(checkpoint):
 
 
 def reference(checkpoint, tokens):
-    config = transformers.AutoConfig.from_pretrained(checkpoint.path)
+    config = transformers.AutoConfig.from_pretrained(checkpoint.source.directory())
     unified = config.model_type == "gemma4_unified"
     kind = transformers.AutoModelForMultimodalLM if unified else transformers.AutoModelForCausalLM
-    model = kind.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    model = kind.from_pretrained(checkpoint.source.directory(), dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].numpy()
 
@@ -251,9 +252,7 @@ def test_a_failure_of_the_child_is_one_line(checkpoint_factory, tmp_path):
     config = json.loads((directory / "config.json").read_text())
     (broken / "config.json").unlink()
     (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 192}))
-    moved = Checkpoint(
-        **{name: getattr(checkpoint, name) for name in Checkpoint.__slots__} | {"path": broken}
-    )
+    moved = replace(checkpoint, source=Directory(broken, ()))
     with pytest.raises(TargetError, match="embed_tokens") as caught:
         export_graphs(moved, {}, [PREFILL], CONTEXT, tmp_path)
     assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 
+from converter.checkpoint.documents import Documents
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, TargetError
 from targets.litert.bundle import read_sections, write_bundle
@@ -70,10 +71,10 @@ def test_an_answer_ends_with_the_turn_even_if_no_file_says_so(altered):
 
 def test_a_model_that_never_sees_the_begin_token_is_not_given_it(altered, demo_checkpoint):
     checkpoint = altered("tokenizer_config.json", add_bos_token=False)
-    template = checkpoint.path / "chat_template.jinja"
+    template = checkpoint.source.directory() / "chat_template.jinja"
     assert message_of(checkpoint).start_token.token_str == "<bos>", "the template begins with it"
     template.write_text("{{ messages[0].content }}", encoding="utf-8")
-    assert not message_of(open_checkpoint(checkpoint.path)).HasField("start_token")
+    assert not message_of(open_checkpoint(checkpoint.source.directory())).HasField("start_token")
 
 
 def test_gemma_4_is_told_with_its_tools_and_thoughts(demo_checkpoint):
@@ -121,7 +122,7 @@ def test_tokens_that_must_not_be_generated_are_told(altered):
 
 def test_a_damaged_generation_config_is_one_line(altered):
     with pytest.raises(CheckpointError, match=r"top_p is 1\.5, outside 0\.\.1") as failure:
-        llm_metadata(altered(top_p=1.5), 512)
+        altered(top_p=1.5)
     assert "\n" not in str(failure.value)
 
 
@@ -138,10 +139,10 @@ def test_thinking_and_calls_are_supported_where_the_template_writes_them(demo_ch
     assert (message.supports_thinking, message.supports_function_calling) == (True, True)
     checkpoint = altered()
     for text in ("{{ messages[0].content }}", None):
-        (checkpoint.path / "chat_template.jinja").unlink()
+        (checkpoint.source.directory() / "chat_template.jinja").unlink()
         if text is not None:
-            (checkpoint.path / "chat_template.jinja").write_text(text, encoding="utf-8")
-        message = message_of(open_checkpoint(checkpoint.path))
+            (checkpoint.source.directory() / "chat_template.jinja").write_text(text, encoding="utf-8")
+        message = message_of(open_checkpoint(checkpoint.source.directory()))
         for field in ("supports_thinking", "supports_function_calling"):
             assert message.HasField(field)
             assert getattr(message, field) is False
@@ -150,25 +151,25 @@ def test_thinking_and_calls_are_supported_where_the_template_writes_them(demo_ch
 def test_an_edit_that_cannot_be_made_is_told(demo_checkpoint, altered):
     assert edit_warnings(open_checkpoint(demo_checkpoint)) == []
     checkpoint = altered()
-    template = checkpoint.path / "chat_template.jinja"
+    template = checkpoint.source.directory() / "chat_template.jinja"
     template.write_text("{{ messages[0].get('name') is none }}{{ messages | length }}", encoding="utf-8")
-    assert edit_warnings(open_checkpoint(checkpoint.path)) == [
+    assert edit_warnings(open_checkpoint(checkpoint.source.directory())) == [
         "litert: the chat template is not edited for LiteRT-LM (x.get('y') is x['y']: prompts would change)"
     ]
     template.unlink()
-    assert edit_warnings(open_checkpoint(checkpoint.path)) == []
+    assert edit_warnings(open_checkpoint(checkpoint.source.directory())) == []
 
 
 def test_methods_that_the_runtime_does_not_have_are_told(demo_checkpoint, altered):
     assert template_warnings(open_checkpoint(demo_checkpoint)) == []
     checkpoint = altered()
-    template = checkpoint.path / "chat_template.jinja"
+    template = checkpoint.source.directory() / "chat_template.jinja"
     template.write_text(
         "text.lower() {{ m.get('x') | upper }} {{ m.strip().split('.title()') }} {%- if m.get('a', 1) %}"
         "{%- set x = m.keys() -%}{% endif %}",
         encoding="utf-8",
     )
-    assert template_warnings(open_checkpoint(checkpoint.path)) == [
+    assert template_warnings(open_checkpoint(checkpoint.source.directory())) == [
         "litert: the chat template calls .get(), .keys(), which LiteRT-LM's template engine does not have"
     ]
 
@@ -197,7 +198,7 @@ def test_caches_are_those_of_layers_with_keys_of_their_own(demo_checkpoint):
 
 
 def test_the_tokenizer_is_compressed_behind_its_length(demo_checkpoint):
-    section = tokenizer_section(demo_checkpoint)
+    section = tokenizer_section(Documents(demo_checkpoint))
     text = (demo_checkpoint / "tokenizer.json").read_bytes()
     assert section.kind == "HF_Tokenizer_Zlib"
     assert int.from_bytes(section.content[:8], "little") == len(text)
@@ -215,7 +216,7 @@ def test_a_sentencepiece_model_serves_where_there_is_no_tokenizer_json(tmp_path)
         minloglevel=2,
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    section = tokenizer_section(tmp_path)
+    section = tokenizer_section(Documents(tmp_path))
     assert (section.kind, section.content) == ("SP_Tokenizer", model.getvalue())
     assert spm.SentencePieceProcessor(model_proto=section.content).encode("a house")
 
@@ -235,7 +236,7 @@ def test_another_tokenizer_is_refused_in_one_line(tmp_path, files, problem):
         (tmp_path / name).write_bytes(content)
     for refuse in (tokenizer_file, tokenizer_section):
         with pytest.raises(TargetError, match=problem) as failure:
-            refuse(tmp_path)
+            refuse(Documents(tmp_path))
         assert "\n" not in str(failure.value)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from converter.errors import CheckpointError, TargetError
-from targets.ollama import gemma_modelfile, read_sampling
+from converter.errors import TargetError
+from targets.ollama import gemma_modelfile
 
 E2B, A12B, A26B, A31B = 5_100_000_000, 11_900_000_000, 26_000_000_000, 31_000_000_000
 
@@ -74,17 +72,3 @@ def test_the_context_is_never_longer_than_the_trained_one():
 def test_another_architecture_is_refused():
     with pytest.raises(TargetError, match="'llama'"):
         made(E2B, "llama")
-
-
-def test_sampling_comes_from_the_checkpoint(checkpoint_factory, tmp_path):
-    assert read_sampling(checkpoint_factory("text")) == {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
-    assert read_sampling(tmp_path) == {}
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": "hot"}))
-    with pytest.raises(CheckpointError, match="temperature"):
-        read_sampling(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": -1}))
-    with pytest.raises(CheckpointError, match=r"temperature is -1\.0, outside 0\.\.inf"):
-        read_sampling(tmp_path)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"top_p": 1.5}))
-    with pytest.raises(CheckpointError, match=r"top_p is 1\.5, outside 0\.\.1"):
-        read_sampling(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from converter.checkpoint.documents import Documents
 from converter.checkpoint.tokenizer import read_tokenizer
 from converter.pipeline.conversion import Conversion
 from converter.pipeline.conversion import convert as convert_model
@@ -73,7 +74,7 @@ def test_every_architecture_answers_as_in_transformers(variant, checkpoint_facto
     prompt = [2, *np.random.default_rng(1).integers(300, 1200, 70).tolist()]
     answer = by_genai(directory, prompt, 20)
     assert answer == by_onnxruntime(directory, prompt, 20, ends)
-    assert answer == by_transformers(made.checkpoint.path, prompt, 20, ends)
+    assert answer == by_transformers(made.checkpoint.source.directory(), prompt, 20, ends)
 
 
 def test_float16_activations_and_caches_run_too(demo_checkpoint, convert):
@@ -171,7 +172,7 @@ def test_chats_are_written_as_transformers_writes_them(messages, prompted, demo,
 
 
 def test_special_tokens_are_the_checkpoints(tokenizer, demo_checkpoint):
-    expected = read_tokenizer(demo_checkpoint)
+    expected = read_tokenizer(Documents(demo_checkpoint))
     assert tokenizer.bos_token_id == expected.bos
     assert tokenizer.pad_token_id == expected.pad
     assert list(tokenizer.eos_token_ids) == list(expected.end_ids)

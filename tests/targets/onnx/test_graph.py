@@ -110,7 +110,7 @@ def test_the_graph_names_nothing_of_this_machine(checkpoint_factory, convert):
         "revision": "1" * 40,
     }
     content = made.artifact.read_bytes()
-    assert str(made.checkpoint.path).encode() not in content
+    assert str(made.checkpoint.source.directory()).encode() not in content
     assert b"site-packages" not in content
 
 
