@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from converter.checkpoint.architecture import gemma3, gemma4
-from converter.checkpoint.architecture.gemma import LONGEST_ROW
+from converter.checkpoint.architecture.keys import LONGEST_ROW
 from converter.checkpoint.architecture.layers import (
     FULL,
     SLIDING,

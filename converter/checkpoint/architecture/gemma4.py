@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from converter.checkpoint.architecture import gemma as keys
+from converter.checkpoint.architecture import keys
 from converter.checkpoint.architecture.layers import FULL, Architecture, Experts, Family, Layer, PerLayerInput
 from converter.system.untrusted import Settings, shown
 
