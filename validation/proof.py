@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.architecture import GELU_TANH
 from converter.checkpoint.excerpt import find_excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError, ValidationError
@@ -435,7 +436,7 @@ class _Bench:
                 output=self.scratch / f"{stage.replace(' ', '-')}-reference.npy",
                 worker=self.prepared.worker,
                 max_memory=self.prepared.settings.max_memory,
-                float16_gelu=self.runner.float16_gelu,
+                float16_gelu=self.runner.float16_gelu and checkpoint.architecture.activation == GELU_TANH,
                 dense=checkpoint.architecture.experts is None,
                 progress=stage_of(self.progress, f"{stage} reference"),
             )

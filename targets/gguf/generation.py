@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from converter.checkpoint.generation import RECOMMENDED, read_penalties, read_sampling, read_suppressed
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.generation import read_penalties, read_sampling, read_suppressed
 from targets.gguf.header import Header, Items
 
 #: What a GGUF tells llama.cpp beyond temperature, top_p, top_k and tokens.
 HELD: Final = ("min_p", "repetition_penalty")
 
 
-def add_generation(header: Header, directory: Path, vocabulary: int) -> None:
-    """Add the sampling that llama.cpp takes as its default (Google's recommendation where the checkpoint says
+def add_generation(header: Header, directory: Path, architecture: Architecture) -> None:
+    """Add the sampling that llama.cpp takes as its default (what is recommended where the checkpoint says
     nothing), and the tokens that must never be generated. Raises ``CheckpointError`` for a damaged file."""
-    sampling = {**RECOMMENDED, **read_sampling(directory)}
+    sampling = {**architecture.sampling, **read_sampling(directory)}
     header.add_sampling_temp(sampling["temperature"])
     header.add_sampling_top_p(sampling["top_p"])
     header.add_sampling_top_k(int(sampling["top_k"]))
@@ -25,6 +26,6 @@ def add_generation(header: Header, directory: Path, vocabulary: int) -> None:
     if "repetition_penalty" in penalties:
         header.add_sampling_penalty_repeat(penalties["repetition_penalty"])
         header.add_sampling_penalty_last_n(-1)  # the whole text, as in transformers
-    suppressed = read_suppressed(directory, vocabulary)
+    suppressed = read_suppressed(directory, architecture.vocabulary)
     if suppressed:
         header.add_array("tokenizer.ggml.suppress_tokens", Items(suppressed))

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from converter.checkpoint.generation import read_sampling
-from targets.ollama.gemma import gemma_modelfile
+from targets.ollama.family import OllamaFamily, family_modelfile, has_modelfile
 from targets.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
 from targets.ollama.printable import printed
 
-__all__ = ["Modelfile", "gemma_modelfile", "parse_modelfile", "printed", "read_sampling", "write_modelfile"]
+__all__ = [
+    "Modelfile",
+    "OllamaFamily",
+    "family_modelfile",
+    "has_modelfile",
+    "parse_modelfile",
+    "printed",
+    "read_sampling",
+    "write_modelfile",
+]

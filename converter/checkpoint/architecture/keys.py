@@ -47,10 +47,10 @@ def attention_types(text: Settings, layers: int, pattern: int) -> list[str]:
     return [_ATTENTION[name] for name in names]
 
 
-def end_tokens(config: Settings, text: Settings, vocabulary: int) -> tuple[int, ...]:
-    """Ids that end a text: those of the whole model where it names any, else the text model's (1)."""
+def end_tokens(config: Settings, text: Settings, default: int | None, vocabulary: int) -> tuple[int, ...]:
+    """Ids that end a text: those of the whole model where it names any, else the text model's."""
     settings = config if config.values.get("eos_token_id") is not None else text
-    value = settings.values.get("eos_token_id", 1)
+    value = settings.values.get("eos_token_id", default)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for one in ids:
         if type(one) is not int or not 0 <= one < vocabulary:
@@ -58,7 +58,7 @@ def end_tokens(config: Settings, text: Settings, vocabulary: int) -> tuple[int, 
     return tuple(dict.fromkeys(ids))
 
 
-def token(text: Settings, key: str, default: int, vocabulary: int) -> int | None:
+def token(text: Settings, key: str, default: int | None, vocabulary: int) -> int | None:
     """One token id, or ``None`` for ``null``."""
     return text.optional_integer(key, default, high=vocabulary - 1)
 
@@ -85,12 +85,5 @@ def norms(prefix: str, hidden: int, names: tuple[str, ...]) -> Shapes:
     return {f"{prefix}{name}.weight": (hidden,) for name in names}
 
 
-#: The four norms around attention and MLP.
-LAYER_NORMS: Final = (
-    "input_layernorm",
-    "post_attention_layernorm",
-    "pre_feedforward_layernorm",
-    "post_feedforward_layernorm",
-)
 #: What may stand before a canonical name: multimodal, older multimodal, text-only, bare base model.
 PREFIXES: Final = ("model.language_model.", "language_model.model.", "language_model.", "model.", "")
