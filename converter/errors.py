@@ -30,6 +30,10 @@ class DestinationError(QatconvertError):
     """The output exists already, cannot be written, or does not fit."""
 
 
+class ExtensionError(QatconvertError):
+    """What an installed distribution registers cannot be loaded, or is not what it is registered as."""
+
+
 class TargetError(QatconvertError):
     """A target's runtime cannot hold this model."""
 

@@ -90,7 +90,7 @@ def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
     nested = config.get("text_config")
     text: dict[str, Any] = dict(nested if isinstance(nested, Mapping) else config)
     if isinstance(nested, Mapping):
-        text.setdefault("model_type", f"{config['model_type']}_text")
+        text.setdefault("model_type", checkpoint.architecture.text_type)
     for stale in ("architectures", "auto_map", "quantization_config", "torch_dtype"):
         text.pop(stale, None)
     return text | {"dtype": "float32", "tie_word_embeddings": checkpoint.architecture.tied_head}

@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.architecture import GELU_TANH
 from converter.checkpoint.opened import Checkpoint
 from targets.target import StoredTensor
 from validation.engine import scored_positions
@@ -72,7 +73,7 @@ def logits_of_weights(
             output=bench.file(f"{stage} reference"),
             worker=bench.prepared.worker,
             max_memory=bench.settings.max_memory,
-            float16_gelu=bench.runner.float16_gelu,
+            float16_gelu=bench.runner.float16_gelu and checkpoint.architecture.activation == GELU_TANH,
             dense=checkpoint.architecture.experts is None,
             progress=bench.stage(f"{stage} reference"),
         )

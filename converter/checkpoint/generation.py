@@ -12,10 +12,6 @@ from converter.checkpoint.documents import GENERATION, Documents
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.system.untrusted import Settings
 
-#: Google's recommendation for both families, where a checkpoint has no ``generation_config.json``.
-RECOMMENDED: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
-#: End-of-turn tokens by text: Gemma 4's and Gemma 3's.
-END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
 #: Settings of ``generation_config.json`` that bear on an answer, and the value that changes nothing, beside
 #: those that every target holds. Names and neutral values are those of transformers' ``GenerationConfig``.
 _FURTHER: Final[Mapping[str, object]] = {
@@ -122,7 +118,7 @@ def _suppressed(settings: Settings, vocabulary: int) -> tuple[int, ...]:
 def end_tokens(architecture: Architecture, tokenizer: Tokenizer) -> list[int]:
     """Ids that end an answer: those that the checkpoint names, and the end of a turn even where it does not
     (as in llama.cpp)."""
-    turns = [tokenizer.tokens.index(text) for text in END_OF_TURN if text in tokenizer.tokens]
+    turns = [tokenizer.tokens.index(text) for text in architecture.end_of_turn if text in tokenizer.tokens]
     return list(dict.fromkeys([*tokenizer.end_ids, *architecture.eos, *turns]))
 
 

@@ -240,7 +240,7 @@ def _distribution(name: str, shape: tuple[int, ...], architecture: Architecture)
         return 0.8, 0.05
     if part == "norm":
         return mean + 1.0, 0.1
-    if part.endswith("k_norm") and architecture.family == "gemma4":
+    if part.endswith("k_norm") and architecture.attention_scale == 1:
         return 1.5 * shape[0] ** -0.5, 0.1 * shape[0] ** -0.5
     return mean, 0.1
 

@@ -15,21 +15,23 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
+from targets.families import known_families
 from targets.gguf.comparison import MODELFILE, differences
 from targets.gguf.description import add_description
+from targets.gguf.family import gguf_family
 from targets.gguf.generation import HELD, add_generation
 from targets.gguf.header import Header, file_names, groups, write_header
-from targets.gguf.hyperparameters import add_hyperparameters, rope_factors
+from targets.gguf.hyperparameters import add_hyperparameters
 from targets.gguf.inferred import inferred_options
 from targets.gguf.limits import check, first_build
 from targets.gguf.modelfile import OPTIONS as MODELFILE_OPTIONS
 from targets.gguf.modelfile import modelfile
-from targets.gguf.names import ARCHITECTURES, ROPE_FREQS, tensor_names
+from targets.gguf.names import ROPE_FREQS, tensor_names
 from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import GGML, holdings, off_lattice_option
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
-from targets.ollama import Modelfile, printed, write_modelfile
+from targets.ollama import Modelfile, has_modelfile, printed, write_modelfile
 from targets.storing import Holdings
 from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import destination_error
@@ -62,8 +64,14 @@ class GgufTarget:
         architecture = checkpoint.architecture
         check(checkpoint)
         tensor_names(architecture, architecture.tensors)
-        # a text that no Modelfile can hold is noticed here
-        write_modelfile(_modelfile(checkpoint, "../gguf", options))
+        found = _modelfile(checkpoint, "../gguf", options)
+        if found is not None:
+            write_modelfile(found)  # a text that no Modelfile can hold is noticed here
+        elif given := [name for name in MODELFILE_OPTIONS if options.get(name)]:
+            raise UsageError(
+                f"gguf: {given[0]} is for the Modelfile, and how Ollama runs the family "
+                f"{architecture.family} is not known"
+            )
 
     def plan(
         self,
@@ -79,13 +87,13 @@ class GgufTarget:
         self.check_model(checkpoint, options)
         names = tensor_names(checkpoint.architecture, checkpoint.weights)
         tensors = [_planned(weight, names[key], held) for key, weight in checkpoint.weights.items()]
-        factors = rope_factors(checkpoint.architecture)
+        factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         if factors is not None:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
         kept = {key: options[key] for key in (*_GENERAL, *MODELFILE_OPTIONS) if options.get(key)}
         sizes = [sum(tensor.bytes for tensor in group) for group in groups(tensors, limit)]
         names_of_files = file_names(_stem(name, tensors), len(sizes))
-        ollama = _modelfile(checkpoint, "../gguf", options).requires
+        ollama = _modelfile(checkpoint, "../gguf", options)
         return Plan(
             target=self.name,
             files=(
@@ -93,14 +101,14 @@ class GgufTarget:
                     PlannedFile(f"gguf/{file}", SHARD if index else MAIN, size)
                     for index, (file, size) in enumerate(zip(names_of_files, sizes, strict=True))
                 ),
-                PlannedFile(MODELFILE, COMPANION),
+                *([PlannedFile(MODELFILE, COMPANION)] if ollama is not None else []),
             ),
             tensors=tuple(tensors),
             warnings=(*_warnings(checkpoint, held), *_licence_warnings(options)),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
             requires={
                 "llama.cpp": first_build(checkpoint.architecture, checkpoint.tokenizer),
-                **({"ollama": ollama} if ollama else {}),
+                **({"ollama": ollama.requires} if ollama is not None and ollama.requires else {}),
             },
         )
 
@@ -117,13 +125,15 @@ class GgufTarget:
             )
         except OSError as error:
             raise destination_error(path, error) from error
-        factors = rope_factors(checkpoint.architecture)
+        factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
         advance = counted(stage_of(progress, "write gguf"), checkpoint.stored_bytes)
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
+        text = _modelfile_text(checkpoint, plan)
         try:
-            (directory / MODELFILE).parent.mkdir(exist_ok=True)
-            (directory / MODELFILE).write_bytes(_modelfile_text(checkpoint, plan).encode("utf-8"))
+            if text is not None:
+                (directory / MODELFILE).parent.mkdir(exist_ok=True)
+                (directory / MODELFILE).write_bytes(text.encode("utf-8"))
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
         return GGML.losses(checkpoint.weights, written, "float16 does not hold and that is rounded")
@@ -194,6 +204,12 @@ def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:
     warnings = held.warnings(checkpoint.weights.values())
     warnings += vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
     warnings += [f"gguf: {line}" for line in checkpoint.card.warnings]
+    family = checkpoint.architecture.family
+    if not has_modelfile(family):
+        known = ", ".join(known_families("ollama"))
+        warnings.append(
+            f"gguf: no Modelfile is written: ollama: the family {family} is not known; known: {known}"
+        )
     return warnings + checkpoint.generation.limits("gguf", "llama.cpp", HELD)
 
 
@@ -207,13 +223,17 @@ def _licence_warnings(options: Mapping[str, object]) -> list[str]:
     ]
 
 
-def _modelfile_text(checkpoint: Checkpoint, plan: Plan) -> str:
+def _modelfile_text(checkpoint: Checkpoint, plan: Plan) -> str | None:
     # Ollama takes a model of several files by their directory
     path = f"../{plan.artifacts[0]}" if len(plan.artifacts) == 1 else "../gguf"
-    return write_modelfile(_modelfile(checkpoint, path, plan.options))
+    found = _modelfile(checkpoint, path, plan.options)
+    return None if found is None else write_modelfile(found)
 
 
-def _modelfile(checkpoint: Checkpoint, path: str, options: Mapping[str, object]) -> Modelfile:
+def _modelfile(checkpoint: Checkpoint, path: str, options: Mapping[str, object]) -> Modelfile | None:
+    """The Modelfile, ``None`` for a family that Ollama is not known to run."""
+    if not has_modelfile(checkpoint.architecture.family):
+        return None
     return modelfile(
         path,
         checkpoint.architecture,
@@ -225,15 +245,16 @@ def _modelfile(checkpoint: Checkpoint, path: str, options: Mapping[str, object])
 
 
 def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
-    header = Header(None, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[checkpoint.architecture.family]])
+    family = gguf_family(checkpoint.architecture)
+    header = Header(None, family.architecture_name)
     header.add_type(gguf.GGUFType.MODEL)
-    add_description(header, checkpoint.card, plan.options, plan.tensors)
+    add_description(header, checkpoint.card, plan.options, plan.tensors, family)
     header.add_quantization_version(gguf.GGML_QUANT_VERSION)
     most = main_format(plan.tensors)
     header.add_file_type(gguf.LlamaFileType["ALL_F32" if most == "F32" else f"MOSTLY_{most}"])
     add_hyperparameters(header, checkpoint.architecture)
     add_vocabulary(header, checkpoint.architecture, checkpoint.tokenizer)
-    add_generation(header, checkpoint.generation)
+    add_generation(header, checkpoint.generation, checkpoint.architecture)
     return header
 
 

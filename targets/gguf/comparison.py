@@ -24,8 +24,8 @@ from converter.system.progress import Progress, counted, stage_of
 from converter.system.untrusted import read_text, shown
 from targets.comparison import Bytes, Rows, differing_tensors
 from targets.gguf.description import NAMES_THAT_DECIDE
+from targets.gguf.family import gguf_family
 from targets.gguf.header import Header, padded
-from targets.gguf.hyperparameters import rope_factors
 from targets.gguf.metadata import Contents, Tensor, decoded, first_difference, read_entries
 from targets.gguf.reading import File, split_files
 from targets.gguf.storage import GGML
@@ -63,10 +63,15 @@ class _Part:
 
 
 def differences(
-    artifact: Path, checkpoint: Checkpoint, plan: Plan, header: Header, modelfile: str, progress: Progress
+    artifact: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    header: Header,
+    modelfile: str | None,
+    progress: Progress,
 ) -> list[Difference]:
     """See ``targets.target.Target.differences``; ``header`` holds the metadata and ``modelfile`` the text
-    that belong to ``plan``."""
+    that belong to ``plan``, ``None`` if there should be no Modelfile."""
     parts = [_Part(File(path), read_entries(path)) for path in split_files(artifact)]
     found = [*_keys(parts, header), *_split_keys(parts), *_tensor_table(parts, plan)]
     for part in parts:
@@ -211,7 +216,7 @@ def _rows(parts: list[_Part], checkpoint: Checkpoint, plan: Plan) -> Iterator[Ro
         if file is None or tensor is None or not _fits(tensor, planned):
             continue
         if planned.weight is None:
-            factors = rope_factors(checkpoint.architecture)
+            factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
             assert factors is not None
             made = (factors.view(np.uint8)[None],)
             yield Rows(
@@ -246,10 +251,13 @@ def _reader(file: File, tensor: Tensor, start: int, stop: int, size: int) -> Cal
     return read
 
 
-def _modelfile(artifact: Path, parts: list[_Part], text: str) -> Iterator[Difference]:
+def _modelfile(artifact: Path, parts: list[_Part], text: str | None) -> Iterator[Difference]:
     """The Modelfile that a conversion leaves beside the artifact's directory, where there is one."""
     path = artifact.parent.parent / MODELFILE
     if artifact.parent.name != "gguf" or not os.path.lexists(path):
+        return
+    if text is None:
+        yield Difference(MODELFILE, "no such file", "a Modelfile")
         return
     expected = parse_modelfile(text)
     try:

@@ -14,6 +14,7 @@ from typing import Final
 import gguf
 
 from converter.checkpoint.card import Card
+from targets.gguf.family import GgufFamily
 from targets.gguf.header import Header, Items
 from targets.target import PlannedTensor
 
@@ -26,11 +27,15 @@ _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def add_description(
-    header: Header, card: Card, options: Mapping[str, object], tensors: Iterable[PlannedTensor]
+    header: Header,
+    card: Card,
+    options: Mapping[str, object],
+    tensors: Iterable[PlannedTensor],
+    family: GgufFamily,
 ) -> None:
     """Add what describes the model. Of ``options`` the model's ``name``, a ``license`` that goes before the
     card's, ``repo`` and ``revision`` count; the size is that of all ``tensors``."""
-    header.add_name(title(card, options))
+    header.add_name(title(card, options, family))
     header.add_size_label(size_label(tensors))
     if license := options.get("license") or card.license:
         header.add_license(str(license))
@@ -50,12 +55,13 @@ def add_description(
         header.add_languages(Items(card.languages))
 
 
-def title(card: Card, options: Mapping[str, object]) -> str:
-    """A readable name: the card's, else the repository's or the given one in words, as gguf-py writes it."""
+def title(card: Card, options: Mapping[str, object], family: GgufFamily) -> str:
+    """A readable name: the card's, else the repository's or the given one in words, as gguf-py writes it;
+    the family's where each would decide something."""
     repo, name = options.get("repo"), str(options["name"])
     names = [card.name, *(_in_words(str(one).rpartition("/")[2]) for one in (repo, name) if one)]
     good = [one for one in names if one and not any(word in one.lower() for word in NAMES_THAT_DECIDE)]
-    return good[0] if good else "Gemma"
+    return good[0] if good else family.title
 
 
 def size_label(tensors: Iterable[PlannedTensor]) -> str:

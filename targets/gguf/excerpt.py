@@ -20,7 +20,7 @@ import gguf
 
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError
-from targets.gguf.limits import LAYERS_OF_27B
+from targets.gguf.family import family_named
 from targets.gguf.metadata import decoded, item_size
 from targets.gguf.names import PER_LAYER_EMBEDDING, PER_LAYER_PROJECTION
 from targets.gguf.reading import Source
@@ -31,7 +31,6 @@ _BLOCK: Final = re.compile(r"blk\.([0-9]{1,6})\.")
 _LAYERS: Final = ".block_count"
 _SHARING: Final = ".attention.shared_kv_layers"
 _PATTERN: Final = ".attention.sliding_window_pattern"
-_GEMMA3: Final = "gemma3"
 #: GGUF's numbers of the types of integers.
 _INTEGERS: Final = frozenset((0, 1, 2, 3, 4, 5, 10, 11))
 
@@ -93,7 +92,8 @@ def _check(artifact: Path, architecture: str, values: dict[str, bytes], excerpt:
         raise CheckpointError(
             f"{artifact.name}: {architecture}{_PATTERN} has no item for every layer to be cut by"
         )
-    if architecture == _GEMMA3 and excerpt.of == LAYERS_OF_27B:
+    named = family_named(architecture)
+    if named is not None and excerpt.of in named[1].own_rules:
         raise CheckpointError(
             f"{artifact.name}: llama.cpp scales a model of {excerpt.of} layers by a rule of its own"
         )

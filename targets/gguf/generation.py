@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Final
 
-from converter.checkpoint.generation import RECOMMENDED, Generation
+from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.generation import Generation
 from targets.gguf.header import Header, Items
 
 #: What a GGUF tells llama.cpp beyond temperature, top_p, top_k and tokens.
 HELD: Final = ("min_p", "repetition_penalty")
 
 
-def add_generation(header: Header, generation: Generation) -> None:
-    """Add the sampling that llama.cpp takes as its default (Google's recommendation where the checkpoint says
+def add_generation(header: Header, generation: Generation, architecture: Architecture) -> None:
+    """Add the sampling that llama.cpp takes as its default (what is recommended where the checkpoint says
     nothing), and the tokens that must never be generated."""
-    sampling = {**RECOMMENDED, **generation.sampling}
+    sampling = {**architecture.sampling, **generation.sampling}
     header.add_sampling_temp(sampling["temperature"])
     header.add_sampling_top_p(sampling["top_p"])
     header.add_sampling_top_k(int(sampling["top_k"]))

@@ -12,11 +12,12 @@ import numpy as np
 
 from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.generation import is_stop
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, TargetError
+from targets.families import known_families
+from targets.gguf.family import family_named
 from targets.gguf.metadata import Metadata, decoded, item_count, read_entries, read_metadata
-from targets.gguf.names import ARCHITECTURES
 from targets.gguf.reading import split_files
-from targets.ollama import Modelfile, gemma_modelfile
+from targets.ollama import Modelfile, family_modelfile
 
 #: Options that concern the Modelfile alone.
 OPTIONS: Final = ("system", "licenses", "num_ctx")
@@ -39,10 +40,11 @@ def modelfile(
     penalties: Mapping[str, float] | None = None,
 ) -> Modelfile:
     """The Modelfile of a model whose GGUF lies at ``path`` as seen from the Modelfile; of ``options``,
-    ``system``, ``licenses`` and ``num_ctx`` count. See ``gemma_modelfile`` for the rest."""
+    ``system``, ``licenses`` and ``num_ctx`` count. See ``family_modelfile`` for the rest, and for
+    what is raised."""
     return _modelfile(
         path,
-        gguf.MODEL_ARCH_NAMES[ARCHITECTURES[architecture.family]],
+        architecture.family,
         sum(math.prod(shape) for shape in architecture.tensors.values()),
         architecture.per_layer_input is not None,
         architecture.context,
@@ -57,15 +59,21 @@ def modelfile_of_gguf(file: Path, path: str, options: Mapping[str, object]) -> M
     """The Modelfile of a GGUF ``file`` (of several, the first), by what it says itself: renderer, context,
     sampling and the tokens that end an answer. ``path`` and ``options`` are as in ``modelfile``.
 
-    Raises ``CheckpointError`` for a damaged file and ``TargetError`` for another architecture than Gemma's.
+    Raises ``CheckpointError`` for a damaged file and ``TargetError`` for a model of no known family.
     """
     files = split_files(file)
     contents = read_entries(files[0])
     metadata = contents.metadata
+    found = family_named(metadata.architecture)
+    if found is None:
+        raise TargetError(
+            f"ollama: no Modelfile is known for architecture {metadata.architecture!r} "
+            f"(known: {', '.join(known_families('ollama'))})"
+        )
     table = metadata.values.get(f"{metadata.architecture}.embedding_length_per_layer_input")
     return _modelfile(
         path,
-        metadata.architecture,
+        found[0],
         metadata.parameters + sum(read_metadata(other).parameters for other in files[1:]),
         isinstance(table, int) and table > 0,
         metadata.context,
@@ -78,7 +86,7 @@ def modelfile_of_gguf(file: Path, path: str, options: Mapping[str, object]) -> M
 
 def _modelfile(
     path: str,
-    architecture: str,
+    family: str,
     parameters: int,
     per_layer_embeddings: bool,
     context: int | None,
@@ -88,9 +96,9 @@ def _modelfile(
     penalties: Mapping[str, float] | None,
 ) -> Modelfile:
     num_ctx, licenses = options.get("num_ctx"), options.get("licenses")
-    return gemma_modelfile(
+    return family_modelfile(
         path,
-        architecture,
+        family,
         parameters,
         per_layer_embeddings=per_layer_embeddings,
         context=context,

@@ -1,17 +1,15 @@
-"""GGUF names of Gemma's text tensors, from gguf-py's map of transformers' names."""
+"""GGUF names of a model's text tensors, from gguf-py's map of transformers' names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import gguf
 
 from converter.checkpoint.architecture import Architecture
 from converter.errors import TargetError
-
-#: GGUF architecture of each family.
-ARCHITECTURES: Final = {"gemma4": gguf.MODEL_ARCH.GEMMA4, "gemma3": gguf.MODEL_ARCH.GEMMA3}
+from targets.gguf.family import gguf_family
 
 #: The tensor that divides the full-attention layers' RoPE frequencies.
 ROPE_FREQS: Final = "rope_freqs.weight"
@@ -20,30 +18,27 @@ ROPE_FREQS: Final = "rope_freqs.weight"
 PER_LAYER_EMBEDDING: Final = "per_layer_token_embd.weight"
 PER_LAYER_PROJECTION: Final = "per_layer_model_proj.weight"
 
-#: Scales that multiply a matrix multiplication's output keep the matrix's name, with this suffix
-#: (llama.cpp, ``llama_model_gemma4::load_arch_tensors``); gguf-py's map does not know them.
-_SCALES: Final = {"router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale"}
-
 
 def tensor_names(architecture: Architecture, weights: Iterable[str]) -> dict[str, str]:
     """GGUF name of every canonical weight name in ``weights``, in the same order.
 
     Raises ``TargetError`` for a weight that has no place in the GGUF architecture.
     """
-    table = gguf.get_tensor_name_map(ARCHITECTURES[architecture.family], len(architecture.layers))
+    family = gguf_family(architecture)
+    table = gguf.get_tensor_name_map(family.architecture, len(architecture.layers))
     names = {}
     for weight in weights:
-        found = _scale_name(weight) or _mapped(table, weight)
+        found = _own_name(weight, family.names) or _mapped(table, weight)
         if found is None:
             raise TargetError(f"gguf: {weight} has no name in GGUF's {architecture.family} architecture")
         names[weight] = found
     return names
 
 
-def _scale_name(weight: str) -> str | None:
+def _own_name(weight: str, own: Mapping[str, str]) -> str | None:
     parts = weight.split(".", 2)
-    if len(parts) == 3 and parts[0] == "layers" and parts[2] in _SCALES:
-        return f"blk.{parts[1]}.{_SCALES[parts[2]]}"
+    if len(parts) == 3 and parts[0] == "layers" and parts[2] in own:
+        return f"blk.{parts[1]}.{own[parts[2]]}"
     return None
 
 

@@ -1,10 +1,10 @@
 """The tokenizer as GGUF metadata: pieces, their types, merges or scores, and special tokens.
 
-llama.cpp has two models for Gemma's tokenizers. ``gemma4`` is byte-fallback BPE by merges over text whose
-spaces became U+2581; it is exact for any checkpoint. ``llama`` is SentencePiece BPE by scores: of all
-adjacent pieces whose union is a token, the union with the highest score merges first. It is older, so
-that every llama.cpp knows it, and Gemma 3's files have it; it is used for Gemma 3 where the merges say the
-same as scores can, which holds for merges that were derived from a SentencePiece model.
+llama.cpp has two models for Gemma's tokenizers, between which a family chooses. One is byte-fallback BPE by
+merges over text whose spaces became U+2581; it is exact for any checkpoint. The other is SentencePiece BPE by
+scores: of all adjacent pieces whose union is a token, the union with the highest score merges first. It is
+older, so that every llama.cpp knows it. It serves where the merges say the same as scores can, which holds
+for merges that were derived from a SentencePiece model.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from typing import Final
 import gguf
 
 from converter.checkpoint.architecture import Architecture
-from converter.checkpoint.generation import END_OF_TURN, end_tokens
+from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.tokenizer import Tokenizer
+from targets.gguf.family import gguf_family
 from targets.gguf.header import Header, Items
 
+#: llama.cpp's names of the two models (``tokenizer.ggml.model``).
+BY_MERGES: Final = "gemma4"
+BY_SCORES: Final = "llama"
+#: The first build of llama.cpp for each. That by merges came a day after Gemma 4 (ggml-org/llama.cpp, pull
+#: request 21343); 8665 is the first release known to hold it. That by scores is older than GGUF.
+FIRST_BUILDS: Final[Mapping[str, int]] = {BY_MERGES: 8665, BY_SCORES: 0}
 #: Special tokens that llama.cpp must render, since chat parsers read them (llama.cpp's own choice).
 VISIBLE: Final = frozenset(
     {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"}
@@ -35,20 +42,13 @@ _SPACE: Final = "\u2581"
 _NO_MERGE: Final = -1000.0
 
 
-def tokenizer_model(architecture: Architecture, tokenizer: Tokenizer) -> str:
-    """``tokenizer.ggml.model``: ``gemma4``, or ``llama`` for a Gemma 3 that scores can describe."""
-    if architecture.family == "gemma3" and scores_suffice(tokenizer):
-        return "llama"
-    return "gemma4"
-
-
 def add_vocabulary(header: Header, architecture: Architecture, tokenizer: Tokenizer) -> None:
     """Add everything that llama.cpp needs to tokenise exactly as the checkpoint's tokenizer."""
-    model = tokenizer_model(architecture, tokenizer)
+    model = gguf_family(architecture).tokenizer_model(tokenizer)
     header.add_tokenizer_model(model)
     header.add_token_list(Items(tokenizer.tokens))
     header.add_token_types(Items(token_types(tokenizer)))
-    if model == "llama":
+    if model == BY_SCORES:
         header.add_tokenizer_pre("default")
         header.add_token_scores(Items(merge_scores(tokenizer)))
     else:
@@ -75,7 +75,7 @@ def vocabulary_warnings(architecture: Architecture, tokenizer: Tokenizer) -> lis
         for index, text in enumerate(tokenizer.tokens)
         if "\n" in text and text.strip("\n") and index not in tokenizer.added
     ]
-    if mixed and tokenizer_model(architecture, tokenizer) == "gemma4":
+    if mixed and gguf_family(architecture).tokenizer_model(tokenizer) == BY_MERGES:
         warnings.append(
             f"gguf: {len(mixed)} tokens mix newlines with other text, such as {mixed[0]!r}; llama.cpp never "
             "uses them"
@@ -178,7 +178,7 @@ def _special(architecture: Architecture, tokenizer: Tokenizer) -> _Special:
     that it knows by their text, so an end that it would not know goes first into the place that is left.
     """
     eos = tokenizer.eos if tokenizer.eos is not None else next(iter(architecture.eos), None)
-    turns = [tokenizer.tokens.index(text) for text in END_OF_TURN if text in tokenizer.tokens]
+    turns = [tokenizer.tokens.index(text) for text in architecture.end_of_turn if text in tokenizer.tokens]
     eot = turns[-1] if turns else None
     ends = end_tokens(architecture, tokenizer)
     rest = [id for id in ends if id not in (eos, eot)]

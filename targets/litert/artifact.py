@@ -26,6 +26,7 @@ from targets.litert.export.request import (
     graph_key,
     needed_memory,
 )
+from targets.litert.family import litert_family
 from targets.litert.metadata import (
     check_tokenizer,
     edit_warnings,
@@ -81,6 +82,7 @@ class LitertTarget:
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
+        litert_family(checkpoint.architecture)
         fitted(read_options(options), checkpoint.architecture)
         tokenizer_file(checkpoint.documents)
         check_tokenizer(checkpoint.tokenizer)
@@ -93,11 +95,11 @@ class LitertTarget:
         progress: Progress = no_progress,
     ) -> Plan:
         """See ``targets.target.Target``. Reads the matrices once, as a negative scale anywhere decides how
-        one is stored. Raises ``TargetError`` for a tokenizer that LiteRT-LM cannot hold and ``UsageError``
-        for a bad option."""
+        one is stored. Raises ``TargetError`` for a model of no known family and for a tokenizer that
+        LiteRT-LM cannot hold, and ``UsageError`` for a bad option."""
         architecture, weights = checkpoint.architecture, checkpoint.weights
-        chosen = fitted(read_options(options), architecture)
         self.check_model(checkpoint, options)
+        chosen = fitted(read_options(options), architecture)
         tensors = planned_tensors(
             weights,
             negative_weights(weights.values(), stage_of(progress, "plan litert")),

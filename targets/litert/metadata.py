@@ -8,16 +8,16 @@ the stop tokens by id.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from converter.checkpoint.documents import TOKENIZER, TOKENIZER_BYTES, Documents
-from converter.checkpoint.generation import RECOMMENDED, end_tokens
+from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, TargetError
 from targets.litert.bundle import Section, read_sections
+from targets.litert.family import litert_family
 from targets.litert.template import template_for, unknown_methods
 from targets.tokenization import known_to_litert, refuse_steps
 
@@ -32,16 +32,6 @@ _METADATA: Final = "LlmMetadataProto"
 _METADATA_BYTES: Final = 16 << 20
 #: Of zlib; named, so that equal tokenizers give equal bytes whatever the library's default is.
 _COMPRESSION: Final = 6
-#: Fields of ``llm_model_type.gemma4`` and the token of Gemma 4 that each takes.
-_GEMMA4_TOKENS: Final[Mapping[str, str]] = {
-    "code_fence_start": "<|tool_call>",
-    "code_fence_end": "<tool_call|>",
-    "open_quote": '<|"|>',
-    "close_quote": '<|"|>',
-    "function_response_start": "<|tool_response>",
-}
-#: Begin and end of what Gemma 4 says in a channel.
-_CHANNEL: Final = ("<|channel>", "<channel|>")
 
 
 def metadata_sections(checkpoint: Checkpoint, context: int) -> tuple[Section, ...]:
@@ -72,7 +62,7 @@ def llm_metadata(checkpoint: Checkpoint, context: int) -> bytes:
     if checkpoint.generation.suppressed:
         message.suppress_tokens.ids.extend(checkpoint.generation.suppressed)
     _add_sampling(message, checkpoint)
-    _add_family(message, checkpoint)
+    litert_family(checkpoint.architecture).add_metadata(message, set(tokenizer.tokens))
     template = template_for(tokenizer)
     if template is not None:
         message.jinja_prompt_template = template.text
@@ -209,14 +199,14 @@ def _begins_with_bos(tokenizer: Tokenizer) -> bool:
 
 
 def _add_sampling(message: LlmMetadata, checkpoint: Checkpoint) -> None:
-    """Sampling as the checkpoint asks; Google's recommendation where it says nothing.
+    """Sampling as the checkpoint asks; what is recommended where it says nothing.
 
     LiteRT-LM wants both limits and a temperature. A top_k of 0 means none; no sampling, and a top_p or a
     temperature of 0, leave the likeliest token alone.
     """
     from litert_lm_builder.runtime.proto import sampler_params_pb2
 
-    sampling = {**RECOMMENDED, **checkpoint.generation.sampling}
+    sampling = {**checkpoint.architecture.sampling, **checkpoint.generation.sampling}
     vocabulary = checkpoint.architecture.vocabulary
     parameters = message.sampler_params
     parameters.type = sampler_params_pb2.SamplerParameters.TOP_P
@@ -226,22 +216,3 @@ def _add_sampling(message: LlmMetadata, checkpoint: Checkpoint) -> None:
         parameters.temperature = sampling["temperature"]
     else:
         parameters.k, parameters.p, parameters.temperature = 1, 1.0, 1.0
-
-
-def _add_family(message: LlmMetadata, checkpoint: Checkpoint) -> None:
-    """The family, by which LiteRT-LM chooses how prompts and calls of tools are read."""
-    family = checkpoint.architecture.family
-    kind = message.llm_model_type
-    if family == "gemma3":
-        kind.gemma3.SetInParent()
-        return
-    if family != "gemma4":
-        raise CheckpointError(f"config.json: LiteRT-LM's metadata of the family {family} are not known")
-    kind.gemma4.SetInParent()
-    tokens = set(checkpoint.tokenizer.tokens)
-    for field, token in _GEMMA4_TOKENS.items():
-        if token in tokens:
-            setattr(kind.gemma4, field, token)
-    begin, end = _CHANNEL
-    if begin in tokens and end in tokens:
-        message.channels.add(channel_name="thought", start=f"{begin}thought\n", end=end)

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from targets.ollama.gemma import gemma_modelfile
+from targets.ollama.family import OllamaFamily, family_modelfile, has_modelfile
 from targets.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
 from targets.ollama.printable import printed
 
-__all__ = ["Modelfile", "gemma_modelfile", "parse_modelfile", "printed", "write_modelfile"]
+__all__ = [
+    "Modelfile",
+    "OllamaFamily",
+    "family_modelfile",
+    "has_modelfile",
+    "parse_modelfile",
+    "printed",
+    "write_modelfile",
+]

@@ -11,6 +11,7 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.onnx.accuracy import with_accuracy_level
+from targets.onnx.family import check_family
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.storage import BITS, Storage, read_options, stored_name
@@ -58,6 +59,7 @@ class OnnxTarget:
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
+        check_family(checkpoint.architecture)
         check_tokenizer(checkpoint)
         generation_files(checkpoint)
         generation_warnings(checkpoint)
@@ -70,8 +72,9 @@ class OnnxTarget:
         progress: Progress = no_progress,
     ) -> Plan:
         """See ``targets.target.Target``. Raises ``UsageError`` for a bad option and ``TargetError`` for a
-        tokenizer that onnxruntime-genai would run otherwise."""
+        model of no known family and for a tokenizer that onnxruntime-genai would run otherwise."""
         storage = read_options(options)
+        check_family(checkpoint.architecture)
         check_tokenizer(checkpoint)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}
         tensors = tuple(_planned(weight, storage) for weight in checkpoint.weights.values())

@@ -1,4 +1,4 @@
-"""Self-attention of Gemma 3 and 4 as one ``GroupQueryAttention`` per layer.
+"""Self-attention as one ``GroupQueryAttention`` per layer.
 
 The rotations are computed in the graph from ``position_ids``, once for every kind of layer. mobius would
 store them as tables for the whole context: 400 MB at 131,072 positions and head sizes of 256 and 512, more
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         self._layer, self._positions = layer, positions
         self._scale = architecture.attention_scale
         self._window = architecture.sliding_window if layer.attention == SLIDING else -1
-        self._values_normed = architecture.family == "gemma4"
+        self._values_normed = architecture.values_normed
         self._epsilon = architecture.norm_eps
         #: mobius's text model asks for it
         self.is_kv_shared_layer = layer.kv_source is not None

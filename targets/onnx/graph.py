@@ -1,4 +1,4 @@
-"""The ONNX graph: mobius's Gemma modules with this project's leaves in them."""
+"""The ONNX graph: mobius's modules with this project's leaves in them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from mobius import (
     build_from_module,
     register_ep,
 )
-from mobius.models import Gemma3CausalLMModel, Gemma4CausalLMModel
 from onnxscript import GraphBuilder, OpBuilder, nn
 
 from converter.checkpoint.architecture import Architecture, Layer
 from converter.checkpoint.architecture import Experts as Sizes
 from targets.onnx.attention import Attention, NoRotations, Positions
-from targets.onnx.configuration import mobius_configuration
+from targets.onnx.configuration import mobius_values
 from targets.onnx.experts import Experts
 from targets.onnx.external import name_data
+from targets.onnx.family import onnx_family
 from targets.onnx.layout import Layout
 from targets.onnx.modules import (
     MICROSOFT,
@@ -118,9 +118,9 @@ def build_graph(architecture: Architecture, formats: Mapping[str, str], storage:
     Its initializers are named as ``targets.onnx.storage`` says and carry no data.
     """
     register_ep(_PROVIDER, overwrite=True)
-    configuration = mobius_configuration(architecture, storage.dtype)
-    family = {"gemma3": Gemma3CausalLMModel, "gemma4": Gemma4CausalLMModel}[architecture.family]
-    module, leaves = family(configuration), _Leaves(architecture, formats, storage)
+    values = mobius_values(architecture, storage.dtype)
+    module, configuration = onnx_family(architecture).build(architecture, values)
+    leaves = _Leaves(architecture, formats, storage)
     _replace_leaves(module, architecture, leaves)
     with _quiet():
         package = build_from_module(
@@ -146,7 +146,7 @@ def _quiet() -> Iterator[None]:
 
 def _replace_leaves(module: nn.Module, architecture: Architecture, leaves: _Leaves) -> None:
     text = module.model
-    text.embed_tokens = leaves.embedding("embed_tokens.weight", architecture.hidden**0.5)
+    text.embed_tokens = leaves.embedding("embed_tokens.weight", architecture.embedding_scale)
     for name in ("rotary_emb", "rotary_emb_local", "rotary_emb_global"):
         if hasattr(text, name):
             setattr(text, name, NoRotations())

@@ -4,8 +4,7 @@
 The keys are those of onnxruntime-genai's configuration parser (``src/config.cpp``), which refuses others.
 What it does with them, checked with 0.18:
 
-* The model types ``gemma3_text`` and ``gemma4_text`` mean a decoder that takes ``input_ids``; ``gemma3`` and
-  ``gemma4`` ask for vision and audio models beside it.
+* A family's model type (``targets.onnx.family``) must mean a decoder that takes ``input_ids``.
 * Caches are made for the graph's ``past_key_values`` inputs, each with the heads and the head size that its
   input declares. The sizes in the configuration count only where an input leaves them open.
 * A ``sliding_window`` entry makes the caches smaller than the text, or slides the inputs, which only a
@@ -36,11 +35,12 @@ from converter.checkpoint.documents import (
     TOKENIZER_BYTES,
     TOKENIZER_CONFIG,
 )
-from converter.checkpoint.generation import RECOMMENDED, end_tokens
+from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import LENGTH, RIGHT_STRIP
 from converter.errors import CheckpointError
 from converter.system.untrusted import Settings
+from targets.onnx.family import onnx_family
 from targets.target import KVCache
 from targets.tokenization import refuse_steps
 
@@ -52,7 +52,6 @@ SEARCH_LENGTH: Final = 4096
 _HELD: Final = ("repetition_penalty",)
 #: Files that are copied byte for byte, where the checkpoint has them.
 _COPIED: Final = (TOKENIZER, SPECIAL_TOKENS, GENERATION)
-_MODEL_TYPES: Final = {"gemma3": "gemma3_text", "gemma4": "gemma4_text"}
 #: The class under which onnxruntime-extensions merges as Gemma's tokenizers do.
 _TOKENIZER_CLASS: Final = "GemmaTokenizer"
 #: The one that GroupQueryAttention computes with; Gemma's tokenizers say ``left``.
@@ -144,7 +143,7 @@ def _told(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """``genai_config.json``."""
+    """``genai_config.json``; raises ``TargetError`` for a model of no known family."""
     architecture = checkpoint.architecture
     ends = end_tokens(architecture, checkpoint.tokenizer)
     ids: dict[str, object] = {
@@ -154,7 +153,7 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
     }
     return {
         "model": {
-            "type": _MODEL_TYPES[architecture.family],
+            "type": onnx_family(architecture).model_type,
             **{key: value for key, value in ids.items() if value is not None},
             "vocab_size": architecture.vocabulary,
             "context_length": architecture.context,
@@ -194,7 +193,7 @@ def _search(checkpoint: Checkpoint) -> dict[str, object]:
     """Defaults of a search. Here top_k may not exceed the vocabulary, and a top_p of 0, which elsewhere
     leaves the likeliest token alone, means none."""
     architecture = checkpoint.architecture
-    sampling = {**RECOMMENDED, **checkpoint.generation.sampling}
+    sampling = {**architecture.sampling, **checkpoint.generation.sampling}
     penalties = checkpoint.generation.penalties
     return {
         "do_sample": sampling["temperature"] > 0 and sampling["top_p"] > 0,

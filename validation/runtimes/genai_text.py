@@ -22,6 +22,7 @@ from converter.errors import CheckpointError
 from converter.system.child import run_worker
 from converter.system.progress import StageProgress
 from converter.system.untrusted import read_object, read_text
+from targets.onnx.family import onnx_family
 from validation.runners import Reading, Render, Template, TextAccount
 
 #: Where onnxruntime-genai looks first.
@@ -118,7 +119,7 @@ def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
         if (id := getattr(tokenizer, name)) is not None
     }
     model = {
-        "type": "gemma3_text",
+        "type": onnx_family(checkpoint.architecture).model_type,
         "context_length": checkpoint.architecture.context,
         "eos_token_id": end_tokens(checkpoint.architecture, tokenizer),
     }

@@ -1,13 +1,19 @@
-"""Text architectures: one module per family, found by the ``model_type`` of ``config.json``."""
+"""Text architectures: one module per family, found by the ``model_type`` of ``config.json``.
+
+Families are objects in the entry-point group ``qatconvert.families``, so that another distribution can bring
+one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
-from converter.checkpoint.architecture import gemma3, gemma4
-from converter.checkpoint.architecture.gemma import LONGEST_ROW
+from converter.checkpoint.architecture.keys import LONGEST_ROW
 from converter.checkpoint.architecture.layers import (
     FULL,
+    GELU_TANH,
+    SILU,
     SLIDING,
     Architecture,
     Experts,
@@ -15,28 +21,24 @@ from converter.checkpoint.architecture.layers import (
     Layer,
     PerLayerInput,
 )
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ExtensionError
+from converter.system.extensions import load, registered
 from converter.system.untrusted import Settings, shown
 
 __all__ = [
     "FULL",
+    "GELU_TANH",
+    "SILU",
     "SLIDING",
     "Architecture",
     "Experts",
     "Family",
     "Layer",
     "PerLayerInput",
-    "known_model_types",
     "read_architecture",
 ]
 
-#: A new architecture is one module and one entry here.
-FAMILIES: tuple[Family, ...] = (gemma4.FAMILY, gemma3.FAMILY)
-
-
-def known_model_types() -> tuple[str, ...]:
-    """Every ``model_type`` that can be read, sorted."""
-    return tuple(sorted(name for family in FAMILIES for name in family.model_types))
+_GROUP: Final = "qatconvert.families"
 
 
 def read_architecture(config: Mapping[str, object]) -> Architecture:
@@ -47,15 +49,32 @@ def read_architecture(config: Mapping[str, object]) -> Architecture:
     transformers' configuration classes. Raises ``CheckpointError`` that names the key.
     """
     model_type = config.get("model_type")
-    for family in FAMILIES:
+    known: list[str] = []
+    broken: list[str] = []
+    for name in _by_likeness(model_type):
+        try:
+            family = load(_GROUP, name, Family)
+        except ExtensionError as error:  # another one may know the model
+            broken.append(f"; {error}")
+            continue
         if model_type in family.model_types:
             return _checked(family.read(Settings(config, "config.json"), str(model_type)))
-    known = ", ".join(known_model_types())
-    if model_type is None:
-        raise CheckpointError(f"config.json: model_type is missing; the known ones are {known}")
+        known += family.model_types
+    what = "is missing" if model_type is None else f"{shown(model_type)} is unknown"
     raise CheckpointError(
-        f"config.json: model_type {shown(model_type)} is unknown; the known ones are {known}"
+        f"config.json: model_type {what}; the known ones are {', '.join(sorted(known))}{''.join(broken)}"
     )
+
+
+def _by_likeness(model_type: object) -> list[str]:
+    """Names of the registered families: first those that the ``model_type`` begins with, the longest first,
+    so that no other one is loaded for it."""
+    own = str(model_type)
+    alike = [name for name in registered(_GROUP) if own == name or own.startswith(f"{name}_")]
+    return [
+        *sorted(alike, key=len, reverse=True),
+        *(name for name in registered(_GROUP) if name not in alike),
+    ]
 
 
 def _checked(architecture: Architecture) -> Architecture:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from converter.checkpoint.architecture import gemma as keys
+from converter.checkpoint.architecture import gemma, keys
 from converter.checkpoint.architecture.layers import FULL, SLIDING, Architecture, Family, Layer
 from converter.checkpoint.parts import VISION, Part
 from converter.system.untrusted import Settings, shown
@@ -37,7 +37,7 @@ class _Rope:
 def read(config: Settings, model_type: str) -> Architecture:
     """The architecture of a Gemma 3 ``config.json``; raises ``CheckpointError``."""
     text = keys.text_settings(config, model_type, _TEXT_TYPES)
-    text.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
+    activation = gemma.mlp_activation(text)
     text.require("attention_bias", (False,), False)
     text.require("attn_logit_softcapping", (None,), None)
     text.require("use_bidirectional_attention", (False, None), False)
@@ -49,18 +49,23 @@ def read(config: Settings, model_type: str) -> Architecture:
     return Architecture(
         family="gemma3",
         model_type=model_type,
+        text_type=_TEXT_TYPES.get(model_type, model_type),
         vocabulary=vocabulary,
         hidden=hidden,
         layers=layers,
         norm_eps=text.number("rms_norm_eps", 1e-6),
         context=text.integer("max_position_embeddings", 131_072),
         sliding_window=text.integer("sliding_window", 4096),
+        activation=activation,
+        embedding_scale=hidden**0.5,
         attention_scale=scalar**-0.5,
         norm_offset=1.0,
         tied_head=tied,
         bos=keys.token(text, "bos_token_id", 2, vocabulary),
-        eos=keys.end_tokens(config, text, vocabulary),
+        eos=keys.end_tokens(config, text, 1, vocabulary),
         pad=keys.token(text, "pad_token_id", 0, vocabulary),
+        end_of_turn=gemma.END_OF_TURN,
+        sampling=gemma.SAMPLING,
         final_softcap=text.optional_number("final_logit_softcapping"),
         query_pre_attn_scalar=scalar,
         tensors=_tensors(vocabulary, hidden, layers, tied),
@@ -129,11 +134,11 @@ def _tensors(vocabulary: int, hidden: int, layers: tuple[Layer, ...], tied: bool
             f"{prefix}self_attn.o_proj.weight": (hidden, queries),
         }
         shapes |= keys.mlp(prefix, hidden, layer.feed_forward)
-        shapes |= keys.norms(prefix, hidden, keys.LAYER_NORMS)
+        shapes |= keys.norms(prefix, hidden, gemma.LAYER_NORMS)
     shapes["norm.weight"] = (hidden,)
     if not tied:
         shapes["lm_head.weight"] = (vocabulary, hidden)
     return shapes
 
 
-FAMILY: Final = Family("gemma3", ("gemma3", "gemma3_text"), read)
+FAMILY: Final = Family(("gemma3", "gemma3_text"), read)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from converter.checkpoint.architecture import gemma as keys
+from converter.checkpoint.architecture import gemma, keys
 from converter.checkpoint.architecture.layers import FULL, Architecture, Experts, Family, Layer, PerLayerInput
 from converter.checkpoint.parts import AUDIO, VISION, Part
 from converter.system.untrusted import Settings, shown
@@ -64,7 +64,7 @@ def read(config: Settings, model_type: str) -> Architecture:
     """The architecture of a Gemma 4 ``config.json``, in either layout; raises ``CheckpointError``."""
     text = keys.text_settings(config, model_type, _TEXT_TYPES)
     unified = model_type.startswith("gemma4_unified")
-    text.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
+    activation = gemma.mlp_activation(text)
     text.require("attention_bias", (False,), False)
     text.require("use_bidirectional_attention", (None, "vision"), "vision" if unified else None)
     vocabulary = text.integer("vocab_size", 262_144, high=keys.LARGEST_VOCABULARY)
@@ -76,18 +76,24 @@ def read(config: Settings, model_type: str) -> Architecture:
     return Architecture(
         family="gemma4",
         model_type=model_type,
+        text_type=_TEXT_TYPES.get(model_type, model_type),
         vocabulary=vocabulary,
         hidden=hidden,
         layers=layers,
         norm_eps=text.number("rms_norm_eps", 1e-6),
         context=text.integer("max_position_embeddings", 262_144 if unified else 131_072),
         sliding_window=text.integer("sliding_window", 1024 if unified else 512),
+        activation=activation,
+        embedding_scale=hidden**0.5,
         attention_scale=1.0,
         norm_offset=0.0,
         tied_head=tied,
         bos=keys.token(text, "bos_token_id", 2, vocabulary),
-        eos=keys.end_tokens(config, text, vocabulary),
+        eos=keys.end_tokens(config, text, 1, vocabulary),
         pad=keys.token(text, "pad_token_id", 0, vocabulary),
+        end_of_turn=gemma.END_OF_TURN,
+        sampling=gemma.SAMPLING,
+        values_normed=True,
         final_softcap=text.optional_number("final_logit_softcapping"),
         experts=experts,
         per_layer_input=per_layer_input,
@@ -239,7 +245,7 @@ def _tensors(
         prefix = f"layers.{layer.index}."
         shapes |= _attention(prefix, hidden, layer)
         shapes |= keys.mlp(prefix, hidden, layer.feed_forward)
-        shapes |= keys.norms(prefix, hidden, keys.LAYER_NORMS)
+        shapes |= keys.norms(prefix, hidden, gemma.LAYER_NORMS)
         shapes[f"{prefix}layer_scalar"] = (1,)
         if per_layer_input:
             shapes[f"{prefix}per_layer_input_gate.weight"] = (per_layer_input.size, hidden)
@@ -294,4 +300,4 @@ def _unused(layers: tuple[Layer, ...]) -> dict[str, str]:
     return unused
 
 
-FAMILY: Final = Family("gemma4", ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), read)
+FAMILY: Final = Family(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), read)

@@ -21,7 +21,8 @@ from targets.litert.export.experts import FusedExperts, fused_shape
 from targets.litert.export.placeholders import StandIns
 from targets.litert.export.projections import Projection
 from targets.litert.export.skeleton import Skeleton
-from targets.litert.export.workarounds import allow_experts, text_configuration
+from targets.litert.export.workarounds import text_configuration
+from targets.litert.family import litert_family
 
 #: The format of a matrix that has a product of its own for the blocks of negative scale.
 WITH_SUMS: Final = "INT4+sums"
@@ -54,12 +55,13 @@ def build(
     does not have the tensors of the checkpoint.
     """
     architecture = checkpoint.architecture
-    config = text_configuration(transformers.AutoConfig.from_pretrained(checkpoint.directory))
+    family = litert_family(architecture)
+    config = text_configuration(transformers.AutoConfig.from_pretrained(checkpoint.directory), family)
     config.tie_word_embeddings = False  # the head gets its own place, and what belongs there is decided below
     config._attn_implementation = ATTENTION
     config.dtype = torch.float32
-    allow_experts()
-    with patches.get_patch_context(architecture.family), weights_loader.init_params_on_meta():
+    family.prepare()
+    with patches.get_patch_context(family.extension), weights_loader.init_params_on_meta():
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     config.tie_word_embeddings = architecture.tied_head
     stand_ins = StandIns()

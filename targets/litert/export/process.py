@@ -24,12 +24,12 @@ from litert_torch._convert.signature import Signature
 from litert_torch.generative.export_hf.core.external_emb import exportable_module as external
 from litert_torch.generative.export_hf.core.mu import mu_pass_lib
 from litert_torch.generative.export_hf.model_ext import patches
-from litert_torch.generative.export_hf.model_ext.gemma4 import exportable_module as gemma4
 from litert_torch.model import LiteRTModel
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from targets.litert.export.model import ATTENTION, TextModel, build
 from targets.litert.export.programs import Programs
+from targets.litert.family import LitertFamily, litert_family
 
 #: A signature: its name, the module, and sample inputs.
 _Signature = tuple[str, Any, Any]
@@ -41,6 +41,7 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
     directory = Path(request["directory"])
     text = build(checkpoint, request["formats"], request["two_rows"], request["block"])
     text.stand_ins.lower()
+    family = litert_family(checkpoint.architecture)
     step()
     options = exportable_module.ExportableModuleConfig(
         model=request["checkpoint"],
@@ -54,10 +55,10 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
         quantization_recipe=None,
     )
     files = {}
-    with patches.patch_model(text.model, checkpoint.architecture.family, options):
+    with patches.patch_model(text.model, family.extension, options):
         text.model.set_attn_implementation(ATTENTION)
         opened: set[str] = set()
-        for kind, signatures in _graphs(text, options).items():
+        for kind, signatures in _graphs(text, family, options).items():
             files[kind] = f"{kind}.graph.tflite"
             opened |= _write(signatures, text, directory / files[kind], step)
         lost = text.stand_ins.shapes.keys() - opened
@@ -66,15 +67,17 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
     return files
 
 
-def _graphs(text: TextModel, options: Any) -> dict[str, list[_Signature]]:
+def _graphs(text: TextModel, family: LitertFamily, options: Any) -> dict[str, list[_Signature]]:
     if not options.externalize_embedder:
         classes = (
             exportable_module.LiteRTExportableModuleForDecoderOnlyLMPrefill,
             exportable_module.LiteRTExportableModuleForDecoderOnlyLMGenerate,
         )
         return {DECODER: _decoder(classes, text.model, text.config, options)}
-    per_layer = bool(getattr(text.config, "hidden_size_per_layer_input", 0))
-    library, model = (gemma4, _multimodal(text)) if per_layer else (external, text.model)
+    per_layer = None
+    if getattr(text.config, "hidden_size_per_layer_input", 0) and family.per_layer_modules is not None:
+        per_layer = family.per_layer_modules()
+    library, model = (external, text.model) if per_layer is None else (per_layer, _multimodal(text))
     classes = (
         library.LiteRTExportableModuleForDecoderOnlyLMPrefillExternalEmbedder,
         library.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder,
@@ -82,8 +85,8 @@ def _graphs(text: TextModel, options: Any) -> dict[str, list[_Signature]]:
     graphs = {DECODER: _decoder(classes, model, text.config, options)}
     embedder = external.LiteRTExportableModuleForEmbedder(text.model.get_input_embeddings())
     graphs[EMBEDDER] = _embedder(embedder, text.config, options)
-    if per_layer:
-        module = gemma4.LiteRTExportableModuleForPerLayerEmbedder(model)
+    if per_layer is not None:
+        module = per_layer.LiteRTExportableModuleForPerLayerEmbedder(model)
         graphs[PER_LAYER_EMBEDDER] = _embedder(module, text.config, options)
     return graphs
 

@@ -1,4 +1,5 @@
-"""What litert-torch 0.10.0 and transformers 5.23.0 need to export a Gemma graph; for the child alone.
+"""What litert-torch 0.10.0 and transformers 5.23.0 need to export a graph; for the child alone. What
+one family needs stands in its own module.
 
 Each workaround says which version it is for. The tests show that each is still needed: when one of them
 fails, the workaround goes.
@@ -12,9 +13,12 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
+
+if TYPE_CHECKING:
+    from targets.litert.family import LitertFamily
 
 #: Dimensions of a cache and of a mask.
 _SAMPLE: Final = 4
@@ -46,17 +50,6 @@ def left_out() -> Iterator[None]:
     finally:
         for name in _UNUSED:
             del sys.modules[name]
-
-
-def allow_experts() -> None:
-    """Let litert-torch's Gemma 4 model have experts.
-
-    litert-torch 0.10.0 with transformers 5.23.0: transformers decides from the text of a class's module
-    whether its experts can be chosen, and the module of litert-torch's class lacks what it looks for.
-    """
-    from litert_torch.generative.export_hf.model_ext.gemma4 import patch
-
-    patch.LiteRTGemma4TextModel._can_set_experts_implementation_cached_value = True
 
 
 @contextmanager
@@ -91,20 +84,13 @@ def barrier(tensor: Any) -> Any:
     return optimization_barrier((tensor, tensor))[0]
 
 
-def text_configuration(config: Any) -> Any:
+def text_configuration(config: Any, family: LitertFamily) -> Any:
     """The text model's configuration, of a kind that litert-torch can export, from transformers' own.
 
-    litert-torch 0.10.0 has no text model for ``gemma4_unified``, whose text model is Gemma 4's without
-    per-layer input and experts. It reads heads that differ between layers as if they did not, which
-    transformers 5.23.0 allows when it is told to.
+    litert-torch 0.10.0 reads heads that differ between layers as if they did not, which transformers 5.23.0
+    allows when it is told to.
     """
-    import transformers
-
-    text = config.get_text_config()
-    if text.model_type == "gemma4_unified_text":
-        values = {**text.to_dict(), "model_type": "gemma4_text"}
-        values |= {"hidden_size_per_layer_input": 0, "enable_moe_block": False}
-        text = transformers.Gemma4TextConfig(**values)
+    text = family.configuration(config.get_text_config())
     if hasattr(text, "allow_global_per_layer_attribute_access"):
         text.allow_global_per_layer_attribute_access = True
     return text

@@ -18,12 +18,14 @@ import torch
 import transformers
 
 from targets.litert.export.workarounds import small_samples, text_configuration
+from targets.litert.gemma import GEMMA4
 
 #: Prints, as its last line, what litert-torch does before and after each workaround.
 OBSERVER = """
 import inspect, json, sys
 import torch, transformers
-from targets.litert.export.workarounds import allow_experts, barrier, left_out, text_configuration
+from targets.litert.export.workarounds import barrier, left_out, text_configuration
+from targets.litert.gemma import GEMMA4, allow_experts
 with left_out():
     import litert_torch
 from litert_torch.backend.optimization_barrier import optimization_barrier
@@ -41,7 +43,7 @@ def attempt(label, action):
         seen[label] = f"{type(error).__name__}: {error}"
 
 def with_experts():
-    config = text_configuration(transformers.AutoConfig.from_pretrained(sys.argv[1]))
+    config = text_configuration(transformers.AutoConfig.from_pretrained(sys.argv[1]), GEMMA4)
     config._attn_implementation = "lrt_transposed_attention"
     with patches.get_patch_context("gemma4"), weights_loader.init_params_on_meta():
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -133,7 +135,7 @@ def test_the_unified_text_model_is_unknown_to_the_exporter(seen, checkpoint_fact
     assert config.get_text_config().model_type == "gemma4_unified_text"
     assert "gemma4_text" in seen["patched models"]
     assert "gemma4_unified_text" not in seen["patched models"]
-    assert text_configuration(config).model_type == "gemma4_text"
+    assert text_configuration(config, GEMMA4).model_type == "gemma4_text"
 
 
 @pytest.mark.parametrize("layout", ["hub", "transformers"])
@@ -141,7 +143,7 @@ def test_heads_that_differ_may_not_be_read_as_one(layout, checkpoint_factory):
     config = transformers.AutoConfig.from_pretrained(checkpoint_factory("26b-a4b", layout=layout))
     with pytest.raises(Exception, match="num_key_value_heads' is a per-layer attribute"):
         _ = config.get_text_config().num_key_value_heads
-    assert text_configuration(config).num_key_value_heads == 2
+    assert text_configuration(config, GEMMA4).num_key_value_heads == 2
 
 
 def test_the_decoder_of_per_layer_embeddings_forgets_the_cap(seen):

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from converter.errors import TargetError
-from targets.ollama import gemma_modelfile
+from targets.ollama import family_modelfile
 
 E2B, A12B, A26B, A31B = 5_100_000_000, 11_900_000_000, 26_000_000_000, 31_000_000_000
 
 
-def made(parameters, architecture="gemma4", per_layer_embeddings=None, **options):
+def made(parameters, family="gemma4", per_layer_embeddings=None, **options):
     """The Modelfile of a Gemma of so many weights; of the published ones, E2B has per-layer embeddings."""
     own = parameters == E2B if per_layer_embeddings is None else per_layer_embeddings
-    return gemma_modelfile("m.gguf", architecture, parameters, per_layer_embeddings=own, **options)
+    return family_modelfile("m.gguf", family, parameters, per_layer_embeddings=own, **options)
 
 
 def parameters(modelfile):
@@ -69,6 +69,6 @@ def test_the_context_is_never_longer_than_the_trained_one():
     assert parameters(made(E2B, context=512))["num_ctx"] == "512"
 
 
-def test_another_architecture_is_refused():
-    with pytest.raises(TargetError, match="'llama'"):
+def test_another_family_is_refused():
+    with pytest.raises(TargetError, match="ollama: the family llama is not known; known: gemma3, gemma4"):
         made(E2B, "llama")

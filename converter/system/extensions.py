@@ -1,0 +1,44 @@
+"""Objects that distributions register by entry points, each loaded when it is used.
+
+What another distribution registers may be broken or register a name twice: that is one error, which names
+the entry point and the distribution, and comes up only where the object is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import TypeVar
+
+from converter.errors import ExtensionError
+
+_T = TypeVar("_T")
+
+
+def registered(group: str) -> tuple[str, ...]:
+    """Names in an entry-point group, sorted; loads none of the objects."""
+    return tuple(sorted({entry.name for entry in entry_points(group=group)}))
+
+
+def load(group: str, name: str, kind: type[_T]) -> _T:
+    """The object of type ``kind`` that is registered as ``name``, which must be one of the group's names.
+
+    Raises ``ExtensionError`` for a name that several distributions register, for an object that cannot be
+    loaded, whatever its module does, and for one of another type.
+    """
+    entry, *others = entry_points(group=group, name=name)
+    if others:
+        places = " and ".join(sorted(map(_distribution, (entry, *others))))
+        raise ExtensionError(f"entry point {name!r} of {group} is registered by {places}: uninstall one")
+    where = f"entry point {name!r} of {group}, which {_distribution(entry)} registers,"
+    try:
+        found = entry.load()
+    except (Exception, SystemExit) as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ExtensionError(f"{where} cannot be loaded: {cause}") from error
+    if not isinstance(found, kind):
+        raise ExtensionError(f"{where} is no {kind.__name__}, but {type(found).__name__}")
+    return found
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return repr(entry.dist.name) if entry.dist is not None else "an unknown distribution"

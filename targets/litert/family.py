@@ -1,0 +1,47 @@
+"""What LiteRT-LM and litert-torch know of a family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from converter.checkpoint.architecture import Architecture
+from targets.families import family_of
+
+if TYPE_CHECKING:
+    from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
+
+
+def _nothing() -> None:
+    """Of a family that needs no preparation."""
+
+
+def _as_it_is(text: Any) -> Any:
+    """Of a family whose configuration litert-torch can export."""
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class LitertFamily:
+    """An object of the entry-point group ``qatconvert.families.litert``. It imports litert-torch and
+    transformers in its functions alone, the last three of which are called in the child that exports.
+
+    ``add_metadata(message, tokens)`` fills in how LiteRT-LM reads prompts and answers of a model with the
+    texts ``tokens`` in its vocabulary. ``extension`` is the ``model_type`` for which litert-torch has its
+    patches. ``prepare`` is called once, before a model is made. ``configuration`` turns transformers' own
+    configuration of the text model into one that litert-torch can export. ``per_layer_modules`` gives
+    litert-torch's module with the decoder and the embedder of externalised per-layer embeddings, ``None`` for
+    a family that has none.
+    """
+
+    extension: str
+    add_metadata: Callable[[LlmMetadata, Collection[str]], None]
+    prepare: Callable[[], None] = _nothing
+    configuration: Callable[[Any], Any] = _as_it_is
+    per_layer_modules: Callable[[], Any] | None = None
+
+
+def litert_family(architecture: Architecture) -> LitertFamily:
+    """What is known of the model's family; raises ``TargetError`` if nothing is."""
+    return family_of("litert", architecture.family, LitertFamily)
