@@ -89,7 +89,7 @@ def _of_checkpoint(
     from converter.checkpoint.generation import end_texts, read_penalties, read_sampling
     from converter.checkpoint.tokenizer import read_tokenizer
     from converter.system.untrusted import read_object
-    from targets.gguf import modelfile
+    from targets.gguf.modelfile import modelfile
 
     directory = source.path
     if directory is None:
@@ -127,7 +127,8 @@ def _has_weights(directory: Path) -> bool:
 
 
 def _of_gguf(gguf: Path, path: str | None, output: Path | None, options: Mapping[str, object]) -> Modelfile:
-    from targets.gguf import modelfile_of_gguf, read_metadata
+    from targets.gguf.metadata import read_metadata
+    from targets.gguf.modelfile import modelfile_of_gguf
 
     if path is None:
         # Ollama takes a model of several files by their directory
