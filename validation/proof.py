@@ -33,8 +33,8 @@ from validation.reference.ahead import logits_of
 from validation.reference.logits import Model, OwnLogits, own_logits
 from validation.report.entries import logits_entry, number, weights_entry
 from validation.room import Room
-from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, find_runner
-from validation.settings import Prepared, Progress, Settings, prepare, reference_entry, stage_of
+from validation.runners import AS_IT_IS, Engine, Runner, Runtime, TextRuntime, runtime_of
+from validation.settings import Prepared, Progress, prepare, read_settings, reference_entry, stage_of
 from validation.subject import Subject, read_subject, subject_of
 from validation.text import Tokens
 from validation.tokenization import read_text_side
@@ -68,12 +68,13 @@ def validate(
     progress: Progress = lambda stage, done, total: None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """``prepare`` and ``prove`` in one; ``settings`` are the fields of ``preparation.Settings``.
+    """``prepare`` and ``prove`` in one; ``settings`` is what ``read_settings`` takes.
 
     Returns ``{"entry": ..., "reference": ...}``, the target's entry and the reference of report.json.
     """
-    find_runner(target).check_provider(Settings(**settings).provider)
-    with prepare(checkpoint, Settings(**settings), progress) as prepared:
+    chosen = read_settings(settings)
+    chosen.runner(target)  # what it lacks shows before any work
+    with prepare(checkpoint, chosen, progress) as prepared:
         proof = prove(
             prepared,
             target,
@@ -134,12 +135,13 @@ def prove(
     to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises
     ``ValidationError`` for what cannot be run or measured.
     """
-    settings, runner = prepared.settings, find_runner(target)
+    settings, runner = prepared.settings, prepared.settings.runner(target)
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
         reference = logits_of(prepared, source, Path(name), unchanged, progress)
         bench = _Bench(prepared, target, runner, reference, Path(name), others or Path(name), progress)
         settle()
         proof, options = bench.measure(artifact, plan, choices)
+        proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
         if settings.baseline is not None:
             measured = bench.measure_baseline(options, _way(proof))
             proof.entry["baseline"] = {"name": settings.baseline, **measured}
@@ -372,7 +374,6 @@ class _Bench:
             self.reference.shape[1],
             output,
             stage_of(self.progress, stage),
-            provider=self.prepared.settings.provider,
             choice=choice,
             firsts=tokens.firsts,
         )

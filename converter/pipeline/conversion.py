@@ -30,9 +30,11 @@ from targets.target import (
     Plan,
     Progress,
     Target,
+    accepts_off_lattice,
     artifact_of,
     check_installed,
     check_known,
+    check_options,
     find_target,
     no_progress,
     target_of,
@@ -47,8 +49,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert and how; ``options`` go to the targets, ``validation`` (``None``: skip it) are
-    fields of ``validation.settings.Settings``."""
+    """What to convert and how; ``options`` go to the targets, each of which takes those that it declares;
+    ``validation`` (``None``: skip it) is what ``validation.settings.read_settings`` takes: fields of
+    ``Settings`` and options of runtimes."""
 
     model: str
     targets: Sequence[str]
@@ -133,6 +136,7 @@ def convert(
         if place is not None:
             digests.add(place.shard_files())
         targets = [find_target(name) for name in names]
+        check_options(targets, conversion.options)
         check_installed(targets)
         for target in targets:
             target.check(conversion.options)
@@ -159,12 +163,11 @@ def _check_destination(conversion: Conversion, names: Sequence[str], destination
 
 
 def _check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Raise ``UsageError`` for what shows without a model: packages, the provider, the text."""
-    from validation.runners import CPU, check_available, check_provider
+    """Raise ``UsageError`` for what shows without a model: names, packages, the runtimes, the text."""
+    from validation.settings import check_runtimes, read_settings
     from validation.text import read_passages
 
-    check_available(targets)
-    check_provider(targets, settings.get("provider", CPU))
+    check_runtimes(read_settings(settings), targets)
     read_passages(settings.get("text"))
 
 
@@ -201,7 +204,7 @@ def _convert(
         prepared = None
         if conversion.validation is not None:
             # before anything is written: options that mean nothing must not cost a conversion
-            settings = {**conversion.validation, "off_lattice": "off_lattice" in conversion.options}
+            settings = _settings(conversion, conversion.validation)
             prepared = stack.enter_context(_prepare(model, settings, plans, progress, worker))
             _check_context(plans, prepared)
         work = f"conversion of {model.source.name}"
@@ -332,10 +335,18 @@ def _prepare(
     progress: Progress,
     worker: Worker | None,
 ) -> AbstractContextManager[Prepared]:
-    from validation.settings import Settings, prepare
+    from validation.settings import prepare, read_settings
 
     context = min((plan.context for plan in plans if plan.context is not None), default=None)
-    return prepare(model.checkpoint, Settings(**settings), progress, context, worker)
+    return prepare(model.checkpoint, read_settings(settings), progress, context, worker)
+
+
+def _settings(conversion: Conversion, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the validation, and whether matrices on no lattice are accepted."""
+    from validation.settings import OFF_LATTICE
+
+    targets = [find_target(name) for name in dict.fromkeys(conversion.targets)]
+    return {**given, OFF_LATTICE: accepts_off_lattice(targets, conversion.options)}
 
 
 @contextmanager
@@ -495,6 +506,8 @@ def validate(
 
     Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
     """
+    from validation.settings import OFF_LATTICE
+
     artifact = artifact_of(artifact)
     target = target_of(artifact)
     _check_validation([target.name], settings or {})
@@ -513,7 +526,7 @@ def validate(
         digests = stack.enter_context(closing(Digests()))
         digests.know(model.place.known())
         digests.add(model.checkpoint.files)
-        accepted = {"off_lattice": options.off_lattice, **(settings or {})}
+        accepted = {OFF_LATTICE: options.accepted, **(settings or {})}
         prepared = stack.enter_context(_prepare(model, accepted, [plan], progress, worker))
         _check_context([plan], prepared)
         scratch = None
@@ -541,10 +554,10 @@ def validate(
 @dataclass(frozen=True)
 class _Recorded:
     """How an artifact was converted: ``values`` are the target's options, ``None`` if nothing tells them;
-    ``off_lattice`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
+    ``accepted`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
 
     values: Mapping[str, object] | None
-    off_lattice: bool
+    accepted: bool
     origin: str
 
 
@@ -559,13 +572,15 @@ def _converted(target: Target, artifact: Path, model: Model, progress: Progress)
 def _recorded(target: Target, artifact: Path) -> _Recorded:
     """What the manifest of the conversion says, if ``artifact`` lies where one put it. A manifest proves
     nothing: by other options another artifact would have come out, which shows."""
+    from validation.settings import OFF_LATTICE
+
     output_directory = artifact.absolute().parent.parent
     content = output.earlier_manifest(output_directory)
     entry = _section(_section(content, "targets"), target.name)
     options = {**_section(entry, "options"), **_section(entry, "chosen")}
     if not options:
         return _Recorded(None, False, "artifact")
-    accepted = _section(_section(content, "options"), "validation").get("off_lattice")
+    accepted = _section(_section(content, "options"), "validation").get(OFF_LATTICE)
     return _Recorded(options, accepted is True, output.MANIFEST)
 
 
@@ -613,9 +628,8 @@ def _options(conversion: Conversion) -> dict[str, object]:
         return {"validation": None}
     settings = {key: value for key, value in conversion.validation.items() if key != "cache"}
     text = settings.get("text")
-    accepted = "off_lattice" in conversion.options
-    recorded = {**settings, "text": sha256(text) if text else None, "off_lattice": accepted}
-    return {"validation": recorded}
+    recorded = {**settings, "text": sha256(text) if text else None}
+    return {"validation": _settings(conversion, recorded)}
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:
