@@ -82,6 +82,8 @@ class Option:
             raise ValueError(f"option {self.name}: a choice has choices, and nothing else has")
         if self.kind == "flag" and (self.repeatable or self.default is not None):
             raise ValueError(f"option {self.name}: a flag is given or not")
+        if self.repeatable and self.default is not None:
+            raise ValueError(f"option {self.name}: what is repeatable has no default")
         if unknown := [command for command in self.commands if command not in _COMMANDS]:
             raise ValueError(f"option {self.name}: command {unknown[0]!r} takes no declared options")
 

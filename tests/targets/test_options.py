@@ -38,6 +38,7 @@ def declared(owner: str, *options: Option) -> Declaration:
         ({"choices": ("a",)}, "option speed: a choice has choices, and nothing else has"),
         ({"kind": "flag", "repeatable": True}, "option speed: a flag is given or not"),
         ({"kind": "flag", "default": 1}, "option speed: a flag is given or not"),
+        ({"repeatable": True, "default": "1"}, "option speed: what is repeatable has no default"),
         ({"commands": ("verify",)}, "option speed: command 'verify' takes no declared options"),
     ],
 )
