@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.parts import TEXT
 from converter.errors import UsageError
 from converter.system.progress import Progress, no_progress
+from targets.options import Option, check_names
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -203,13 +204,15 @@ class Target(Protocol):
     """One output format, found through the entry-point group ``qatconvert.targets``. ``suffix`` is that
     of its artifacts' names (``.gguf``). ``write`` needs the importable ``modules``, which the package's
     ``extra`` installs; all else works without them. ``libraries`` are the packages whose version may show in
-    the bytes that it writes."""
+    the bytes that it writes. ``options`` are what a user may give it; an entry point in the group
+    ``qatconvert.options`` brings the same to the command line."""
 
     name: str
     suffix: str
     extra: str
     modules: tuple[str, ...]
     libraries: tuple[str, ...]
+    options: Sequence[Option]
 
     def check(self, options: Mapping[str, object]) -> None:
         """Raise ``UsageError`` for options that are wrong whatever the model is, or that need what is not
@@ -305,6 +308,19 @@ def find_target(name: str) -> Target:
     (entry,) = entry_points(group="qatconvert.targets", name=name)
     target: Target = entry.load()
     return target
+
+
+def check_options(targets: Iterable[Target], options: Iterable[str]) -> None:
+    """Raise ``UsageError`` for a name in ``options`` that no target of ``targets`` takes."""
+    check_names(options, {target.name: target.options for target in targets})
+
+
+def accepts_off_lattice(targets: Iterable[Target], options: Iterable[str]) -> bool:
+    """Whether whoever gives ``options`` accepts matrices that lie on no lattice."""
+    given = set(options)
+    return any(
+        option.accepts_off_lattice and option.name in given for target in targets for option in target.options
+    )
 
 
 def check_installed(targets: Iterable[Target]) -> None:

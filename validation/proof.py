@@ -21,10 +21,10 @@ from validation.logits import map_logits
 from validation.parts import measure_parts
 from validation.reference.ahead import logits_of
 from validation.report.entries import logits_entry, weights_entry
-from validation.runners import AS_IT_IS, find_runner
+from validation.runners import AS_IT_IS, runtime_of
 from validation.running import Bench, compare_logits, run
 from validation.same_weights import own_weights, same_weights_entry
-from validation.settings import Prepared, Settings, prepare, reference_entry
+from validation.settings import Prepared, prepare, read_settings, reference_entry
 from validation.subject import read_subject
 from validation.text_side import measure_text_side
 from validation.unrounded import measure_graph
@@ -53,12 +53,13 @@ def validate(
     progress: Progress = no_progress,
     **settings: Any,
 ) -> dict[str, Any]:
-    """``prepare`` and ``prove`` in one; ``settings`` are the fields of ``settings.Settings``.
+    """``prepare`` and ``prove`` in one; ``settings`` is what ``read_settings`` takes.
 
     Returns ``{"entry": ..., "reference": ...}``, the target's entry and the reference of report.json.
     """
-    find_runner(target).check_provider(Settings(**settings).provider)
-    with prepare(checkpoint, Settings(**settings), progress) as prepared:
+    chosen = read_settings(settings)
+    chosen.runner(target)  # what it lacks shows before any work
+    with prepare(checkpoint, chosen, progress) as prepared:
         proof = prove(
             prepared,
             target,
@@ -119,15 +120,17 @@ def prove(
     to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises
     ``ValidationError`` for what cannot be run or measured.
     """
-    writer, runner = find_target(target), find_runner(target)
+    settings = prepared.settings
+    writer, runner = find_target(target), settings.runner(target)
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
         reference = logits_of(prepared, source, Path(name), unchanged, progress)
         bench = Bench(prepared, writer, runner, reference, Path(name), progress)
         settle()
         proof, options = _prove(bench, artifact, plan, choices, others or Path(name))
-        if prepared.settings.baseline is not None:
+        proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
+        if settings.baseline is not None:
             measured = _measure_baseline(bench, options, _way(proof))
-            proof.entry["baseline"] = {"name": prepared.settings.baseline, **measured}
+            proof.entry["baseline"] = {"name": settings.baseline, **measured}
     return proof
 
 

@@ -1,14 +1,15 @@
 """Which runtime runs a target's artifacts, and whether what it needs is installed.
 
 A runner is one module with an object that has the protocol below, and an entry point in the group
-``qatconvert.runtimes``, called ``TARGET.RUNTIME``. A target may have several.
+``qatconvert.runtimes``, called ``TARGET.RUNTIME``. A target may have several: unless one is chosen, its
+artifacts run in the one that comes in the target's own distribution, or else in the first by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -20,15 +21,19 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
 from converter.system.progress import StageProgress
+from targets.options import Option
 
 #: Entry points of runners, which are imported only when they are needed.
 _GROUP: Final = "qatconvert.runtimes"
+_TARGETS: Final = "qatconvert.targets"
 #: What the reference needs, and the extra that installs it.
 _REFERENCE = ("torch", "transformers", "accelerate")
 #: The provider that every runtime has.
 CPU: Final = "cpu"
 #: The choice of an artifact that is run as it was written.
 AS_IT_IS: Final[Mapping[str, object]] = MappingProxyType({})
+#: Every target in the runtime that it prefers.
+NO_CHOICE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +215,9 @@ class Runner(Protocol):
     dense models that suit its arithmetic (``limits``), where the general ones would hide something.
     ``float16_gelu`` says that its GELU goes through float16, which transformers on the artifact's own weights
     then does too. ``weights_held`` is how many times it holds the weights of an unrounded form, the pages of
-    its file among them, and ``stepwise`` says that it reads them anew for every position that is compared."""
+    its file among them, and ``stepwise`` says that it reads them anew for every position that is compared.
+    ``options`` are what a user may give it; an entry point ``TARGET.RUNTIME`` in the group
+    ``qatconvert.options`` brings the same to the command line."""
 
     extra: str
     modules: tuple[str | tuple[str, ...], ...]
@@ -220,10 +227,11 @@ class Runner(Protocol):
     float16_gelu: bool
     weights_held: int
     stepwise: bool
+    options: Sequence[Option]
 
-    def check_provider(self, provider: str) -> None:
-        """Raise ``UsageError`` if the installed runtime cannot run on ``provider`` (``cpu``, ``cuda``);
-        a runtime that knows but one way takes any."""
+    def configured(self, options: Mapping[str, object]) -> Runner:
+        """The runner with values of its ``options``, as far as they are given. Raises ``UsageError`` if the
+        installed runtime cannot run so, or not at all."""
 
     def logits(
         self,
@@ -233,7 +241,6 @@ class Runner(Protocol):
         output: Path,
         progress: StageProgress,
         *,
-        provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
         firsts: Sequence[int] | None = None,
     ) -> Runtime:
@@ -269,31 +276,66 @@ def known_runtimes() -> Mapping[str, tuple[str, ...]]:
     return {target: tuple(sorted(found[target])) for target in sorted(found)}
 
 
-def find_runner(target: str, runtime: str | None = None) -> Runner:
-    """The runner for a target's artifacts in ``runtime`` (default: the first that is registered for it);
-    raises ``UsageError`` when there is none."""
+def runtime_of(target: str, runtime: str | None = None) -> str:
+    """The registered name, ``TARGET.RUNTIME``, of ``runtime`` for a target's artifacts (default: the one of
+    the target's own distribution, else the first by name); raises ``UsageError`` when there is none."""
     known = known_runtimes()
     if target not in known:
         raise UsageError(
             f"no runtime is known that validates target {target!r} (known: {', '.join(known)}); "
             "use --no-validate"
         )
-    name = runtime or known[target][0]
+    name = runtime or _preferred(target, known[target])
     if name not in known[target]:
         raise UsageError(f"unknown runtime {name!r} for target {target}; known: {', '.join(known[target])}")
-    (entry,) = entry_points(group=_GROUP, name=f"{target}.{name}")
+    return f"{target}.{name}"
+
+
+def _preferred(target: str, runtimes: Sequence[str]) -> str:
+    homes = {_home(entry) for entry in entry_points(group=_TARGETS, name=target)}
+    own = [
+        name
+        for name in runtimes
+        for entry in entry_points(group=_GROUP, name=f"{target}.{name}")
+        if _home(entry) in homes
+    ]
+    return (own or runtimes)[0]
+
+
+def _home(entry: EntryPoint) -> str | None:
+    return entry.dist.name if entry.dist else None
+
+
+def find_runner(target: str, runtime: str | None = None) -> Runner:
+    """The runner of ``runtime_of`` the same; raises ``UsageError`` when there is none."""
+    (entry,) = entry_points(group=_GROUP, name=runtime_of(target, runtime))
     runner: Runner = entry.load()
     return runner
 
 
-def check_available(targets: Iterable[str]) -> None:
+def read_runtimes(names: Iterable[str]) -> dict[str, str]:
+    """Runtimes by target, of names as they are registered (``gguf.llamacpp``); raises ``UsageError``, which
+    lists the known, for another name, and for two runtimes of one target."""
+    known = [f"{target}.{runtime}" for target, found in known_runtimes().items() for runtime in found]
+    read: dict[str, str] = {}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown runtime {name!r}; known: {', '.join(known)}")
+        target, _, runtime = name.partition(".")
+        if read.setdefault(target, runtime) != runtime:
+            raise UsageError(f"runtimes {target}.{read[target]} and {name} are of one target: give one")
+    return read
+
+
+def check_available(targets: Iterable[str], runtimes: Mapping[str, str] = NO_CHOICE) -> None:
     """Raise ``UsageError`` naming what to install if a target of ``targets`` cannot be validated here.
 
-    Imports none of the libraries, so that it can be called before any work is done.
+    ``runtimes`` are those that are chosen, by target. Imports none of the libraries, so that it can be called
+    before any work is done.
     """
     extras = ["reference"] if _missing(_REFERENCE) else []
     for target in targets:
-        runner = find_runner(target)
+        runner = find_runner(target, runtimes.get(target))
         if _missing(runner.modules):
             extras.append(runner.extra)
     if extras:
@@ -302,12 +344,6 @@ def check_available(targets: Iterable[str]) -> None:
             f"validation needs packages that are not installed: pip install 'qatconvert[{wanted}]'"
             " (or convert with --no-validate)"
         )
-
-
-def check_provider(targets: Iterable[str], provider: str) -> None:
-    """Raise ``UsageError`` if ``provider`` is not there for one of ``targets``, whose runtimes are."""
-    for target in targets:
-        find_runner(target).check_provider(provider)
 
 
 def _missing(modules: Iterable[str | tuple[str, ...]]) -> bool:

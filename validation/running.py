@@ -91,7 +91,6 @@ def run(
         bench.vocabulary,
         output,
         bench.stage(stage),
-        provider=bench.settings.provider,
         choice=choice,
         firsts=tokens.firsts,
     )

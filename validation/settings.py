@@ -5,25 +5,30 @@ Whatever can be wrong with the options shows here, so that no finished conversio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from converter.checkpoint.architecture import SLIDING
 from converter.checkpoint.opened import Checkpoint
+from converter.errors import UsageError
 from converter.system.child import Worker
 from converter.system.progress import Progress, no_progress, stage_of
+from targets.options import Declaration, Option, check_known_names, declarations
 from validation import gates, limits
 from validation.baseline import check_baseline
 from validation.evaluation import Evaluation, find_evaluation
 from validation.reference.logits import check_dtype
 from validation.reference.process import reference_worker
 from validation.room import Room, room_in
-from validation.runners import CPU
+from validation.runners import Runner, check_available, find_runner, runtime_of
 from validation.text import Tokens, cut, encode
+
+#: The setting by which the user accepts matrices that lie on no lattice; manifests record it so.
+OFF_LATTICE: Final = "off_lattice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +39,13 @@ class Settings:
     shipped one). ``gates`` overrides
     limits by name. ``max_memory`` in bytes bounds the reference model's weights in memory. ``baseline`` names
     what is measured beside an artifact. ``same_weights`` has logits of the artifact's own weights computed,
-    which needs 4 bytes per parameter of temporary files. ``provider`` is what runs the artifact, for runtimes
-    that have several. ``cache`` is the directory of the cache of reference logits (default:
-    ``reference.default_cache()``). ``foreign`` is for another tool's artifact: what is not as this one builds
-    it is listed and not judged. ``allow_unrun`` names gates without which the user goes on if they cannot
-    run; ``off_lattice`` says that the user accepts matrices that lie on no lattice. ``room`` tells what there
-    is for temporary files in a directory and in memory, by which models are cut.
+    which needs 4 bytes per parameter of temporary files. ``runtimes`` says by target which of its runtimes
+    runs the artifacts (``{"gguf": "llamacpp"}``), ``runtime_options`` are values of options that runtimes
+    declare, each for those that take it. ``cache`` is the directory of the cache of reference logits
+    (default: ``reference.default_cache()``). ``foreign`` is for another tool's artifact: what is not as this
+    one builds it is listed and not judged. ``allow_unrun`` names gates without which the user goes on if they
+    cannot run; ``off_lattice`` says that the user accepts matrices that lie on no lattice. ``room`` tells
+    what there is for temporary files in a directory and in memory, by which models are cut.
     """
 
     positions: int = 512
@@ -49,12 +55,55 @@ class Settings:
     max_memory: int | None = None
     baseline: str | None = None
     same_weights: bool = True
-    provider: str = CPU
+    runtimes: Mapping[str, str] = field(default_factory=dict)
+    runtime_options: Mapping[str, object] = field(default_factory=dict)
     cache: Path | None = None
     foreign: bool = False
     allow_unrun: tuple[str, ...] = ()
     off_lattice: bool = False
     room: Callable[[Path], Room] = room_in
+
+    def runner(self, target: str) -> Runner:
+        """What runs a target's artifacts, with its options. Raises ``UsageError`` if there is no such runtime
+        or it cannot run so."""
+        runner = find_runner(target, self.runtimes.get(target))
+        names = {option.name for option in runner.options}
+        given = self.runtime_options
+        return runner.configured({name: given[name] for name in given if name in names})
+
+
+def read_settings(given: Mapping[str, Any]) -> Settings:
+    """``Settings`` of their fields, among which options of runtimes may stand by their own names. Raises
+    ``UsageError`` for a name that no field and no registered runtime has, or both."""
+    names, declared = {field.name for field in fields(Settings)}, _declared()
+    if shared := names & declared.keys():
+        owner, _ = declared[min(shared)]
+        raise UsageError(f"option {min(shared)} is declared by {owner} and is a setting of every validation")
+    options = {name: value for name, value in given.items() if name not in names}
+    check_known_names(options, {*names, *declared})
+    own = {name: value for name, value in given.items() if name in names}
+    return Settings(**{**own, "runtime_options": {**own.get("runtime_options", {}), **options}})
+
+
+def check_runtimes(settings: Settings, targets: Collection[str]) -> None:
+    """Raise ``UsageError`` if the runtimes of ``targets`` are not installed or cannot run as they are asked
+    to, or if a choice or an option has no effect with them; imports none of their libraries."""
+    check_available(targets, settings.runtimes)
+    for target in settings.runtimes:
+        if target not in targets:
+            raise UsageError(f"a runtime of {target} has no effect without target {target}")
+    taken = {option.name for target in targets for option in settings.runner(target).options}
+    for name, value in settings.runtime_options.items():
+        owner, option = _declared()[name]
+        if name not in taken and value != option.default:
+            used = " and ".join(runtime_of(target, settings.runtimes.get(target)) for target in targets)
+            raise UsageError(f"{option.title} is an option of {owner} and has no effect in {used}")
+
+
+def _declared() -> dict[str, tuple[Declaration, Option]]:
+    """The options of all runtimes by name, and whose they are."""
+    found = [one for one in declarations()[0] if one.runtime]
+    return {option.name: (one, option) for one in found for option in one.group.options}
 
 
 @dataclass(frozen=True, slots=True)

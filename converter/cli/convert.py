@@ -9,19 +9,17 @@ from typing import Any
 import click
 
 from converter.cli.options import (
+    DeclaringCommand,
     OutputPath,
+    ValidationOption,
     check_effect,
-    litert_options,
-    modelfile_options,
-    off_lattice_option,
-    onnx_options,
-    target_options,
+    take_declared,
     validation_options,
     validation_settings,
 )
 
 
-@click.command("convert", short_help="Convert MODEL and prove the result.")
+@click.command("convert", cls=DeclaringCommand, short_help="Convert MODEL and prove the result.")
 @click.argument("model")
 @click.option(
     "-t",
@@ -40,34 +38,13 @@ from converter.cli.options import (
 )
 @click.option("--force", is_flag=True, help="Replace an earlier conversion in the output directory.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
-@off_lattice_option
 @click.option(
-    "--split-max-size", metavar="SIZE", help="Split the GGUF into files of at most SIZE (2G, 500M)."
+    "--validate/--no-validate",
+    cls=ValidationOption,
+    always=True,
+    default=True,
+    help="Run the artifact against reference logits.",
 )
-@onnx_options
-@click.option(
-    "--accuracy-level",
-    type=click.IntRange(0, 4),
-    help="How onnxruntime multiplies by quantised weights: 0 in the activations' own type, 4 in int8. "
-    "Default: both are measured, and the fastest that passes the gates is kept.",
-)
-@litert_options
-@click.option("--keep-tflite", is_flag=True, help="Keep a LiteRT bundle's models as .tflite files beside it.")
-@click.option(
-    "--npu",
-    "npu",
-    multiple=True,
-    metavar="VENDOR:SOC",
-    help="Also compile a LiteRT bundle for a neural processor, such as qualcomm:SM8750 or mediatek:MT6991; "
-    "needs the vendor's SDK. Repeatable.",
-)
-@click.option(
-    "--android-assets",
-    type=OutputPath(path_type=Path),
-    help="Also lay a LiteRT bundle out as assets of an Android app in this directory.",
-)
-@modelfile_options
-@click.option("--validate/--no-validate", default=True, help="Run the artifact against reference logits.")
 @validation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
@@ -97,7 +74,7 @@ def command(
 
     check_known(targets)
     check_effect(targets, validate)
-    options = target_options(settings)
+    options, of_runtimes = take_declared(settings)
     conversion = Conversion(
         model,
         targets,
@@ -105,7 +82,7 @@ def command(
         force,
         offline,
         options,
-        validation_settings(**settings) if validate else None,
+        {**validation_settings(targets, **settings), **of_runtimes} if validate else None,
     )
     with progress_bars(quiet) as progress:
         outcome = convert(conversion, progress, warn)

@@ -7,16 +7,12 @@ from typing import Any
 
 import click
 
-from converter.cli.options import (
-    check_effect,
-    litert_options,
-    off_lattice_option,
-    onnx_options,
-    target_options,
+from converter.cli.options import DeclaringCommand, check_effect, take_declared
+
+
+@click.command(
+    "inspect", cls=DeclaringCommand, short_help="Show architecture, lattice and planned size of MODEL."
 )
-
-
-@click.command("inspect", short_help="Show architecture, lattice and planned size of MODEL.")
 @click.argument("model")
 @click.option(
     "-t",
@@ -26,9 +22,6 @@ from converter.cli.options import (
     help="Plan only this target; repeat for several. Default: all.",
 )
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
-@off_lattice_option
-@onnx_options
-@litert_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def command(
@@ -55,7 +48,7 @@ def command(
     check_known(targets)
     check_effect(targets or known_targets(), validated=False)
     with progress_bars(quiet) as progress:
-        options = target_options(settings)
+        options, _ = take_declared(settings)
         planned = [find_target(name) for name in targets or known_targets()]
         opened = open_model(model, offline=offline, targets=planned, options=options, progress=progress)
         found = inspect(opened, targets, options, progress)

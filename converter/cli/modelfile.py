@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from converter.cli.console import warn
-from converter.cli.options import OutputPath, modelfile_options, read_license
+from converter.cli.options import DeclaringCommand, OutputPath, take_declared
 
 if TYPE_CHECKING:
     from converter.names import Source
@@ -23,12 +23,13 @@ _NOTE: Final = (
 )
 
 
-@click.command("modelfile", short_help="Print an Ollama Modelfile for a checkpoint or a GGUF.")
+@click.command(
+    "modelfile", cls=DeclaringCommand, short_help="Print an Ollama Modelfile for a checkpoint or a GGUF."
+)
 @click.argument("model")
 @click.option(
     "--from", "path", help="What FROM says. Default: where convert puts the GGUF, or the GGUF given."
 )
-@modelfile_options
 @click.option(
     "-o",
     "--output",
@@ -40,12 +41,10 @@ _NOTE: Final = (
 def command(
     model: str,
     path: str | None,
-    system: str | None,
-    license_files: tuple[Path, ...],
-    num_ctx: int | None,
     output: Path | None,
     force: bool,
     offline: bool,
+    **settings: Any,
 ) -> None:
     """Print an Ollama Modelfile for MODEL, a checkpoint or a GGUF file.
 
@@ -58,15 +57,15 @@ def command(
     from converter.errors import DestinationError
     from converter.names import resolve
     from converter.system.output import write_file
-    from targets.ollama import printed, write_modelfile
+    from targets.gguf.modelfile import licence_warnings
+    from targets.ollama import write_modelfile
 
     if output is not None and output.exists() and not force:
         raise DestinationError(f"{output} exists: choose another --output, or add --force")
     source = resolve(model)
-    licenses = [read_license(file) for file in license_files]
-    options = {"system": system, "licenses": licenses, "num_ctx": num_ctx}
-    if any(printed(text) != text for text in licenses):
-        warn("the licence has characters that Ollama drops: spaces became plain ones, the rest is left out")
+    options, _ = take_declared(settings)
+    for line in licence_warnings(options):
+        warn(line)
     note = ""
     if source.kind == "gguf" and source.path is not None:
         made = _of_gguf(source.path, path, output, options)
@@ -89,7 +88,7 @@ def _of_checkpoint(
     from converter.checkpoint.documents import MODEL_CONFIG, TOKENIZER, Documents
     from converter.checkpoint.generation import end_texts, read_generation
     from converter.checkpoint.tokenizer import read_tokenizer
-    from targets.gguf import modelfile
+    from targets.gguf.modelfile import modelfile
 
     directory = source.path
     if directory is None:
@@ -133,7 +132,8 @@ def _has_weights(directory: Path) -> bool:
 
 
 def _of_gguf(gguf: Path, path: str | None, output: Path | None, options: Mapping[str, object]) -> Modelfile:
-    from targets.gguf import modelfile_of_gguf, read_metadata
+    from targets.gguf.metadata import read_metadata
+    from targets.gguf.modelfile import modelfile_of_gguf
 
     if path is None:
         # Ollama takes a model of several files by their directory

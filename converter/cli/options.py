@@ -1,16 +1,22 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that targets and runtimes declare (``targets.options``).
+
+A command's declared options are found when they are needed, so that help of other commands looks for none.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from converter.cli.console import warn
 from converter.errors import UsageError
+from targets.options import Offered, Option, declarations, offered
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MOST_GB = 1e9
@@ -56,31 +62,6 @@ class OutputPath(click.Path):
         return super().convert(value, parameter, context)
 
 
-off_lattice_option = click.option(
-    "--off-lattice",
-    type=click.Choice(["q8_0", "bf16", "f16", "q4_0"]),
-    help="How to store matrices that lie on no 4-bit lattice.  [default: q8_0]",
-)
-
-
-def onnx_options(command: Command) -> Command:
-    """What an ONNX artifact stores."""
-    for option in (
-        click.option(
-            "--onnx-dtype",
-            type=click.Choice(["float32", "float16"]),
-            help="Type in which an ONNX model computes; float16 is for GPU providers.  [default: float32]",
-        ),
-        click.option(
-            "--onnx-scales",
-            type=click.Choice(["f32", "f16"]),
-            help="Type of the scales in an ONNX model.  [default: f32, with --onnx-dtype float16 f16]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
 class Lengths(click.ParamType[tuple[int, ...]]):
     """Numbers of tokens with commas between them, as in ``128,1024``."""
 
@@ -98,139 +79,147 @@ class Lengths(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
-def litert_options(command: Command) -> Command:
-    """What a LiteRT bundle can do."""
-    for option in reversed(
-        (
-            click.option(
-                "--prefill-lengths",
-                type=Lengths(),
-                help="Numbers of tokens in which a LiteRT bundle reads prompts, as in 128,1024; each takes "
-                "memory and time to export.  [default: 128]",
-            ),
-            click.option(
-                "--context-length",
-                type=int,
-                metavar="N",
-                help="Tokens that a LiteRT bundle's caches hold, prompt and answer together.  "
-                "[default: 4096, or what the model was trained for]",
-            ),
-            click.option(
-                "--externalize-embedder",
-                is_flag=True,
-                help="Put the embeddings of a LiteRT bundle into models of their own.",
-            ),
-            click.option(
-                "--litert-activations",
-                "activations",
-                metavar="ROWS",
-                help="Rows in which a LiteRT bundle's products take their input, each rounded by its own "
-                "scale: 1, 2, layers (2, and 1 in the output head), or the projections that take 2, as in "
-                "down_proj,v_proj. More are more accurate, fewer faster. Default: the fastest that passes "
-                "the gates is kept.",
-            ),
+#: Headings in the help; declared options stand under those of their owners.
+_GENERAL: Final = "Options"
+_VALIDATION: Final = "Validation"
+
+
+class ValidationOption(click.Option):
+    """An option of the validation; it has no effect without one, unless it ``always`` has."""
+
+    def __init__(self, *arguments: Any, always: bool = False, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.always = always
+
+
+class DeclaredOption(click.Option):
+    """An option that targets or a runtime declare."""
+
+    def __init__(self, one: Offered) -> None:
+        option = one.option
+        default = f"  [default: {option.default_text}]" if option.default_text else ""
+        named: dict[str, Any] = {"metavar": option.metavar, "multiple": option.repeatable}
+        if option.kind == "flag":
+            named = {"is_flag": True}
+        elif option.default is not None:
+            named |= {"default": option.default, "show_default": True}
+        super().__init__(
+            # a name that no option of the command itself has
+            [*option.flags, f"declared_{option.name}"],
+            type=None if option.kind == "flag" else _type(option),
+            help=f"{option.help}{default}",
+            **named,
         )
-    ):
-        command = option(command)
-    return command
+        self.offered = one
 
 
-#: What an option has an effect with: the target in which it shows, and ``VALIDATION`` where an artifact is
-#: run. Every option of ``convert``, ``inspect`` and ``validate`` stands here; some always have an effect.
-VALIDATION = "validation"
-EFFECT: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("targets", "output", "force", "offline", "off_lattice", "validate"), ()),
-    **dict.fromkeys(("model", "as_json", "quiet", "help", "foreign"), ()),
-    "split_max_size": ("gguf",),
-    "system": ("gguf",),
-    "license_files": ("gguf",),
-    "num_ctx": ("gguf",),
-    "onnx_scales": ("onnx",),
-    "onnx_dtype": ("onnx",),
-    "accuracy_level": ("onnx",),
-    "provider": ("onnx", VALIDATION),
-    "prefill_lengths": ("litert",),
-    "context_length": ("litert",),
-    "externalize_embedder": ("litert",),
-    "activations": ("litert",),
-    "keep_tflite": ("litert",),
-    "npu": ("litert",),
-    "android_assets": ("litert",),
-    "positions": (VALIDATION,),
-    "text_file": (VALIDATION,),
-    "reference_dtype": (VALIDATION,),
-    "max_memory": (VALIDATION,),
-    "gates": (VALIDATION,),
-    "allow_unrun": (VALIDATION,),
-    "baseline": (VALIDATION,),
-    "same_weights": (VALIDATION,),
-}
+def _type(option: Option) -> click.ParamType[Any]:
+    if option.kind == "integer":
+        bounded = option.least is not None or option.most is not None
+        return click.IntRange(option.least, option.most) if bounded else click.INT
+    if option.kind == "choice":
+        return click.Choice(option.choices)
+    if option.kind == "lengths":
+        return Lengths()
+    if option.kind == "path":
+        return OutputPath(path_type=Path)
+    if option.kind == "file":
+        return click.Path(exists=True, dir_okay=False, path_type=Path)
+    return click.STRING
+
+
+class DeclaringCommand(click.Command):
+    """A command with the options that targets and runtimes declare for it, grouped in its help."""
+
+    _complete = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All parameters. Raises ``UsageError`` for declarations that contradict each other."""
+        if not self._complete:
+            self.params.extend(_declared(self.name or "", self.params))
+            self._complete = True
+        return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options by heading: the command's own, those of each target, the validation's."""
+        sections: dict[str, list[tuple[str, str]]] = {_GENERAL: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(_heading(parameter), []).append(record)
+        sections[_VALIDATION] = sections.pop(_VALIDATION, [])
+        for heading, rows in sections.items():
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+def _heading(parameter: click.Option) -> str:
+    if isinstance(parameter, DeclaredOption):
+        return parameter.offered.heading or _GENERAL
+    return _VALIDATION if isinstance(parameter, ValidationOption) else _GENERAL
+
+
+def _declared(command: str, own: Iterable[click.Parameter]) -> Sequence[DeclaredOption]:
+    """What is declared for a command that has parameters of its ``own``; tells of declarations that cannot be
+    read."""
+    declared, broken = declarations()
+    for line in broken:
+        warn(line)
+    taken = {"-h", "--help", *(flag for one in own for flag in (*one.opts, *one.secondary_opts))}
+    found = [one for one in offered(declared) if one.option.flags and command in one.option.commands]
+    for one in found:
+        if shared := taken.intersection(one.option.flags):
+            raise UsageError(
+                f"option {min(shared)} is declared by {one.owners[0]} and is one of qatconvert {command}: "
+                "they cannot be installed together"
+            )
+    return [DeclaredOption(one) for one in found]
 
 
 def check_effect(targets: Collection[str], validated: bool = True) -> None:
     """Raise ``UsageError`` for an option that was given to the running command and has no effect with these
     targets, or without a validation."""
     context = click.get_current_context()
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+    for parameter in context.command.get_params(context):
+        if context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE:
             continue
         given = "/".join((*parameter.opts, *parameter.secondary_opts))
-        for needed in EFFECT.get(name, ()) if isinstance(parameter, click.Option) else ():
-            if needed == VALIDATION and not validated:
-                raise UsageError(f"{given} has no effect with --no-validate: leave out one of them")
-            if needed != VALIDATION and needed not in targets:
-                raise UsageError(
-                    f"{given} has no effect without target {needed}: leave it out, or add the target"
-                )
+        needed = parameter.offered.targets if isinstance(parameter, DeclaredOption) else ()
+        if needed and not set(needed) & set(targets):
+            raise UsageError(
+                f"{given} has no effect without target {' or '.join(needed)}: leave it out, or add the target"
+            )
+        if not validated and _needs_validation(parameter):
+            raise UsageError(f"{given} has no effect with --no-validate: leave out one of them")
 
 
-#: Options that go to the targets, by the name that these know them by.
-_OF_TARGETS = (
-    "off_lattice",
-    "split_max_size",
-    "onnx_scales",
-    "onnx_dtype",
-    "accuracy_level",
-    "prefill_lengths",
-    "context_length",
-    "externalize_embedder",
-    "activations",
-    "keep_tflite",
-    "npu",
-    "android_assets",
-    "system",
-    "num_ctx",
-)
+def _needs_validation(parameter: click.Parameter) -> bool:
+    if isinstance(parameter, DeclaredOption):
+        return parameter.offered.option.needs_validation
+    return isinstance(parameter, ValidationOption) and not parameter.always
 
 
-def target_options(settings: dict[str, Any]) -> dict[str, object]:
-    """Take the targets' options out of a command's ``settings``, without those that were not given."""
-    options = {name: settings.pop(name, None) for name in _OF_TARGETS}
-    licenses = [read_license(file) for file in settings.pop("license_files", ())]
-    given = {**options, "npu": options["npu"] or None, "licenses": licenses or None}
-    return {name: value for name, value in given.items() if value is not None and value is not False}
+def take_declared(settings: dict[str, Any]) -> tuple[dict[str, object], dict[str, object]]:
+    """Take the declared options out of the running command's ``settings``: those of targets and those of
+    runtimes, by their own names, without what was not given. Raises ``click.UsageError`` for a file that is
+    no UTF-8 text."""
+    context = click.get_current_context()
+    of_targets: dict[str, object] = {}
+    of_runtimes: dict[str, object] = {}
+    for parameter in context.command.get_params(context):
+        if not isinstance(parameter, DeclaredOption):
+            continue
+        one, value = parameter.offered, settings.pop(parameter.name or "")
+        if one.option.kind == "file" and value is not None:
+            value = [read_text(file) for file in value] if one.option.repeatable else read_text(value)
+        if value is not None and value is not False and (value or not one.option.repeatable):
+            (of_runtimes if one.runtime else of_targets)[one.option.name] = value
+    return of_targets, of_runtimes
 
 
-def modelfile_options(command: Command) -> Command:
-    """What a Modelfile says beyond the model itself."""
-    for option in (
-        click.option("--num-ctx", type=click.IntRange(1), help="Context length in the Modelfile."),
-        click.option(
-            "--license",
-            "license_files",
-            multiple=True,
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="File with a licence text for the Modelfile. Repeatable.",
-        ),
-        click.option("--system", help="System prompt in the Modelfile."),
-    ):
-        command = option(command)
-    return command
-
-
-def read_license(path: Path) -> str:
-    """The text of a licence; raises ``click.UsageError`` for a file that is no UTF-8 text."""
+def read_text(path: Path) -> str:
+    """The text of a file; raises ``click.UsageError`` for one that is no UTF-8 text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -238,44 +227,45 @@ def read_license(path: Path) -> str:
 
 
 def validation_options(command: Command) -> Command:
-    """Everything that says how an artifact is proven."""
-    for option in reversed(
+    """Everything that says how an artifact is proven, whatever its runtime."""
+    option = partial(click.option, cls=ValidationOption)
+    for one in reversed(
         (
-            click.option(
+            option(
                 "--positions",
                 type=click.IntRange(2),
                 default=512,
                 show_default=True,
                 help="Token positions to compare.",
             ),
-            click.option(
+            option(
                 "--text",
                 "text_file",
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
                 help="Evaluate on this UTF-8 text instead of the checkpoint's own or the built-in one.",
             ),
-            click.option(
+            option(
                 "--reference-dtype",
                 type=click.Choice(["float32", "bfloat16", "float16"]),
                 default="float32",
                 show_default=True,
                 help="Type in which transformers computes the reference logits.",
             ),
-            click.option(
+            option(
                 "--max-memory",
                 type=click.FloatRange(0, min_open=True),
                 metavar="GB",
                 help="Memory that the reference model may use; beyond it, weights are read from disk. "
                 "Default: what the machine has.",
             ),
-            click.option(
+            option(
                 "--gate",
                 "gates",
                 type=Gate(),
                 multiple=True,
                 help="Set the limit of a gate: exact_fraction, mean_kld, same_top_p or another figure.",
             ),
-            click.option(
+            option(
                 "--allow-unrun",
                 "allow_unrun",
                 multiple=True,
@@ -299,33 +289,35 @@ def validation_options(command: Command) -> Command:
                 "engine_same_prompts, engine_same_ends, mean_kld, same_top_p, decode_mean_kld, engine_gap or "
                 "engine_mean_abs. The result is not fully proven then. Repeatable.",
             ),
-            click.option(
+            option(
                 "--baseline",
                 type=click.Choice(["naive-q4_0"]),
                 help="Measure a naive requantisation of the same checkpoint beside it.",
             ),
-            click.option(
+            option(
                 "--same-weights/--no-same-weights",
                 default=True,
                 show_default=True,
                 help="Also measure the runtime against float32 logits of the artifact's own weights "
                 "(4 bytes per parameter of temporary files).",
             ),
-            click.option(
-                "--provider",
-                default="cpu",
-                show_default=True,
-                metavar="NAME",
-                help="Execution provider of onnxruntime that runs an ONNX artifact: cpu, cuda, tensorrt, "
-                "dml, coreml, openvino, qnn, webgpu, xnnpack or another that is installed.",
+            option(
+                "--runtime",
+                "runtimes",
+                multiple=True,
+                metavar="TARGET.RUNTIME",
+                help="Run a target's artifact in this one of its runtimes, as in gguf.llamacpp. Default: the "
+                "target's own. Repeatable.",
             ),
         )
     ):
-        command = option(command)
+        command = one(command)
     return command
 
 
 def validation_settings(
+    targets: Collection[str],
+    *,
     positions: int,
     text_file: Path | None,
     reference_dtype: str,
@@ -334,9 +326,9 @@ def validation_settings(
     allow_unrun: tuple[str, ...],
     baseline: str | None,
     same_weights: bool,
-    provider: str,
+    runtimes: tuple[str, ...],
 ) -> dict[str, Any]:
-    """The fields of ``validation.settings.Settings`` that these options stand for."""
+    """The fields of ``validation.settings.Settings`` that these options stand for, for ``targets``."""
     if max_memory is not None and not max_memory < _MOST_GB:
         raise click.BadParameter(f"{max_memory} is no amount of memory", param_hint="--max-memory")
     return {
@@ -348,5 +340,19 @@ def validation_settings(
         "allow_unrun": allow_unrun,
         "baseline": baseline,
         "same_weights": same_weights,
-        "provider": provider,
+        **({"runtimes": _chosen(runtimes, targets)} if runtimes else {}),
     }
+
+
+def _chosen(names: Sequence[str], targets: Collection[str]) -> dict[str, str]:
+    """The chosen runtimes by target; raises ``UsageError`` for one that is none or has no effect."""
+    from validation.runners import read_runtimes
+
+    chosen = read_runtimes(names)
+    for target, runtime in chosen.items():
+        if target not in targets:
+            raise UsageError(
+                f"--runtime {target}.{runtime} has no effect without target {target}: "
+                "leave it out, or add the target"
+            )
+    return chosen

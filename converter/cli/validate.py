@@ -8,10 +8,19 @@ from typing import Any
 
 import click
 
-from converter.cli.options import OutputPath, check_effect, validation_options, validation_settings
+from converter.cli.options import (
+    DeclaringCommand,
+    OutputPath,
+    check_effect,
+    take_declared,
+    validation_options,
+    validation_settings,
+)
 
 
-@click.command("validate", short_help="Prove an existing ARTIFACT against its checkpoint.")
+@click.command(
+    "validate", cls=DeclaringCommand, short_help="Prove an existing ARTIFACT against its checkpoint."
+)
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
@@ -55,7 +64,9 @@ def command(
     from converter.pipeline.validation import validate
     from targets.target import artifact_of, target_of
 
-    check_effect([target_of(artifact_of(artifact)).name])
+    targets = [target_of(artifact_of(artifact)).name]
+    check_effect(targets)
+    _, of_runtimes = take_declared(settings)
     with progress_bars(quiet) as progress:
         outcome = validate(
             artifact,
@@ -63,7 +74,7 @@ def command(
             offline=offline,
             output_directory=output,
             force=force,
-            settings={**validation_settings(**settings), "foreign": foreign},
+            settings={**validation_settings(targets, **settings), **of_runtimes, "foreign": foreign},
             progress=progress,
             warn=warn,
         )

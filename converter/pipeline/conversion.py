@@ -27,7 +27,7 @@ from converter.pipeline.writing import write
 from converter.system import output
 from converter.system.digests import Digests
 from converter.system.progress import Progress, no_progress
-from targets.target import Plan, check_installed, check_known, find_target
+from targets.target import Plan, check_installed, check_known, check_options, find_target
 
 __all__ = ["Conversion", "Outcome", "convert"]
 
@@ -52,6 +52,7 @@ def convert(
         if place is not None:
             digests.add(place.shard_files())
         targets = [find_target(name) for name in names]
+        check_options(targets, conversion.options)
         check_installed(targets)
         for target in targets:
             target.check(conversion.options)

@@ -11,7 +11,7 @@ from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
 from converter.pipeline.opening import Model
 from converter.system.progress import Progress, counted, no_progress, stage_of
-from targets.target import Plan, find_target, known_targets
+from targets.target import Plan, check_options, find_target, known_targets
 
 
 def inspect(
@@ -22,15 +22,14 @@ def inspect(
 ) -> dict[str, Any]:
     """Architecture, parameters, lattice of every weight, and the storage plan of each target (default: all).
 
-    Reads every block of every lattice weight and writes nothing. Raises ``CheckpointError`` or
-    ``TargetError``.
+    Reads every block of every lattice weight and writes nothing. Raises ``CheckpointError``,
+    ``TargetError``, or ``UsageError`` for options that none of the targets takes.
     """
     checkpoint = model.checkpoint
+    planned = [find_target(name) for name in targets or known_targets()]
+    check_options(planned, options or {})
     with model.unchanged():
-        plans = [
-            find_target(name).plan(checkpoint, model.source.name, options or {}, progress)
-            for name in targets or known_targets()
-        ]
+        plans = [target.plan(checkpoint, model.source.name, options or {}, progress) for target in planned]
         surveys = _survey_all(list(checkpoint.weights.values()), progress)
     return {
         "schema": 1,

@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 
 def check_validation(targets: Sequence[str], settings: Mapping[str, Any]) -> None:
-    """Raise ``UsageError`` for what shows without a model: packages, the provider, the text."""
-    from validation.runners import CPU, check_available, check_provider
+    """Raise ``UsageError`` for what shows without a model: names, packages, the runtimes, the text."""
+    from validation.settings import check_runtimes, read_settings
     from validation.text import read_passages
 
-    check_available(targets)
-    check_provider(targets, settings.get("provider", CPU))
+    check_runtimes(read_settings(settings), targets)
     read_passages(settings.get("text"))
 
 
@@ -72,10 +71,10 @@ def prepared_for(
 ) -> Iterator[Prepared]:
     """What the artifacts of ``plans`` are proven with. Raises ``UsageError`` for settings that mean nothing,
     also for one of the artifacts, and what ``validation.settings.prepare`` raises."""
-    from validation.settings import Settings, prepare
+    from validation.settings import prepare, read_settings
 
     context = min((plan.context for plan in plans if plan.context is not None), default=None)
-    with prepare(model.checkpoint, Settings(**settings), progress, context, worker) as prepared:
+    with prepare(model.checkpoint, read_settings(settings), progress, context, worker) as prepared:
         _check_context(plans, prepared)
         yield prepared
 

@@ -195,8 +195,9 @@ def _plan(
             f"{manifest.path}: targets.{target.name}.options has no model's name for its files"
         )
     origin = {"repo": manifest.origin.repo, "revision": manifest.origin.revision}
-    # an output for other programs is no part of the plan: nothing may be written where a manifest says
-    options = {key: value for key, value in recorded.items() if key not in (*origin, "android_assets")}
+    # a place outside the output is no part of the plan: nothing may be written where a manifest says
+    outside = {option.name for option in target.options if option.outside}
+    options = {key: value for key, value in recorded.items() if key not in {*origin, *outside}}
     options |= {key: value for key, value in origin.items() if value is not None}
     try:
         plan = target.plan(model.checkpoint, name, options, progress)
@@ -224,14 +225,16 @@ def _plan(
 def _without_sdk(
     target: Target, plan: Plan, model: Model, options: Mapping[str, object], progress: Progress
 ) -> tuple[Plan, dict[str, str]]:
-    """``plan``, or where a neural processor's SDK is not installed the plan of all other files, and why not
-    of these. Raises ``UsageError`` for options that mean nothing."""
+    """``plan``, or where what makes further files beside the artifact is not installed the plan of all other
+    files, and why not of these. Raises ``UsageError`` for options that mean nothing."""
     try:
         target.check(options)
     except UsageError as error:
-        if not options.get("npu"):
+        extra = {option.name for option in target.options if option.extra_files and options.get(option.name)}
+        if not extra:
             raise
-        less = target.plan(model.checkpoint, str(options["name"]), {**options, "npu": []}, progress)
+        kept = {key: value for key, value in options.items() if key not in extra}
+        less = target.plan(model.checkpoint, str(options["name"]), kept, progress)
         lacking = {*plan.artifacts, *plan.companions} - {*less.artifacts, *less.companions}
         return less, dict.fromkeys(sorted(lacking), str(error))
     return plan, {}

@@ -18,7 +18,7 @@ from converter.pipeline.earlier import (
 )
 from converter.pipeline.opening import Model
 from converter.pipeline.proving import Proven
-from converter.pipeline.running import Conversion, Running
+from converter.pipeline.running import Running
 from converter.pipeline.writing import Written
 from converter.system import output
 from converter.system.digests import Digests, sha256
@@ -84,7 +84,7 @@ def record(
     write(scratch, report)
     run.digests.add(manifest.files_of(scratch))
     content = manifest.build(
-        _options(run.request),
+        _options(run),
         run.model.checkpoint,
         run.model.record(),
         _source_files(run.model, run.digests),
@@ -97,15 +97,14 @@ def record(
     manifest.write(scratch / output.MANIFEST, content)
 
 
-def _options(request: Conversion) -> dict[str, object]:
+def _options(run: Running) -> dict[str, object]:
     """What was asked for, as the manifest records it beside each target's own options. Paths mean nothing
     elsewhere: a text is recorded by its digest, and where the cache lies is not."""
-    if request.validation is None:
+    if run.settings is None:
         return {"validation": None}
-    settings = {key: value for key, value in request.validation.items() if key != "cache"}
+    settings = {key: value for key, value in run.settings.items() if key != "cache"}
     text = settings.get("text")
-    recorded = {**settings, "text": sha256(text) if text else None, "off_lattice": request.off_lattice}
-    return {"validation": recorded}
+    return {"validation": {**settings, "text": sha256(text) if text else None}}
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from converter.pipeline.opening import Model
 from converter.system.digests import Digests
 from converter.system.progress import Progress
-from targets.target import Target
+from targets.target import Target, accepts_off_lattice
 
 if TYPE_CHECKING:
     from converter.system.child import Worker
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert and how; ``options`` go to the targets, ``validation`` (``None``: skip it) are
-    fields of ``validation.settings.Settings``."""
+    """What to convert and how; ``options`` go to the targets, each of which takes those that it declares;
+    ``validation`` (``None``: skip it) is what ``validation.settings.read_settings`` takes: fields of
+    ``Settings`` and options of runtimes."""
 
     model: str
     targets: Sequence[str]
@@ -28,11 +29,6 @@ class Conversion:
     offline: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     validation: Mapping[str, Any] | None = field(default_factory=dict)
-
-    @property
-    def off_lattice(self) -> bool:
-        """Whether matrices that lie on no lattice are accepted."""
-        return "off_lattice" in self.options
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,14 @@ class Running:
 
     @property
     def settings(self) -> dict[str, Any] | None:
-        """Fields of ``validation.settings.Settings``, ``None`` where nothing is validated."""
+        """What ``validation.settings.read_settings`` takes: what the user gave, and whether matrices that lie
+        on no lattice are accepted; ``None`` where nothing is validated."""
         if self.request.validation is None:
             return None
-        return {**self.request.validation, "off_lattice": self.request.off_lattice}
+        from validation.settings import OFF_LATTICE
+
+        accepted = accepts_off_lattice(self.targets, self.request.options)
+        return {**self.request.validation, OFF_LATTICE: accepted}
 
 
 @dataclass(frozen=True)

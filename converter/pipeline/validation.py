@@ -43,6 +43,8 @@ def validate(
 
     Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
     """
+    from validation.settings import OFF_LATTICE
+
     artifact = artifact_of(artifact)
     target = target_of(artifact)
     check_validation([target.name], settings or {})
@@ -60,7 +62,7 @@ def validate(
         digests = stack.enter_context(closing(Digests()))
         digests.know(model.place.known())
         digests.add(model.checkpoint.files)
-        accepted = {"off_lattice": recorded.off_lattice, **(settings or {})}
+        accepted = {OFF_LATTICE: recorded.accepted, **(settings or {})}
         prepared = stack.enter_context(prepared_for(model, accepted, [plan], worker, progress))
         scratch = None
         if output_directory is not None:
@@ -95,10 +97,10 @@ def _bits_per_weight(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint)
 @dataclass(frozen=True)
 class _Recorded:
     """How an artifact was converted: ``values`` are the target's options, ``None`` if nothing tells them;
-    ``off_lattice`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
+    ``accepted`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
 
     values: Mapping[str, object] | None
-    off_lattice: bool
+    accepted: bool
     origin: str
 
 
@@ -113,13 +115,15 @@ def _converted(target: Target, artifact: Path, model: Model, progress: Progress)
 def _recorded(target: Target, artifact: Path) -> _Recorded:
     """What the manifest of the conversion says, if ``artifact`` lies where one put it. A manifest proves
     nothing: by other options another artifact would have come out, which shows."""
+    from validation.settings import OFF_LATTICE
+
     output_directory = artifact.absolute().parent.parent
     content = output.earlier_manifest(output_directory)
     entry = _section(_section(content, "targets"), target.name)
     options = {**_section(entry, "options"), **_section(entry, "chosen")}
     if not options:
         return _Recorded(None, False, "artifact")
-    accepted = _section(_section(content, "options"), "validation").get("off_lattice")
+    accepted = _section(_section(content, "options"), "validation").get(OFF_LATTICE)
     return _Recorded(options, accepted is True, output.MANIFEST)
 
 

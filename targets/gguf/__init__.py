@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from targets.gguf.artifact import GgufTarget
-from targets.gguf.metadata import Metadata, read_metadata
-from targets.gguf.modelfile import modelfile, modelfile_of_gguf
+from typing import TYPE_CHECKING
 
-__all__ = ["GgufTarget", "Metadata", "modelfile", "modelfile_of_gguf", "read_metadata", "target"]
+if TYPE_CHECKING:
+    from targets.gguf.artifact import GgufTarget
 
-#: The object of the entry point ``gguf``.
-target = GgufTarget()
+    #: The object of the entry point ``gguf``.
+    target: GgufTarget
+
+__all__ = ["GgufTarget", "target"]
+
+
+def __getattr__(name: str) -> object:
+    """Load the target when it is asked for: what declares its options, beside it, does not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from targets.gguf.artifact import GgufTarget
+
+    globals().update(GgufTarget=GgufTarget, target=GgufTarget())
+    return globals()[name]

@@ -17,6 +17,7 @@ from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.families import known_families
 from targets.gguf.comparison import MODELFILE, differences
+from targets.gguf.declared import OPTIONS
 from targets.gguf.description import add_description
 from targets.gguf.family import gguf_family
 from targets.gguf.generation import HELD, add_generation
@@ -25,13 +26,14 @@ from targets.gguf.hyperparameters import add_hyperparameters
 from targets.gguf.inferred import inferred_options
 from targets.gguf.limits import check, first_build
 from targets.gguf.modelfile import OPTIONS as MODELFILE_OPTIONS
-from targets.gguf.modelfile import modelfile
+from targets.gguf.modelfile import licence_warnings, modelfile
 from targets.gguf.names import ROPE_FREQS, tensor_names
 from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import GGML, holdings, off_lattice_option
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
-from targets.ollama import Modelfile, has_modelfile, printed, write_modelfile
+from targets.ollama import Modelfile, has_modelfile, write_modelfile
+from targets.options import Option
 from targets.storing import Holdings
 from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import destination_error
@@ -44,15 +46,15 @@ _GENERAL: Final = ("license", "repo", "revision")
 
 
 class GgufTarget:
-    """llama.cpp's format. Options: ``off_lattice`` (``q8_0``, ``bf16``, ``f16``, ``q4_0``),
-    ``split_max_size`` (``500M``, ``2G``), ``license`` (as GGUF names it), ``repo``, ``revision`` (of the
-    Hub); for the Modelfile ``system``, ``licenses`` (texts), ``num_ctx``."""
+    """llama.cpp's format. Beside its ``options`` a plan takes ``repo`` and ``revision`` of the Hub, and
+    ``off_lattice`` may be ``f32`` too."""
 
     name = "gguf"
     suffix = ".gguf"
     extra = ""
     modules: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ("gguf", "numba", "numpy")
+    options: Sequence[Option] = OPTIONS.options
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
@@ -104,7 +106,7 @@ class GgufTarget:
                 *([PlannedFile(MODELFILE, COMPANION)] if ollama is not None else []),
             ),
             tensors=tuple(tensors),
-            warnings=(*_warnings(checkpoint, held), *_licence_warnings(options)),
+            warnings=(*_warnings(checkpoint, held), *(f"gguf: {line}" for line in licence_warnings(options))),
             options={"name": name, "off_lattice": off_lattice, "split_max_size": limit, **kept},
             requires={
                 "llama.cpp": first_build(checkpoint.architecture, checkpoint.tokenizer),
@@ -211,16 +213,6 @@ def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:
             f"gguf: no Modelfile is written: ollama: the family {family} is not known; known: {known}"
         )
     return warnings + checkpoint.generation.limits("gguf", "llama.cpp", HELD)
-
-
-def _licence_warnings(options: Mapping[str, object]) -> list[str]:
-    licenses = options.get("licenses")
-    texts = [str(text) for text in licenses] if isinstance(licenses, list | tuple) else []
-    if not any(printed(text) != text for text in texts):
-        return []
-    return [
-        "gguf: the licence has characters that Ollama drops: spaces became plain ones, the rest is left out"
-    ]
 
 
 def _modelfile_text(checkpoint: Checkpoint, plan: Plan) -> str | None:

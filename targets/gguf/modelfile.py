@@ -14,13 +14,14 @@ from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.generation import is_stop
 from converter.errors import CheckpointError, TargetError
 from targets.families import known_families
+from targets.gguf.declared import MODELFILE
 from targets.gguf.family import family_named
 from targets.gguf.metadata import Metadata, decoded, item_count, read_entries, read_metadata
 from targets.gguf.reading import split_files
-from targets.ollama import Modelfile, family_modelfile
+from targets.ollama import Modelfile, family_modelfile, printed
 
 #: Options that concern the Modelfile alone.
-OPTIONS: Final = ("system", "licenses", "num_ctx")
+OPTIONS: Final = tuple(option.name for option in MODELFILE)
 _SAMPLING: Final = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k"}
 _PENALTIES: Final = {
     "min_p": "min_p",
@@ -95,7 +96,7 @@ def _modelfile(
     stops: Sequence[str],
     penalties: Mapping[str, float] | None,
 ) -> Modelfile:
-    num_ctx, licenses = options.get("num_ctx"), options.get("licenses")
+    num_ctx = options.get("num_ctx")
     return family_modelfile(
         path,
         family,
@@ -105,10 +106,22 @@ def _modelfile(
         num_ctx=num_ctx if isinstance(num_ctx, int) else None,
         sampling=sampling,
         system=str(options["system"]) if options.get("system") else None,
-        licenses=[str(text) for text in licenses] if isinstance(licenses, list | tuple) else (),
+        licenses=_licenses(options),
         stops=stops,
         penalties=penalties,
     )
+
+
+def licence_warnings(options: Mapping[str, object]) -> list[str]:
+    """A line if the licences are not what Ollama will show."""
+    if all(printed(text) == text for text in _licenses(options)):
+        return []
+    return ["the licence has characters that Ollama drops: spaces became plain ones, the rest is left out"]
+
+
+def _licenses(options: Mapping[str, object]) -> list[str]:
+    given = options.get("licenses")
+    return [str(text) for text in given] if isinstance(given, list | tuple) else []
 
 
 def _sampling(file: Path, metadata: Metadata, names: Mapping[str, str]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
 from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
+from targets.litert.declared import OPTIONS
 from targets.litert.devices.android import check_assets, check_directory, write_assets
 from targets.litert.devices.npu import Npu, check_installed, compile_bundle
 from targets.litert.export.request import (
@@ -43,6 +44,7 @@ from targets.litert.storage import (
     operators,
     planned_tensors,
 )
+from targets.options import Option
 from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 from targets.writing import Written, destination_error
 
@@ -54,10 +56,7 @@ _GRAPHS: Final = KeptGraphs()
 
 
 class LitertTarget:
-    """LiteRT-LM's format. Options: ``prefill_lengths`` (tokens, a list), ``context_length`` (tokens),
-    ``externalize_embedder``, ``keep_tflite`` (booleans), ``off_lattice`` (``q8_0``, ``bf16``, ``f16``,
-    ``q4_0``, ``f32``), ``npu`` (``qualcomm:SM8750``, a list), ``android_assets`` (a directory),
-    ``activations`` (``1``, ``2`` rows, or names of the projections that take two)."""
+    """LiteRT-LM's format. Of its ``options``, ``off_lattice`` may be ``f32`` too."""
 
     name = "litert"
     suffix = ".litertlm"
@@ -75,6 +74,7 @@ class LitertTarget:
         "torch",
         "transformers",
     )
+    options: Sequence[Option] = OPTIONS.options
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from targets.onnx.artifact import OnnxTarget
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from targets.onnx.artifact import OnnxTarget
+
+    #: The object of the entry point ``onnx``.
+    target: OnnxTarget
 
 __all__ = ["OnnxTarget", "target"]
 
-#: The object of the entry point ``onnx``.
-target = OnnxTarget()
+
+def __getattr__(name: str) -> object:
+    """Load the target when it is asked for: what declares its options, beside it, does not."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from targets.onnx.artifact import OnnxTarget
+
+    globals().update(OnnxTarget=OnnxTarget, target=OnnxTarget())
+    return globals()[name]

@@ -11,11 +11,13 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.onnx.accuracy import with_accuracy_level
+from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
 from targets.onnx.storage import BITS, Storage, read_options, stored_name
 from targets.onnx.writing import write_data
+from targets.options import Option
 from targets.target import (
     COMPANION,
     SHARD,
@@ -35,9 +37,8 @@ _GENERAL: Final = ("license", "repo", "revision")
 
 
 class OnnxTarget:
-    """onnxruntime's format. Options: ``onnx_dtype`` (``float32``, ``float16``), ``onnx_scales`` (``f32``,
-    ``f16``), ``off_lattice`` (``q8_0``, ``bf16``, ``f16``, ``q4_0``, ``f32``), ``accuracy_level`` (0 to 4;
-    chosen by measurement if absent), ``license``, ``repo``, ``revision`` (of the Hub)."""
+    """onnxruntime's format. Beside its ``options`` a plan takes ``repo`` and ``revision`` of the Hub, and
+    ``off_lattice`` may be ``f32`` too."""
 
     name = "onnx"
     suffix = ".onnx"
@@ -52,6 +53,7 @@ class OnnxTarget:
         "onnxscript",
         "protobuf",
     )
+    options: Sequence[Option] = OPTIONS.options
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""

@@ -92,6 +92,7 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
         "ppl_reference",
     } <= set(entry["logits"])  # fmt: skip
     assert {"name", "version", "mean_kld_same_weights"} <= set(entry["runtime"])
+    assert entry["runtime"]["runner"] == "gguf.llamacpp"
     assert {gate["name"] for gate in entry["gates"]} == {
         "exact_fraction", "exact_values", "on_lattice_fraction", "mean_kld", "same_top_p",
         "graph_kld", "same_as_built", "engine_same_tokens", "engine_same_prompts", "engine_same_ends",

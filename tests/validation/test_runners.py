@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from converter.errors import UsageError
-from validation.runners import check_available, check_provider, find_runner
+from validation.runners import check_available, find_runner, read_runtimes, runtime_of
 from validation.runtimes import llamacpp, onnxruntime
+from validation.settings import check_runtimes, read_settings
 
 
 def test_every_target_has_its_runtime() -> None:
@@ -19,10 +20,40 @@ def test_every_target_has_its_runtime() -> None:
 
 
 def test_a_provider_must_be_there_for_the_targets_that_take_one() -> None:
-    check_provider(["gguf"], "rknpu")
-    check_provider(["gguf", "onnx"], "cpu")
+    check_runtimes(read_settings({"provider": "cpu"}), ["gguf", "onnx"])
     with pytest.raises(UsageError, match="provider 'rknpu' is not in this onnxruntime"):
-        check_provider(["gguf", "onnx"], "rknpu")
+        check_runtimes(read_settings({"provider": "rknpu"}), ["gguf", "onnx"])
+
+
+@pytest.mark.parametrize("target", ["gguf", "litert"])
+def test_a_provider_has_no_effect_in_runtimes_that_know_none(target: str) -> None:
+    check_runtimes(
+        read_settings({"provider": "cpu"}), [target]
+    )  # the default, which the command line hands on
+    with pytest.raises(
+        UsageError, match=rf"--provider is an option of runtime .* and has no effect in {target}\."
+    ):
+        check_runtimes(read_settings({"provider": "cuda"}), [target])
+
+
+def test_a_setting_that_no_runtime_has_is_named_with_the_one_that_may_be_meant() -> None:
+    with pytest.raises(UsageError, match=r"unknown option 'providr'; did you mean 'provider'\?"):
+        read_settings({"providr": "cpu"})
+    with pytest.raises(UsageError, match=r"unknown option 'position'; did you mean 'positions'\?"):
+        read_settings({"position": 8})
+
+
+def test_a_runtime_is_chosen_by_its_registered_name() -> None:
+    assert read_runtimes(["gguf.llamacpp", "onnx.onnxruntime"]) == {"gguf": "llamacpp", "onnx": "onnxruntime"}
+    assert runtime_of("gguf") == runtime_of("gguf", "llamacpp") == "gguf.llamacpp"
+    known = "known: gguf.llamacpp, litert.litert, onnx.onnxruntime"
+    with pytest.raises(UsageError, match=f"unknown runtime 'gguf.onnxruntime'; {known}"):
+        read_runtimes(["gguf.onnxruntime"])
+
+
+def test_a_chosen_runtime_has_no_effect_without_its_target() -> None:
+    with pytest.raises(UsageError, match="a runtime of onnx has no effect without target onnx"):
+        check_runtimes(read_settings({"runtimes": {"onnx": "onnxruntime"}}), ["gguf"])
 
 
 def test_a_target_without_a_runtime_is_a_usage_error() -> None:
@@ -54,8 +85,8 @@ def test_a_missing_extra_is_named_before_any_work(
 
 def test_the_check_imports_no_library() -> None:
     script = (
-        "import sys; from validation.runners import check_available, check_provider;"
-        "targets = ['gguf', 'litert', 'onnx']; check_available(targets); check_provider(targets, 'cpu');"
+        "import sys; from validation.settings import check_runtimes, read_settings;"
+        "check_runtimes(read_settings({'provider': 'cpu'}), ['gguf', 'litert', 'onnx']);"
         "libraries = ('torch', 'transformers', 'xllamacpp', 'llama_cpp', 'onnx', 'onnxruntime',"
         " 'ai_edge_litert');"
         "print([name for name in libraries if name in sys.modules])"

@@ -18,14 +18,15 @@ from functools import partial
 from pathlib import Path
 
 from converter.checkpoint.excerpt import Excerpt
-from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError, ValidationError
+from converter.errors import CheckpointError, DestinationError, QatconvertError, ValidationError
 from converter.system.child import run_worker, without_directories
 from converter.system.progress import StageProgress, counted
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
 from targets.litert.reading import open_models
 from targets.litert.widening import coded_values, widen, widened_bytes, widened_length
+from targets.options import Option
 from targets.writing import destination_error
-from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
+from validation.runners import AS_IT_IS, Engine, Runtime, TextRuntime
 from validation.runtimes.litert_lm import engine
 
 
@@ -50,11 +51,11 @@ class LiteRt:
     float16_gelu: bool = False
     weights_held: int = 2  # XNNPACK packs a copy of every weight
     stepwise: bool = True
+    options: Sequence[Option] = ()
 
-    def check_provider(self, provider: str) -> None:
-        """Raise ``UsageError`` for anything but the CPU."""
-        if provider.strip().lower() != CPU:
-            raise UsageError(f"provider {provider!r} does not run LiteRT bundles here; available: {CPU}")
+    def configured(self, options: Mapping[str, object]) -> LiteRt:
+        """Itself, as there is nothing to be set."""
+        return self
 
     def logits(
         self,
@@ -64,7 +65,6 @@ class LiteRt:
         output: Path,
         progress: StageProgress,
         *,
-        provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
         firsts: Sequence[int] | None = None,
     ) -> Runtime:

@@ -17,7 +17,8 @@ from converter.errors import CheckpointError, DestinationError, ValidationError
 from converter.system.child import run_worker
 from converter.system.progress import StageProgress
 from targets.gguf.widening import widen, widened_bytes
-from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
+from targets.options import Option
+from validation.runners import AS_IT_IS, Engine, Runtime, TextRuntime
 from validation.runtimes.llamacpp_library import MODULES, find_library
 from validation.runtimes.llamacpp_text import text
 
@@ -36,11 +37,12 @@ class LlamaCpp:
     float16_gelu: bool = True
     weights_held: int = 1
     stepwise: bool = False
+    options: Sequence[Option] = ()
 
-    def check_provider(self, provider: str) -> None:
-        """Take any: this runs on the CPU, and providers are onnxruntime's. Raises ``UsageError`` for a
-        library that was not tested."""
+    def configured(self, options: Mapping[str, object]) -> LlamaCpp:
+        """Itself, as there is nothing to be set. Raises ``UsageError`` for a library that was not tested."""
         find_library()
+        return self
 
     def logits(
         self,
@@ -50,7 +52,6 @@ class LlamaCpp:
         output: Path,
         progress: StageProgress,
         *,
-        provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
         firsts: Sequence[int] | None = None,
     ) -> Runtime:

@@ -8,7 +8,7 @@ sequences, the child decodes one sequence token by token through the cache and c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,8 +16,10 @@ from converter.checkpoint.excerpt import Excerpt
 from converter.errors import UsageError, ValidationError
 from converter.system.child import run_worker
 from converter.system.progress import StageProgress, no_progress
+from targets.options import Option
 from validation.runners import AS_IT_IS, CPU, Engine, Runtime, TextRuntime
 from validation.runtimes.genai_text import text
+from validation.runtimes.onnxruntime_declared import OPTIONS
 
 #: ONNX's type of norms in a graph that computes in it.
 _HALF: Final = "FLOAT16"
@@ -43,12 +45,18 @@ class OnnxRuntime:
     float16_gelu: bool = False
     weights_held: int = 1
     stepwise: bool = False
+    options: Sequence[Option] = OPTIONS.options
+    #: Of onnxruntime, in any spelling.
+    provider: str = CPU
 
-    def check_provider(self, provider: str) -> None:
-        """Raise ``UsageError`` that lists the providers of the installed onnxruntime if ``provider`` is none
-        of them; the CPU's is always there, and asking for it imports nothing."""
+    def configured(self, options: Mapping[str, object]) -> OnnxRuntime:
+        """The runner on the ``provider`` of ``options``. Raises ``UsageError`` that lists the providers of
+        the installed onnxruntime if it is none of them; the CPU's is always there, and asking for it imports
+        nothing."""
+        provider = str(options.get("provider", self.provider))
         if short_name(provider) != CPU:
             find_provider(provider)
+        return replace(self, provider=provider)
 
     def logits(
         self,
@@ -58,7 +66,6 @@ class OnnxRuntime:
         output: Path,
         progress: StageProgress,
         *,
-        provider: str = CPU,
         choice: Mapping[str, object] = AS_IT_IS,
         firsts: Sequence[int] | None = None,
     ) -> Runtime:
@@ -79,7 +86,7 @@ class OnnxRuntime:
             "sequences": [list(ids) for ids in sequences],
             "vocabulary": vocabulary,
             "output": str(output),
-            "provider": provider,
+            "provider": self.provider,
             "accuracy_level": choice.get("accuracy_level"),
             "firsts": list(firsts) if firsts is not None else [0] * len(sequences),
         }

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError
-from targets.gguf import read_metadata, target
-from targets.gguf.metadata import read_contents
+from targets.gguf import target
+from targets.gguf.metadata import read_contents, read_metadata
 
 
 def values(made):

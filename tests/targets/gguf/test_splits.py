@@ -8,8 +8,9 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, UsageError
-from targets.gguf import read_metadata, target
+from targets.gguf import target
 from targets.gguf.artifact import split_limit
+from targets.gguf.metadata import read_metadata
 
 
 @pytest.fixture(scope="module")

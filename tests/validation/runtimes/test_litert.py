@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("ai_edge_litert")
 from converter.checkpoint.excerpt import Excerpt
-from converter.errors import UsageError, ValidationError
+from converter.errors import ValidationError
 from support.litert_decoder import CONTEXT, POISON, VOCABULARY, at_once, write_decoder, write_embedder
 from targets.litert import bundle
 from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
@@ -266,12 +266,6 @@ def test_a_section_is_copied_whole_with_the_kernels_help_and_without(
     (copied,) = tmp_path.glob(f"{bundle.PREFILL_DECODE}.tflite")
     assert copied.read_bytes() == model.read_bytes()
     assert read_sections(path)[1].size == model.stat().st_size
-
-
-def test_only_the_processor_runs_them() -> None:
-    runner.check_provider("CPU")
-    with pytest.raises(UsageError, match="provider 'cuda' does not run LiteRT bundles here; available: cpu"):
-        runner.check_provider("cuda")
 
 
 def test_a_graph_without_layers_is_not_cut_to_some_of_them(tmp_path: Path) -> None:

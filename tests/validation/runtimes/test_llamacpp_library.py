@@ -14,7 +14,7 @@ import pytest
 
 from converter.errors import UsageError, ValidationError
 from converter.system.child import run_worker
-from validation.runners import check_available, check_provider
+from validation.runners import check_available, find_runner
 from validation.runtimes import llamacpp_library
 from validation.runtimes.llamacpp_library import (
     CONTEXT_DEFAULTS,
@@ -73,7 +73,7 @@ def test_any_other_library_is_refused_before_any_work(version: str, message: str
     install(elsewhere, version)
     check_available(["gguf"])
     with pytest.raises(UsageError, match=message) as caught:
-        check_provider(["gguf"], "cpu")
+        find_runner("gguf").configured({})
     assert f"tested: xllamacpp {VERSION}" in str(caught.value)
     assert f"pip install --force-reinstall --no-deps xllamacpp=={VERSION}" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -237,9 +237,9 @@ def test_another_vocabulary_is_another_model(decoder: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider"])
 def test_a_provider_has_a_short_and_a_full_name(name: str, decoder: Path, tmp_path: Path) -> None:
-    runner.check_provider(name)
     assert find_provider(name) == "CPUExecutionProvider"
-    runtime, _ = run(decoder, tmp_path, [[2, 5]], provider=name)
+    chosen = runner.configured({"provider": name})
+    runtime = chosen.logits(decoder, [[2, 5]], VOCABULARY, tmp_path / "logits.npy", silent)
     assert runtime.settings["provider"] == "cpu"
     assert short_name("DirectML") == short_name("DmlExecutionProvider") == "dml"
 
@@ -247,7 +247,7 @@ def test_a_provider_has_a_short_and_a_full_name(name: str, decoder: Path, tmp_pa
 @pytest.mark.parametrize("name", ["qnn", "RKNPUExecutionProvider", "quantum", "azure", ""])
 def test_a_provider_that_this_onnxruntime_lacks_is_a_usage_error_that_lists_the_others(name: str) -> None:
     with pytest.raises(UsageError) as caught:
-        runner.check_provider(name)
+        runner.configured({"provider": name})
     message = f"provider '{name}' is not in this onnxruntime ({onnxruntime.__version__}); available: "
     assert str(caught.value).startswith(message)
     assert "cpu" in str(caught.value).removeprefix(message).split(", ")

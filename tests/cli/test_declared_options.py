@@ -1,0 +1,295 @@
+"""Targets and runtimes of other distributions bring their options and their help."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.distribution import install
+
+#: A target that writes its options and nothing else.
+TAPE = {
+    "tape_declared": """
+        from targets.options import OFF_LATTICE, WRITTEN, Option, OptionGroup
+
+        OPTIONS = OptionGroup("Paper tape", (
+            OFF_LATTICE,
+            Option("tape_speed", "Rows a second.", ("--tape-speed",), kind="integer", least=1),
+            Option("tape_colour", "Colour.", ("--tape-colour",), kind="choice", choices=("pink", "blue"),
+                   repeatable=True, commands=WRITTEN),
+        ))
+    """,
+    "tape": """
+        from targets.target import Plan, no_progress
+        from tape_declared import OPTIONS
+
+        class Tape:
+            name, suffix, extra, modules, libraries = "tape", ".tape", "", (), ()
+            options = OPTIONS.options
+
+            def check(self, options):
+                pass
+
+            check_model = lambda self, checkpoint, options: None
+            choices = lambda self, plan: ()
+            deliver = lambda self, *words: ()
+
+            def plan(self, checkpoint, name, options, progress=no_progress):
+                own = {key: value for key, value in options.items() if key.startswith(("tape", "off"))}
+                return Plan(self.name, ("tape/punched.tape",), (), options={"name": name, **own})
+
+            def write(self, checkpoint, plan, directory, progress=no_progress):
+                path = directory / plan.artifacts[0]
+                path.parent.mkdir()
+                path.write_text(repr(sorted(plan.options)))
+                return ()
+
+        target = Tape()
+    """,
+}
+POINTS = {
+    "qatconvert.targets": {"tape": "tape:target"},
+    "qatconvert.options": {"tape": "tape_declared:OPTIONS"},
+}
+#: llama.cpp under another name that sorts before its own, with an option.
+ANOTHER = {
+    "another_declared": """
+        from targets.options import VALIDATED, Option, OptionGroup
+
+        NOTE = Option("note", "What the report is to say.", ("--another-note",), commands=VALIDATED)
+        OPTIONS = OptionGroup("Another llama.cpp", (NOTE,))
+    """,
+    "another": """
+        from another_declared import OPTIONS
+        from validation.runners import Runtime
+        from validation.runtimes.llamacpp import runner as original
+
+        class Another:
+            options = OPTIONS.options
+
+            def __init__(self, note=None):
+                self.note = note
+
+            def __getattr__(self, name):
+                return getattr(original, name)
+
+            def configured(self, options):
+                return Another(options.get("note"))
+
+            def logits(self, *words, **named):
+                found = original.logits(*words, **named)
+                return Runtime("another", found.version, {**found.settings, "note_given": self.note})
+
+        runner = Another()
+    """,
+}
+RUNTIME = {
+    "qatconvert.runtimes": {"gguf.another": "another:runner"},
+    "qatconvert.options": {"gguf.another": "another_declared:OPTIONS"},
+}
+
+
+@pytest.fixture
+def tape(tmp_path: Path) -> dict[str, str]:
+    return install(tmp_path / "site", "qatconvert-tape", TAPE, POINTS)
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> dict[str, str]:
+    return install(tmp_path / "site", "qatconvert-another", ANOTHER, RUNTIME)
+
+
+def sections(text: str) -> dict[str, str]:
+    """The text of a help under each heading."""
+    parts = re.split(r"^([A-Z].*):\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_options_stand_under_their_targets_in_80_columns(qatconvert):
+    done = qatconvert("convert", "--help", environment={"COLUMNS": "80"})
+    found = sections(done.stdout)
+    assert list(found) == ["Options", "GGUF and Ollama", "LiteRT", "ONNX", "Validation"]
+    for heading, flag in (
+        ("Options", "--off-lattice"),  # of all three
+        ("GGUF and Ollama", "--num-ctx"),
+        ("LiteRT", "--npu"),
+        ("ONNX", "--accuracy-level"),
+        ("ONNX", "--provider"),
+        ("Validation", "--gate"),
+        ("Validation", "--runtime"),
+    ):
+        assert [name for name, text in found.items() if flag in text] == [heading]
+    assert max(map(len, done.stdout.split("Options:")[1].splitlines())) <= 80
+
+
+def test_an_outside_target_has_its_own_group_in_the_help(qatconvert, tape):
+    found = sections(qatconvert("convert", "--help", environment=tape).stdout)
+    assert found["Paper tape"].split() == [
+        *["--tape-speed", "INTEGER", "RANGE", "Rows", "a", "second.", "[x>=1]"],
+        *["--tape-colour", "[pink|blue]", "Colour."],
+    ]
+    inspected = sections(qatconvert("inspect", "--help", environment=tape).stdout)
+    assert "--tape-speed" in inspected["Paper tape"]
+    assert "--tape-colour" not in inspected["Paper tape"]
+    assert "tape" not in qatconvert("validate", "--help", environment=tape).stdout
+
+
+def test_its_options_reach_its_plan(qatconvert, tape, tmp_path):
+    out = tmp_path / "out"
+    words = ["--tape-speed", "7", "--tape-colour", "pink", "--tape-colour", "blue", "--off-lattice", "bf16"]
+    done = qatconvert("gemma4-demo", "-t", "tape", "--no-validate", *words, "-o", out, environment=tape)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    options = json.loads((out / "manifest.json").read_text())["targets"]["tape"]["options"]
+    assert options == {
+        "name": "gemma4-demo",
+        "tape_speed": 7,
+        "tape_colour": ["pink", "blue"],
+        "off_lattice": "bf16",
+    }
+    assert (out / "tape" / "punched.tape").exists()
+
+
+def test_its_options_have_no_effect_without_it(qatconvert, error_of, tape):
+    told = error_of(qatconvert("owner/name", "--tape-speed", "7", environment=tape), 2)
+    assert "--tape-speed has no effect without target tape: leave it out, or add the target" in told
+
+
+@pytest.mark.parametrize("words", [("--tape-speed", "0"), ("--tape-colour", "red")])
+def test_values_are_of_the_declared_kind(words, qatconvert, error_of, tape):
+    assert words[0] in error_of(qatconvert("owner/name", "-t", "tape", *words, environment=tape), 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("raise RuntimeError('no such tape')", "RuntimeError: no such tape"),
+        ("OPTIONS = ['--tape']", "TypeError: tape_declared:OPTIONS is no OptionGroup"),
+        ("raise SystemExit(5)", "SystemExit: 5"),
+        (
+            "from targets.options import Option\nOPTIONS = Option('tape', '', ('tape',))",
+            "ValueError: option tape: a flag begins with a hyphen: tape",
+        ),
+    ],
+)
+def test_a_broken_declaration_is_one_line_and_breaks_no_help(text, reason, qatconvert, tmp_path):
+    broken = install(tmp_path / "site", "qatconvert-tape", {**TAPE, "tape_declared": text}, POINTS)
+    done = qatconvert("convert", "--help", environment=broken)
+    assert done.returncode == 0
+    assert "--num-ctx" in done.stdout
+    line = f"qatconvert: warning: qatconvert-tape 1.0 declares no options of tape: {reason}\n"
+    assert done.stderr == line
+    assert qatconvert("--help", environment=broken).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (
+            "Option('num_ctx', 'Another meaning.', ('--num-ctx',))",
+            r"option num_ctx is declared by target gguf \(of qatconvert 0.1.0\) and otherwise by target tape "
+            r"\(of qatconvert-tape 1.0\)",
+        ),
+        (
+            "Option('own', 'Another meaning.', ('--num-ctx',))",
+            r"option --num-ctx is declared by target gguf \(of .*\) and otherwise by target tape \(of ",
+        ),
+        (
+            "Option('own', 'Another meaning.', ('--output',))",
+            r"option --output is declared by target tape \(of qatconvert-tape 1.0\) and is one of qatconvert "
+            "convert",
+        ),
+    ],
+)
+def test_declarations_that_contradict_each_other_name_both_distributions(
+    option, told, qatconvert, error_of, tmp_path
+):
+    text = f"from targets.options import Option, OptionGroup\nOPTIONS = OptionGroup('T', ({option},))"
+    both = install(tmp_path / "site", "qatconvert-tape", {**TAPE, "tape_declared": text}, POINTS)
+    assert re.search(told, error_of(qatconvert("convert", "--help", environment=both), 2))
+
+
+def test_the_same_declaration_of_two_targets_is_one_option(qatconvert, tape):
+    done = qatconvert("convert", "--help", environment=tape)
+    assert done.stdout.count("--off-lattice") == 1
+    assert done.stderr == ""
+
+
+def test_a_runtime_that_was_chosen_runs_the_artifact(qatconvert, another, checkpoint_factory):
+    words = ["--positions", "32", "--json", "--no-same-weights"]
+    done = qatconvert(
+        checkpoint_factory("text"),
+        *words,
+        "--runtime",
+        "gguf.another",
+        "--another-note",
+        "seen",
+        environment=another,
+    )
+    runtime = json.loads(done.stdout)["targets"]["gguf"]["runtime"]
+    assert (runtime["name"], runtime["runner"]) == ("another", "gguf.another")
+    assert runtime["note_given"] == "seen"
+
+
+def test_the_runtime_that_comes_with_the_target_stays_the_default(another):
+    script = "from validation.runners import known_runtimes, runtime_of\n"
+    script += "print(known_runtimes()['gguf'], runtime_of('gguf'))"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **another},
+        check=True,
+    )
+    assert done.stdout == "('another', 'llamacpp') gguf.llamacpp\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--runtime", "gguf.other"], "unknown runtime 'gguf.other'; known: gguf.another, gguf.llamacpp, "),
+        (["--runtime", "onnx.onnxruntime"], "--runtime onnx.onnxruntime has no effect without target onnx"),
+        (
+            ["--runtime", "gguf.another", "--runtime", "gguf.llamacpp"],
+            "runtimes gguf.another and gguf.llamacpp are of one target: give one",
+        ),
+        (["--runtime", "gguf.another", "--no-validate"], "--runtime has no effect with --no-validate"),
+        (["--another-note", "x", "--no-validate"], "--another-note has no effect with --no-validate"),
+        (["--another-note", "x", "-t", "onnx"], "--another-note has no effect without target gguf"),
+        (
+            ["--another-note", "x"],
+            "--another-note is an option of runtime gguf.another (of qatconvert-another 1.0) and has no "
+            "effect in gguf.llamacpp",
+        ),
+    ],
+)
+def test_a_runtime_without_effect_is_refused(words, told, qatconvert, error_of, another):
+    assert told in error_of(qatconvert("owner/name", *words, environment=another), 2)
+
+
+def test_an_option_of_a_runtime_is_no_setting_of_every_validation(qatconvert, error_of, tmp_path):
+    text = ANOTHER["another_declared"].replace('"note"', '"positions"')
+    both = install(tmp_path / "site", "qatconvert-another", {**ANOTHER, "another_declared": text}, RUNTIME)
+    told = error_of(qatconvert("owner/name", environment=both), 2)
+    assert "option positions is declared by runtime gguf.another (of qatconvert-another 1.0) and is a" in told
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "validate", "modelfile"])
+def test_help_imports_nothing_heavy(command, tape):
+    script = (
+        "import sys; from converter.cli import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "finally:\n"
+        "    heavy = {'numpy', 'gguf', 'torch', 'onnx', 'transformers', 'numba', 'tape', 'targets.target'}\n"
+        "    print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **tape}
+    )
+    assert done.stderr == "[]\n"
