@@ -11,9 +11,9 @@ import pytest
 # Set before huggingface_hub is imported anywhere: no test reaches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
-from converter.demo.generate import write_checkpoint
 from converter.pipeline.conversion import Conversion, convert
 from support.litert_exports import Exports
 from targets.target import find_target
@@ -26,7 +26,7 @@ BundleFactory = Callable[..., Path]
 def checkpoint_factory(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFactory:
     """``checkpoint_factory(variant, scheme="max7", **options)`` gives a directory that nobody may change.
 
-    The options are those of ``converter.demo.generate.write_checkpoint``; equal calls share a directory.
+    The options are those of ``checkpoints.generate.write_checkpoint``; equal calls share a directory.
     """
     made: dict[str, Path] = {}
 
