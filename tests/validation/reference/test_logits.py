@@ -211,11 +211,13 @@ def test_the_cache_keeps_the_newest_entries(tmp_path: Path) -> None:
             path = tmp_path / f"{number}{suffix}"
             path.write_text("entry")
             os.utime(path, (now - number, now - number))
-    for name, age in (("running.1.npy", 60), ("interrupted.2.npy", 100_000)):
-        (tmp_path / name).write_text("half")
-        os.utime(tmp_path / name, (now - age, now - age))
+    for age in (60, 100_000):
+        for name in (f".{age}.npy.0.partial", f"undescribed-{age}.npy"):
+            (tmp_path / name).write_text("half")
+            os.utime(tmp_path / name, (now - age, now - age))
     _prune(tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.npy")} == {*map(str, range(8)), "running.1"}
+    assert {path.stem for path in tmp_path.glob("*.npy")} == {*map(str, range(8)), "undescribed-60"}
+    assert [path.name for path in tmp_path.glob("*.partial")] == [".60.npy.0.partial"]
     assert {path.stem for path in tmp_path.glob("*.json")} == set(map(str, range(8)))
 
 
