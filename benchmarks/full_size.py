@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from generator import generate
 from litert_memory import Tree, parameters, sample
 
 from converter.system.processors import processors
@@ -103,9 +104,7 @@ def main() -> None:
         checkpoint, work = given.checkpoint, Path(name, "work")
         if checkpoint is None:
             checkpoint = Path(name, "checkpoint")
-            generate = [sys.executable, "-m", "converter.demo.generate", "--variant", "text"]
-            generate += ["--scale", "1", "--shards", "2", str(checkpoint)]
-            subprocess.run(generate, check=True, stdout=sys.stderr)
+            generate(checkpoint, "text", "--scale", "1", "--shards", "2")
         for target in given.targets:
             for stage, options in STAGES.items():
                 output = work / "output"

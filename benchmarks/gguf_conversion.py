@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from generator import generate
+
 HERE = Path(__file__).parent
 
 
@@ -102,9 +104,7 @@ def show(title: str, results: dict[str, Run], gigabytes: float) -> None:
 
 def make_checkpoint(directory: Path, scale: float, variant: str = "e2b") -> float:
     """Generate the checkpoint; returns its size in gigabytes. Reading it back warms the page cache."""
-    # In a process of its own: a child's peak includes what this process had when it began.
-    generate = [sys.executable, "-m", "converter.demo.generate", "--variant", variant, "--scheme", "max7"]
-    subprocess.run([*generate, "--scale", str(scale), str(directory)], check=True, stdout=subprocess.DEVNULL)
+    generate(directory, variant, "--scheme", "max7", "--scale", str(scale))
     total = 0
     for file in directory.rglob("*"):
         with file.open("rb") as stream:

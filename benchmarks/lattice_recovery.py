@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 
+import generator  # noqa: F401 (checkpoints is found by it)
 import numpy as np
 
 from converter.checkpoint.lattice import bf16_bits, recover
 from converter.checkpoint.weight import EXACT
-from converter.demo.schemes import SCHEMES, random_rows
 
 ROWS, COLUMNS, RUNS = 512, 1024, 30
 
 
 def main() -> None:
     """Measure every scheme on one range of rows, as the conversion reads them."""
+    from checkpoints.schemes import SCHEMES, random_rows
+
     print(f"{'scheme':<14}{'GB/s':>7}{'exact':>10}")
     for name, scheme in SCHEMES.items():
         bits = bf16_bits(random_rows(scheme, ROWS, COLUMNS, 0.02, (1,)))

@@ -22,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from generator import generate
+
 #: Seconds between two samples, of which each takes some 20 ms.
 INTERVAL = 0.25
 MIB = 1 << 20
@@ -148,8 +150,7 @@ def main() -> None:
             show(arguments.checkpoint, *convert(arguments.checkpoint, output))
             return
         for scale in (arguments.scale, arguments.larger):
-            generate = [sys.executable, "-m", "converter.demo.generate", "--variant", "text"]
-            subprocess.run([*generate, "--scale", str(scale), str(made)], check=True, stdout=sys.stderr)
+            generate(made, "text", "--scale", str(scale))
             show(made, *convert(made, output))
             shutil.rmtree(made)
             shutil.rmtree(output)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import generator  # noqa: F401 (checkpoints is found by it)
 import numpy as np
 from gguf_conversion import HERE, make_checkpoint, measure
 
@@ -128,7 +129,7 @@ def show(artifacts: Mapping[str, Artifact], results: Mapping[str, Result]) -> No
 
 def experts(counts: Sequence[int], work: Path) -> None:
     """Decoding of a small mixture whose number of experts grows and whose number of active ones does not."""
-    from converter.demo.generate import write_checkpoint
+    from checkpoints.generate import write_checkpoint
 
     print(f"{'experts':>8}{'active':>8}{'MB':>8}{'tokens/s':>10}")
     for count in counts:

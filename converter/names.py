@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError
+from converter.system.replacing import write_whole
 from converter.system.untrusted import read_object
 
 PUBLISHED_SIZES = ("E2B", "E4B", "12B", "26B-A4B", "31B")
@@ -174,18 +174,9 @@ def write_mapping(models: Mapping[str, str]) -> None:
     """
     path = mapping_file()
     text = json.dumps({"schema": 1, "models": dict(sorted(models.items()))}, indent=2) + "\n"
-    temporary: str | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".models-")
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, text, durable=True)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise DestinationError(f"{path}: cannot be written ({error.strerror})") from None
 
 

@@ -11,22 +11,37 @@ import pytest
 # Set before huggingface_hub is imported anywhere: no test reaches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
-from converter.demo.generate import write_checkpoint
 from converter.pipeline.conversion import Conversion, convert
 from support.litert_exports import Exports
 from targets.target import find_target
 
 CheckpointFactory = Callable[..., Path]
 BundleFactory = Callable[..., Path]
+#: Fixtures that export graphs to LiteRT for whichever test asks first, which takes most of a minute.
+_SLOW_FIXTURES = {"exported", "litert_bundle", "nine", "one_row", "outputs"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who may have to wait for a slow fixture is slow: the order is random."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _SLOW_FIXTURES & set(item.fixturenames):
+            item.add_marker("slow")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how to have the same order again; without a header, pytest-randomly does not."""
+    if (seed := config.getoption("randomly_seed", None)) is not None:
+        terminalreporter.write_line(f"random order: --randomly-seed={seed}")
 
 
 @pytest.fixture(scope="session")
 def checkpoint_factory(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFactory:
     """``checkpoint_factory(variant, scheme="max7", **options)`` gives a directory that nobody may change.
 
-    The options are those of ``converter.demo.generate.write_checkpoint``; equal calls share a directory.
+    The options are those of ``checkpoints.generate.write_checkpoint``; equal calls share a directory.
     """
     made: dict[str, Path] = {}
 

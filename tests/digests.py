@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
-from converter.demo.generate import write_checkpoint
 from targets.target import find_target
 
 #: By name: variant, scheme, and what else is asked of the generator.

@@ -20,7 +20,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "converter.names": BENEATH,
     "converter.checkpoint": BENEATH,
     "converter.hub": {*BENEATH, "converter.names"},
-    "converter.demo": MODEL,
+    "converter.demo": set(),
     "targets": MODEL,
     "validation": {*MODEL, "targets"},
     "converter.pipeline": {*MODEL, "converter.names", "converter.hub", "targets", "validation"},
@@ -33,6 +33,13 @@ ALLOWED: Mapping[str, set[str]] = {
         "validation",
     },
 }
+#: Modules that tests and benchmarks import by their own names, and that do not ship.
+UNSHIPPED = {
+    path.stem
+    for folder in ("tests", "benchmarks")
+    for path in (ROOT / folder).iterdir()
+    if path.suffix == ".py" or (path / "__init__.py").exists()
+} | {"tests", "benchmarks"}
 
 
 def modules() -> dict[str, Path]:
@@ -56,6 +63,17 @@ def imported(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
         yield from (name for name in names if name in known)
 
 
+def outside(source: str) -> set[str]:
+    """Modules of tests and benchmarks that a source imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found & UNSHIPPED
+
+
 def room(module: str) -> str:
     """The room that a module stands in."""
     return next(name for name in (module.rsplit(".", depth)[0] for depth in range(9)) if name in ALLOWED)
@@ -69,6 +87,18 @@ USES = {name: set(imported(path, KNOWN)) for name, path in KNOWN.items()}
 def test_a_module_imports_what_its_room_may(name: str) -> None:
     own = room(name)
     assert {room(other) for other in USES[name]} <= {own, *ALLOWED[own]}
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_a_module_imports_nothing_that_only_the_repository_has(name: str) -> None:
+    assert not outside(KNOWN[name].read_text("utf-8"))
+
+
+def test_an_import_of_the_generator_would_be_found() -> None:
+    assert {"checkpoints", "support", "fuzzing", "digests", "generator"} <= UNSHIPPED
+    assert outside("def f():\n    from checkpoints.generate import write_checkpoint") == {"checkpoints"}
+    assert outside("import support.greedy, numpy") == {"support"}
+    assert not outside("import converter.checkpoint\nfrom . import checkpoints")
 
 
 def test_no_module_needs_itself() -> None:

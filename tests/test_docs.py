@@ -19,6 +19,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+#: Pages whose commands take long.
+SLOW = {"litert.md"}
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HELP = re.compile(r"(^\$ (qatconvert(?: [a-z]+)* --help)\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 
@@ -60,7 +62,13 @@ def matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern, stripped(printed), re.DOTALL) is not None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
+        for page in PAGES
+    ],
+)
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path):
     for command, shown in examples(page.read_text(encoding="utf-8")):
         if command.startswith("make "):

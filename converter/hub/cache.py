@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from converter.hub.repository import (
     names_commit,
 )
 from converter.hub.verification import Check, check
+from converter.system.replacing import write_whole
 from converter.system.untrusted import read_object
 
 _RECORD_LIMIT = 1 << 20
@@ -251,12 +251,4 @@ def _write(path: Path, text: str) -> None:
         with contextlib.suppress(FileNotFoundError, ValueError):
             if path.read_text("utf-8") == text:
                 return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-        try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(path, text)

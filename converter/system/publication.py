@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import Final
 
 from converter.errors import CheckpointError, DestinationError
 from converter.system import interruption
+from converter.system.replacing import sync, write_whole
 from converter.system.untrusted import read_object
 
 MANIFEST: Final = "manifest.json"
@@ -35,18 +35,6 @@ _DONE: Final = "done.json"
 def reason(error: OSError) -> str:
     """What the system says of an error."""
     return error.strerror or str(error)
-
-
-def sync(path: Path) -> None:
-    """Have a file or a directory on the disk before this returns; raises ``OSError``.
-
-    Links are followed, for the output directory itself may be one.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_tree(directory: Path) -> None:
@@ -251,20 +239,9 @@ def is_inside(output: Path, name: Path) -> bool:
 
 def write_file(path: Path, text: str) -> None:
     """Write one UTF-8 file whole or not at all; raises ``DestinationError``."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         if path.exists() and not path.is_file():  # replacing a device would take it from the whole system
             raise DestinationError(f"{path} is no regular file: choose another --output")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8") as stream:  # never a file that is there
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-            sync(path.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        write_whole(path, text, durable=True)
     except OSError as error:
         raise DestinationError(f"{path}: {reason(error)}; choose another --output") from error

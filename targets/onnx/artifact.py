@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
+from converter.system.replacing import write_whole
 from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
@@ -193,10 +193,7 @@ def _planned(weight: Weight, storage: Storage) -> PlannedTensor:
 
 def _write(path: Path, content: bytes) -> None:
     """Put a whole small file in its place."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        write_whole(path, content)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise destination_error(path, error) from error

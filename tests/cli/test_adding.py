@@ -69,6 +69,7 @@ def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, m
     check_manifest(out)
 
 
+@pytest.mark.slow
 def test_a_new_proof_of_one_target_leaves_what_the_report_says_of_others(qatconvert, model, out):
     assert qatconvert(model, "-t", "onnx", "--no-validate", "-o", out).returncode == 0
     before = read(out / "report.json")["targets"]["onnx"]

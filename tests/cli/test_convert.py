@@ -50,6 +50,7 @@ def demo(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_artifact_modelfile_reports_and_manifest(demo):
     assert files(demo) == [
         "gguf/gemma4-demo-q4_0.gguf",
@@ -71,6 +72,7 @@ def test_the_demo_leaves_artifact_modelfile_reports_and_manifest(demo):
     assert not any(path.name.endswith(".partial") for path in demo.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_the_demos_report_has_every_key_of_the_contract(demo):
     report = json.loads((demo / "report.json").read_text())
     assert report["schema"] == 1
@@ -100,6 +102,7 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
     assert all(set(gate) - {"note"} == {"name", "limit", "value", "passed"} for gate in entry["gates"])
 
 
+@pytest.mark.slow
 def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):
     targets = json.loads((demo / "report.json").read_text())["targets"]
     assert list(targets) == ["gguf", "onnx", "litert"]
@@ -111,6 +114,7 @@ def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):
         assert entry["runtime"]["mean_kld_same_weights"] < entry["logits"]["mean_kld"] * 1.5
 
 
+@pytest.mark.slow
 def test_the_readme_shows_the_demos_figures(demo):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in readme.splitlines() if "│" in line]
@@ -132,6 +136,7 @@ def test_the_readme_shows_the_demos_figures(demo):
         assert float(row[6]) == pytest.approx(logits["ppl"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_the_manifest_describes_what_lies_beside_it(demo):
     manifest = json.loads((demo / "manifest.json").read_text())
     assert {entry["path"] for entry in manifest["artifacts"]} == set(files(demo)) - {"manifest.json"}
@@ -155,6 +160,7 @@ def test_the_manifest_describes_what_lies_beside_it(demo):
     assert {"gguf", "numpy", "numba"} <= set(manifest["libraries"])
 
 
+@pytest.mark.slow
 def test_nothing_written_names_this_machine_or_a_time(demo):
     for name in ("manifest.json", "report.json", "report.md", "report.html", "ollama/Modelfile"):
         text = (demo / name).read_text()

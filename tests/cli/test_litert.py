@@ -139,6 +139,7 @@ def test_the_plan_says_which_tensors_have_negative_scales(qatconvert, checkpoint
     assert any(line.startswith(f"litert: {count} of ") for line in plan["warnings"])
 
 
+@pytest.mark.slow
 def test_what_scales_lose_is_counted_in_the_report(checkpoint_factory, tmp_path):
     from converter.pipeline.conversion import Conversion, convert
 
@@ -237,6 +238,7 @@ def test_room_for_the_models_that_are_kept_is_looked_for_before_the_export_start
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_assets_that_cannot_be_written_leave_what_is_proven(monkeypatch, checkpoint_factory, tmp_path):
     from converter.errors import DestinationError
     from converter.pipeline.conversion import Conversion, convert

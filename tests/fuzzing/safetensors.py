@@ -7,9 +7,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import DTYPE_BITS, INDEX
-from converter.demo.generate import write_checkpoint
 from fuzzing import Damage, Files, Format, damages
 
 #: A checkpoint of 0.4 MB with sliding, full and sharing layers and per-layer inputs.

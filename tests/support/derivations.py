@@ -43,7 +43,7 @@ class Derivation:
     ``gates`` maps each target in which it can be made to what catches it with ``same_as_built`` off:
     ``graph_kld``, ``exact_values`` (a float tensor that is not the checkpoint's), or what compares tokens,
     prompts or the tokens that end an answer; ``same_as_built`` if nothing else does. ``model`` is the
-    checkpoint in which it shows: ``demo``, or a variant of ``converter.demo.generate``.
+    checkpoint in which it shows: ``demo``, or a variant of ``checkpoints.generate``.
     """
 
     name: str

@@ -99,6 +99,7 @@ def test_a_mistake_fails_a_gate(derivation: Derivation, target: str, prepared: M
     assert derivation.gates[target] in failing(model, target, artifact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "derivation", [pytest.param(one, id=one.name) for one in DERIVATIONS if one.name in LITERT]
 )
@@ -109,6 +110,7 @@ def test_a_mistake_in_litert_fails_a_gate(derivation: Derivation, prepared: Make
     assert set(failing(model, "litert", artifact)) & SHARP == {GRAPH}
 
 
+@pytest.mark.slow
 def test_without_a_mistake_litert_computes_what_the_shallow_models_do(prepared: Make, tmp_path: Path) -> None:
     pytest.importorskip("litert_torch")
     for name in SHALLOW:

@@ -78,6 +78,7 @@ class Case:
 
 
 Make = Callable[..., Case]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def case(
     checkpoint_factory: Callable[..., Path],
     write_gguf: Callable[..., Any],
     write_onnx: Callable[..., Any],
-    litert_bundle: Callable[..., Path],
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Make]:
     """``case(model, target)``: ``demo`` or a key of ``MODELS``, made once; for LiteRT of a lattice and layout
@@ -99,6 +100,7 @@ def case(
                 if target == "litert":
                     scheme, layout = LITERT[model]
                     directory = DEMO if model == "demo" else checkpoint_factory(model, scheme, layout=layout)
+                    litert_bundle = request.getfixturevalue("litert_bundle")  # slow, and seldom needed
                     checkpoint, path = open_checkpoint(directory), litert_bundle(model, scheme, layout)
                 else:
                     directory = DEMO if model == "demo" else checkpoint_factory(model, **MODELS[model])
@@ -135,8 +137,8 @@ def edited(artifact: Path, path: Path, key: str, value: bytes) -> Path:
         ("demo", "onnx", [0, 1, 2, 6, 8], 9, "layers 0-2, 6 and 8 of 9"),
         ("gemma3-text", "onnx", [0, 1, 2, 3, 4, 5], 12, "layers 0-5 of 12"),
         ("26b-a4b", "onnx", [0, 1, 2, 3, 4, 5], 12, "layers 0-5 of 12"),
-        ("demo", "litert", [0, 1, 2, 6, 8], 9, "layers 0-2, 6 and 8 of 9"),
-        ("e2b", "litert", [0, 1, 2, 3, 4, 5, 9], 10, "layers 0-5 and 9 of 10"),
+        pytest.param("demo", "litert", [0, 1, 2, 6, 8], 9, "layers 0-2, 6 and 8 of 9", marks=SLOW),
+        pytest.param("e2b", "litert", [0, 1, 2, 3, 4, 5, 9], 10, "layers 0-5 and 9 of 10", marks=SLOW),
     ],
 )
 def test_the_right_artifact_passes_and_the_report_says_what_was_run(
@@ -163,7 +165,7 @@ def test_the_right_artifact_passes_and_the_report_says_what_was_run(
 @pytest.mark.parametrize(
     ("derivation", "target"),
     [
-        pytest.param(one, target, id=f"{one.name}-{target}")
+        pytest.param(one, target, id=f"{one.name}-{target}", marks=[SLOW] if target == "litert" else [])
         for one in DERIVATIONS
         for target in ("gguf", "onnx", "litert")
         if one.model == "demo"

@@ -18,6 +18,9 @@ from converter.pipeline.conversion import Conversion, Outcome, convert
 from targets.litert.artifact import LitertTarget
 from targets.litert.inferred import infer_options
 
+# each proves a bundle that it may have to export itself
+pytestmark = pytest.mark.slow
+
 
 def converted(output: Path, cache: Path, **gates: float) -> Outcome:
     settings = {"cache": cache, "gates": gates}

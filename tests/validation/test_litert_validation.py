@@ -27,6 +27,9 @@ from validation.proof import validate
 from validation.runtimes.litert import runner
 from validation.runtimes.litert_session import open_decoder
 
+# each proves a bundle that it may have to export itself
+pytestmark = pytest.mark.slow
+
 #: Schemes and layouts, so that their graphs are those of ``tests/targets/litert/test_graph.py``.
 BUNDLES = {
     "demo": ("max7", "hub"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from converter.demo.variants import VARIANTS
+from checkpoints.variants import VARIANTS
 from converter.pipeline.conversion import Conversion, convert
 from validation.gates import SAME_AS_BUILT
 from validation.limits import ANSWERS, DECODE, GRAPH, RELATIVE, UNROUNDED_DECODE, absolute

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from converter.errors import UsageError, ValidationError
 from converter.system.child import Worker
 from converter.system.progress import StageProgress, no_progress
+from converter.system.replacing import UNFINISHED, replacing, write_whole
 from validation.logits import checksum, map_logits
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -103,15 +104,16 @@ def reference_logits(
         progress(positions, positions)
         return found
     kept = _writable(cache)
-    fresh = (kept or scratch) / f"{key}.{os.getpid()}.npy"
+    output = (kept or scratch) / f"{key}.npy"
     options = {"dtype": dtype, "max_memory": max_memory, "batch_bytes": batch_bytes}
-    _compute(model, sequences, starts, fresh, worker, options, progress)
-    try:
+    with replacing(output) as fresh:
+        _compute(model, sequences, starts, fresh, worker, options, progress)
         unchanged()
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    return map_logits(_store(fresh, kept, key, made_from) if kept else fresh, positions)
+        entry = {**made_from, "crc32": checksum(fresh)} if kept else {}
+    if kept:
+        write_whole(kept / f"{key}.json", json.dumps(entry, indent=1, sort_keys=True))
+        _prune(kept)
+    return map_logits(output, positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,24 +266,19 @@ def _writable(cache: Path | None) -> Path | None:
         return None
 
 
-def _store(fresh: Path, cache: Path, key: str, made_from: Mapping[str, object]) -> Path:
-    """Move computed logits to their final name, describe them, and drop the oldest entries."""
-    final, described = cache / f"{key}.npy", cache / f"{key}.json"
-    entry = {**made_from, "crc32": checksum(fresh)}
-    note = fresh.with_suffix(".json")
-    note.write_text(json.dumps(entry, indent=1, sort_keys=True), "utf-8")
-    os.replace(fresh, final)
-    os.replace(note, described)
-    _prune(cache)
-    return final
-
-
 def _prune(cache: Path) -> None:
     """Drop all but the newest entries, and what interrupted runs left more than a day ago."""
     entries = sorted(cache.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
     finished = [path for path in entries if path.with_suffix(".json").exists()]
-    yesterday = time.time() - _DAY
-    abandoned = [path for path in entries if path not in finished and path.stat().st_mtime < yesterday]
+    unfinished = [path for path in entries if path not in finished]
+    abandoned = filter(_is_abandoned, (*unfinished, *cache.glob(UNFINISHED)))
     for old in (*finished[_KEPT:], *abandoned):
         old.unlink(missing_ok=True)
         old.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return path.stat().st_mtime < time.time() - _DAY
+    except FileNotFoundError:  # another run has finished it
+        return False

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from checkpoints.generate import configuration
+from checkpoints.variants import E2B_FULL_SIZE, VARIANTS
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.excerpt import Excerpt, find_excerpt
 from converter.checkpoint.opened import open_checkpoint
-from converter.demo.generate import configuration
-from converter.demo.variants import E2B_FULL_SIZE, VARIANTS
 
 FULL_EVERY_FIFTH = [*["sliding_attention"] * 4, "full_attention"]
 FULL_EVERY_SIXTH = [*["sliding_attention"] * 5, "full_attention"]

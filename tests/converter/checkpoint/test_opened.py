@@ -20,10 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from checkpoints.variants import VARIANTS
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.weight import Lattice
-from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
 from support.raw_safetensors import write_tensors
 

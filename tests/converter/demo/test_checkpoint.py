@@ -11,11 +11,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma4ForConditionalGeneration
 
-from converter.checkpoint.architecture import FULL, SLIDING, read_architecture
-from converter.checkpoint.lattice import recover
-from converter.checkpoint.weight import EXACT, OFF_LATTICE
-from converter.demo import DEMO, DEMO_BASE
-from converter.demo.measure import (
+from checkpoints import DEMO_BASE
+from checkpoints.measure import (
     held_out_windows,
     load,
     log_probabilities,
@@ -23,6 +20,10 @@ from converter.demo.measure import (
     perplexity,
     with_naive_q4_0,
 )
+from converter.checkpoint.architecture import FULL, SLIDING, read_architecture
+from converter.checkpoint.lattice import recover
+from converter.checkpoint.weight import EXACT, OFF_LATTICE
+from converter.demo import DEMO
 
 
 def _bits(directory: Path) -> dict[str, np.ndarray]:

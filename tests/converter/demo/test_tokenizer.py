@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from converter.demo import DEMO, DEMO_BASE
-from converter.demo.vocabulary import BYTE_TOKENS, SPECIAL_TOKENS
+from checkpoints import DEMO_BASE
+from checkpoints.vocabulary import BYTE_TOKENS, SPECIAL_TOKENS
+from converter.demo import DEMO
 
 HARD = (
     "The if statement is used for conditional execution.",

@@ -111,12 +111,12 @@ def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         "run_worker('sleeper', {}, lambda done, total: print(done, flush=True), what='here')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert is_running(child)
-    parent.kill()
-    parent.wait(10)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert is_running(child)
+        parent.kill()
+        parent.wait(10)
     end = time.monotonic() + 10
     while is_running(child):
         assert time.monotonic() < end

@@ -87,13 +87,14 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path):
         "    (scratch / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)\n"
     )
     out = tmp_path / "out"
-    child = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    assert child.stdout.readline() == "ready\n"
-    with pytest.raises(DestinationError, match="another run is writing"):
-        scratch_directory(out).__enter__()
-    child.kill()
-    child.wait(10)
+    command = [sys.executable, "-c", script, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        with pytest.raises(DestinationError, match="another run is writing"):
+            scratch_directory(out).__enter__()
+        child.kill()
+        child.wait(10)
     assert not out.exists()
     assert (tmp_path / ".out.partial" / "half").exists()
     with scratch_directory(out) as scratch:

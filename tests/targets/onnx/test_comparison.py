@@ -179,7 +179,7 @@ def test_one_wrong_byte_of_each_initializer_is_a_difference_of_each(
 
 
 def test_bytes_that_no_tensor_uses_are_differences(converted: Path, demo: Checkpoint, tmp_path: Path) -> None:
-    longer = Tampering("longer", lambda copy: (copy / DATA).open("ab").write(b"\0"))
+    longer = Tampering("longer", lambda copy: (copy / DATA).write_bytes((copy / DATA).read_bytes() + b"\0"))
     copy = applied(longer, converted, tmp_path / "copy")
     assert deciding(differences(copy, demo)) == {"model.onnx.data: size"}
 

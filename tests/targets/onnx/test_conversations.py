@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime_genai as genai
 import pytest
 
-from converter.demo.variants import VARIANTS
+from checkpoints.variants import VARIANTS
 
 #: More tokens than two sliding windows of the generated checkpoints and of the demo checkpoint (64).
 PROMPT = [2, *np.random.default_rng(5).integers(300, 1200, 149).tolist()]

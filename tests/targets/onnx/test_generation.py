@@ -11,8 +11,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from checkpoints.variants import VARIANTS
 from converter.checkpoint.opened import open_checkpoint
-from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
 from targets.onnx.side_files import generation_files, generation_warnings
 from targets.target import KVCache

@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from checkpoints.variants import VARIANTS
 from converter.checkpoint.opened import open_checkpoint
-from converter.demo.variants import VARIANTS
 from targets.onnx import target
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from converter.demo.variants import VARIANTS
+from checkpoints.variants import VARIANTS
 from support.divergence import OTHER_SETTINGS, divergence_from_transformers
 from validation.runtimes.onnxruntime import runner
 

@@ -212,11 +212,13 @@ def test_the_cache_keeps_the_newest_entries(tmp_path: Path) -> None:
             path = tmp_path / f"{number}{suffix}"
             path.write_text("entry")
             os.utime(path, (now - number, now - number))
-    for name, age in (("running.1.npy", 60), ("interrupted.2.npy", 100_000)):
-        (tmp_path / name).write_text("half")
-        os.utime(tmp_path / name, (now - age, now - age))
+    for age in (60, 100_000):
+        for name in (f".{age}.npy.0.partial", f"undescribed-{age}.npy"):
+            (tmp_path / name).write_text("half")
+            os.utime(tmp_path / name, (now - age, now - age))
     _prune(tmp_path)
-    assert {path.stem for path in tmp_path.glob("*.npy")} == {*map(str, range(8)), "running.1"}
+    assert {path.stem for path in tmp_path.glob("*.npy")} == {*map(str, range(8)), "undescribed-60"}
+    assert [path.name for path in tmp_path.glob("*.partial")] == [".60.npy.0.partial"]
     assert {path.stem for path in tmp_path.glob("*.json")} == set(map(str, range(8)))
 
 
@@ -288,21 +290,21 @@ with _offload(Path(sys.argv[1])) as name:
 def test_weights_that_a_killed_run_left_on_the_disk_are_removed_and_those_in_use_are_not(
     tmp_path: Path,
 ) -> None:
-    runs = [
-        subprocess.Popen([sys.executable, "-c", OFFLOADING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    killed, running = (Path((run.stdout or sys.stdin).readline().strip()) for run in runs)
-    try:
-        runs[0].kill()
-        runs[0].wait(10)
-        assert (killed / "weights").exists()
-        _clear_offload(tmp_path)
-        assert not killed.exists()
-        assert (running / "weights").exists()
-    finally:
-        runs[1].kill()
-        runs[1].wait(10)
+    command = [sys.executable, "-c", OFFLOADING, str(tmp_path)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second,
+    ):
+        killed, running = (Path((run.stdout or sys.stdin).readline().strip()) for run in (first, second))
+        try:
+            first.kill()
+            first.wait(10)
+            assert (killed / "weights").exists()
+            _clear_offload(tmp_path)
+            assert not killed.exists()
+            assert (running / "weights").exists()
+        finally:
+            second.kill()
 
 
 def test_a_directory_for_weights_without_a_lock_goes_when_it_is_a_day_old(tmp_path: Path) -> None:

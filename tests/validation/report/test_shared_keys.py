@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from checkpoints.generate import SHARED
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import open_shards
-from converter.demo.generate import SHARED
 from converter.errors import CheckpointError, ValidationError
 from converter.system.child import Worker
 from support.raw_safetensors import write_tensors

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from converter.demo import towers
-from converter.demo.towers import Shapes
+from checkpoints import towers
+from checkpoints.towers import Shapes
 
 #: The published E2B, for checkpoints in its proportions.
 E2B_FULL_SIZE: Mapping[str, object] = {

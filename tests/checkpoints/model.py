@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Gemma4ForCausalLM, Gemma4TextConfig
 
-from converter.demo.vocabulary import write_tokenizer
+from checkpoints.vocabulary import write_tokenizer
 
 VOCABULARY = 1280
 CONTEXT = 2048

@@ -11,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from converter.checkpoint.lattice import bf16_bits, recover
-from converter.checkpoint.weight import EXACT
-from converter.demo import DEMO
-from converter.demo.quantisation import naive_q4_0, on_lattice, straight_through
-from converter.demo.text import (
+from checkpoints.quantisation import naive_q4_0, on_lattice, straight_through
+from checkpoints.text import (
     conversations,
     held_out_documents,
     is_held_out,
     other_scripts,
     training_documents,
 )
-from converter.demo.train import training_stream, varied_ids
+from checkpoints.train import training_stream, varied_ids
+from converter.checkpoint.lattice import bf16_bits, recover
+from converter.checkpoint.weight import EXACT
+from converter.demo import DEMO
 
 
 def test_no_paragraph_is_both_trained_on_and_held_out() -> None:

@@ -1,6 +1,6 @@
 """The text that the demonstration model is judged on: excerpts of the held-out topics.
 
-    python -m converter.demo.evaluation
+    PYTHONPATH=tests python -m checkpoints.evaluation
 
 writes ``evaluation_text.json`` into the shipped checkpoint. The text follows the topics that the model was
 trained on and is none of them, so that it says what rounding costs; on a text that the model does not know,
@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from checkpoints.text import conversations, held_out_topics, opening
 from converter.checkpoint.documents import EVALUATION_TEXT
 from converter.demo import DEMO
-from converter.demo.text import conversations, held_out_topics, opening
 
 #: The topics that are read as they are, the longest ones, and the characters of each.
 TOPICS: Final = 4
@@ -63,7 +63,7 @@ def write_evaluation_text(directory: Path) -> None:
 def main() -> None:
     """Write the file of the shipped checkpoint, or of another directory."""
     parser = argparse.ArgumentParser(
-        prog="python -m converter.demo.evaluation", description="Write the demonstration model's own text."
+        prog="python -m checkpoints.evaluation", description="Write the demonstration model's own text."
     )
     parser.add_argument("out", type=Path, nargs="?", default=DEMO)
     write_evaluation_text(parser.parse_args().out)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from converter.demo.quantisation import naive_q4_0
-from converter.demo.text import held_out_documents
+from checkpoints.quantisation import naive_q4_0
+from checkpoints.text import held_out_documents
 
 LENGTH = 512
 

@@ -1,9 +1,10 @@
 """Train ``gemma4-demo``: a real, very small Gemma 4, first in bfloat16, then on a 4-bit lattice.
 
-    python -m converter.demo.train
+    PYTHONPATH=tests python -m checkpoints.train
 
-writes ``gemma4-demo-base`` and ``gemma4-demo`` beside this file and prints what they are worth on topics that
-were not trained on. Needs torch and transformers, no network, and about a quarter of an hour of one core.
+writes ``gemma4-demo-base`` beside this file and ``gemma4-demo`` where it ships from, and prints what they are
+worth on topics that were not trained on. Needs torch and transformers, no network, and about a
+quarter of an hour of one core.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from transformers import AutoTokenizer, Gemma4ForCausalLM, PreTrainedTokenizerBase
 
-from converter.demo import DEMO, DEMO_BASE
-from converter.demo.evaluation import write_evaluation_text
-from converter.demo.measure import comparison
-from converter.demo.model import VOCABULARY, new_model, save_checkpoint, save_tokenizer
-from converter.demo.quantisation import is_matrix, on_lattice, straight_through
-from converter.demo.text import conversations, other_scripts, training_documents
-from converter.demo.vocabulary import SPECIAL_TOKENS, train_tokenizer
+from checkpoints import DEMO_BASE
+from checkpoints.evaluation import write_evaluation_text
+from checkpoints.measure import comparison
+from checkpoints.model import VOCABULARY, new_model, save_checkpoint, save_tokenizer
+from checkpoints.quantisation import is_matrix, on_lattice, straight_through
+from checkpoints.text import conversations, other_scripts, training_documents
+from checkpoints.vocabulary import SPECIAL_TOKENS, train_tokenizer
+from converter.demo import DEMO
 
 WINDOW = 256
 BATCH = 8
@@ -181,12 +183,14 @@ def finished_weights(model: Gemma4ForCausalLM, quantised: bool) -> Mapping[str, 
 def main() -> None:
     """Train both checkpoints, save them and print the comparison."""
     parser = argparse.ArgumentParser(description="Train the demonstration checkpoints.")
-    parser.add_argument("--out", type=Path, default=DEMO.parent, help="where both checkpoints go")
+    parser.add_argument("--out", type=Path, help="where both checkpoints go, instead of their places here")
     parser.add_argument("--seed", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="more pay on an idle machine only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    base, demo = options.out / DEMO_BASE.name, options.out / DEMO.name
+    base, demo = DEMO_BASE, DEMO
+    if options.out is not None:
+        base, demo = options.out / base.name, options.out / demo.name
     vocabulary = train_tokenizer(list(training_documents().values()), VOCABULARY)
     for directory in (base, demo):
         save_tokenizer(vocabulary, directory)

@@ -1,6 +1,6 @@
 """Write checkpoints of random weights: every architecture, every lattice, tiny or of a chosen size.
 
-    python -m converter.demo.generate --variant e2b --scheme max7 OUT
+    PYTHONPATH=tests python -m checkpoints.generate --variant e2b --scheme max7 OUT
 
 The files have the Hub's form (or that of a re-save by transformers), the demonstration model's tokenizer, and
 weights whose logits are neither flat nor certain. Rows are made and written in ranges by several threads, so
@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from checkpoints import towers
+from checkpoints.schemes import SCHEMES, Floats, Scheme, random_rows
+from checkpoints.variants import E2B_FULL_SIZE, VARIANTS, Variant
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.lattice import bf16_bits, bf16_floats
-from converter.demo import DEMO, towers
-from converter.demo.schemes import SCHEMES, Floats, Scheme, random_rows
-from converter.demo.variants import E2B_FULL_SIZE, VARIANTS, Variant
+from converter.demo import DEMO
 from converter.system.processors import processors
 
 LAYOUTS = ("hub", "transformers")
@@ -334,7 +335,7 @@ def _values(tensor: PlannedTensor, rows: int, seed: tuple[int, ...], stored: str
 def main() -> None:
     """The command line of the generator."""
     parser = argparse.ArgumentParser(
-        prog="python -m converter.demo.generate", description="Write a checkpoint of random weights."
+        prog="python -m checkpoints.generate", description="Write a checkpoint of random weights."
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--variant", choices=sorted(VARIANTS), default="e2b")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +15,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from checkpoints.generate import write_checkpoint
+from checkpoints.schemes import SCHEMES, random_rows
+from checkpoints.variants import VARIANTS
 from converter.checkpoint.architecture import FULL, SLIDING, read_architecture
 from converter.checkpoint.lattice import bf16_bits, recover
 from converter.checkpoint.weight import EXACT, OFF_LATTICE
-from converter.demo.generate import write_checkpoint
-from converter.demo.schemes import SCHEMES, random_rows
-from converter.demo.variants import VARIANTS
 from converter.errors import CheckpointError
 
 Factory = Callable[..., Path]
@@ -173,3 +176,20 @@ def test_unknown_names_and_impossible_overrides_are_refused(tmp_path: Path) -> N
         write_checkpoint(tmp_path, "31b", scale=0.1)
     with pytest.raises(CheckpointError, match="hidden_size"):
         write_checkpoint(tmp_path, "e2b", text={"hidden_size": 0})
+
+
+def test_benchmarks_find_the_generator_by_themselves(tmp_path: Path) -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    (tmp_path / "script.py").write_text(
+        f"import sys; sys.path.insert(0, {str(benchmarks)!r})\n"
+        "from pathlib import Path\n"
+        "from generator import generate\n"
+        "generate(Path('made'), 'text', '--scheme', 'max8')\n"
+        "from checkpoints.schemes import SCHEMES\n"
+        "assert 'max8' in SCHEMES\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=environment, check=True)
+    again = write_checkpoint(tmp_path / "again", "text", "max8")
+    assert {path.name for path in (tmp_path / "made").iterdir()} == {path.name for path in again.iterdir()}
+    assert (tmp_path / "made/model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()

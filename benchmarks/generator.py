@@ -1,0 +1,27 @@
+"""The generator of checkpoints, which stands with the tests, for scripts that are run by their path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1] / "tests"
+# whoever imports this module may import ``checkpoints`` afterwards
+sys.path.append(str(TESTS))
+
+
+def generate(directory: Path, variant: str, *options: str) -> None:
+    """Write a checkpoint into ``directory`` in a process of its own; its standard output is dropped.
+
+    A child's peak memory includes what its parent had when it began, so that a script that measures children
+    does not generate in its own process. Raises ``CalledProcessError`` if it fails.
+    """
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    subprocess.run(
+        [sys.executable, "-m", "checkpoints.generate", "--variant", variant, *options, str(directory)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
