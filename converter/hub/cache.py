@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,11 +252,9 @@ def _write(path: Path, text: str) -> None:
             if path.read_text("utf-8") == text:
                 return
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+        temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            temporary.write_text(text, "utf-8")
             os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
