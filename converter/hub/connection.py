@@ -1,9 +1,12 @@
 """One connection to a Hub: its documents, and single files that resume where they broke off.
 
-The HTTP session, its proxies and certificates, the user's token and the classes of errors are
-huggingface_hub's. The files' bytes are received here, because huggingface_hub 2.x writes each download to
-a file of its own and deletes it on failure: a second run would begin at byte 0, over HTTP and over Xet.
-A partial file here is `blobs/DIGEST.incomplete`, is kept, and is continued by a Range request.
+The HTTP session, its proxies and certificates, the user's token, the headers of files and the classes of
+errors are huggingface_hub's. What its 2.4 does otherwise is done here, and a test of the library
+(tests/converter/hub/test_library.py) fails once it need not be. `hf_hub_download` writes each download to a
+file of its own and deletes it on failure: a second run begins at byte 0, over HTTP and over Xet. A partial
+file here is `blobs/DIGEST.incomplete`, is kept, and is continued by a Range request. `http_get` with
+`resume_size` appends whatever part arrives and sleeps as long as a server says. `model_info` reads a listing
+of any length.
 
 Routes and headers: https://huggingface.co/docs/hub/api.
 """
