@@ -212,14 +212,19 @@ class _Transfer:
                 with local_files(blob):
                     found = check(blob, file, stop, tally.add)
             if found is None:
-                fetch(self.connection, url, file, self.store.partial(file), tally.add, stop)
+                partial = self.store.partial(file)
+                fetch(self.connection, url, file, partial, tally.add, stop)
+                with local_files(partial):
+                    found = check(partial, file, stop)
+                    if found is None:
+                        partial.unlink()
+                        raise HubError(
+                            f"{file.name}: the content that arrived is not the one the Hub lists (its digest "
+                            f"differs from {file.blob[:12]}…) and was deleted: run the same command again"
+                        )
                 self.store.keep(file)
-                with local_files(blob):
-                    found = check(blob, file, stop)
             self.store.point(listing.commit, file)
-        if found is None:
-            raise HubError(f"{blob}: does not hold what was written to it: the disk may be failing")
-        return replace(found, state=state_of(pointer) or found.state)  # a hard link changes the blob's times
+        return replace(found, state=state_of(pointer) or found.state)  # another name changes a file's times
 
     def _check_room(self, missing: Sequence[RemoteFile], damaged: Collection[RemoteFile]) -> None:
         needed = sum(self.store.missing_bytes(file, damaged=file in damaged) for file in missing)

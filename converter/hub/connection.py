@@ -1,9 +1,12 @@
 """One connection to a Hub: its documents, and single files that resume where they broke off.
 
-The HTTP session, its proxies and certificates, the user's token and the classes of errors are
-huggingface_hub's. The files' bytes are received here, because huggingface_hub 2.x writes each download to
-a file of its own and deletes it on failure: a second run would begin at byte 0, over HTTP and over Xet.
-A partial file here is `blobs/DIGEST.incomplete`, is kept, and is continued by a Range request.
+The HTTP session, its proxies and certificates, the user's token, the headers of files and the classes of
+errors are huggingface_hub's. What its 2.4 does otherwise is done here, and a test of the library
+(tests/converter/hub/test_library.py) fails once it need not be. `hf_hub_download` writes each download to a
+file of its own and deletes it on failure: a second run begins at byte 0, over HTTP and over Xet. A partial
+file here is `blobs/DIGEST.incomplete`, is kept, and is continued by a Range request. `http_get` with
+`resume_size` appends whatever part arrives and sleeps as long as a server says. `model_info` reads a listing
+of any length.
 
 Routes and headers: https://huggingface.co/docs/hub/api.
 """
@@ -18,18 +21,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from converter.errors import HubError
 from converter.hub.cache import local_files
-from converter.hub.repository import RemoteFile, content_digest, git_digest
+from converter.hub.repository import RemoteFile, git_digest
 from converter.names import printable
 from converter.system.amounts import amount
+from converter.system.digests import hexdigest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata
@@ -38,7 +41,6 @@ Answer = TypeVar("Answer")
 
 _AGENT = "qatconvert"
 _JSON_LIMIT = 64 << 20
-_BLOCK = 1 << 20
 _LONGEST_WAIT = 60.0
 _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -90,7 +92,7 @@ class Connection:
     def document(self, route: str, parameters: Mapping[str, str]) -> object:
         """The JSON value at `route` (relative to the endpoint). Raises the errors of `answer`, HubError for
         an endless one, ValueError or RecursionError for what is no JSON."""
-        return self._patiently(lambda: self._json(f"{self.endpoint}/{route}", parameters))
+        return self.patiently(lambda: self._json(f"{self.endpoint}/{route}", parameters))
 
     def metadata(self, url: str) -> HfFileMetadata:
         """The size, ETag and commit of a file by its headers. Raises the errors of `answer`."""
@@ -99,23 +101,38 @@ class Connection:
         # False, not None: huggingface_hub would look for a token of its own.
         token = self.token or False
         headers = {"user-agent": _AGENT}
-        return self._patiently(
+        return self.patiently(
             lambda: self._soon(
                 lambda: get_hf_file_metadata(url, token=token, headers=headers, endpoint=self.endpoint)
             )
         )
 
-    def _patiently(self, request: Callable[[], Answer]) -> Answer:
-        for failures in range(1, len(self.waits) + 2):
+    def patiently(
+        self,
+        request: Callable[[], Answer],
+        arrived: Callable[[], int] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Answer:
+        """What `request` returns, which is made again after failures that may pass.
+
+        `arrived` counts the bytes of a file: while they grow, failures are forgiven, and so is a server that
+        cannot be reached for a moment. Raises InterruptedTransferError once `stop` is set, or the last error.
+        """
+        failures = 0
+        while True:
+            before = arrived() if arrived else 0
             try:
                 return request()
             except Exception as error:
-                unreachable = isinstance(error, http_library().ConnectError)
-                wait = None if unreachable else self.patience(error, failures)
+                # Of a server that drips, every attempt brings a little.
+                grown = arrived is not None and arrived() >= before + self.slowest.bytes
+                failures = 1 if grown else failures + 1
+                unreachable = arrived is None and isinstance(error, http_library().ConnectError)
+                wait = None if unreachable else self._patience(error, failures)
                 if wait is None:
                     raise
-            time.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
+            if (stop or threading.Event()).wait(wait):
+                raise InterruptedTransferError
 
     def _json(self, url: str, parameters: Mapping[str, str]) -> object:
         body = bytearray()
@@ -180,7 +197,7 @@ class Connection:
                     raise SlowAnswerError
                 begin, arrived = now, 0
 
-    def patience(self, error: Exception, failures: int) -> float | None:
+    def _patience(self, error: Exception, failures: int) -> float | None:
         """Seconds to wait before the next attempt after `failures` fruitless ones; None when it is no use."""
         if failures > len(self.waits) or not is_transient(error):
             return None
@@ -196,30 +213,20 @@ def fetch(
     received: Callable[[int], None],
     stop: threading.Event,
 ) -> None:
-    """Bring `path` to the whole, verified content of `file`, going on from the bytes that it holds already.
+    """Bring `path` to the full length of `file`, going on from the bytes that it holds already. What they
+    are is compared later, as of any file in the cache.
 
     `received` is told every change of the number of bytes at hand, first those that were there. Raises
-    HubError when the connection breaks off for good (what arrived is kept), when the content is not what
-    the Hub listed (what arrived is deleted), or when it cannot be written; InterruptedTransferError once
-    `stop` is set; the errors of `Connection.answer` otherwise.
+    HubError when the connection breaks off for good (what arrived is kept), or when it cannot be written;
+    InterruptedTransferError once `stop` is set; the errors of `Connection.answer` otherwise.
     """
-    with _Partial(path, file) as partial:
-        resumed = partial.position
-        received(resumed)
-        _fill(connection, url, partial, received, stop)
-        if resumed and partial.contradicts_etag():
-            # Not every server's ETag is a digest, so that it refuses nothing; but the part that lay here may
-            # be damaged, which a transfer in one piece is not.
-            received(-partial.position)
-            partial.restart()
-            _fill(connection, url, partial, received, stop)
-        if partial.is_whole():
-            return
-    path.unlink()
-    raise HubError(
-        f"{file.name}: the content that arrived is not the one the Hub lists (its digest differs from "
-        f"{file.blob[:12]}…) and was deleted: run the same command again"
-    )
+    resumed = _fill(connection, url, file, path, received, stop)
+    if resumed and _contradicts_etag(path, file):
+        # Not every server's ETag is a digest, so that it refuses nothing; but the part that lay here may
+        # be damaged, which a transfer in one piece is not.
+        received(-path.stat().st_size)
+        path.unlink()
+        _fill(connection, url, file, path, received, stop)
 
 
 def is_transient(error: Exception) -> bool:
@@ -248,7 +255,7 @@ def http_library() -> Any:
 
 
 class _Partial:
-    """The file that a transfer fills, and the digest of what it holds so far.
+    """The file that a transfer fills, and how many bytes it holds.
 
     Where the size is not known, `size` is None until an answer tells it, and what an earlier run left is
     of no use: it may be whole.
@@ -257,36 +264,22 @@ class _Partial:
     def __init__(self, path: Path, file: RemoteFile) -> None:
         self.file = file
         self.path = path
+        self.size = file.size
         with local_files(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            self._stream = path.open("r+b")
-        self.size = file.size
-        self._begin()
-        if file.size is None or path.stat().st_size > file.size:
+            self._stream = path.open("ab")
+        self.position = self._stream.tell()
+        if self.size is None or self.position > self.size:
             self.restart()
-        while block := self._stream.read(_BLOCK):
-            self._digest.update(block)
-            self.position += len(block)
 
-    def _begin(self) -> None:
-        self.position = 0
-        self._digest = content_digest(self.file.digest, self.file.size)
-
-    def __enter__(self) -> _Partial:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         with local_files(self.path):
             self._stream.close()
 
     def restart(self) -> None:
         with local_files(self.path):
-            self._stream.seek(0)
-            self._stream.truncate()
-        self._begin()
+            self._stream.truncate(0)
+        self.position = 0
 
     def append(self, chunk: bytes) -> None:
         if self.size is not None and self.position + len(chunk) > self.size:
@@ -296,48 +289,43 @@ class _Partial:
             )
         with local_files(self.path):
             self._stream.write(chunk)
-        self._digest.update(chunk)
         self.position += len(chunk)
 
     def is_full(self) -> bool:
         return self.size is not None and self.position >= self.size
 
-    def is_whole(self) -> bool:
-        return self.position == self.size and self.file.digest in (None, self._digest.hexdigest())
 
-    def contradicts_etag(self) -> bool:
-        """Whether, for want of a digest, the ETag looks like a SHA-1 but is neither git's nor a plain one."""
-        if self.file.digest is not None or not re.fullmatch(r"[0-9a-f]{40}", self.file.etag or ""):
-            return False
-        digests = [git_digest(self.position), hashlib.sha1(usedforsecurity=False)]
-        with local_files(self.path):
-            self._stream.seek(0)
-            while block := self._stream.read(_BLOCK):
-                for digest in digests:
-                    digest.update(block)
-        return self.file.etag not in [digest.hexdigest() for digest in digests]
+def _contradicts_etag(path: Path, file: RemoteFile) -> bool:
+    """Whether, for want of a digest, the ETag looks like a SHA-1 but is neither git's nor a plain one."""
+    if file.digest is not None or not re.fullmatch(r"[0-9a-f]{40}", file.etag or ""):
+        return False
+    with local_files(path):
+        digests = (git_digest(path.stat().st_size), hashlib.sha1(usedforsecurity=False))
+        return file.etag not in [hexdigest(path, digest) for digest in digests]
 
 
 def _fill(
     connection: Connection,
     url: str,
-    partial: _Partial,
+    file: RemoteFile,
+    path: Path,
     received: Callable[[int], None],
     stop: threading.Event,
-) -> None:
-    failures = 0
-    while not partial.is_full():
+) -> int:
+    """Bring what is missing at `path`; how many bytes were there before."""
+    with closing(_Partial(path, file)) as partial:
         before = partial.position
+        received(before)
+
+        def go_on() -> None:
+            if not partial.is_full():
+                _receive(connection, url, partial, received, stop)
+
         try:
-            _receive(connection, url, partial, received, stop)
+            connection.patiently(go_on, lambda: partial.position, stop)
         except Exception as error:
-            # Of a server that drips, every attempt brings a little.
-            failures = failures + 1 if partial.position < before + connection.slowest.bytes else 1
-            wait = connection.patience(error, failures)
-            if wait is None:
-                raise (_broken_off(error, partial) or error) from None
-            if stop.wait(wait):
-                raise InterruptedTransferError from None
+            raise (_broken_off(error, partial) or error) from None
+        return before
 
 
 def _receive(

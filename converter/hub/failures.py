@@ -13,6 +13,7 @@ from converter.errors import HubError
 from converter.hub.connection import Connection, SlowAnswerError, http_library
 from converter.names import PUBLISHED_SIZES, Source, printable
 
+_ADDRESSES = "HF_ENDPOINT and HTTPS_PROXY"
 _LOGIN = "set HF_TOKEN or run `hf auth login`"
 
 
@@ -91,26 +92,21 @@ def _status(response: Any, source: Source, connection: Connection) -> str:
 
 def _network(error: Exception) -> str | None:
     library = http_library()
-    if isinstance(error, SlowAnswerError):
-        return "it all but stopped sending: try again later"
-    if isinstance(error, library.ProxyError):
-        return "the proxy refuses: check HTTPS_PROXY"
-    if isinstance(error, library.ConnectTimeout):
-        return "no answer in time: check the network and HTTPS_PROXY"
-    if isinstance(error, library.TimeoutException):
-        return "it stopped answering: try again later"
     if isinstance(error, library.ConnectError):
         reason = re.sub(r"^\[Errno -?\d+\] ", "", printable(str(error)))
         return f"{reason}: check the network and HTTPS_PROXY"
-    if isinstance(error, (library.InvalidURL, library.UnsupportedProtocol)):
-        return "not an http address: check HF_ENDPOINT and HTTPS_PROXY"
-    if isinstance(error, library.TooManyRedirects):
-        return "it redirects in a circle: check HF_ENDPOINT"
-    if isinstance(error, library.HTTPError):
-        return "the connection broke off: try again"
-    if isinstance(error, (ValueError, TypeError, AttributeError, KeyError, RecursionError)):
-        return "what answers does not speak the Hub's protocol: check HF_ENDPOINT and HTTPS_PROXY"
-    return None
+    nonsense = (ValueError, TypeError, AttributeError, KeyError, RecursionError)
+    reasons = (
+        (SlowAnswerError, "it all but stopped sending: try again later"),
+        (library.ProxyError, "the proxy refuses: check HTTPS_PROXY"),
+        (library.ConnectTimeout, "no answer in time: check the network and HTTPS_PROXY"),
+        (library.TimeoutException, "it stopped answering: try again later"),
+        ((library.InvalidURL, library.UnsupportedProtocol), f"not an http address: check {_ADDRESSES}"),
+        (library.TooManyRedirects, "it redirects in a circle: check HF_ENDPOINT"),
+        (library.HTTPError, "the connection broke off: try again"),
+        (nonsense, f"what answers does not speak the Hub's protocol: check {_ADDRESSES}"),
+    )
+    return next((reason for kinds, reason in reasons if isinstance(error, kinds)), None)
 
 
 def _page(source: Source, connection: Connection) -> str:

@@ -12,8 +12,9 @@ import pytest
 
 from converter.cli.options import DeclaredOption, ValidationOption
 from converter.errors import UsageError
-from converter.pipeline.conversion import Conversion, convert, open_model
+from converter.pipeline.conversion import Conversion, convert
 from converter.pipeline.inspection import inspect
+from converter.pipeline.opening import open_model
 from targets.options import declarations
 from targets.target import find_target, known_targets
 from validation.gates import MAY_NOT_RUN

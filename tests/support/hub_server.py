@@ -74,8 +74,10 @@ class HubServer:
     fragment -> (status, how often; -1 for ever); `drop_after`, file name -> bytes of each answer after which
     the connection breaks; `drip_after`, file name (or "listing", "headers") -> bytes of the file after which
     one follows every `drip_seconds`; `announced`, file name -> false size; `edit_listing`, a change to the
-    JSON of a model's description; `corrupt`, files whose content is altered; `ignore_ranges`; `etag`, the
-    header for a file that is sent directly.
+    JSON of a model's description; `corrupt`, files whose content is altered; `ignore_ranges`; `shift_ranges`,
+    files of which another part is sent than was asked for; `retry_after`, the seconds that every failure asks
+    to wait; `xet`, whether large files say that they can be had over Xet (of which there is no storage here);
+    `etag`, the header for a file that is sent directly.
 
     `without` names what a simpler server lacks: "blobs" (sizes and digests in descriptions), "queries" (an
     address with a query that huggingface_hub does not send is unknown), "revision" (descriptions at a
@@ -99,6 +101,9 @@ class HubServer:
         self.announced: dict[str, int] = {}
         self.corrupt: set[str] = set()
         self.ignore_ranges = False
+        self.shift_ranges: set[str] = set()
+        self.retry_after = ""
+        self.xet = False
         self.without: set[str] = set()
         self.etag: Callable[[Path], str] = lambda path: f'"{content_id(path)}"'
         self.edit_listing: Callable[[dict[str, Any]], object] = lambda listing: listing
@@ -265,7 +270,8 @@ class _Handler(BaseHTTPRequestHandler):
         large = (
             {"lfs": {"oid": sha256(path), "size": size, "pointerSize": 134}} if name.endswith(LARGE) else {}
         )
-        return {"type": "file", "path": name, "size": size, "oid": blob_id(path), **large}
+        xet = {"xetHash": sha256(path)} if large and self.hub.xet else {}
+        return {"type": "file", "path": name, "size": size, "oid": blob_id(path), **large, **xet}
 
     def _resolve(self, repo: str, revision: str, name: str) -> None:
         if self._refused(repo, content=True):
@@ -284,6 +290,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._content(name, path, headers | {"ETag": self.hub.etag(path)})
         digest = sha256(path)
         linked = {"X-Linked-Size": str(self._size(name, path)), "X-Linked-ETag": f'"{digest}"'}
+        if self.hub.xet:
+            route = f"{self.hub.endpoint}/api/models/{repo}/xet-read-token/{commit}"
+            linked |= {"X-Xet-Hash": digest, "Link": f'<{route}>; rel="xet-auth"'}
         location = f"{self.hub.storage}/{quote(repo)}/{digest}?X-Signature=aSignatureThatNobodyMayPrint"
         return self._send(302, headers | linked | {"Location": location})
 
@@ -304,11 +313,14 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes=") and asked.endswith("-") and not self.hub.ignore_ranges:
             first = int(asked[6:-1])
-        ranged = {"Content-Range": f"bytes {first}-{len(content) - 1}/{len(content)}"} if first else {}
+        last = len(content) - 1
+        if first and name in self.hub.shift_ranges:
+            first, last = first // 2, last - first + first // 2
+        ranged = {"Content-Range": f"bytes {first}-{last}/{len(content)}"} if first else {}
         self._send(
             206 if first else 200,
             {"Accept-Ranges": "bytes", **headers, **ranged},
-            content[first:],
+            content[first : last + 1],
             self.hub.drop_after.get(name),
             max(0, self.hub.drip_after[name] - first) if name in self.hub.drip_after else None,
         )
@@ -350,7 +362,8 @@ class _Handler(BaseHTTPRequestHandler):
         named = {} if "codes" in self.hub.without else {**codes, "X-Error-Message": f"{message}"}
         text = "<html>No.</html>" if "json" in self.hub.without else json.dumps(body)
         kind = "text/html" if "json" in self.hub.without else "application/json"
-        return self._send(status, {**(headers or {}), **named}, text.encode(), kind=kind)
+        later = {"Retry-After": self.hub.retry_after} if self.hub.retry_after else {}
+        return self._send(status, {**(headers or {}), **named, **later}, text.encode(), kind=kind)
 
     def _json(self, document: object) -> None:
         body = document if isinstance(document, bytes) else json.dumps(document).encode()

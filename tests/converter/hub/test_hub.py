@@ -118,6 +118,15 @@ def test_huggingface_hub_finds_what_was_downloaded(hub: HubServer) -> None:
     assert snapshot_download(REPO, local_files_only=True, cache_dir=cache) == str(snapshot.path)
 
 
+def test_what_is_written_is_readable_to_those_who_share_the_cache(hub: HubServer, tmp_path: Path) -> None:
+    ordinary = tmp_path / "ordinary"
+    ordinary.touch()
+    path = download(resolve(REPO)).path
+    written = [path for path in path.parents[1].rglob("*") if path.is_file()]
+    assert {"main", f"{hub.commit(REPO)}.json", "config.json"} < {path.name for path in written}
+    assert {path.stat().st_mode for path in written} == {ordinary.stat().st_mode}
+
+
 def test_what_huggingface_hub_downloaded_is_not_fetched_again(hub: HubServer, tmp_path: Path) -> None:
     fetched = run_python(
         "import sys, huggingface_hub as hub; print(hub.snapshot_download(sys.argv[1]))",
