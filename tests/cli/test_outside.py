@@ -85,5 +85,18 @@ def test_a_family_that_no_target_knows(target, qatconvert, checkpoint_factory, t
     assert not (tmp_path / "out").exists()
 
 
+def test_a_broken_distribution_is_one_line_where_its_family_is_meant(
+    qatconvert, checkpoint_factory, qwen3, tmp_path, error_of
+):
+    group = {"qatconvert.families": {"qwen3": "broken_module:FAMILY"}}
+    modules = {"broken_module": "raise RuntimeError('\\x1b]0;no such\\nlibrary')"}
+    packages = write_distribution(tmp_path / "packages", "other", group, modules)
+    paths = {"PYTHONPATH": str(packages)}
+    line = error_of(qatconvert("inspect", qwen3, environment=paths))
+    assert "entry point 'qwen3' of qatconvert.families, which 'other' registers, cannot be loaded" in line
+    words = ("inspect", checkpoint_factory("text"), "--target", "gguf")
+    assert qatconvert(*words, environment=paths).returncode == 0
+
+
 def test_without_the_distribution_the_model_is_unknown(qatconvert, qwen3, error_of):
     assert "model_type 'qwen3' is unknown" in error_of(qatconvert("inspect", qwen3))
