@@ -125,6 +125,15 @@ class SourceTensor:
         """File and tensor, to begin a message with."""
         return f"{self.shard.path}: tensor {shown(self.name)}"
 
+    def read_raw(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Bytes ``[stop - start]`` of the tensor as stored, whatever its dtype is. Raises ``CheckpointError``
+        if the file has become shorter."""
+        if not 0 <= start <= stop <= self.bytes:
+            raise ValueError(f"bytes {start}..{stop} of {self.bytes}")
+        values = np.empty(stop - start, np.uint8)
+        self.shard.read_into(values.data, self.offset + start, f"tensor {shown(self.name)}")
+        return values
+
     def read_rows(self, start: int, stop: int) -> NDArray[np.generic]:
         """Rows ``[stop - start, columns]`` as stored, little-endian; bfloat16 as uint16 bit patterns.
 

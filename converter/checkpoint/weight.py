@@ -56,6 +56,20 @@ class LatticeRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """Scales by which training rounded what a module takes and gives, as the checkpoint stores them.
+
+    Each is float32 ``[1]`` for the whole tensor or ``[channels]``, ``None`` where there is none: of a
+    module's ``input`` and ``output``, and of the ``key`` and ``value`` caches that an attention fills.
+    """
+
+    input: NDArray[np.float32] | None = None
+    output: NDArray[np.float32] | None = None
+    key: NDArray[np.float32] | None = None
+    value: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
     """A named weight, either float or on a lattice.
 

@@ -1,28 +1,44 @@
-"""Stored formats: one module each, tried in order."""
+"""Stored forms: the ways in which checkpoints store weights.
+
+A form is one module with a ``Form``, and an entry point in the group ``qatconvert.forms`` that is called as
+the form is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Final
 
-from converter.checkpoint.stored import unquantized as bf16_lattice
-from converter.checkpoint.stored.form import StoredFormat, quantization_of
+from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of
+from converter.checkpoint.stored.modules import Head, Tensors
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 
-__all__ = ["FORMATS", "StoredFormat", "find_format"]
+__all__ = ["Form", "Head", "Layout", "Parameters", "Tensors", "find_form", "known_forms"]
 
-#: A new stored format is one module and one entry here.
-FORMATS: tuple[StoredFormat, ...] = (bf16_lattice.FORMAT,)
+_GROUP: Final = "qatconvert.forms"
 
 
-def find_format(config: Mapping[str, object]) -> StoredFormat:
-    """The format that recognises the checkpoint; raises ``CheckpointError`` that names what is not read."""
-    for stored in FORMATS:
-        if stored.recognises(config):
-            return stored
+def known_forms() -> tuple[Form, ...]:
+    """The registered forms, by name."""
+    return tuple(entry.load() for entry in sorted(entry_points(group=_GROUP), key=lambda entry: entry.name))
+
+
+def find_form(config: Mapping[str, object]) -> Form:
+    """The form that recognises the checkpoint, the last resort if no other does. Raises ``CheckpointError``
+    that names what is not read, or two forms that both recognise it."""
+    forms = known_forms()
+    found = [form for form in forms if form.recognises(config)]
+    found = [form for form in found if not form.last_resort] or found
+    if len(found) > 1:
+        names = " and ".join(repr(form.name) for form in found)
+        raise CheckpointError(f"config.json: the stored forms {names} recognise it: uninstall all but one")
+    if found:
+        return found[0]
     where, section = quantization_of(config) or ("quantization_config", None)
     method = section.get("quant_method") if isinstance(section, Mapping) else section
-    read = "; ".join(stored.describes for stored in FORMATS)
+    read = "; ".join(form.describes for form in forms)
     raise CheckpointError(
         f"config.json: {where} has quant_method {shown(method)}, which is not read; read are: {read}"
     )

@@ -1,33 +1,69 @@
-"""What a stored format is: it recognises a checkpoint and makes weights of its tensors."""
+"""What a stored form is: it recognises a checkpoint, names the tensors of every module and makes weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from converter.checkpoint.safetensors import SourceTensor
-from converter.checkpoint.weight import Weight
+from converter.checkpoint.stored.modules import Head, Tensors, named_scales, settle_head
+from converter.checkpoint.weight import Scales, Weight
 
 _SECTIONS = ("quantization_config", "compression_config")
 
+Shape = tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True)
-class StoredFormat:
+class Parameters:
+    """The stored tensors that make one weight, by role, a word that the form chooses (``packed``, ``scale``).
+
+    Names are canonical, without a prefix: ``layers.0.mlp.down_proj.weight_packed``. All that are ``needed``
+    must be there, ``optional`` ones may be.
+    """
+
+    needed: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one checkpoint of a form stores its modules, by what its ``config.json`` says.
+
+    ``parameters(name)`` gives the ways in which the weight of a canonical name may be stored. A checkpoint
+    must have one of them whole. An index of names is judged by them too, without weights.
+
+    ``weight(name, shape, tensors)`` makes the weight of ``shape`` (the architecture's) of the tensors of one
+    of these ways, by role. It raises ``CheckpointError`` for tensors that do not fit, before it reads them: a
+    row of a hostile file may be larger than memory.
+
+    ``scales(module)`` names tensors with scales of what goes through a module and of its caches, by role. The
+    modules are those of the weights and all that these lie in (``layers.0.self_attn``).
+    ``read_scales(module, tensors)`` reads those that are there.
+
+    ``head(head, embedding)`` settles what a stored head is where the configuration ties it.
+    """
+
+    parameters: Callable[[str], Sequence[Parameters]]
+    weight: Callable[[str, Shape, Tensors], Weight]
+    scales: Callable[[str], Mapping[str, str]] = lambda module: {}
+    read_scales: Callable[[str, Tensors], Scales] = named_scales
+    head: Callable[[Tensors, Tensors | None], Head] = settle_head
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
     """One way in which checkpoints store weights.
 
-    ``describes`` is a phrase for messages. ``recognises(config)`` looks at the parsed ``config.json``.
-    ``weights(tensors, expected)`` makes a weight of every text tensor it can; ``tensors`` maps canonical
-    names to what is stored, ``expected`` are the names of the architecture. It returns the weights by
-    canonical name and the names of the tensors that went into none; it raises ``CheckpointError``.
+    ``name`` is what reports call it, ``describes`` a phrase for messages. ``recognises(config)`` looks at the
+    parsed ``config.json``; ``layout(config)`` reads what it says of the form and raises ``CheckpointError``
+    for what is not read. A ``last_resort`` is asked only where no other form recognises the checkpoint.
     """
 
     name: str
     describes: str
     recognises: Callable[[Mapping[str, object]], bool]
-    weights: Callable[
-        [Mapping[str, SourceTensor], Mapping[str, tuple[int, ...]]],
-        tuple[dict[str, Weight], tuple[str, ...]],
-    ]
+    layout: Callable[[Mapping[str, object]], Layout]
+    last_resort: bool = False
 
 
 def quantization_of(config: Mapping[str, object]) -> tuple[str, object] | None:

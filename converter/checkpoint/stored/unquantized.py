@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.lattice import BLOCK, bf16_bits, bf16_floats, recover
 from converter.checkpoint.safetensors import SourceTensor
-from converter.checkpoint.stored.form import StoredFormat, quantization_of
+from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of
+from converter.checkpoint.stored.modules import as_floats, check_dtype
 from converter.checkpoint.weight import OFF_LATTICE, Lattice, LatticeRows, Weight, sampled_ranges
 from converter.errors import CheckpointError
 
 #: Share of the judged blocks that must be on a lattice.
 ON_LATTICE_SHARE: Final = 0.99
 _LATTICE: Final = Lattice(bits=4, block=BLOCK)
-#: Dtypes of numbers that are read.
-NUMBERS: Final = ("BF16", "F16", "F32")
 #: Matrices that training leaves alone: the choice of experts is too sensitive.
 _UNCODED: Final = (".router.proj.weight",)
 
@@ -34,21 +33,18 @@ def recognises(config: Mapping[str, object]) -> bool:
     return quantization_of(config) is None
 
 
-def weights(
-    tensors: Mapping[str, SourceTensor], expected: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, Weight], tuple[str, ...]]:
-    """A weight for every expected tensor that is stored, in the order of ``expected``, and the rest."""
-    made = {name: make_weight(name, tensors[name], expected[name]) for name in expected if name in tensors}
-    return made, tuple(name for name in tensors if name not in made)
+def layout(config: Mapping[str, object]) -> Layout:
+    """Every weight is one tensor of its own name; there are no scales of activations."""
+    return Layout(
+        parameters=lambda name: (Parameters({"weight": name}),),
+        weight=lambda name, shape, tensors: make_weight(name, tensors["weight"], shape),
+    )
 
 
 def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | None = None) -> Weight:
     """The weight of one tensor; reads a sample of its rows, unless its shape is not the one ``expected``: the
     row of a hostile file may be larger than memory. Raises ``CheckpointError``."""
-    if tensor.dtype not in NUMBERS:
-        raise CheckpointError(
-            f"{tensor.where} has dtype {tensor.dtype}, expected one of {', '.join(NUMBERS)}"
-        )
+    check_dtype(tensor)
     matrix = len(tensor.shape) >= 2 and tensor.shape == (expected or tensor.shape)
     on_lattice = matrix and tensor.columns % BLOCK == 0 and lies_on_lattice(tensor)
     return Weight(
@@ -61,16 +57,6 @@ def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | Non
         codes=_codes(tensor) if on_lattice else None,
         coded=len(tensor.shape) >= 2 and not name.endswith(_UNCODED),
     )
-
-
-def number_weight(tensor: SourceTensor) -> Weight:
-    """The weight of a tensor of another part than the text model, by its name in the checkpoint: its numbers
-    as they are stored, infinite ones too (bounds of what is clipped), on no lattice."""
-
-    def floats(start: int, stop: int) -> NDArray[np.float32]:
-        return _as_floats(tensor.read_rows(start, stop))
-
-    return Weight(tensor.name, tensor.name, tensor.shape, tensor.dtype, floats)
 
 
 def lies_on_lattice(tensor: SourceTensor) -> bool:
@@ -91,7 +77,7 @@ def lies_on_lattice(tensor: SourceTensor) -> bool:
         raise
     if not off.any():
         return True
-    magnitudes = np.abs(_as_floats(values)).reshape(-1, BLOCK)
+    magnitudes = np.abs(as_floats(values)).reshape(-1, BLOCK)
     smallest = np.where(magnitudes > 0, magnitudes, np.inf).min(axis=1)
     telling = smallest < magnitudes.max(axis=1)
     return bool(np.count_nonzero(off & telling) <= (1 - ON_LATTICE_SHARE) * np.count_nonzero(telling))
@@ -101,7 +87,7 @@ def _floats(tensor: SourceTensor) -> Callable[[int, int], NDArray[np.float32]]:
     def floats(start: int, stop: int) -> NDArray[np.float32]:
         values = tensor.read_rows(start, stop)
         _check_finite(tensor, values, start)
-        return _as_floats(values)
+        return as_floats(values)
 
     return floats
 
@@ -129,12 +115,6 @@ def _check_finite(tensor: SourceTensor, values: NDArray[np.generic], first_row: 
         raise CheckpointError(f"{tensor.where} has a value that is infinite or not a number in row {row}")
 
 
-def _as_floats(values: NDArray[np.generic]) -> NDArray[np.float32]:
-    if values.dtype == np.uint16:
-        return bf16_floats(values.view(np.uint16))
-    return values.astype(np.float32, copy=False)
-
-
 def recovered(values: NDArray[np.generic]) -> LatticeRows:
     """Codes of rows as stored (uint16 for bfloat16 bits, float16 or float32).
 
@@ -143,7 +123,7 @@ def recovered(values: NDArray[np.generic]) -> LatticeRows:
     """
     if values.dtype == np.uint16:
         return recover(values.view(np.uint16))
-    floats = _as_floats(values)
+    floats = as_floats(values)
     if not np.isfinite(floats).all():
         raise ValueError("a value is not finite")
     bits = bf16_bits(floats)
@@ -154,9 +134,10 @@ def recovered(values: NDArray[np.generic]) -> LatticeRows:
     return rows
 
 
-FORMAT: Final = StoredFormat(
+form: Final = Form(
     name="bf16-lattice",
     describes="unquantized BF16, F16 or F32 safetensors, such as google/gemma-4-E2B-it-qat-q4_0-unquantized",
     recognises=recognises,
-    weights=weights,
+    layout=layout,
+    last_resort=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.weight import Lattice
 from converter.errors import CheckpointError
-from support.raw_safetensors import write_tensors
+from support.raw_safetensors import write_raw, write_tensors
 
 Make = Callable[..., Path]
 Tensors = dict[str, NDArray[np.generic]]
@@ -218,6 +219,17 @@ def test_a_head_that_differs_unties_the_model(altered: Callable[..., Path]) -> N
     assert list(checkpoint.weights)[-1] == "lm_head.weight"
     assert list(checkpoint.weights) == list(checkpoint.architecture.tensors)
     assert not transformers_ties(directory)
+
+
+def test_a_head_and_an_embedding_larger_than_any_disk_are_not_compared(altered: Callable[..., Path]) -> None:
+    directory, size = altered("text"), 1 << 39
+    entry = {"dtype": "BF16", "shape": [1, size // 2]}
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    header = {name: {**entry, "data_offsets": [i * size, (i + 1) * size]} for i, name in enumerate(names)}
+    path = directory / "model.safetensors"
+    write_raw(path, header)
+    os.truncate(path, path.stat().st_size + 2 * size)
+    assert f"has shape [1, {size // 2}], config.json asks for [1280, 128]" in refusal(directory)
 
 
 def test_a_head_that_is_stored_alone_is_the_embedding_too(altered: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.safetensors import open_shards
-from converter.checkpoint.stored import FORMATS, find_format
+from converter.checkpoint.stored import find_form
 from converter.checkpoint.stored.unquantized import make_weight, sampled_ranges
 from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Lattice, Weight
 from converter.errors import CheckpointError
@@ -189,11 +189,10 @@ def test_samples_are_spread_and_bounded(rows: int, columns: int) -> None:
 )
 def test_packed_checkpoints_are_named_with_what_is_read(config: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        find_format(config)
+        find_form(config)
     assert message in str(caught.value)
     assert "google/gemma-4-E2B-it-qat-q4_0-unquantized" in str(caught.value)
 
 
 def test_checkpoints_without_a_quantization_are_unquantized_safetensors() -> None:
-    assert find_format({"quantization_config": None, "text_config": {}}).name == "bf16-lattice"
-    assert len({stored.name for stored in FORMATS}) == len(FORMATS)
+    assert find_form({"quantization_config": None, "text_config": {}}).name == "bf16-lattice"

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import open_shards
-from converter.checkpoint.stored.unquantized import _as_floats
+from converter.checkpoint.stored.modules import as_floats
 from converter.errors import UsageError, ValidationError
 from converter.system.child import Worker
 from support.raw_safetensors import write_tensors
@@ -333,7 +333,7 @@ def test_the_table_of_per_layer_embeddings_stays_on_the_disk(texts_rows: tuple[P
     rows = model.model.embed_tokens_per_layer
     ids = torch.tensor([[5, 900, 5], [table.rows - 1, 0, 7]])
     stored = open_shards(directory).tensors[table.name]
-    whole = torch.tensor(_as_floats(stored.read_rows(0, table.rows)))
+    whole = torch.tensor(as_floats(stored.read_rows(0, table.rows)))
     scale = model.config.hidden_size_per_layer_input**0.5
     assert torch.equal(rows(ids), whole[ids] * scale)
     with pytest.raises(IndexError, match=f"has {table.rows} rows, not one for token {table.rows}"):
