@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.parts import TEXT
-from converter.errors import UsageError
+from converter.errors import ExtensionError, UsageError
+from converter.system.extensions import load, registered
 from converter.system.progress import Progress, no_progress
 from targets.options import Option, check_names
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
+
+
+#: Entry points of targets, each loaded when it is asked for.
+_GROUP: Final = "qatconvert.targets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +296,7 @@ class Target(Protocol):
 
 def known_targets() -> tuple[str, ...]:
     """Names of the registered targets, sorted."""
-    return tuple(sorted(entry.name for entry in entry_points(group="qatconvert.targets")))
+    return registered(_GROUP)
 
 
 def check_known(names: Iterable[str]) -> None:
@@ -303,10 +308,10 @@ def check_known(names: Iterable[str]) -> None:
 
 
 def find_target(name: str) -> Target:
-    """The target registered under ``name``; raises ``UsageError`` that lists the known ones."""
+    """The target registered under ``name``; raises ``UsageError`` that lists the known ones, and
+    ``ExtensionError`` for one that cannot be loaded."""
     check_known([name])
-    (entry,) = entry_points(group="qatconvert.targets", name=name)
-    target: Target = entry.load()
+    target: Target = load(_GROUP, name)
     return target
 
 
@@ -338,7 +343,7 @@ def artifact_of(path: Path) -> Path:
     """``path``, or the one artifact in it if it is a directory; raises ``UsageError`` for none or several."""
     if not path.is_dir():
         return path
-    suffixes = tuple(find_target(name).suffix for name in known_targets())
+    suffixes = tuple(target.suffix for target in _loadable())
     found = sorted(file for file in path.iterdir() if file.name.endswith(suffixes))
     if len(found) != 1:
         raise UsageError(f"{path} holds {len(found)} artifacts ({', '.join(suffixes)}): give the file itself")
@@ -347,8 +352,14 @@ def artifact_of(path: Path) -> Path:
 
 def target_of(artifact: Path) -> Target:
     """The target whose artifacts are named like ``artifact``; raises ``UsageError``."""
-    for name in known_targets():
-        target = find_target(name)
+    for target in _loadable():
         if artifact.name.endswith(target.suffix):
             return target
     raise UsageError(f"{artifact}: no target writes such files (known: {', '.join(known_targets())})")
+
+
+def _loadable() -> Iterator[Target]:
+    """The registered targets, without any that cannot be loaded."""
+    for name in known_targets():
+        with suppress(ExtensionError):
+            yield find_target(name)

@@ -20,6 +20,7 @@ from converter.checkpoint.generation import end_tokens
 from converter.system.progress import Progress, stage_of
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
+from validation.reference.source import reference_model
 from validation.runners import Account, Engine, Scores
 from validation.settings import Prepared
 from validation.text import Tokens
@@ -176,24 +177,26 @@ def _continue(
     checkpoint, output = prepared.checkpoint, scratch / "continuations.npy"
     offload = scratch / "offload"
     offload.mkdir()
-    result = prepared.worker.call(
-        {
-            "task": "continue",
-            "model": str(checkpoint.source.directory().resolve()),
-            "left_out": [left.name for left in checkpoint.left_out],
-            "prompts": [[_bos(prepared), *prompt.ids] for prompt in prompts],
-            "drafts": [list(answer.tokens) for answer in account.answers],
-            "count": COUNT,
-            "ends": list(ends),
-            "banned": list(checkpoint.generation.suppressed),
-            "output": str(output),
-            "dtype": prepared.settings.reference_dtype,
-            "max_memory": prepared.settings.max_memory,
-            "scratch": str(offload),
-        },
-        stage_of(progress, "reference text"),
-        what="reference",
-    )
+    model = reference_model(checkpoint, scratch)
+    with model.files() as directory:
+        result = prepared.worker.call(
+            {
+                "task": "continue",
+                "model": str(directory.resolve()),
+                "left_out": list(model.left_out),
+                "prompts": [[_bos(prepared), *prompt.ids] for prompt in prompts],
+                "drafts": [list(answer.tokens) for answer in account.answers],
+                "count": COUNT,
+                "ends": list(ends),
+                "banned": list(checkpoint.generation.suppressed),
+                "output": str(output),
+                "dtype": prepared.settings.reference_dtype,
+                "max_memory": prepared.settings.max_memory,
+                "scratch": str(offload),
+            },
+            stage_of(progress, "reference text"),
+            what="reference",
+        )
     logits = map_logits(output, len(prompts) * COUNT)
     return [
         Continuation(tuple(one["tokens"]), tuple(one["texts"]), logits[index * COUNT :])

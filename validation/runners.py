@@ -20,6 +20,7 @@ from converter.checkpoint.excerpt import Excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
+from converter.system.extensions import load
 from converter.system.progress import StageProgress
 from targets.options import Option
 
@@ -307,9 +308,9 @@ def _home(entry: EntryPoint) -> str | None:
 
 
 def find_runner(target: str, runtime: str | None = None) -> Runner:
-    """The runner of ``runtime_of`` the same; raises ``UsageError`` when there is none."""
-    (entry,) = entry_points(group=_GROUP, name=runtime_of(target, runtime))
-    runner: Runner = entry.load()
+    """The runner of ``runtime_of`` the same; raises ``UsageError`` when there is none, and ``ExtensionError``
+    for one that cannot be loaded."""
+    runner: Runner = load(_GROUP, runtime_of(target, runtime))
     return runner
 
 

@@ -15,7 +15,7 @@ from converter.checkpoint.generation import Generation, read_generation
 from converter.checkpoint.parts import TEXT
 from converter.checkpoint.safetensors import INDEX, SINGLE, open_shards
 from converter.checkpoint.source import CheckpointSource, Directory
-from converter.checkpoint.stored import find_form
+from converter.checkpoint.stored import Form, find_form
 from converter.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from converter.checkpoint.weight import Scales, Weight
 from converter.system.untrusted import Settings
@@ -33,7 +33,7 @@ class PartSize:
 class Checkpoint:
     """An opened checkpoint: all that it holds, read and checked.
 
-    ``source`` is where it came from. ``format`` is the stored form's name, ``config`` is ``config.json`` as
+    ``source`` is where it came from. ``form`` is how it stores weights, ``config`` is ``config.json`` as
     read. ``weights`` maps canonical names to the text model's weights, in model order; ``left_out`` lists
     every other tensor. ``parts`` has the weights of other parts that are stored as numbers, by part and name
     in the checkpoint. ``scales`` are those of activations and caches by module (``layers.0.self_attn``),
@@ -43,7 +43,7 @@ class Checkpoint:
     """
 
     source: CheckpointSource
-    format: str
+    form: Form
     config: Mapping[str, object]
     architecture: Architecture
     weights: Mapping[str, Weight]
@@ -108,7 +108,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     config = documents.settings(MODEL_CONFIG).values
     form = find_form(config)
     assembly = assemble(shards, read_architecture(config), form.layout(config))
-    return _opened(path, documents, config, form.name, assembly, shards.files)
+    return _opened(path, documents, config, form, assembly, shards.files)
 
 
 def open_description(path: Path) -> Checkpoint:
@@ -124,7 +124,7 @@ def open_description(path: Path) -> Checkpoint:
     index = path / INDEX
     described = os.path.lexists(index) and not os.path.lexists(path / SINGLE)
     bare = Assembly(architecture, {}, {}, (), {})
-    opened = _opened(path, documents, config, form.name, bare, (index,) if described else ())
+    opened = _opened(path, documents, config, form, bare, (index,) if described else ())
     if described:
         check_index(index, architecture, layout)
     return opened
@@ -134,7 +134,7 @@ def _opened(
     path: Path,
     documents: Documents,
     config: Mapping[str, object],
-    form: str,
+    form: Form,
     assembly: Assembly,
     files: tuple[Path, ...],
 ) -> Checkpoint:
@@ -145,7 +145,7 @@ def _opened(
     files = (documents.path(MODEL_CONFIG), *files, *tokenizer.files, *_card_files(card), *evaluation)
     return Checkpoint(
         source=Directory(path, files),
-        format=form,
+        form=form,
         config=config,
         architecture=architecture,
         weights=assembly.weights,

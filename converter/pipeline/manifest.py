@@ -71,7 +71,7 @@ def build(
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
         "libraries": library_versions(),
         "options": dict(options),
-        "source": {**source, "format": checkpoint.format, "files": list(files)},
+        "source": {**source, "format": checkpoint.form.name, "files": list(files)},
         "targets": dict(targets),
         "left_out": [
             {

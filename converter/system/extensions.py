@@ -7,7 +7,7 @@ the entry point and the distribution, and comes up only where the object is aske
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from converter.errors import ExtensionError
 
@@ -19,7 +19,11 @@ def registered(group: str) -> tuple[str, ...]:
     return tuple(sorted({entry.name for entry in entry_points(group=group)}))
 
 
-def load(group: str, name: str, kind: type[_T]) -> _T:
+@overload
+def load(group: str, name: str) -> Any: ...
+@overload
+def load(group: str, name: str, kind: type[_T]) -> _T: ...
+def load(group: str, name: str, kind: type[Any] = object) -> Any:
     """The object of type ``kind`` that is registered as ``name``, which must be one of the group's names.
 
     Raises ``ExtensionError`` for a name that several distributions register, for an object that cannot be

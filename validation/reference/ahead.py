@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from converter.checkpoint.opened import Checkpoint
 from converter.system.digests import hexdigest
 from converter.system.progress import Progress, StageProgress, counted, stage_of
-from validation.reference.logits import Model, default_cache, is_writable, reference_logits
+from validation.reference.logits import default_cache, is_writable, reference_logits
+from validation.reference.source import reference_model
 from validation.settings import Prepared
 
 
@@ -32,9 +33,8 @@ def logits_of(
     ``scratch`` are as for ``reference_logits``, and so is what it raises.
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
-    left_out = tuple(left.name for left in checkpoint.left_out)
     return reference_logits(
-        Model(checkpoint.source.directory(), left_out, checkpoint.architecture.vocabulary),
+        reference_model(checkpoint, scratch, tokens.ids),
         tokens.sequences,
         firsts=tokens.firsts,
         source=_identity(checkpoint, source, stage_of(progress, "checksums")),
@@ -88,9 +88,10 @@ def _identity(
     checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: StageProgress
 ) -> dict[str, object]:
     """What tells this checkpoint from every other: the digests of its files."""
+    form = {} if checkpoint.form.loads_as_stored else {"form": checkpoint.form.name}
     if source and source.get("files") is not None:
-        return {"files": source["files"]}
+        return {"files": source["files"], **form}
     files = sorted(checkpoint.files)
     total = sum(file.stat().st_size for file in files)
     advance = counted(progress, total)
-    return {"files": [hexdigest(file, hashlib.sha256(), advance=advance) for file in files]}
+    return {"files": [hexdigest(file, hashlib.sha256(), advance=advance) for file in files], **form}

@@ -43,11 +43,26 @@ _DAY = 86_400
 @dataclass(frozen=True, slots=True)
 class Model:
     """A safetensors checkpoint as ``transformers`` sees it: its directory, the names of tensors in it that
-    are no text weights, and the number of tokens in its vocabulary."""
+    are no text weights, and the number of tokens in its vocabulary. ``write`` makes the checkpoint in its
+    ``directory`` where it lies in none, each time that it is used."""
 
     directory: Path
     left_out: tuple[str, ...]
     vocabulary: int
+    write: Callable[[Path], None] | None = None
+
+    @contextmanager
+    def files(self) -> Iterator[Path]:
+        """The directory, while it is used. Raises what ``write`` raises."""
+        if self.write is None:
+            yield self.directory
+            return
+        self.directory.mkdir()
+        try:
+            self.write(self.directory)
+            yield self.directory
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def default_cache() -> Path:
@@ -180,10 +195,10 @@ def _compute(
 ) -> Mapping[str, Any]:
     """Have the child process write the logits, and give its answer; leaves no file behind when it fails."""
     _clear_offload(output.parent)
-    with _offload(output.parent) as offload:
+    with _offload(output.parent) as offload, model.files() as directory:
         request: Mapping[str, object] = {
             "task": "logits",
-            "model": str(model.directory.resolve()),
+            "model": str(directory.resolve()),
             "left_out": list(model.left_out),
             "sequences": [list(ids) for ids in sequences],
             "firsts": list(firsts),

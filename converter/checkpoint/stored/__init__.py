@@ -7,12 +7,12 @@ the form is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import Final
 
 from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of
 from converter.checkpoint.stored.modules import Head, Tensors
-from converter.errors import CheckpointError
+from converter.errors import CheckpointError, ExtensionError
+from converter.system.extensions import load, registered
 from converter.system.untrusted import shown
 
 __all__ = ["Form", "Head", "Layout", "Parameters", "Tensors", "find_form", "known_forms"]
@@ -21,14 +21,25 @@ _GROUP: Final = "qatconvert.forms"
 
 
 def known_forms() -> tuple[Form, ...]:
-    """The registered forms, by name."""
-    return tuple(entry.load() for entry in sorted(entry_points(group=_GROUP), key=lambda entry: entry.name))
+    """The registered forms that can be loaded, by name."""
+    return _loaded()[0]
+
+
+def _loaded() -> tuple[tuple[Form, ...], tuple[str, ...]]:
+    """The registered forms, and a line for each that cannot be loaded."""
+    forms, broken = [], []
+    for name in registered(_GROUP):
+        try:
+            forms.append(load(_GROUP, name, Form))
+        except ExtensionError as error:
+            broken.append(str(error))
+    return tuple(forms), tuple(broken)
 
 
 def find_form(config: Mapping[str, object]) -> Form:
     """The form that recognises the checkpoint, the last resort if no other does. Raises ``CheckpointError``
     that names what is not read, or two forms that both recognise it."""
-    forms = known_forms()
+    forms, broken = _loaded()
     found = [form for form in forms if form.recognises(config)]
     found = [form for form in found if not form.last_resort] or found
     if len(found) > 1:
@@ -38,7 +49,7 @@ def find_form(config: Mapping[str, object]) -> Form:
         return found[0]
     where, section = quantization_of(config) or ("quantization_config", None)
     method = section.get("quant_method") if isinstance(section, Mapping) else section
-    read = "; ".join(form.describes for form in forms)
+    read = "; ".join([*(form.describes for form in forms), *broken])
     raise CheckpointError(
         f"config.json: {where} has quant_method {shown(method)}, which is not read; read are: {read}"
     )

@@ -57,6 +57,8 @@ class Form:
     ``name`` is what reports call it, ``describes`` a phrase for messages. ``recognises(config)`` looks at the
     parsed ``config.json``; ``layout(config)`` reads what it says of the form and raises ``CheckpointError``
     for what is not read. A ``last_resort`` is asked only where no other form recognises the checkpoint.
+    ``loads_as_stored`` says that transformers loads such a checkpoint; what it does not load is proven by
+    the numbers that its codes and scales stand for.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Form:
     recognises: Callable[[Mapping[str, object]], bool]
     layout: Callable[[Mapping[str, object]], Layout]
     last_resort: bool = False
+    loads_as_stored: bool = True
 
 
 def quantization_of(config: Mapping[str, object]) -> tuple[str, object] | None:

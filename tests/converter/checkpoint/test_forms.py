@@ -98,7 +98,7 @@ def test_what_no_form_recognises_is_named_with_all_that_are_read(registered: Non
 def test_codes_and_scales_are_those_stored(make: Callable[..., Path], dtype: str) -> None:
     kept: Tensors = {}
     checkpoint = open_checkpoint(make(kept.update, dtype=dtype))
-    assert checkpoint.format == METHOD
+    assert checkpoint.form.name == METHOD
     assert list(checkpoint.weights) == list(checkpoint.architecture.tensors)
     matrices = [weight for weight in checkpoint.weights.values() if weight.is_packed]
     assert len(matrices) > 10
@@ -117,7 +117,7 @@ def test_a_sharded_index_is_understood_by_the_same_names(
     make: Callable[..., Path], opening: Callable[[Path], Checkpoint]
 ) -> None:
     directory = make(add_head, shards=3)
-    assert opening(directory).format == METHOD
+    assert opening(directory).form.name == METHOD
     if opening is open_description:
         for file in directory.glob("*.safetensors"):
             file.unlink()

@@ -81,7 +81,7 @@ def test_every_tensor_is_a_weight_or_left_out(checkpoint_factory: Make, variant:
     sources = [weight.source for weight in checkpoint.weights.values()]
     sources += [left_out.name for left_out in checkpoint.left_out]
     assert sorted(sources) == sorted(open_shards(directory).tensors)
-    assert checkpoint.format == "bf16-lattice"
+    assert checkpoint.form.name == "bf16-lattice"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -1,0 +1,1 @@
+"""A stored form of int4 codes in groups of 128."""

@@ -1,0 +1,1 @@
+"""A target of plain numbers in safetensors, and transformers as its runtime."""

@@ -1,0 +1,44 @@
+"""What ``transformers`` loads for the reference: the checkpoint itself, or its numbers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from converter.checkpoint.opened import Checkpoint
+from converter.errors import ValidationError
+from converter.system.amounts import amount
+from targets.target import StoredTensor
+from validation.own_weights import needed_disk, write_checkpoint
+from validation.reference.logits import Model
+
+
+def reference_model(checkpoint: Checkpoint, scratch: Path, tokens: Collection[int] | None = None) -> Model:
+    """The model whose logits are the reference's, of sequences of ``tokens`` (default: of any).
+
+    A stored form that ``transformers`` does not load is written out below ``scratch`` as float32 numbers:
+    codes times scales, 4 bytes per parameter, each time that the model is used. That raises
+    ``ValidationError`` where there is no room for it.
+    """
+    vocabulary = checkpoint.architecture.vocabulary
+    if checkpoint.form.loads_as_stored:
+        left_out = tuple(left.name for left in checkpoint.left_out)
+        return Model(checkpoint.source.directory(), left_out, vocabulary)
+
+    def write(directory: Path) -> None:
+        needed, free = needed_disk(checkpoint, tokens), shutil.disk_usage(directory).free
+        if free < needed:
+            raise ValidationError(
+                f"reference: transformers does not load {checkpoint.form.name}, and its weights as numbers "
+                f"need {amount(needed)} of temporary files, {amount(free)} are free"
+            )
+        numbers = {
+            name: StoredTensor(
+                name, weight.source, weight.stored, weight.shape, weight.stored_bytes, weight.floats
+            )
+            for name, weight in checkpoint.weights.items()
+        }
+        write_checkpoint(checkpoint, numbers, directory, tokens=tokens)
+
+    return Model(scratch / "reference-model", (), vocabulary, write)
