@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from converter.errors import CheckpointError, DestinationError, QatconvertError, UsageError
+from converter.filenames import CONFIG
 from converter.system.replacing import write_whole
 from converter.system.untrusted import read_object
 
@@ -273,7 +274,7 @@ def _short_name(name: str) -> Source | None:
 
 def _demo() -> Source:
     path = Path(__file__).parent / "demo" / DEMO
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path}: the shipped checkpoint is missing: install qatconvert again")
     return Source("demo", DEMO, path=path, alias=DEMO)
 

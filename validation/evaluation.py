@@ -19,8 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from converter.checkpoint.documents import EVALUATION_TEXT
 from converter.errors import CheckpointError
+from converter.filenames import EVALUATION_TEXT
 from converter.system.untrusted import Settings, kind
 from validation.limits import KNOWN
 from validation.text import Passage, digest, read_passages

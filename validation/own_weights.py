@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import ValidationError
+from converter.filenames import CONFIG, INDEX
 from converter.system.amounts import amount
 from converter.system.processors import processors
 from converter.system.progress import StageProgress, no_progress
@@ -61,10 +62,10 @@ def write_checkpoint(
         ranges = [(weight, rows) for weight in members for rows in _ranges(checkpoint, weight, tokens)]
         done = _write_shard(directory / file, members, ranges, stored, done, total, progress)
     size = 4 * sum(weight.size for weight in weights)
-    (directory / "model.safetensors.index.json").write_text(
+    (directory / INDEX).write_text(
         json.dumps({"metadata": {"total_size": size}, "weight_map": index}), "utf-8"
     )
-    (directory / "config.json").write_text(json.dumps(text_config(checkpoint)), "utf-8")
+    (directory / CONFIG).write_text(json.dumps(text_config(checkpoint)), "utf-8")
 
 
 def needed_disk(checkpoint: Checkpoint, tokens: Collection[int] | None = None) -> int:

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import CheckpointError
+from converter.filenames import EVALUATION_TEXT
 from converter.system.untrusted import CONFIG_BYTES, Settings, parse_object, read_bytes
 
-MODEL_CONFIG: Final = "config.json"
-GENERATION: Final = "generation_config.json"
-TOKENIZER: Final = "tokenizer.json"
-TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-SPECIAL_TOKENS: Final = "special_tokens_map.json"
-#: The text that a checkpoint may bring to be judged on (``validation.evaluation``); no artifact holds it.
-EVALUATION_TEXT: Final = "evaluation_text.json"
 #: Largest ``tokenizer.json`` that is read; Gemma 4's has 32 MB.
 TOKENIZER_BYTES: Final = 64 << 20
 #: Most bytes of a checkpoint's own evaluation text.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
-from converter.checkpoint.documents import GENERATION, Documents
+from converter.checkpoint.documents import Documents
 from converter.checkpoint.tokenizer import Tokenizer
+from converter.filenames import GENERATION_CONFIG
 from converter.system.untrusted import Settings
 
 #: Settings of ``generation_config.json`` that bear on an answer, and the value that changes nothing, beside
@@ -66,7 +67,7 @@ def read_generation(documents: Documents, vocabulary: int) -> Generation:
 
     Raises ``CheckpointError`` for a damaged file and for suppressed ids that are none below
     ``vocabulary``."""
-    settings = documents.optional(GENERATION)
+    settings = documents.optional(GENERATION_CONFIG)
     return Generation(
         sampling=_sampling(settings),
         penalties=_penalties(settings),

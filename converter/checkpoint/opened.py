@@ -10,14 +10,15 @@ from pathlib import Path
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.assembly import Assembly, LeftOut, assemble, check_index
 from converter.checkpoint.card import Card, read_card
-from converter.checkpoint.documents import EVALUATION_TEXT, MODEL_CONFIG, Documents, evaluation_text
+from converter.checkpoint.documents import Documents, evaluation_text
 from converter.checkpoint.generation import Generation, read_generation
 from converter.checkpoint.parts import TEXT
-from converter.checkpoint.safetensors import INDEX, SINGLE, open_shards
+from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.source import CheckpointSource, Directory
 from converter.checkpoint.stored import Form, find_form
 from converter.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from converter.checkpoint.weight import Scales, Weight
+from converter.filenames import CONFIG, EVALUATION_TEXT, INDEX, WEIGHTS
 from converter.system.untrusted import Settings
 
 
@@ -105,7 +106,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     read, and for tensors that do not fit the configuration: missing, unexpected or of another shape.
     """
     shards, documents = open_shards(path), Documents(path)
-    config = documents.settings(MODEL_CONFIG).values
+    config = documents.settings(CONFIG).values
     form = find_form(config)
     assembly = assemble(shards, read_architecture(config), form.layout(config))
     return _opened(path, documents, config, form, assembly, shards.files)
@@ -118,11 +119,11 @@ def open_description(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` for what would make ``open_checkpoint`` fail, as far as it shows there.
     """
     documents = Documents(path)
-    config = documents.settings(MODEL_CONFIG).values
+    config = documents.settings(CONFIG).values
     form = find_form(config)
     architecture, layout = read_architecture(config), form.layout(config)
     index = path / INDEX
-    described = os.path.lexists(index) and not os.path.lexists(path / SINGLE)
+    described = os.path.lexists(index) and not os.path.lexists(path / WEIGHTS)
     bare = Assembly(architecture, {}, {}, (), {})
     opened = _opened(path, documents, config, form, bare, (index,) if described else ())
     if described:
@@ -142,7 +143,7 @@ def _opened(
     architecture = assembly.architecture
     tokenizer, card = read_tokenizer(documents, architecture.vocabulary), read_card(path)
     evaluation = (documents.path(EVALUATION_TEXT),) if EVALUATION_TEXT in documents else ()
-    files = (documents.path(MODEL_CONFIG), *files, *tokenizer.files, *_card_files(card), *evaluation)
+    files = (documents.path(CONFIG), *files, *tokenizer.files, *_card_files(card), *evaluation)
     return Checkpoint(
         source=Directory(path, files),
         form=form,

@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import CheckpointError
+from converter.filenames import INDEX, WEIGHTS
 from converter.system.untrusted import PICKLES, Settings, kind, parse_object, read_object, shown
 
-SINGLE: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
 #: Longest header that the format allows.
 HEADER_BYTES: Final = 100_000_000
 _INDEX_BYTES: Final = 100_000_000
@@ -164,8 +163,8 @@ def open_shards(directory: Path) -> Shards:
 
     Every header is validated here: lengths, offsets, shapes, dtypes, names. Raises ``CheckpointError``.
     """
-    if os.path.lexists(directory / SINGLE):
-        path = directory / SINGLE
+    if os.path.lexists(directory / WEIGHTS):
+        path = directory / WEIGHTS
         return Shards(directory, (path,), {tensor.name: tensor for tensor in read_header(Shard(path))})
     if os.path.lexists(directory / INDEX):
         return _open_index(directory)
@@ -192,8 +191,8 @@ def _nothing_to_read(directory: Path) -> CheckpointError:
         return CheckpointError(f"{directory}: is empty")
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
-        return CheckpointError(f"{directory}: has {others[0]} but neither {SINGLE} nor {INDEX}")
-    return CheckpointError(f"{directory}: holds no checkpoint (neither {SINGLE} nor {INDEX})")
+        return CheckpointError(f"{directory}: has {others[0]} but neither {WEIGHTS} nor {INDEX}")
+    return CheckpointError(f"{directory}: holds no checkpoint (neither {WEIGHTS} nor {INDEX})")
 
 
 def read_index(index: Path) -> dict[str, str]:

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
-from converter.checkpoint.documents import (
-    GENERATION,
-    SPECIAL_TOKENS,
-    TOKENIZER,
-    TOKENIZER_BYTES,
-    TOKENIZER_CONFIG,
-    Documents,
-)
+from converter.checkpoint.documents import TOKENIZER_BYTES, Documents
+from converter.checkpoint.special_tokens import EOS_ID
 from converter.checkpoint.tokenizer_pipeline import Step, Vocabulary, further_steps, is_rebuilt
 from converter.errors import CheckpointError
+from converter.filenames import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_JSON,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 from converter.system.untrusted import Settings, kind, shown
 
 #: Longest token in characters; some work on a vocabulary grows with the square of it.
 _LONGEST_TOKEN: Final = 1024
-_TEMPLATE: Final = "chat_template.jinja"
-_TEMPLATE_JSON: Final = "chat_template.json"
 _TEMPLATE_BYTES: Final = 4 << 20
 _LARGEST_VOCABULARY: Final = 1 << 21
 _NAMES: Final = ("bos", "eos", "pad", "unk", "mask")
@@ -86,7 +86,7 @@ def read_tokenizer(documents: Documents, vocabulary: int | None = None) -> Token
     document = documents.settings(TOKENIZER, TOKENIZER_BYTES)
     model = _model(document)
     config, names, generation = (
-        documents.optional(name) for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION)
+        documents.optional(name) for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION_CONFIG)
     )
     ids = _vocabulary(model)
     added = {**_config_added(config), **_added(document)}
@@ -302,25 +302,25 @@ def _special(
 
 def _end_ids(generation: Settings, eos: int | None, size: int) -> tuple[int, ...]:
     """Ids that end a generated text, from ``generation_config.json``, or ``eos`` alone."""
-    value = generation.values.get("eos_token_id")
+    value = generation.values.get(EOS_ID)
     listed = value if isinstance(value, list) else [] if value is None else [value]
     for id in listed:
         if type(id) is not int or not 0 <= id < size:
-            raise generation.error("eos_token_id", f"is {shown(value)}, expected ids below {size}")
+            raise generation.error(EOS_ID, f"is {shown(value)}, expected ids below {size}")
     return tuple(dict.fromkeys(listed)) or (() if eos is None else (eos,))
 
 
 def _files(documents: Documents) -> tuple[str, ...]:
     """The files that are read, where they are there: of the template's two the one that counts."""
-    template = _TEMPLATE if _TEMPLATE in documents else _TEMPLATE_JSON
-    return (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION, template)
+    template = CHAT_TEMPLATE if CHAT_TEMPLATE in documents else CHAT_TEMPLATE_JSON
+    return (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, GENERATION_CONFIG, template)
 
 
 def _chat_template(documents: Documents, config: Settings) -> str | None:
     """The chat template, from a file of its own or from ``tokenizer_config.json``."""
-    if _TEMPLATE in documents:
-        return documents.text(_TEMPLATE, _TEMPLATE_BYTES)
-    own = documents.optional(_TEMPLATE_JSON)
+    if CHAT_TEMPLATE in documents:
+        return documents.text(CHAT_TEMPLATE, _TEMPLATE_BYTES)
+    own = documents.optional(CHAT_TEMPLATE_JSON)
     for settings in (own, config):
         value = settings.values.get("chat_template")
         if isinstance(value, list):  # several named ones

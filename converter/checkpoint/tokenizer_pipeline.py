@@ -17,6 +17,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Final
 
+from converter.filenames import TOKENIZER, TOKENIZER_CONFIG
 from converter.system.untrusted import Settings, shown
 
 SPACE: Final = "\u2581"
@@ -65,7 +66,7 @@ class Step:
     kind: str
     where: str
     what: str
-    file: str = "tokenizer.json"
+    file: str = TOKENIZER
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +309,7 @@ def _configured(document: Settings, config: Settings) -> Iterator[Step]:
             if wanted != bool(own.get(id, {}).get(key)):
                 what = f"{shown(values.get('content'))} {'with' if wanted else 'without'} {key}"
                 where = f"added_tokens_decoder.{shown(id)[1:-1]}"
-                yield Step(CONFIGURED, where, what, "tokenizer_config.json")
+                yield Step(CONFIGURED, where, what, TOKENIZER_CONFIG)
 
 
 def _post_processor(document: Settings, bos: str | None) -> Iterator[Step]:

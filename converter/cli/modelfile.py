@@ -11,6 +11,7 @@ import click
 
 from converter.cli.console import warn
 from converter.cli.options import DeclaringCommand, OutputPath, take_declared
+from converter.filenames import CONFIG, INDEX, TOKENIZER, WEIGHTS
 
 if TYPE_CHECKING:
     from converter.names import Source
@@ -85,7 +86,7 @@ def _of_checkpoint(
     source: Source, path: str | None, options: Mapping[str, object], offline: bool
 ) -> Modelfile:
     from converter.checkpoint.architecture import read_architecture
-    from converter.checkpoint.documents import MODEL_CONFIG, TOKENIZER, Documents
+    from converter.checkpoint.documents import Documents
     from converter.checkpoint.generation import end_texts, read_generation
     from converter.checkpoint.tokenizer import read_tokenizer
     from targets.gguf.modelfile import modelfile
@@ -96,7 +97,7 @@ def _of_checkpoint(
 
         directory = download(source, offline=offline, weights=False).path
     documents = Documents(directory)
-    architecture = read_architecture(documents.settings(MODEL_CONFIG).values)
+    architecture = read_architecture(documents.settings(CONFIG).values)
     stops = []
     if TOKENIZER in documents:
         stops = end_texts(architecture, read_tokenizer(documents, architecture.vocabulary))
@@ -124,10 +125,10 @@ def _planned_path(directory: Path, name: str) -> str:
 
 def _has_weights(directory: Path) -> bool:
     """Whether all files of weights are there."""
-    from converter.checkpoint.safetensors import INDEX, SINGLE, read_index
+    from converter.checkpoint.safetensors import read_index
 
-    if os.path.lexists(directory / SINGLE) or not os.path.lexists(directory / INDEX):
-        return os.path.lexists(directory / SINGLE)
+    if os.path.lexists(directory / WEIGHTS) or not os.path.lexists(directory / INDEX):
+        return os.path.lexists(directory / WEIGHTS)
     return all(os.path.lexists(directory / file) for file in set(read_index(directory / INDEX).values()))
 
 

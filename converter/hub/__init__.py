@@ -14,20 +14,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from converter.errors import HubError
+from converter.filenames import CONFIG, INDEX
 from converter.hub.cache import Snapshot, Store, local_files
 from converter.hub.connection import SLOWEST, Connection, Rate, fetch
 from converter.hub.description import describe, list_repository
 from converter.hub.failures import explain
-from converter.hub.repository import (
-    COMMIT,
-    CONFIG,
-    INDEX,
-    Listing,
-    RemoteFile,
-    is_weights,
-    model_files,
-    refuse_unless_model,
-)
+from converter.hub.repository import COMMIT, Listing, RemoteFile, is_weights, model_files, refuse_unless_model
 from converter.hub.verification import Check, check, check_all
 from converter.names import Source
 from converter.system.amounts import amount

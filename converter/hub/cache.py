@@ -16,16 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import CheckpointError, HubError
-from converter.hub.repository import (
-    COMMIT,
-    CONFIG,
-    INDEX,
-    RemoteFile,
-    is_digest,
-    is_weights,
-    model_files,
-    names_commit,
-)
+from converter.filenames import CONFIG, INDEX
+from converter.hub.repository import COMMIT, RemoteFile, is_digest, is_weights, model_files, names_commit
 from converter.hub.verification import Check, check
 from converter.system.replacing import write_whole
 from converter.system.untrusted import read_object

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from converter.errors import HubError
+from converter.filenames import CONFIG
 from converter.hub.connection import Connection
-from converter.hub.repository import COMMIT, CONFIG, Listing, RemoteFile, read_listing
+from converter.hub.repository import COMMIT, Listing, RemoteFile, read_listing
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileMetadata

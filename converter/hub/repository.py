@@ -8,12 +8,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from converter.errors import CheckpointError, HubError
+from converter.filenames import CONFIG, INDEX, WEIGHTS
 from converter.names import printable
 from converter.system.untrusted import PICKLES, parse_object
 
-CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _DESCRIPTION = re.compile(
@@ -106,7 +104,7 @@ def names_commit(text: str) -> bool:
 def refuse_unless_model(listing: Listing) -> None:
     """Raise HubError, by name, for a repository that has no configuration or no safetensors weights."""
     repo, names = listing.repo, sorted(listing.files)
-    weights = SINGLE in names or INDEX in names
+    weights = WEIGHTS in names or INDEX in names
     others = [name for name in names if name.lower().endswith(_OTHERS)]
     if others and not any(name.endswith(".safetensors") for name in names):
         raise HubError(
@@ -117,7 +115,7 @@ def refuse_unless_model(listing: Listing) -> None:
         return
     gguf = [name for name in names if name.endswith(".gguf")]
     hint = f"; its GGUF can be read from disk: download {gguf[0]} and give the path" if gguf else ""
-    lacks = f"{SINGLE}, nor the index of its shards" if CONFIG in names else CONFIG
+    lacks = f"{WEIGHTS}, nor the index of its shards" if CONFIG in names else CONFIG
     raise HubError(f"{repo} is no checkpoint: it has no {lacks}{hint}")
 
 
@@ -129,7 +127,7 @@ def model_files(names: Collection[str], index: str | None, repo: str) -> set[str
     HubError when the index is damaged.
     """
     beside = {name for name in names if is_description(name) or _ABOUT.fullmatch(name)}
-    return beside | ({SINGLE} if index is None else {INDEX} | _shards(index, repo))
+    return beside | ({WEIGHTS} if index is None else {INDEX} | _shards(index, repo))
 
 
 def _listed_file(sibling: object, repo: str) -> RemoteFile:

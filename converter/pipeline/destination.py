@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from converter.filenames import MANIFEST
 from converter.pipeline.earlier import Earlier, check_targets, read_earlier
 from converter.pipeline.running import Running
 from converter.system import output
@@ -27,7 +28,7 @@ def check_room(run: Running, plans: Sequence[Plan]) -> None:
     and ``TargetError`` where there is no memory to write them."""
     output.check_source(run.destination, run.model.checkpoint.files)
     made = [Path(file.path) for plan in plans for file in plan.files]
-    output.check_places(run.destination, [*made, Path(output.MANIFEST)])
+    output.check_places(run.destination, [*made, Path(MANIFEST)])
     output.check_space(run.destination, sum(plan.size for plan in plans))
     for plan in plans:
         if plan.elsewhere is not None:

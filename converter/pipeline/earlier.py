@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from converter.checkpoint.card import telling_order
 from converter.errors import CheckpointError, DestinationError
-from converter.system.publication import MANIFEST, earlier_manifest, is_inside
+from converter.filenames import MANIFEST, REPORT, REPORTS
+from converter.system.publication import earlier_manifest, is_inside
 from converter.system.untrusted import read_object
 
-_REPORT: Final = "report.json"
 _REPORT_BYTES: Final = 256 << 20
-_REPORTS: Final = (_REPORT, "report.md", "report.html")
 #: Parts of a manifest that are the same for all targets, unless these were made by several runs.
 _SHARED: Final = ("tool", "libraries", "options", "source")
 
@@ -58,7 +57,7 @@ def read_earlier(output: Path) -> Earlier | None:
     if not all(name.isidentifier() and isinstance(entry, dict) for name, entry in targets.items()):
         return None
     try:
-        report = read_object(output / _REPORT, _REPORT_BYTES)
+        report = read_object(output / REPORT, _REPORT_BYTES)
     except CheckpointError:
         report = {}
     return Earlier(output, manifest, report)
@@ -121,7 +120,7 @@ def _check_report(earlier: Earlier, staying: Sequence[str]) -> None:
         render_html(alone)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DestinationError(
-            f"{earlier.output / _REPORT} is no report of a conversion: choose another --output, or replace "
+            f"{earlier.output / REPORT} is no report of a conversion: choose another --output, or replace "
             "every target in it with --target and --force"
         ) from error
 
@@ -160,7 +159,7 @@ def with_earlier_manifest(earlier: Earlier, manifest: Mapping[str, Any]) -> dict
             own |= entry.get("earlier") or {}
             staying[name] = {**entry, **({"earlier": own} if own else {})}
     replaced = {entry["path"] for entry in manifest["artifacts"]}.union(
-        _REPORTS, *(earlier.files(name) for name in earlier.targets if name in new)
+        REPORTS, *(earlier.files(name) for name in earlier.targets if name in new)
     )
     files = [entry for entry in earlier.manifest["artifacts"] if entry["path"] not in replaced]
     artifacts = sorted([*manifest["artifacts"], *files], key=lambda entry: str(entry["path"]))

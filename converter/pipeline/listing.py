@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from converter.errors import CheckpointError
+from converter.filenames import MANIFEST
 from converter.pipeline import manifest
-from converter.system.output import MANIFEST
 from converter.system.untrusted import Settings, kind, read_object, shown
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")

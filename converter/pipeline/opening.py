@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.checkpoint.safetensors import SINGLE, open_shards
+from converter.checkpoint.safetensors import open_shards
 from converter.errors import UsageError
+from converter.filenames import WEIGHTS
 from converter.hub.repository import is_description
 from converter.names import Source, printable, resolve
 from converter.system.files import Watch, watch
@@ -146,4 +147,4 @@ def open_place(place: Place) -> Model:
 
 def _matters(name: str) -> bool:
     """Whether a file may be read, by us or by transformers, which takes one in place of shards."""
-    return is_description(name) or name == SINGLE
+    return is_description(name) or name == WEIGHTS

@@ -17,15 +17,16 @@ import numpy as np
 
 from converter.checkpoint.card import telling_order
 from converter.errors import CheckpointError, DestinationError, UsageError
+from converter.filenames import MANIFEST, REPORTS
 from converter.names import DEMO, file_name, printable, resolve
 from converter.pipeline.listing import Listed, Manifest
 from converter.pipeline.manifest import library_versions
 from converter.pipeline.opening import Model, open_model
-from converter.pipeline.verification import REPORTS, Finding, Rebuild
+from converter.pipeline.verification import Finding, Rebuild
 from converter.system.amounts import amount
 from converter.system.digests import Digests
 from converter.system.memory import check_memory
-from converter.system.output import MANIFEST, scratch_directory
+from converter.system.output import scratch_directory
 from converter.system.progress import Progress, no_progress
 from converter.system.untrusted import shown
 from targets.target import Plan, Target, check_installed, find_target, known_targets

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from converter.errors import DestinationError
+from converter.filenames import MANIFEST
 from converter.pipeline import manifest
 from converter.pipeline.earlier import (
     Earlier,
@@ -94,7 +95,7 @@ def record(
     )
     if earlier is not None:
         content = with_earlier_manifest(earlier, content)
-    manifest.write(scratch / output.MANIFEST, content)
+    manifest.write(scratch / MANIFEST, content)
 
 
 def _options(run: Running) -> dict[str, object]:
@@ -132,7 +133,7 @@ def publish_reports(
         digests.add(manifest.files_of(scratch))
         before = output.earlier_manifest(directory)
         if earlier := manifest.renewed(before, digests.entries(scratch)):
-            manifest.write(scratch / output.MANIFEST, earlier)
+            manifest.write(scratch / MANIFEST, earlier)
         output.publish(scratch, directory, keep=True)
 
 

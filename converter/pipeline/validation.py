@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.opened import Checkpoint
+from converter.filenames import MANIFEST
 from converter.names import printable
 from converter.pipeline.opening import Model, open_model
 from converter.pipeline.proving import (
@@ -124,7 +125,7 @@ def _recorded(target: Target, artifact: Path) -> _Recorded:
     if not options:
         return _Recorded(None, False, "artifact")
     accepted = _section(_section(content, "options"), "validation").get(OFF_LATTICE)
-    return _Recorded(options, accepted is True, output.MANIFEST)
+    return _Recorded(options, accepted is True, MANIFEST)
 
 
 def _section(content: Mapping[str, object], key: str) -> Mapping[str, object]:

@@ -11,16 +11,13 @@ from threading import Event
 from typing import Final
 
 from converter.errors import CheckpointError
+from converter.filenames import MANIFEST, REPORT
 from converter.pipeline.listing import Entry, Listed, Manifest, folders, read_manifest, walk
 from converter.system.digests import hexdigest
-from converter.system.output import MANIFEST
 from converter.system.processors import processors
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.untrusted import Settings, read_object
 
-REPORT: Final = "report.json"
-#: The files that hold measured figures: no conversion makes the same ones again.
-REPORTS: Final = (REPORT, "report.md", "report.html")
 _REPORT_BYTES: Final = 64 << 20
 _MOST_THREADS: Final = 8
 

@@ -14,7 +14,6 @@ from converter.errors import DestinationError
 from converter.system.amounts import amount
 from converter.system.publication import (
     EARLIER,
-    MANIFEST,
     check_places,
     earlier_manifest,
     publish,
@@ -26,7 +25,6 @@ from converter.system.publication import (
 from converter.system.scratch import OWN_NAMES, scratch_directory, settle
 
 __all__ = [
-    "MANIFEST",
     "check_destination",
     "check_elsewhere",
     "check_places",

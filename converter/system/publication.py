@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from converter.errors import CheckpointError, DestinationError
+from converter.filenames import MANIFEST
 from converter.system import interruption
 from converter.system.replacing import sync, write_whole
 from converter.system.untrusted import read_object
 
-MANIFEST: Final = "manifest.json"
 _MANIFEST_BYTES: Final = 64 << 20
 #: What is put aside while new files take their place.
 EARLIER: Final = ".qatconvert.earlier"

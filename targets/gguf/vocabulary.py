@@ -19,6 +19,18 @@ import gguf
 
 from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.generation import end_tokens
+from converter.checkpoint.special_tokens import (
+    CHANNEL,
+    CHANNEL_END,
+    EOS_TEXT,
+    GEMMA3_TURN_END,
+    QUOTE,
+    TOOL_CALL,
+    TOOL_CALL_END,
+    TOOL_RESPONSE,
+    TOOL_RESPONSE_END,
+    TURN_END,
+)
 from converter.checkpoint.tokenizer import Tokenizer
 from targets.gguf.family import gguf_family
 from targets.gguf.header import Header, Items
@@ -31,11 +43,10 @@ BY_SCORES: Final = "llama"
 FIRST_BUILDS: Final[Mapping[str, int]] = {BY_MERGES: 8665, BY_SCORES: 0}
 #: Special tokens that llama.cpp must render, since chat parsers read them (llama.cpp's own choice).
 VISIBLE: Final = frozenset(
-    {"<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"}
-    | {'<|"|>'}
+    {CHANNEL, CHANNEL_END, TOOL_CALL, TOOL_CALL_END, TOOL_RESPONSE, TOOL_RESPONSE_END} | {QUOTE}
 )
 #: Tokens of Gemma's vocabularies at which llama.cpp ends an answer by their text, whatever a file says.
-_ENDS_BY_TEXT: Final = frozenset({"<eos>", "<turn|>", "<end_of_turn>", "<|tool_response>"})
+_ENDS_BY_TEXT: Final = frozenset({EOS_TEXT, TURN_END, GEMMA3_TURN_END, TOOL_RESPONSE})
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE: Final = "\u2581"
 #: Score of tokens that no merge makes, as in SentencePiece files converted by llama.cpp.

@@ -14,19 +14,11 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
-from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, write_bundle
+from targets.litert.bundle import Section, StoredSection, copy_section, write_bundle
 from targets.litert.declared import OPTIONS
 from targets.litert.devices.android import check_assets, check_directory, write_assets
 from targets.litert.devices.npu import Npu, check_installed, compile_bundle
-from targets.litert.export.request import (
-    DECODER,
-    EMBEDDER,
-    PER_LAYER_EMBEDDER,
-    KeptGraphs,
-    export_graphs,
-    graph_key,
-    needed_memory,
-)
+from targets.litert.export.request import KeptGraphs, export_graphs, graph_key, needed_memory
 from targets.litert.family import litert_family
 from targets.litert.metadata import (
     check_tokenizer,
@@ -36,6 +28,7 @@ from targets.litert.metadata import (
     tokenizer_file,
 )
 from targets.litert.options import Options, fitted, read_options
+from targets.litert.sections import EMBEDDER, MODEL, PER_LAYER_EMBEDDER, PREFILL_DECODE
 from targets.litert.storage import (
     LITERT,
     holdings,
@@ -49,7 +42,7 @@ from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTens
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
-_TFLITE: Final = {DECODER: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER: "-per-layer-embedder"}
+_TFLITE: Final = {PREFILL_DECODE: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER: "-per-layer-embedder"}
 
 #: Of this process.
 _GRAPHS: Final = KeptGraphs()
@@ -246,7 +239,7 @@ class LitertTarget:
         kind = max(
             (kind for kind, ending in endings.items() if artifact.name.endswith(ending)),
             key=lambda kind: len(endings[kind]),
-            default=DECODER,
+            default=PREFILL_DECODE,
         )
         return model_differences(artifact, kind, expected, advance)
 
@@ -342,10 +335,10 @@ def _assets_warnings(
 def _model_types(checkpoint: Checkpoint, options: Options) -> Iterable[str]:
     """LiteRT-LM's types of the models in the bundle."""
     if not options.externalize_embedder:
-        return (DECODER,)
+        return (PREFILL_DECODE,)
     if checkpoint.architecture.per_layer_input:
-        return (DECODER, EMBEDDER, PER_LAYER_EMBEDDER)
-    return (DECODER, EMBEDDER)
+        return (PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER)
+    return (PREFILL_DECODE, EMBEDDER)
 
 
 def _tflite(bundle: str, kind: str) -> str:

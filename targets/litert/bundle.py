@@ -22,32 +22,12 @@ from typing import BinaryIO, Final
 from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
+from targets.litert.sections import KINDS
 from targets.litert.tables import Flatbuffer, Table
 from targets.writing import destination_error
 
 #: Sections begin at multiples of this.
 ALIGNMENT: Final = 16 << 10
-#: The kind of a section with a model.
-MODEL: Final = "TFLiteModel"
-#: Model types under which LiteRT-LM finds the models of a bundle.
-PREFILL_DECODE: Final = "tf_lite_prefill_decode"
-EMBEDDER: Final = "tf_lite_embedder"
-PER_LAYER_EMBEDDER: Final = "tf_lite_per_layer_embedder"
-#: Kinds of sections, in the order of the schema's ``AnySectionDataType``.
-KINDS: Final = (
-    "NONE",
-    "GenericBinaryData",
-    "Deprecated",
-    MODEL,
-    "SP_Tokenizer",
-    "LlmMetadataProto",
-    "HF_Tokenizer_Zlib",
-    "TFLiteWeights",
-    "EmbeddingMetadataProto",
-    "ExecutorMetadataProto",
-    "TtsMetadataProto",
-    "AsrMetadataProto",
-)
 _MAGIC: Final = b"LITERTLM"
 _VERSION: Final = (1, 7, 0)
 _BEGIN: Final = 32

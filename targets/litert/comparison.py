@@ -22,12 +22,13 @@ from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.comparison import Bytes, Rows, differing_tensors
-from targets.litert.bundle import MODEL, Section, read_sections
+from targets.litert.bundle import Section, read_sections
 from targets.litert.container import container_differences, section_by_type
 from targets.litert.encoding import encode
 from targets.litert.filling import Layout, Place, lay_out
 from targets.litert.functions import Content, FunctionContent, TensorContent, read_content
 from targets.litert.schema import GRAPH_BYTES, Buffer
+from targets.litert.sections import MODEL
 from targets.litert.stretches import first_other_byte
 from targets.target import Difference
 from targets.writing import RANGE

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from converter.checkpoint.safetensors import Shard
+from converter.filenames import TOKENIZER
 from converter.system.untrusted import shown
-from targets.litert.bundle import MODEL, Header, Section, StoredSection, read_header, read_section
+from targets.litert.bundle import Header, Section, StoredSection, read_header, read_section
+from targets.litert.sections import EXECUTOR_METADATA, JSON_TOKENIZER, METADATA, MODEL
 from targets.litert.stretches import first_other_byte
 from targets.target import Difference
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 _LIMIT: Final = 64 << 20
 _VERSION: Final = (1, 7, 0)
-_TOKENIZER: Final = "HF_Tokenizer_Zlib"
 #: Longest text of a difference, and what is shown before the place where two texts part.
 _SHOWN, _BEFORE = 60, 15
 
@@ -82,9 +83,9 @@ def _gap_differences(path: Path, end: int, sections: Sequence[StoredSection]) ->
 def _content_differences(kind: str, expected: bytes, found: bytes) -> Iterator[Difference]:
     if expected == found:
         return
-    if kind == _TOKENIZER:
+    if kind == JSON_TOKENIZER:
         differences = list(_tokenizer_differences(expected, found))
-    elif kind in ("LlmMetadataProto", "ExecutorMetadataProto"):
+    elif kind in (METADATA, EXECUTOR_METADATA):
         differences = list(_message_differences(kind, expected, found))
     else:
         differences = [_text_difference(kind, expected, found)]
@@ -98,17 +99,17 @@ def _tokenizer_differences(expected: bytes, found: bytes) -> Iterator[Difference
     try:
         text = reader.decompress(found[8:], _LIMIT)
     except zlib.error as error:
-        yield Difference(_TOKENIZER, "a compressed text", f"what cannot be unpacked ({error})")
+        yield Difference(JSON_TOKENIZER, "a compressed text", f"what cannot be unpacked ({error})")
         return
     if not reader.eof:
-        yield Difference(_TOKENIZER, "a whole text", "one that is cut off or too long")
+        yield Difference(JSON_TOKENIZER, "a whole text", "one that is cut off or too long")
     if reader.unused_data:
-        yield Difference(_TOKENIZER, "one text", f"{len(reader.unused_data)} bytes behind it")
+        yield Difference(JSON_TOKENIZER, "one text", f"{len(reader.unused_data)} bytes behind it")
     if found[:8] != expected[:8]:
         size = int.from_bytes(found[:8], "little")
-        yield Difference(f"{_TOKENIZER}: size", str(len(due)), str(size))
+        yield Difference(f"{JSON_TOKENIZER}: size", str(len(due)), str(size))
     if text != due:
-        yield _text_difference("tokenizer.json", due, text)
+        yield _text_difference(TOKENIZER, due, text)
 
 
 def _message_differences(kind: str, expected: bytes, found: bytes) -> Iterator[Difference]:

@@ -9,6 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from converter.checkpoint.special_tokens import (
+    CHANNEL,
+    CHANNEL_END,
+    QUOTE,
+    TOOL_CALL,
+    TOOL_CALL_END,
+    TOOL_RESPONSE,
+)
 from targets.litert.family import LitertFamily
 
 if TYPE_CHECKING:
@@ -16,14 +24,14 @@ if TYPE_CHECKING:
 
 #: Fields of ``llm_model_type.gemma4`` and the token of Gemma 4 that each takes.
 _GEMMA4_TOKENS: Final[Mapping[str, str]] = {
-    "code_fence_start": "<|tool_call>",
-    "code_fence_end": "<tool_call|>",
-    "open_quote": '<|"|>',
-    "close_quote": '<|"|>',
-    "function_response_start": "<|tool_response>",
+    "code_fence_start": TOOL_CALL,
+    "code_fence_end": TOOL_CALL_END,
+    "open_quote": QUOTE,
+    "close_quote": QUOTE,
+    "function_response_start": TOOL_RESPONSE,
 }
 #: Begin and end of what Gemma 4 says in a channel.
-_CHANNEL: Final = ("<|channel>", "<channel|>")
+_CHANNEL: Final = (CHANNEL, CHANNEL_END)
 
 
 def _add_gemma3(message: LlmMetadata, tokens: Collection[str]) -> None:

@@ -11,10 +11,11 @@ from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.litert.activations import found_activations, projection
-from targets.litert.bundle import EMBEDDER, PREFILL_DECODE, read_sections
+from targets.litert.bundle import read_sections
 from targets.litert.functions import Content, read_content
 from targets.litert.reading import open_models
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
+from targets.litert.sections import EMBEDDER, MODEL, PREFILL_DECODE
 from targets.litert.storage import HEAD, LITERT
 from targets.storing import is_matrix
 
@@ -30,7 +31,7 @@ def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, ob
     models = open_models(artifact)
     kinds = [PREFILL_DECODE]
     if artifact.suffix == ".litertlm":
-        kinds = [one.model_type or "" for one in read_sections(artifact) if one.kind == "TFLiteModel"]
+        kinds = [one.model_type or "" for one in read_sections(artifact) if one.kind == MODEL]
     if PREFILL_DECODE not in kinds:
         raise CheckpointError(f"{artifact}: holds no model {PREFILL_DECODE}")
     model = models[kinds.index(PREFILL_DECODE)]

@@ -11,23 +11,24 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from converter.checkpoint.documents import TOKENIZER, TOKENIZER_BYTES, Documents
+from converter.checkpoint.documents import TOKENIZER_BYTES, Documents
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.special_tokens import BOS
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, TargetError
+from converter.filenames import SENTENCEPIECE, TOKENIZER
 from targets.litert.bundle import Section, read_sections
 from targets.litert.family import litert_family
+from targets.litert.sections import EXECUTOR_METADATA, JSON_TOKENIZER, METADATA, SENTENCEPIECE_TOKENIZER
 from targets.litert.template import template_for, unknown_methods
 from targets.tokenization import known_to_litert, refuse_steps
 
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
 
-SENTENCEPIECE: Final = "tokenizer.model"
 #: Files of tokenizers that LiteRT-LM does not read.
 _OTHER_TOKENIZERS: Final = ("vocab.txt", "vocab.json", "merges.txt", "tiktoken.model", "tekken.json")
-_METADATA: Final = "LlmMetadataProto"
 #: Most bytes of metadata that are read; a template has at most 4 MB.
 _METADATA_BYTES: Final = 16 << 20
 #: Of zlib; named, so that equal tokenizers give equal bytes whatever the library's default is.
@@ -41,8 +42,8 @@ def metadata_sections(checkpoint: Checkpoint, context: int) -> tuple[Section, ..
     ``TargetError`` for a tokenizer that LiteRT-LM does not read.
     """
     return (
-        Section(_METADATA, llm_metadata(checkpoint, context)),
-        Section("ExecutorMetadataProto", executor_metadata(checkpoint, context)),
+        Section(METADATA, llm_metadata(checkpoint, context)),
+        Section(EXECUTOR_METADATA, executor_metadata(checkpoint, context)),
         tokenizer_section(checkpoint.documents),
     )
 
@@ -116,8 +117,8 @@ def tokenizer_section(documents: Documents) -> Section:
     name = tokenizer_file(documents)
     data = documents.content(name, TOKENIZER_BYTES)
     if name == SENTENCEPIECE:
-        return Section("SP_Tokenizer", data)
-    return Section("HF_Tokenizer_Zlib", len(data).to_bytes(8, "little") + zlib.compress(data, _COMPRESSION))
+        return Section(SENTENCEPIECE_TOKENIZER, data)
+    return Section(JSON_TOKENIZER, len(data).to_bytes(8, "little") + zlib.compress(data, _COMPRESSION))
 
 
 def tokenizer_file(documents: Documents) -> str:
@@ -150,7 +151,7 @@ def stored_template(path: Path) -> str | None:
     from google.protobuf.message import DecodeError
     from litert_lm_builder.runtime.proto import llm_metadata_pb2
 
-    section = next((one for one in read_sections(path) if one.kind == _METADATA), None)
+    section = next((one for one in read_sections(path) if one.kind == METADATA), None)
     if section is None:
         return None
     with path.open("rb") as stream:
@@ -195,7 +196,7 @@ def _check_sentencepiece(documents: Documents) -> None:
 def _begins_with_bos(tokenizer: Tokenizer) -> bool:
     """Whether the model ever sees the begin token: LiteRT-LM puts the start token before every prompt."""
     template = tokenizer.chat_template or ""
-    return tokenizer.add_bos or "bos_token" in template
+    return tokenizer.add_bos or BOS in template
 
 
 def _add_sampling(message: LlmMetadata, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ from converter.system.untrusted import shown
 from targets.litert.bundle import read_sections
 from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
+from targets.litert.sections import MODEL
 from targets.litert.storage import CODED, EMBEDDING, HEAD, LITERT, sums_name
 from targets.target import StoredTensor
 
@@ -61,7 +62,7 @@ def open_models(artifact: Path) -> list[Model]:
     """The models in a file: one in a ``.tflite``, several in a ``.litertlm``; raises ``CheckpointError``."""
     if artifact.suffix != ".litertlm":
         return [read_model(Shard(artifact))]
-    sections = [one for one in read_sections(artifact) if one.kind == "TFLiteModel"]
+    sections = [one for one in read_sections(artifact) if one.kind == MODEL]
     if not sections:
         raise CheckpointError(f"{artifact}: holds no TFLite model")
     shard = Shard(artifact)

@@ -20,6 +20,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from converter.checkpoint.chats import Conversation, conversations
+from converter.checkpoint.special_tokens import BOS, EOS, PAD
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import QatconvertError
 from converter.system.child import run_worker
@@ -117,7 +118,7 @@ def template_for(tokenizer: Tokenizer) -> LiteRtTemplate | None:
     in a child process; one that runs on, or fails there at everything, is left as it is."""
     if tokenizer.chat_template is None:
         return None
-    ids = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
+    ids = {BOS: tokenizer.bos, EOS: tokenizer.eos, PAD: tokenizer.pad}
     special = tuple((name, tokenizer.tokens[id]) for name, id in ids.items() if id is not None)
     return _edited(tokenizer.chat_template, special)
 

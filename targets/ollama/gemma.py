@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from converter.checkpoint.architecture.gemma import SAMPLING
+from converter.checkpoint.special_tokens import GEMMA3_TURN_END, TURN_END
 from targets.ollama.family import Commands, OllamaFamily
 
 #: The first Ollama that drops the begin token of its renderer where the file adds one too (0.21 has both
@@ -31,5 +32,5 @@ def _gemma4(parameters: int, per_layer_embeddings: bool) -> Commands:
     )
 
 
-GEMMA3: Final = OllamaFamily("<end_of_turn>", SAMPLING)
-GEMMA4: Final = OllamaFamily("<turn|>", SAMPLING, _gemma4)
+GEMMA3: Final = OllamaFamily(GEMMA3_TURN_END, SAMPLING)
+GEMMA4: Final = OllamaFamily(TURN_END, SAMPLING, _gemma4)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from converter.checkpoint.architecture import FULL, GELU_TANH, SILU, Architecture
+from converter.checkpoint.special_tokens import PAD_ID
 
 #: transformers' names of activations, which mobius takes.
 _ACTIVATIONS: Final = {GELU_TANH: "gelu_pytorch_tanh", SILU: "silu"}
@@ -34,7 +35,7 @@ def mobius_values(architecture: Architecture, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": first.kv_heads,
         "head_dim": first.head_dim,
         "hidden_act": _ACTIVATIONS[architecture.activation],
-        "pad_token_id": architecture.pad or 0,
+        PAD_ID: architecture.pad or 0,
         "tie_word_embeddings": architecture.tied_head,
         "max_position_embeddings": 1,
         "layer_types": [

@@ -27,31 +27,32 @@ from collections.abc import Mapping
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture, Layer
-from converter.checkpoint.documents import (
-    GENERATION,
-    MODEL_CONFIG,
-    SPECIAL_TOKENS,
-    TOKENIZER,
-    TOKENIZER_BYTES,
-    TOKENIZER_CONFIG,
-)
+from converter.checkpoint.documents import TOKENIZER_BYTES
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.special_tokens import BOS_ID, EOS_ID, PAD_ID
 from converter.checkpoint.tokenizer_pipeline import LENGTH, RIGHT_STRIP
 from converter.errors import CheckpointError
+from converter.filenames import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENAI_CONFIG,
+    GENERATION_CONFIG,
+    SPECIAL_TOKENS,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+)
 from converter.system.untrusted import Settings
 from targets.onnx.family import onnx_family
 from targets.target import KVCache
 from targets.tokenization import refuse_steps
 
-CONFIG: Final = "genai_config.json"
-TEMPLATE: Final = "chat_template.jinja"
 #: Tokens of a search, prompt and answer together, unless its client asks for others or the model ends before.
 SEARCH_LENGTH: Final = 4096
 #: What its search can be told beyond temperature, top_p, top_k and end tokens.
 _HELD: Final = ("repetition_penalty",)
 #: Files that are copied byte for byte, where the checkpoint has them.
-_COPIED: Final = (TOKENIZER, SPECIAL_TOKENS, GENERATION)
+_COPIED: Final = (TOKENIZER, SPECIAL_TOKENS, GENERATION_CONFIG)
 #: The class under which onnxruntime-extensions merges as Gemma's tokenizers do.
 _TOKENIZER_CLASS: Final = "GemmaTokenizer"
 #: The one that GroupQueryAttention computes with; Gemma's tokenizers say ``left``.
@@ -72,17 +73,17 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     checkpoint was opened.
     """
     documents = checkpoint.documents
-    where = str(documents.path(MODEL_CONFIG))
+    where = str(documents.path(CONFIG))
     files = {
-        CONFIG: _encoded(genai_config(checkpoint), CONFIG),
-        MODEL_CONFIG: _encoded(_model_config(checkpoint.config), where),
+        GENAI_CONFIG: _encoded(genai_config(checkpoint), GENAI_CONFIG),
+        CONFIG: _encoded(_model_config(checkpoint.config), where),
     }
     for name in _COPIED:
         if name in documents:
             files[name] = documents.content(name, TOKENIZER_BYTES)
     files[TOKENIZER_CONFIG] = _tokenizer_config(checkpoint)
     if checkpoint.tokenizer.chat_template is not None:
-        files[TEMPLATE] = checkpoint.tokenizer.chat_template.encode("utf-8")
+        files[CHAT_TEMPLATE] = checkpoint.tokenizer.chat_template.encode("utf-8")
     return files
 
 
@@ -147,9 +148,9 @@ def genai_config(checkpoint: Checkpoint) -> dict[str, object]:
     architecture = checkpoint.architecture
     ends = end_tokens(architecture, checkpoint.tokenizer)
     ids: dict[str, object] = {
-        "bos_token_id": _first(checkpoint.tokenizer.bos, architecture.bos),
-        "eos_token_id": ends or None,
-        "pad_token_id": _first(checkpoint.tokenizer.pad, architecture.pad, *ends),
+        BOS_ID: _first(checkpoint.tokenizer.bos, architecture.bos),
+        EOS_ID: ends or None,
+        PAD_ID: _first(checkpoint.tokenizer.pad, architecture.pad, *ends),
     }
     return {
         "model": {

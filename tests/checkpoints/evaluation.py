@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from checkpoints.text import conversations, held_out_topics, opening
-from converter.checkpoint.documents import EVALUATION_TEXT
 from converter.demo import DEMO
+from converter.filenames import EVALUATION_TEXT
 
 #: The topics that are read as they are, the longest ones, and the characters of each.
 TOPICS: Final = 4

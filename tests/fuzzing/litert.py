@@ -18,9 +18,10 @@ from converter.checkpoint.excerpt import Excerpt
 from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 from fuzzing import Damage, Files, Format, damages
 from support.litert_graph import graph
-from targets.litert.bundle import MODEL, PREFILL_DECODE, Section, read_section, read_sections, write_bundle
+from targets.litert.bundle import Section, read_section, read_sections, write_bundle
 from targets.litert.filling import fill
 from targets.litert.reading import describe, open_models
+from targets.litert.sections import MODEL, PREFILL_DECODE
 from targets.litert.widening import widened_bytes
 
 _FILE = "m.litertlm"

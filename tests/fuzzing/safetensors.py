@@ -9,7 +9,8 @@ from typing import Any
 
 from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
-from converter.checkpoint.safetensors import DTYPE_BITS, INDEX
+from converter.checkpoint.safetensors import DTYPE_BITS
+from converter.filenames import INDEX
 from fuzzing import Damage, Files, Format, damages
 
 #: A checkpoint of 0.4 MB with sliding, full and sharing layers and per-layer inputs.

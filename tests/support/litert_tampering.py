@@ -13,7 +13,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from support.litert_repacking import repack
-from targets.litert.bundle import MODEL
+from targets.litert.sections import MODEL
 
 #: Where the graph of a small model ends at most; weights begin at multiples of a page.
 _PAGE = 4096

@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.documents import (
-    EVALUATION_BYTES,
-    EVALUATION_TEXT,
-    Documents,
-    evaluation_text,
-)
+from converter.checkpoint.documents import EVALUATION_BYTES, Documents, evaluation_text
 from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.demo import DEMO
 from converter.errors import CheckpointError, UsageError, ValidationError
+from converter.filenames import EVALUATION_TEXT
 from converter.system.child import Worker
 from validation.evaluation import MOST_PASSAGES, OWN, SHIPPED, Evaluation, find_evaluation
 from validation.report.texts import facts

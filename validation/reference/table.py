@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from converter.filenames import INDEX, WEIGHTS
+
 _MODULE: Final = "embed_tokens_per_layer"
 _ROWS: Final = "vocab_size_per_layer_input"
-_SINGLE: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,9 @@ def _is_table(name: str) -> bool:
 def _places(directory: Path) -> list[tuple[Path, str | None]]:
     """The file that holds the table, and its name there if the index says it: as ``transformers`` looks for
     them, a single file first."""
-    if os.path.lexists(directory / _SINGLE):
-        return [(directory / _SINGLE, None)]
-    listed: Mapping[str, str] = json.loads((directory / _INDEX).read_text("utf-8"))["weight_map"]
+    if os.path.lexists(directory / WEIGHTS):
+        return [(directory / WEIGHTS, None)]
+    listed: Mapping[str, str] = json.loads((directory / INDEX).read_text("utf-8"))["weight_map"]
     found: list[tuple[Path, str | None]] = [
         (directory / file, name) for name, file in listed.items() if _is_table(name)
     ]

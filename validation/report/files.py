@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from converter.filenames import REPORT, REPORT_HTML, REPORT_MARKDOWN
 from validation.report.html import render_html
 from validation.report.texts import (
     alternatives,
@@ -52,9 +53,9 @@ def assemble(
 def write(directory: Path, report: Mapping[str, Any]) -> None:
     """Write report.json, report.md and report.html to ``directory``."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / "report.json").write_text(_compact_numbers(text) + "\n", "utf-8")
-    (directory / "report.md").write_text(render_markdown(report), "utf-8")
-    (directory / "report.html").write_text(render_html(report), "utf-8")
+    (directory / REPORT).write_text(_compact_numbers(text) + "\n", "utf-8")
+    (directory / REPORT_MARKDOWN).write_text(render_markdown(report), "utf-8")
+    (directory / REPORT_HTML).write_text(render_html(report), "utf-8")
 
 
 def _compact_numbers(text: str) -> str:

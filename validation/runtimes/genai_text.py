@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.checkpoint.chats import Conversation, Inexpressible
-from converter.checkpoint.documents import TOKENIZER, TOKENIZER_BYTES
+from converter.checkpoint.documents import TOKENIZER_BYTES
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.special_tokens import EOS_ID
 from converter.errors import CheckpointError
+from converter.filenames import CHAT_TEMPLATE, GENAI_CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from converter.system.child import run_worker
 from converter.system.progress import StageProgress
 from converter.system.untrusted import read_object, read_text
 from targets.onnx.family import onnx_family
 from validation.runners import Reading, Render, Template, TextAccount
 
-#: Where onnxruntime-genai looks first.
-CONFIG: Final = "genai_config.json"
-_TEMPLATE: Final = "chat_template.jinja"
 _TEMPLATE_BYTES: Final = 4 << 20
 _MODULE: Final = "onnxruntime_genai"
 #: The class under which it merges as Gemma's tokenizers do.
@@ -49,7 +48,7 @@ class GenAiText:
 
     def takes(self, artifact: Path) -> bool:
         """Whether ``genai_config.json`` lies beside the model: a model alone has no tokenizer."""
-        return artifact.with_name(CONFIG).is_file()
+        return artifact.with_name(GENAI_CONFIG).is_file()
 
     def given(self, chat: Conversation) -> Conversation | Inexpressible:
         """A chat of nothing but messages; ``apply_chat_template`` takes no ``enable_thinking``, and does not
@@ -101,8 +100,8 @@ def _reading(found: Mapping[str, Any]) -> Reading:
 def _template(directory: Path) -> str | None:
     """The template where onnxruntime-genai looks for it, ``None`` where there is no text."""
     try:
-        config = read_object(directory / "tokenizer_config.json")
-        found = config.get("chat_template") or read_text(directory / _TEMPLATE, _TEMPLATE_BYTES)
+        config = read_object(directory / TOKENIZER_CONFIG)
+        found = config.get("chat_template") or read_text(directory / CHAT_TEMPLATE, _TEMPLATE_BYTES)
     except CheckpointError:
         return None
     return found if isinstance(found, str) else None
@@ -121,13 +120,13 @@ def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
     model = {
         "type": onnx_family(checkpoint.architecture).model_type,
         "context_length": checkpoint.architecture.context,
-        "eos_token_id": end_tokens(checkpoint.architecture, tokenizer),
+        EOS_ID: end_tokens(checkpoint.architecture, tokenizer),
     }
-    for name, values in ((CONFIG, {"model": model}), ("tokenizer_config.json", special)):
-        document = values if name == CONFIG else {"tokenizer_class": _CLASS, **values}
+    for name, values in ((GENAI_CONFIG, {"model": model}), (TOKENIZER_CONFIG, special)):
+        document = values if name == GENAI_CONFIG else {"tokenizer_class": _CLASS, **values}
         (directory / name).write_text(json.dumps(document), "utf-8")
     if tokenizer.chat_template is not None:
-        (directory / _TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
+        (directory / CHAT_TEMPLATE).write_text(tokenizer.chat_template, "utf-8")
 
 
 text = GenAiText()

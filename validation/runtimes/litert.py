@@ -21,8 +21,9 @@ from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError, DestinationError, QatconvertError, ValidationError
 from converter.system.child import run_worker, without_directories
 from converter.system.progress import StageProgress, counted
-from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
+from targets.litert.bundle import Section, read_sections, write_bundle
 from targets.litert.reading import open_models
+from targets.litert.sections import MODEL
 from targets.litert.widening import coded_values, widen, widened_bytes, widened_length
 from targets.options import Option
 from targets.writing import destination_error

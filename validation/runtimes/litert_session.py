@@ -22,15 +22,9 @@ from converter.errors import CheckpointError, ValidationError
 from converter.system.amounts import amount
 from converter.system.child import without_directories
 from converter.system.processors import processors
-from targets.litert.bundle import (
-    EMBEDDER,
-    MODEL,
-    PER_LAYER_EMBEDDER,
-    PREFILL_DECODE,
-    find_section,
-    read_sections,
-)
+from targets.litert.bundle import find_section, read_sections
 from targets.litert.schema import OPERATORS, TYPES, read_model
+from targets.litert.sections import EMBEDDER, MODEL, PER_LAYER_EMBEDDER, PREFILL_DECODE
 
 #: Contents of the caches by name, float32.
 Cache = Mapping[str, NDArray[np.float32]]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from converter.checkpoint.special_tokens import BOS, EOS
 from converter.errors import ValidationError
 from converter.system.bounds import LOADING_MEMORY, LOADING_SECONDS, bounded
 from converter.system.child import serve
@@ -59,8 +60,8 @@ def read(request: dict[str, Any], progress: StageProgress) -> Mapping[str, objec
             "special": {
                 name: opened.llama.llama_vocab_get_text(opened.vocabulary, id).decode("utf-8", "replace")
                 for name, id in (
-                    ("bos_token", opened.llama.llama_vocab_bos(opened.vocabulary)),
-                    ("eos_token", opened.llama.llama_vocab_eos(opened.vocabulary)),
+                    (BOS, opened.llama.llama_vocab_bos(opened.vocabulary)),
+                    (EOS, opened.llama.llama_vocab_eos(opened.vocabulary)),
                 )
                 if id in ids
             },

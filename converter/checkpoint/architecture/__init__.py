@@ -22,6 +22,7 @@ from converter.checkpoint.architecture.layers import (
     PerLayerInput,
 )
 from converter.errors import CheckpointError, ExtensionError
+from converter.filenames import CONFIG
 from converter.system.extensions import load, registered
 from converter.system.untrusted import Settings, shown
 
@@ -58,7 +59,7 @@ def read_architecture(config: Mapping[str, object]) -> Architecture:
             broken.append(f"; {error}")
             continue
         if model_type in family.model_types:
-            return _checked(family.read(Settings(config, "config.json"), str(model_type)))
+            return _checked(family.read(Settings(config, CONFIG), str(model_type)))
         known += family.model_types
     what = "is missing" if model_type is None else f"{shown(model_type)} is unknown"
     raise CheckpointError(

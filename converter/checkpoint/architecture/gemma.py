@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from converter.checkpoint.architecture.layers import GELU_TANH
+from converter.checkpoint.special_tokens import GEMMA3_TURN_END, TURN_END
 from converter.system.untrusted import Settings
 
 #: Tokens that end a turn, by text: Gemma 4's and Gemma 3's.
-END_OF_TURN: Final = ("<turn|>", "<end_of_turn>")
+END_OF_TURN: Final = (TURN_END, GEMMA3_TURN_END)
 #: Google's recommendation for both, where a checkpoint has no ``generation_config.json``.
 SAMPLING: Final = {"temperature": 1.0, "top_p": 0.95, "top_k": 64}
 #: The four norms around attention and MLP.

@@ -12,6 +12,7 @@ from typing import Final
 from converter.checkpoint.architecture import gemma, keys
 from converter.checkpoint.architecture.layers import FULL, SLIDING, Architecture, Family, Layer
 from converter.checkpoint.parts import VISION, Part
+from converter.checkpoint.special_tokens import BOS_ID, PAD_ID
 from converter.system.untrusted import Settings, shown
 
 _TEXT_TYPES: Final = {"gemma3": "gemma3_text"}
@@ -61,9 +62,9 @@ def read(config: Settings, model_type: str) -> Architecture:
         attention_scale=scalar**-0.5,
         norm_offset=1.0,
         tied_head=tied,
-        bos=keys.token(text, "bos_token_id", 2, vocabulary),
+        bos=keys.token(text, BOS_ID, 2, vocabulary),
         eos=keys.end_tokens(config, text, 1, vocabulary),
-        pad=keys.token(text, "pad_token_id", 0, vocabulary),
+        pad=keys.token(text, PAD_ID, 0, vocabulary),
         end_of_turn=gemma.END_OF_TURN,
         sampling=gemma.SAMPLING,
         final_softcap=text.optional_number("final_logit_softcapping"),

@@ -12,6 +12,7 @@ from typing import Final
 from converter.checkpoint.architecture import gemma, keys
 from converter.checkpoint.architecture.layers import FULL, Architecture, Experts, Family, Layer, PerLayerInput
 from converter.checkpoint.parts import AUDIO, VISION, Part
+from converter.checkpoint.special_tokens import BOS_ID, PAD_ID
 from converter.system.untrusted import Settings, shown
 
 _TEXT_TYPES: Final = {"gemma4": "gemma4_text", "gemma4_unified": "gemma4_unified_text"}
@@ -88,9 +89,9 @@ def read(config: Settings, model_type: str) -> Architecture:
         attention_scale=1.0,
         norm_offset=0.0,
         tied_head=tied,
-        bos=keys.token(text, "bos_token_id", 2, vocabulary),
+        bos=keys.token(text, BOS_ID, 2, vocabulary),
         eos=keys.end_tokens(config, text, 1, vocabulary),
-        pad=keys.token(text, "pad_token_id", 0, vocabulary),
+        pad=keys.token(text, PAD_ID, 0, vocabulary),
         end_of_turn=gemma.END_OF_TURN,
         sampling=gemma.SAMPLING,
         values_normed=True,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from converter.checkpoint.architecture.layers import FULL, SLIDING
+from converter.checkpoint.special_tokens import EOS_ID
 from converter.system.untrusted import Settings, shown
 
 #: Bounds on counts, far above any real model, so that a hostile file cannot ask for endless work.
@@ -49,12 +50,12 @@ def attention_types(text: Settings, layers: int, pattern: int) -> list[str]:
 
 def end_tokens(config: Settings, text: Settings, default: int | None, vocabulary: int) -> tuple[int, ...]:
     """Ids that end a text: those of the whole model where it names any, else the text model's."""
-    settings = config if config.values.get("eos_token_id") is not None else text
-    value = settings.values.get("eos_token_id", default)
+    settings = config if config.values.get(EOS_ID) is not None else text
+    value = settings.values.get(EOS_ID, default)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for one in ids:
         if type(one) is not int or not 0 <= one < vocabulary:
-            raise settings.error("eos_token_id", f"is {shown(value)}, expected ids below {vocabulary}")
+            raise settings.error(EOS_ID, f"is {shown(value)}, expected ids below {vocabulary}")
     return tuple(dict.fromkeys(ids))
 
 

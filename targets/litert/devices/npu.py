@@ -18,8 +18,9 @@ from typing import Final
 from converter.errors import TargetError, UsageError
 from converter.system.output import check_space, scratch_directory
 from converter.system.progress import StageProgress, no_progress
-from targets.litert.bundle import MODEL, Section, StoredSection, copy_section, read_sections, write_bundle
+from targets.litert.bundle import Section, StoredSection, copy_section, read_sections, write_bundle
 from targets.litert.export.child import ask
+from targets.litert.sections import MODEL
 from targets.writing import destination_error
 
 #: Vendors that ``compile_litertlm`` compiles for, and the package of each one's SDK.

@@ -12,7 +12,7 @@ from typing import Any
 from converter.errors import TargetError
 from converter.system.child import serve
 from converter.system.progress import StageProgress
-from targets.litert.export.request import DECODER, EMBEDDER, PER_LAYER_EMBEDDER, STEPS
+from targets.litert.export.request import STEPS
 from targets.litert.export.skeleton import read_skeleton
 from targets.litert.export.workarounds import CappedHead, left_out, small_samples
 
@@ -30,6 +30,7 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from targets.litert.export.model import ATTENTION, TextModel, build
 from targets.litert.export.programs import Programs
 from targets.litert.family import LitertFamily, litert_family
+from targets.litert.sections import EMBEDDER, PER_LAYER_EMBEDDER, PREFILL_DECODE
 
 #: A signature: its name, the module, and sample inputs.
 _Signature = tuple[str, Any, Any]
@@ -73,7 +74,7 @@ def _graphs(text: TextModel, family: LitertFamily, options: Any) -> dict[str, li
             exportable_module.LiteRTExportableModuleForDecoderOnlyLMPrefill,
             exportable_module.LiteRTExportableModuleForDecoderOnlyLMGenerate,
         )
-        return {DECODER: _decoder(classes, text.model, text.config, options)}
+        return {PREFILL_DECODE: _decoder(classes, text.model, text.config, options)}
     per_layer = None
     if getattr(text.config, "hidden_size_per_layer_input", 0) and family.per_layer_modules is not None:
         per_layer = family.per_layer_modules()
@@ -82,7 +83,7 @@ def _graphs(text: TextModel, family: LitertFamily, options: Any) -> dict[str, li
         library.LiteRTExportableModuleForDecoderOnlyLMPrefillExternalEmbedder,
         library.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder,
     )
-    graphs = {DECODER: _decoder(classes, model, text.config, options)}
+    graphs = {PREFILL_DECODE: _decoder(classes, model, text.config, options)}
     embedder = external.LiteRTExportableModuleForEmbedder(text.model.get_input_embeddings())
     graphs[EMBEDDER] = _embedder(embedder, text.config, options)
     if per_layer is not None:

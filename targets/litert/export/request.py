@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from converter.checkpoint.documents import MODEL_CONFIG
+from converter.filenames import CONFIG
 from converter.system.progress import StageProgress, no_progress
 from targets.litert.export.child import ask
 from targets.litert.export.skeleton import write_skeleton
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from converter.checkpoint.architecture import Architecture
     from converter.checkpoint.opened import Checkpoint
 
-#: LiteRT-LM's names of the kinds of graph.
-DECODER: Final = "tf_lite_prefill_decode"
-EMBEDDER: Final = "tf_lite_embedder"
-PER_LAYER_EMBEDDER: Final = "tf_lite_per_layer_embedder"
 #: Steps of progress for each graph, of which the first takes the longest.
 STEPS: Final = 3
 
@@ -111,7 +107,7 @@ def graph_key(
     two_rows: Collection[str],
 ) -> str:
     """What equal exports have in common; the arguments are those of ``export_graphs``."""
-    digest = hashlib.sha256(checkpoint.documents.content(MODEL_CONFIG))
+    digest = hashlib.sha256(checkpoint.documents.content(CONFIG))
     for name, weight in checkpoint.weights.items():
         digest.update(f"{name} {weight.shape}".encode())
         if len(weight.shape) < 2:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from converter.checkpoint.documents import TOKENIZER, Documents
+from converter.checkpoint.documents import Documents
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.source import Directory
 from converter.errors import CheckpointError
+from converter.filenames import TOKENIZER
 from converter.system.digests import Digests, sha256
 from targets.onnx.side_files import generation_files
 

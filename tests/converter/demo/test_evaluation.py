@@ -12,8 +12,9 @@ import pytest
 from checkpoints import DEMO_BASE
 from checkpoints.evaluation import evaluation_text, write_evaluation_text
 from checkpoints.text import conversations, held_out_topics, training_documents
-from converter.checkpoint.documents import EVALUATION_TEXT, Documents
+from converter.checkpoint.documents import Documents
 from converter.demo import DEMO
+from converter.filenames import EVALUATION_TEXT
 from validation.evaluation import read_own
 
 #: The topics that the shipped file was made of; another version of Python words some otherwise.

@@ -10,10 +10,11 @@ import pytest
 
 from converter.demo import DEMO
 from converter.errors import CheckpointError, DestinationError
+from converter.filenames import REPORTS
 from converter.pipeline.conversion import Conversion, convert
 from converter.pipeline.opening import open_model
 from converter.pipeline.rebuild import rebuild
-from converter.pipeline.verification import REPORTS, Rebuild, Verification, verify
+from converter.pipeline.verification import Rebuild, Verification, verify
 from support.altered_output import edit_manifest, list_again, tamper
 from targets.target import find_target
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
+from converter.filenames import MANIFEST
 from converter.system.output import (
-    MANIFEST,
     check_destination,
     check_places,
     check_source,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from converter.errors import DestinationError
-from converter.system.output import MANIFEST, check_places, publish, scratch_directory, settle
+from converter.filenames import MANIFEST
+from converter.system.output import check_places, publish, scratch_directory, settle
 
 #: An earlier conversion with a file that stays, some that are replaced, one that goes, and the user's own.
 EARLIER = {

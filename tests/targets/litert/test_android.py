@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("litert_lm_builder")
 
 from converter.errors import CheckpointError, DestinationError
-from targets.litert.bundle import PREFILL_DECODE, Section, write_bundle
+from targets.litert.bundle import Section, write_bundle
 from targets.litert.devices import android
 from targets.litert.devices.android import check_assets, check_directory, write_assets
+from targets.litert.sections import PREFILL_DECODE
 
 MODEL = "gemma4-demo"
 SECTIONS = (Section("LlmMetadataProto", b"metadata"), Section("TFLiteModel", b"model" * 9000, PREFILL_DECODE))

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from converter.errors import CheckpointError, DestinationError
 from targets.litert.bundle import (
     ALIGNMENT,
-    EMBEDDER,
-    PREFILL_DECODE,
     Section,
     StoredSection,
     find_section,
@@ -24,6 +22,7 @@ from targets.litert.bundle import (
     read_sections,
     write_bundle,
 )
+from targets.litert.sections import EMBEDDER, PREFILL_DECODE
 
 peek = pytest.importorskip("litert_lm_builder.litertlm_peek")
 

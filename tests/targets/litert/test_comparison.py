@@ -18,9 +18,10 @@ from converter.errors import CheckpointError
 from support import litert_tampering as tampering
 from support.litert_repacking import TOKENIZER, edit_tokenizer, repack
 from targets.litert.artifact import _formats, _graphs
-from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
+from targets.litert.bundle import Section, read_sections, write_bundle
 from targets.litert.comparison import bundle_differences, expect
 from targets.litert.metadata import metadata_sections
+from targets.litert.sections import MODEL
 from targets.target import Difference, find_target
 
 

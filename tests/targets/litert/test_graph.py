@@ -22,13 +22,8 @@ from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.source import Directory
 from converter.errors import TargetError
 from targets.litert.export import request as graph
-from targets.litert.export.request import (
-    DECODER,
-    EMBEDDER,
-    PER_LAYER_EMBEDDER,
-    export_graphs,
-    needed_memory,
-)
+from targets.litert.export.request import export_graphs, needed_memory
+from targets.litert.sections import EMBEDDER, PER_LAYER_EMBEDDER, PREFILL_DECODE
 from targets.target import find_target
 
 #: The target's defaults, so that its bundles have the same graphs.
@@ -54,7 +49,7 @@ class Exported:
 
     @property
     def path(self) -> Path:
-        return self.paths[DECODER]
+        return self.paths[PREFILL_DECODE]
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +168,7 @@ def test_prefill_then_decode_computes_what_transformers_does(variant, exported):
 
 def test_externalised_embedders_feed_the_decoder(exported):
     made = exported("e2b", externalize_embedder=True)
-    assert set(made.paths) == {DECODER, EMBEDDER, PER_LAYER_EMBEDDER}
+    assert set(made.paths) == {PREFILL_DECODE, EMBEDDER, PER_LAYER_EMBEDDER}
     tokens = tokens_of(made.checkpoint)
     expected = reference(made.checkpoint, tokens)
     decoder = Decoder(made)

@@ -17,15 +17,7 @@ pytest.importorskip("litert_torch")
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, DestinationError, TargetError, UsageError
 from support.litert_graph import graph
-from targets.litert.bundle import (
-    EMBEDDER,
-    PREFILL_DECODE,
-    Section,
-    find_section,
-    read_section,
-    read_sections,
-    write_bundle,
-)
+from targets.litert.bundle import Section, find_section, read_section, read_sections, write_bundle
 from targets.litert.devices.npu import (
     SDKS,
     Npu,
@@ -36,6 +28,7 @@ from targets.litert.devices.npu import (
     parse_all,
 )
 from targets.litert.metadata import metadata_sections
+from targets.litert.sections import EMBEDDER, PREFILL_DECODE
 
 #: Takes the options of ``apply_plugin_main``; what it is to do is in a file beside it.
 COMPILER = """#!{python}

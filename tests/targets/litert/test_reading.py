@@ -15,9 +15,10 @@ from ai_edge_litert import schema_py_generated as schema
 from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 from converter.errors import CheckpointError
 from support.litert_graph import graph
-from targets.litert.bundle import MODEL, Section, write_bundle
+from targets.litert.bundle import Section, write_bundle
 from targets.litert.filling import fill
 from targets.litert.reading import describe
+from targets.litert.sections import MODEL
 
 NAME = "layers.0.mlp.down_proj.weight"
 NORM = "norm.weight"

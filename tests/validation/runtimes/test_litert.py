@@ -18,8 +18,8 @@ pytest.importorskip("ai_edge_litert")
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import ValidationError
 from support.litert_decoder import CONTEXT, POISON, VOCABULARY, at_once, write_decoder, write_embedder
-from targets.litert import bundle
-from targets.litert.bundle import MODEL, Section, read_sections, write_bundle
+from targets.litert.bundle import Section, read_sections, write_bundle
+from targets.litert.sections import EMBEDDER, MODEL, PREFILL_DECODE
 from validation.decoding import DECODED
 from validation.logits import map_logits
 from validation.runtimes import litert_session
@@ -94,7 +94,7 @@ def test_logits_are_written_from_the_first_position_that_is_wanted(tmp_path: Pat
 
 def test_a_model_in_a_bundle_is_run_from_a_copy_that_goes(tmp_path: Path) -> None:
     model = write_decoder(tmp_path / "model.tflite")
-    path = write_sections(tmp_path / "model.litertlm", **{bundle.PREFILL_DECODE: model})
+    path = write_sections(tmp_path / "model.litertlm", **{PREFILL_DECODE: model})
     (tmp_path / "run").mkdir()
     _, logits = run(path, tmp_path / "run")
     np.testing.assert_allclose(logits, expected(), atol=1e-4)
@@ -105,7 +105,7 @@ def test_a_model_behind_4_gigabytes_of_a_bundle_is_run(tmp_path: Path) -> None:
     model = write_decoder(tmp_path / "model.tflite")
     path = tmp_path / "model.litertlm"
     far = Section("GenericBinaryData", lambda stream: stream.truncate((1 << 32) + 4096))  # a hole on the disk
-    near = Section(MODEL, lambda stream: stream.write(model.read_bytes()), bundle.PREFILL_DECODE)
+    near = Section(MODEL, lambda stream: stream.write(model.read_bytes()), PREFILL_DECODE)
     write_bundle(path, [far, near])
     assert read_sections(path)[1].offset > 1 << 32
     _, logits = run(path, tmp_path, SEQUENCES[1:])
@@ -115,7 +115,7 @@ def test_a_model_behind_4_gigabytes_of_a_bundle_is_run(tmp_path: Path) -> None:
 def test_embedders_feed_the_decoder(tmp_path: Path) -> None:
     decoder = write_decoder(tmp_path / "decoder.tflite", lengths=(4, 16), embedded=True)
     embedder = write_embedder(tmp_path / "embedder.tflite", lengths=(4, 16))
-    models = {bundle.PREFILL_DECODE: decoder, bundle.EMBEDDER: embedder}
+    models = {PREFILL_DECODE: decoder, EMBEDDER: embedder}
     runtime, logits = run(write_sections(tmp_path / "model.litertlm", **models), tmp_path)
     np.testing.assert_allclose(logits, expected(), atol=1e-4)
     assert {"decode", "decode_embedder", "prefill_embedder_4"} < set(runtime.settings["signatures"])
@@ -200,7 +200,7 @@ def test_a_model_of_another_kind_is_one_line(options: dict[str, Any], message: s
 def test_an_embedder_of_other_lengths_is_one_line(tmp_path: Path) -> None:
     decoder = write_decoder(tmp_path / "decoder.tflite", embedded=True)
     embedder = write_embedder(tmp_path / "embedder.tflite", lengths=(8,))
-    models = {bundle.PREFILL_DECODE: decoder, bundle.EMBEDDER: embedder}
+    models = {PREFILL_DECODE: decoder, EMBEDDER: embedder}
     line = failure(write_sections(tmp_path / "model.litertlm", **models), tmp_path)
     assert line == "prefill_16 takes embeddings as float32 [1, 16, 16], tf_lite_embedder makes none"
 
@@ -231,19 +231,19 @@ def test_a_model_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
 
 def test_a_bundle_that_is_cut_off_is_one_line(tmp_path: Path) -> None:
     model = write_decoder(tmp_path / "model.tflite")
-    path = write_sections(tmp_path / "model.litertlm", **{bundle.PREFILL_DECODE: model})
+    path = write_sections(tmp_path / "model.litertlm", **{PREFILL_DECODE: model})
     os.truncate(path, path.stat().st_size - 1)
     assert failure(path, tmp_path).startswith("not a whole .litertlm file: section 'TFLiteModel' reaches")
 
 
 def test_a_bundle_without_a_decoder_is_one_line(tmp_path: Path) -> None:
-    path = write_sections(tmp_path / "model.litertlm", **{bundle.EMBEDDER: write_embedder(tmp_path / "e")})
+    path = write_sections(tmp_path / "model.litertlm", **{EMBEDDER: write_embedder(tmp_path / "e")})
     assert failure(path, tmp_path) == "has 0 sections TFLiteModel tf_lite_prefill_decode, expected 1"
 
 
 def test_room_that_is_lacking_for_a_copy_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_decoder(tmp_path / "model.tflite")
-    path = write_sections(tmp_path / "model.litertlm", **{bundle.PREFILL_DECODE: model})
+    path = write_sections(tmp_path / "model.litertlm", **{PREFILL_DECODE: model})
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(litert_session.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(ValidationError, match=r"copies of its models need \S+ kB for temporary .* 1 kB are"):
@@ -259,11 +259,11 @@ def test_a_section_is_copied_whole_with_the_kernels_help_and_without(
     copy: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = write_decoder(tmp_path / "model.tflite")
-    path = write_sections(tmp_path / "model.litertlm", **{bundle.PREFILL_DECODE: model})
+    path = write_sections(tmp_path / "model.litertlm", **{PREFILL_DECODE: model})
     monkeypatch.setattr(litert_session, "_PIECE", 1000)
     monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
     open_decoder(path, tmp_path)
-    (copied,) = tmp_path.glob(f"{bundle.PREFILL_DECODE}.tflite")
+    (copied,) = tmp_path.glob(f"{PREFILL_DECODE}.tflite")
     assert copied.read_bytes() == model.read_bytes()
     assert read_sections(path)[1].size == model.stat().st_size
 
