@@ -24,6 +24,7 @@ def relative(runtime: dict[str, Any]) -> dict[str, float]:
     return {"mean_kld": 1.1 * lost + 1e-4, "decode_mean_kld": decode}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
 def test_every_variant_is_exact_and_passes_the_default_gates(
     variant: str, checkpoint_factory: Callable[..., Path], tmp_path: Path
