@@ -49,7 +49,7 @@ def command(
     check_effect(targets or known_targets(), validated=False)
     with progress_bars(quiet) as progress:
         options, _ = take_declared(settings)
-        planned = [find_target(name) for name in targets or known_targets()]
+        planned = [find_target(name) for name in targets]
         opened = open_model(model, offline=offline, targets=planned, options=options, progress=progress)
         found = inspect(opened, targets, options, progress)
         if opened.source.note:

@@ -153,7 +153,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     """Architecture and sizes, then one line per tensor."""
     console = _console()
     console.print(_summary(found))
-    names = list(found["targets"])
+    names = [name for name, target in found["targets"].items() if "error" not in target]
     table = Table(title="Tensors", title_justify="left")
     for heading in ("weight", "shape", "stored", "lattice", "exact blocks", *names):
         table.add_column(heading, justify="right" if heading in ("shape", "exact blocks") else "left")
@@ -202,6 +202,9 @@ def _summary(found: Mapping[str, Any]) -> Table:
         f"values; {share(lattice['exact_fraction'])} of their blocks exact",
     )
     for name, target in found["targets"].items():
+        if "error" in target:
+            table.add_row(name, escape(target["error"].removeprefix(f"{name}: ")))
+            continue
         table.add_row(
             f"planned {name}", f"{size(target['bytes'])}, {target['bits_per_weight']:.2f} bits per weight"
         )

@@ -9,6 +9,7 @@ from typing import Any
 from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
+from converter.errors import TargetError
 from converter.pipeline.opening import Model
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.target import Plan, check_options, find_target, known_targets
@@ -20,7 +21,8 @@ def inspect(
     options: Mapping[str, object] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Architecture, parameters, lattice of every weight, and the storage plan of each target (default: all).
+    """Architecture, parameters, lattice of every weight, and the storage plan of each target; of all known
+    targets where none is named, and then with the reason in place of a plan where one cannot hold the model.
 
     Reads every block of every lattice weight and writes nothing. Raises ``CheckpointError``,
     ``TargetError``, or ``UsageError`` for options that none of the targets takes.
@@ -28,8 +30,15 @@ def inspect(
     checkpoint = model.checkpoint
     planned = [find_target(name) for name in targets or known_targets()]
     check_options(planned, options or {})
+    plans, refused = [], {}
     with model.unchanged():
-        plans = [target.plan(checkpoint, model.source.name, options or {}, progress) for target in planned]
+        for target in planned:
+            try:
+                plans.append(target.plan(checkpoint, model.source.name, options or {}, progress))
+            except TargetError as error:
+                if targets:
+                    raise
+                refused[target.name] = str(error)
         surveys = _survey_all(list(checkpoint.weights.values()), progress)
     return {
         "schema": 1,
@@ -39,7 +48,10 @@ def inspect(
         "parameters": sum(weight.size for weight in checkpoint.weights.values()),
         "parts": {part: asdict(size) for part, size in checkpoint.part_sizes.items()},
         "lattice": _totals(checkpoint.weights, surveys),
-        "targets": {plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
+        "targets": {
+            **{plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
+            **{name: {"error": reason} for name, reason in refused.items()},
+        },
         "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
         "left_out": [
             {
@@ -51,7 +63,7 @@ def inspect(
                 "part": item.part,
             }
             for item in checkpoint.left_out
-            if not all(item.name in plan.beside_text for plan in plans)
+            if not plans or not all(item.name in plan.beside_text for plan in plans)
         ],
     }
 

@@ -77,6 +77,19 @@ def test_what_is_not_known_of_it_is_one_line(qatconvert, outside, qwen3, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_inspection_tells_what_each_target_makes_of_it_and_which_cannot(qatconvert, outside, qwen3):
+    done = qatconvert("inspect", qwen3, "--json", environment=outside)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["targets"]
+    assert found["gguf"]["bytes"] > 0
+    assert found["onnx"] == {"error": "onnx: the family qwen3 is not known; known: gemma3, gemma4"}
+    told = qatconvert("inspect", qwen3, environment=outside).stdout
+    assert "the family qwen3 is not known" in told
+    assert "planned gguf" in told
+    done = qatconvert("inspect", qwen3, "--target", "onnx", environment=outside)
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("target", ["gguf", "onnx", "litert"])
 def test_a_family_that_no_target_knows(target, qatconvert, checkpoint_factory, tmp_path, error_of):
     group = {"qatconvert.families": {"invented": "invented_family:FAMILY"}}
