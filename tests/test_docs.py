@@ -91,6 +91,24 @@ def test_links_between_pages_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def additions(page: str) -> list[tuple[str, str]]:
+    """Files that the ``diff`` blocks of a page name, each with lines in a row that it is shown to have."""
+    found = []
+    for block in re.findall(r"^```diff\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        file, *hunks = block.split("@@\n")
+        for hunk in hunks:
+            lines = "".join(line.removeprefix("+") for line in hunk.splitlines(keepends=True))
+            found.append((file.removeprefix("+++ ").strip(), lines))
+    return found
+
+
+def test_what_is_shown_of_files_is_in_them():
+    shown = additions((ROOT / "docs" / "extending.md").read_text(encoding="utf-8"))
+    assert len({file for file, _ in shown}) > 5
+    for file, lines in shown:
+        assert lines in (ROOT / file).read_text(encoding="utf-8"), f"{file}:\n{lines}"
+
+
 def write_help() -> None:
     """Put the present help texts into the pages."""
     for page in PAGES:
