@@ -1,4 +1,4 @@
-"""Float16, in which most formats keep the scales of blocks: conversion, and what it cannot hold."""
+"""Float16, in which most types keep the scales of blocks: conversion, and what it cannot hold."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ _GROUP: Final = "qatconvert.targets"
 class PlannedTensor:
     """One tensor of the artifact: ``weight`` is the canonical name of the checkpoint's weight it
     comes from (``None`` for a tensor that the target makes itself), ``stored_as`` its name in the
-    artifact, ``format`` the target's own name of the type (``Q4_0``), ``exact`` whether that type
+    artifact, ``type`` the target's own name of it (``Q4_0``), ``exact`` whether that type
     can hold every value of the checkpoint bit for bit. A tensor of another ``part`` than the text model
     comes from a weight of ``Checkpoint.parts``, which has its name there."""
 
     weight: str | None
     stored_as: str
     shape: tuple[int, ...]
-    format: str
+    type: str
     bytes: int
     exact: bool
     part: str = TEXT
@@ -82,7 +82,7 @@ class Plan:
     """How a target will store a checkpoint: the ``files`` that it will write, the text model's main one
     first, and the ``tensors`` in them. ``warnings`` has one line each for the user. ``scales``
     is the type in which scales of codes are stored, ``float16`` or ``float32``: a float32 holds every scale.
-    ``operators`` says which operators of the runtime read the weights, and how many weights of each format,
+    ``operators`` says which operators of the runtime read the weights, and how many weights of each type,
     where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
     than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
     than the model; ``kv_cache`` what the runtime allocates at once for one sequence, where the artifact says
@@ -150,7 +150,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, object]:
         """The plan as the manifest records it."""
-        operators = {name: dict(formats) for name, formats in self.operators.items()}
+        operators = {name: dict(types) for name, types in self.operators.items()}
         parts = {
             part: {
                 "files": [file.path for file in self.files if file.part == part],
@@ -176,14 +176,14 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A weight read back from an artifact: ``floats(start, stop)`` gives its dequantised rows as
-    float32 in the checkpoint's own row order and scale, ``format`` the artifact's type, ``bytes`` what
-    it takes there. ``rule(start, stop)`` gives what the target's stated rule makes of the checkpoint's rows
-    in this ``format``, read back in the same way: a right artifact has the same numbers, bit for bit.
-    ``rule`` is ``None`` for a format that the target never writes (another tool's)."""
+    float32 in the checkpoint's own row order and scale, ``type`` the runtime's own name of its type there,
+    ``bytes`` what it takes there. ``rule(start, stop)`` gives what the target's stated rule makes of the
+    checkpoint's rows in this ``type``, read back in the same way: a right artifact has the same numbers, bit
+    for bit. ``rule`` is ``None`` for a type that the target never writes (another tool's)."""
 
     weight: str
     stored_as: str
-    format: str
+    type: str
     shape: tuple[int, ...]
     bytes: int
     floats: Callable[[int, int], NDArray[np.float32]]

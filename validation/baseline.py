@@ -49,10 +49,10 @@ def write_naive_q4_0(
     if all(weight.lattice != _NAIVE for weight in weights.values()):
         raise ValidationError("no weight lies on a 4-bit lattice that a naive Q4_0 could be compared with")
     naive = replace(checkpoint, weights=weights)
-    format = find_target(target)
+    writer = find_target(target)
     own = {name: value for name, value in (options or {}).items() if name not in _COMPANIONS}
-    plan = format.plan(naive, "naive", own)
-    format.write(naive, plan, directory, lambda stage, done, total: progress(done, total))
+    plan = writer.plan(naive, "naive", own)
+    writer.write(naive, plan, directory, lambda stage, done, total: progress(done, total))
     return directory / plan.artifacts[0]
 
 

@@ -82,7 +82,7 @@ class TensorExactness:
 
     weight: str
     stored_as: str
-    format: str
+    type: str
     block: int | None
     values: int
     exact_values: int
@@ -253,7 +253,7 @@ def _right(
     tensor: StoredTensor, stored: NDArray[np.float32], start: int, stop: int
 ) -> NDArray[np.bool_] | None:
     """Which of the artifact's values ``[rows, columns]`` are what the rule makes, bit for bit; ``None`` for a
-    format that has no rule."""
+    type that has no rule."""
     if tensor.rule is None:
         return None
     expected = np.ascontiguousarray(tensor.rule(start, stop), np.float32).reshape(stored.shape)
@@ -450,7 +450,7 @@ def _finish(weight: Weight, tensor: StoredTensor, found: _Sum) -> TensorExactnes
     return TensorExactness(
         weight=weight.name,
         stored_as=tensor.stored_as,
-        format=tensor.format,
+        type=tensor.type,
         block=weight.lattice.block if weight.lattice else None,
         values=weight.size,
         exact_values=found.exact_values,

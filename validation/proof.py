@@ -84,10 +84,10 @@ def inferred_plan(
     Raises ``CheckpointError`` for a damaged artifact, ``TargetError`` and ``UsageError`` where the target
     could not have written it.
     """
-    format = find_target(target)
-    chosen = dict(format.infer_options(artifact, checkpoint) if options is None else options)
-    name = str(chosen.pop("name", None) or artifact.name.removesuffix(format.suffix))
-    return format.plan(checkpoint, name, chosen, progress)
+    writer = find_target(target)
+    chosen = dict(writer.infer_options(artifact, checkpoint) if options is None else options)
+    name = str(chosen.pop("name", None) or artifact.name.removesuffix(writer.suffix))
+    return writer.plan(checkpoint, name, chosen, progress)
 
 
 def prove(

@@ -157,7 +157,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     table = Table(title="Tensors", title_justify="left")
     for heading in ("weight", "shape", "stored", "lattice", "exact blocks", *names):
         table.add_column(heading, justify="right" if heading in ("shape", "exact blocks") else "left")
-    formats = {name: _formats(found["targets"][name]["tensors"]) for name in names}
+    types = {name: _types(found["targets"][name]["tensors"]) for name in names}
     for weight in found["weights"]:
         table.add_row(
             escape(weight["name"]),
@@ -165,7 +165,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
             weight["dtype"],
             _lattice(weight),
             share(weight["exact_fraction"]),
-            *(formats[name].get(weight["name"], "-") for name in names),
+            *(types[name].get(weight["name"], "-") for name in names),
         )
     console.print(table)
     _print_left_out(console, found["left_out"])
@@ -177,7 +177,7 @@ def _lattice(weight: Mapping[str, Any]) -> str:
     return "none" if weight["matrix"] else "-"
 
 
-def _formats(tensors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _types(tensors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for tensor in tensors:
         name = tensor["weight"]
@@ -212,8 +212,8 @@ def _summary(found: Mapping[str, Any]) -> Table:
             table.add_row("", f"{part}: {size(held['bytes'])} in {escape(', '.join(held['files']))}")
         if told := _inexact(target["blocks"], target["scales"]):
             table.add_row("", told)
-        for operator, formats in target.get("operators", {}).items():
-            held = ", ".join(f"{count} {format}" for format, count in formats.items())
+        for operator, types in target.get("operators", {}).items():
+            held = ", ".join(f"{count} {type_name}" for type_name, count in types.items())
             table.add_row("", f"{operator}: {held}")
         if "memory" in target:
             table.add_row("", f"up to {size(target['memory'])} of memory to write it")

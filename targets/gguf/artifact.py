@@ -197,9 +197,11 @@ def split_limit(options: Mapping[str, object]) -> int | None:
 
 
 def _planned(weight: Weight, stored_as: str, held: Holdings) -> PlannedTensor:
-    format = held.type_of(weight)
-    size = weight.rows * held.row_bytes(format, weight.columns)
-    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, held.is_exact(weight, format))
+    type_name = held.type_of(weight)
+    size = weight.rows * held.row_bytes(type_name, weight.columns)
+    return PlannedTensor(
+        weight.name, stored_as, weight.shape, type_name, size, held.is_exact(weight, type_name)
+    )
 
 
 def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:
@@ -259,5 +261,5 @@ def main_format(tensors: Sequence[PlannedTensor]) -> str:
     """The type that holds most bytes; the file is named after it, and its ``general.file_type`` says it."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
-        sizes[tensor.format] = sizes.get(tensor.format, 0) + tensor.bytes
-    return max(sizes, key=lambda format: sizes[format], default="F32")
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.bytes
+    return max(sizes, key=lambda type_name: sizes[type_name], default="F32")

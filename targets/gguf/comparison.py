@@ -161,7 +161,7 @@ def _tensor_table(parts: list[_Part], plan: Plan) -> Iterator[Difference]:
         if tensor is None or not _fits(tensor, planned):
             theirs = "no such tensor" if tensor is None else _described(tensor.type.name, tensor.shape)
             yield Difference(
-                f"tensor {planned.stored_as}", _described(planned.format, planned.shape or (1,)), theirs
+                f"tensor {planned.stored_as}", _described(planned.type, planned.shape or (1,)), theirs
             )
     for tensor in by_name.values():
         yield Difference(
@@ -177,7 +177,7 @@ def _tensor_table(parts: list[_Part], plan: Plan) -> Iterator[Difference]:
 
 
 def _fits(tensor: Tensor, planned: PlannedTensor) -> bool:
-    return (tensor.type.name, tensor.shape) == (planned.format, planned.shape or (1,))
+    return (tensor.type.name, tensor.shape) == (planned.type, planned.shape or (1,))
 
 
 def _described(type: str, shape: tuple[int, ...]) -> str:
@@ -227,20 +227,20 @@ def _rows(parts: list[_Part], checkpoint: Checkpoint, plan: Plan) -> Iterator[Ro
 
 
 def _weight_rows(checkpoint: Checkpoint, weight: Weight, file: File, tensor: Tensor) -> Iterator[Rows]:
-    format, add = tensor.type.name, checkpoint.architecture.norm_offset
-    size = GGML.row_bytes(format, weight.columns)
+    type_name, add = tensor.type.name, checkpoint.architecture.norm_offset
+    size = GGML.row_bytes(type_name, weight.columns)
     for start, stop in weight.row_ranges(RANGE):
         yield Rows(
             tensor.name,
             start,
-            partial(_rule, weight, format, start, stop, add),
+            partial(_rule, weight, type_name, start, stop, add),
             _reader(file, tensor, start, stop, size),
             weight.bytes_of(weight.columns * (stop - start)),
         )
 
 
-def _rule(weight: Weight, format: str, start: int, stop: int, add: float) -> tuple[Bytes]:
-    return (encode(weight, format, start, stop, add)[0].reshape(stop - start, -1),)
+def _rule(weight: Weight, type_name: str, start: int, stop: int, add: float) -> tuple[Bytes]:
+    return (encode(weight, type_name, start, stop, add)[0].reshape(stop - start, -1),)
 
 
 def _reader(file: File, tensor: Tensor, start: int, stop: int, size: int) -> Callable[[], tuple[Bytes]]:

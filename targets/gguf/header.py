@@ -107,7 +107,7 @@ def write_header(header: Header, path: Path, tensors: Sequence[PlannedTensor], l
     for tensor in tensors:
         shape = tensor.shape or (1,)
         header.add_tensor_info(
-            tensor.stored_as, shape, float, tensor.bytes, gguf.GGMLQuantizationType[tensor.format]
+            tensor.stored_as, shape, float, tensor.bytes, gguf.GGMLQuantizationType[tensor.type]
         )
     header.write_header_to_file(path)
     header.write_kv_data_to_file()

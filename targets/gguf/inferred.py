@@ -13,13 +13,13 @@ from targets.gguf.description import HUB
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.gguf.reading import split_files
-from targets.gguf.storage import FORMATS, GGML, OFF_LATTICE, holdings
+from targets.gguf.storage import GGML, OFF_LATTICE, TYPES, holdings
 from targets.storing import is_matrix
 
 #: Names that can be part of a file's name; another one is none that a conversion wrote.
 _NAME: Final = re.compile(r"[\w.+-][\w.+ -]{0,199}")
 _FILE_NAME: Final = re.compile(
-    rf"(.+?)(-({'|'.join(map(str.lower, FORMATS))}))?(-[0-9]{{5}}-of-[0-9]{{5}})?\.gguf", re.DOTALL
+    rf"(.+?)(-({'|'.join(map(str.lower, TYPES))}))?(-[0-9]{{5}}-of-[0-9]{{5}})?\.gguf", re.DOTALL
 )
 
 

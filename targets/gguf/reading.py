@@ -22,7 +22,7 @@ from converter.system.untrusted import open_at_once
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.gguf.packing import unpack_q4_0
-from targets.gguf.storage import FORMATS
+from targets.gguf.storage import TYPES
 from targets.gguf.writing import encode
 from targets.target import StoredTensor
 
@@ -54,11 +54,11 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
         stored[key] = StoredTensor(
             weight=key,
             stored_as=names[key],
-            format=tensor.type.name,
+            type=tensor.type.name,
             shape=weight.shape,
             bytes=tensor.bytes,
             floats=_Rows(file, tensor, np.float32(offset)),
-            rule=_Rule(weight, tensor, offset) if tensor.type.name in FORMATS else None,
+            rule=_Rule(weight, tensor, offset) if tensor.type.name in TYPES else None,
         )
     return stored
 

@@ -13,7 +13,7 @@ from targets.storing import BLOCK, Coded, Holdings
 OFF_LATTICE: Final = {"q8_0": "Q8_0", "bf16": "BF16", "f16": "F16", "q4_0": "Q4_0", "f32": "F32"}
 
 #: Every type that a file can have.
-FORMATS: Final = tuple(OFF_LATTICE.values())
+TYPES: Final = tuple(OFF_LATTICE.values())
 
 #: Types of codes and scales (``ggml/src/ggml-common.h``), the smallest first.
 CODED: Final = (Coded("Q4_0", 4, BLOCK), Coded("Q8_0", 8, BLOCK))

@@ -50,33 +50,34 @@ def _pieces(places: tuple[Place, ...], weights: Mapping[str, Weight], add: float
 
 
 def _encoded(weight: Weight, place: Place, start: int, stop: int, add: float) -> Encoded:
-    data, statuses = encode(weight, place.tensor.format, start, stop, add)
-    offset = place.offset + start * GGML.row_bytes(place.tensor.format, weight.columns)
+    data, statuses = encode(weight, place.tensor.type, start, stop, add)
+    offset = place.offset + start * GGML.row_bytes(place.tensor.type, weight.columns)
     return Encoded(((offset, data),), statuses)
 
 
-def encode(weight: Weight, format: str, start: int, stop: int, add: float) -> tuple[Bytes, Statuses]:
+def encode(weight: Weight, type_name: str, start: int, stop: int, add: float) -> tuple[Bytes, Statuses]:
     """Rows of a weight as bytes of a GGML type, and the status of every lattice block packed. ``add`` is
     added to norm weights, as the model does before it multiplies. Raises ``TargetError`` for values that the
     type would turn into infinities."""
-    rows = GGML.codes(weight, format, start, stop)
+    rows = GGML.codes(weight, type_name, start, stop)
     if rows is not None:
-        _check_range(weight, format, rows.scales, float16.LARGEST)
-        return FROM_CODES[format](rows), rows.status.reshape(-1)
+        _check_range(weight, type_name, rows.scales, float16.LARGEST)
+        return FROM_CODES[type_name](rows), rows.status.reshape(-1)
     values = weight.floats(start, stop)
-    if coded := GGML.find(format):
-        _check_range(weight, format, values, largest(coded.bits))
-        return FROM_CODES[format](rounded(values, coded.bits)), NO_BLOCKS
+    if coded := GGML.find(type_name):
+        _check_range(weight, type_name, values, largest(coded.bits))
+        return FROM_CODES[type_name](rounded(values, coded.bits)), NO_BLOCKS
     if add and weight.name.endswith("norm.weight"):
         values = values + np.float32(add)
-    if format == "F16":
-        _check_range(weight, format, values, float16.LARGEST)
-    return FROM_FLOATS[format](values), NO_BLOCKS
+    if type_name == "F16":
+        _check_range(weight, type_name, values, float16.LARGEST)
+    return FROM_FLOATS[type_name](values), NO_BLOCKS
 
 
-def _check_range(weight: Weight, format: str, values: NDArray[np.float32], limit: float) -> None:
+def _check_range(weight: Weight, type_name: str, values: NDArray[np.float32], limit: float) -> None:
     if float16.out_of_range(values, limit):
         remedy = "it cannot be stored in GGUF" if weight.lattice else "try --off-lattice bf16"
         raise TargetError(
-            f"gguf: {weight.name}: the values of a block are beyond the range of {format}'s float16; {remedy}"
+            f"gguf: {weight.name}: the values of a block are beyond the range of {type_name}'s float16; "
+            f"{remedy}"
         )

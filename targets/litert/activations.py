@@ -78,7 +78,7 @@ def ways(tensors: Iterable[PlannedTensor]) -> Sequence[Mapping[str, object]]:
     """What measuring may choose from for a model stored as ``tensors``, the fastest first; empty where no
     product rounds its input. ``LAYERS`` is hardly faster than ``TWO`` and three times as far from the
     reference on a real model (``benchmarks/litert_activations.py``): whoever wants it asks for it."""
-    names = (tensor.stored_as for tensor in tensors if tensor.format in CODED)
+    names = (tensor.stored_as for tensor in tensors if tensor.type in CODED)
     if not any(name == EMBEDDING or name not in EMBEDDINGS for name in names):
         return ()
     return tuple({"activations": rows} for rows in (ONE, TWO))

@@ -142,14 +142,14 @@ class LitertTarget:
         export the graph."""
         chosen = read_options(plan.options)
         path = directory / plan.artifacts[0]
-        formats = _formats(plan)
+        types = _types(plan)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             graphs = _graphs(checkpoint, plan, directory, stage_of(progress, "export litert"))
         except OSError as error:
             raise destination_error(path, error) from error
         advance = counted(stage_of(progress, "write litert"), _read_bytes(plan.tensors, checkpoint.weights))
-        models = _Models(checkpoint.weights, formats, advance)
+        models = _Models(checkpoint.weights, types, advance)
         sections = [
             *metadata_sections(checkpoint, chosen.context),
             *(Section(MODEL, partial(models.write, graph), kind) for kind, graph in graphs.items()),
@@ -231,7 +231,7 @@ class LitertTarget:
         with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
             graphs = _graphs(checkpoint, plan, Path(scratch), stage_of(progress, "export litert"))
         sections = metadata_sections(checkpoint, read_options(plan.options).context)
-        expected = expect(sections, graphs, checkpoint.weights, _formats(plan))
+        expected = expect(sections, graphs, checkpoint.weights, _types(plan))
         advance = counted(stage_of(progress, "compare litert"), _read_bytes(plan.tensors, checkpoint.weights))
         if artifact.suffix == self.suffix:
             return bundle_differences(artifact, expected, advance)
@@ -244,21 +244,21 @@ class LitertTarget:
         return model_differences(artifact, kind, expected, advance)
 
 
-def _formats(plan: Plan) -> dict[str, str]:
-    return {tensor.stored_as: tensor.format for tensor in plan.tensors}
+def _types(plan: Plan) -> dict[str, str]:
+    return {tensor.stored_as: tensor.type for tensor in plan.tensors}
 
 
 def _graphs(
     checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: StageProgress
 ) -> Mapping[str, bytes]:
     """The graphs of a plan by model type; they are exported once for all that need them."""
-    chosen, formats = read_options(plan.options), _formats(plan)
+    chosen, types = read_options(plan.options), _types(plan)
     rows = two_rows(chosen.activations, checkpoint.architecture)
 
     def export(directory: Path) -> Mapping[str, Path]:
         return export_graphs(
             checkpoint,
-            formats,
+            types,
             chosen.prefill_lengths,
             chosen.context,
             directory,
@@ -268,7 +268,7 @@ def _graphs(
         )
 
     key = graph_key(
-        checkpoint, formats, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder, rows
+        checkpoint, types, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder, rows
     )
     return _GRAPHS.get(key, export, scratch)
 
@@ -277,9 +277,9 @@ class _Models:
     """Fills graphs with weights, and remembers what that lost."""
 
     def __init__(
-        self, weights: Mapping[str, Weight], formats: Mapping[str, str], advance: Callable[[int], None]
+        self, weights: Mapping[str, Weight], types: Mapping[str, str], advance: Callable[[int], None]
     ) -> None:
-        self._weights, self._formats, self._advance = weights, formats, advance
+        self._weights, self._types, self._advance = weights, types, advance
         self._blocks = self._rounded = 0
         self._off_lattice: Counter[str] = Counter()
         self._narrowed: Counter[str] = Counter()
@@ -288,7 +288,7 @@ class _Models:
         """Write the model of a graph where ``output`` stands."""
         from targets.litert.filling import fill
 
-        filled = fill(graph, self._weights, self._formats, output, self._advance)
+        filled = fill(graph, self._weights, self._types, output, self._advance)
         self._blocks += filled.blocks
         self._rounded += filled.rounded
         self._off_lattice.update(filled.off_lattice)

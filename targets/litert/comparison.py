@@ -58,11 +58,11 @@ def expect(
     sections: Sequence[Section],
     graphs: Mapping[str, bytes],
     weights: Mapping[str, Weight],
-    formats: Mapping[str, str],
+    types: Mapping[str, str],
 ) -> Expected:
     """What the converter makes of ``graphs`` (by model type, without weights), the ``weights`` by canonical
-    name and their ``formats``; see ``targets.litert.filling.fill``."""
-    return Expected(sections, {kind: lay_out(graph, weights, formats) for kind, graph in graphs.items()})
+    name and their ``types``; see ``targets.litert.filling.fill``."""
+    return Expected(sections, {kind: lay_out(graph, weights, types) for kind, graph in graphs.items()})
 
 
 def bundle_differences(
@@ -161,7 +161,7 @@ def _rows(layout: Layout, model: _Model, found: _Found) -> Iterator[Rows]:
 
 
 def _rule(place: Place, start: int, stop: int) -> list[Bytes]:
-    rows = encode(place.weight, place.format, start, stop, multiplied=place.positive)
+    rows = encode(place.weight, place.type, start, stop, multiplied=place.positive)
     return [part.reshape(stop - start, -1) for part in rows.stretches()]
 
 

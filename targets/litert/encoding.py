@@ -19,10 +19,10 @@ from targets.writing import NO_BLOCKS, Bytes, Statuses
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Rows in a format of ``targets.litert.storage``.
+    """Rows in a type of ``targets.litert.storage``.
 
-    ``values`` are int8 codes, or numbers in the format's type, ``[rows, columns]``; ``scales`` (float16) and
-    ``sums`` (float32) are ``[rows, blocks]``, ``None`` for a format without them. ``statuses`` are those of
+    ``values`` are int8 codes, or numbers in the type's dtype, ``[rows, columns]``; ``scales`` (float16) and
+    ``sums`` (float32) are ``[rows, blocks]``, ``None`` for a type without them. ``statuses`` are those of
     the lattice's blocks, one behind the other; ``narrowed`` counts scales that are right here and no bfloat16
     numbers.
     """
@@ -75,25 +75,25 @@ def _unpack(packed, scales, block, values):  # type: ignore[no-untyped-def]
             values[place + 1] = scale * np.float32(((byte >> 4) ^ 8) - 8)
 
 
-def encode(weight: Weight, format: str, start: int, stop: int, *, multiplied: bool) -> StoredRows:
-    """Rows ``start`` to ``stop`` of a weight in a format; ``multiplied`` says whether a matrix product uses
+def encode(weight: Weight, type_name: str, start: int, stop: int, *, multiplied: bool) -> StoredRows:
+    """Rows ``start`` to ``stop`` of a weight in a type; ``multiplied`` says whether a matrix product uses
     it.
 
-    Raises ``TargetError`` for values that the format or the runtime cannot hold, ``CheckpointError`` for a
+    Raises ``TargetError`` for values that the type or the runtime cannot hold, ``CheckpointError`` for a
     weight that cannot be read.
     """
-    if format not in CODED:
+    if type_name not in CODED:
         values = weight.floats(start, stop)
-        if format == "FLOAT16" and float16.out_of_range(values):
+        if type_name == "FLOAT16" and float16.out_of_range(values):
             raise TargetError(f"litert: {weight.name}: a value is beyond FLOAT16; try --off-lattice f32")
-        return StoredRows(values.astype("<f2" if format == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
-    rows = LITERT.codes(weight, format, start, stop)
+        return StoredRows(values.astype("<f2" if type_name == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
+    rows = LITERT.codes(weight, type_name, start, stop)
     if rows is None:
-        raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {format}")
-    return _coded(weight.name, rows, format, multiplied)
+        raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {type_name}")
+    return _coded(weight.name, rows, type_name, multiplied)
 
 
-def _coded(name: str, rows: LatticeRows, format: str, multiplied: bool) -> StoredRows:
+def _coded(name: str, rows: LatticeRows, type_name: str, multiplied: bool) -> StoredRows:
     """Codes, scales and sums as the runtime takes them."""
     if float16.out_of_range(rows.scales):
         raise TargetError(f"litert: {name}: a scale is beyond float16, which LiteRT needs")
@@ -101,7 +101,7 @@ def _coded(name: str, rows: LatticeRows, format: str, multiplied: bool) -> Store
     codes = rows.codes.reshape(*scales.shape, BLOCK)
     sums = None
     negative = exact < 0
-    if format == "INT4+sums":
+    if type_name == "INT4+sums":
         # c = -8 becomes 7: unlike -c, -c - 1 always fits
         codes = np.where(negative[:, :, None], ~codes, codes)
         # of the rounded scale, with which the codes are multiplied

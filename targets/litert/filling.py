@@ -53,7 +53,7 @@ class Place:
 
     name: str
     weight: Weight
-    format: str
+    type: str
     offsets: tuple[int, ...]
     bytes: tuple[int, int, int]
     positive: bool
@@ -73,7 +73,7 @@ class Layout:
 def fill(
     graph: bytes,
     weights: Mapping[str, Weight],
-    formats: Mapping[str, str],
+    types: Mapping[str, str],
     output: BinaryIO,
     progress: Callable[[int], None] = lambda count: None,
     threads: int | None = None,
@@ -81,17 +81,17 @@ def fill(
     """Write a TFLite model from where ``output``, a real file, stands; it stands behind the model then.
 
     ``graph`` is a flatbuffer whose functions take weights as float32 arguments named as in ``weights``, which
-    is by canonical name, or ``lm_head.weight`` for a head tied to the embedding. ``formats`` says for each of
+    is by canonical name, or ``lm_head.weight`` for a head tied to the embedding. ``types`` say for each of
     them how it is held (``targets.litert.storage``); ``INT4+sums`` takes an argument ``<name>|sums`` as
     well, float32 ``[rows, columns / 32]``. A weight of several experts, ``[experts, rows, columns]``, may be
     an argument ``[experts * rows, columns]`` or ``[rows, experts * columns]``. ``progress`` is called with
     the bytes of checkpoint read, by one thread at a time.
 
-    Raises ``TargetError`` for a graph that does not fit the weights and for values that the format or the
+    Raises ``TargetError`` for a graph that does not fit the weights and for values that the type or the
     runtime cannot hold, ``DestinationError`` if the file cannot be written, ``CheckpointError`` for a
     weight that cannot be read. Needs the packages of the extra ``litert``.
     """
-    layout = lay_out(graph, weights, formats)
+    layout = lay_out(graph, weights, types)
     head, end, base = layout.head, layout.end, output.tell()
     finished = [replace(place, offsets=tuple(base + one for one in place.offsets)) for place in layout.places]
     path = Path(str(output.name))
@@ -110,11 +110,11 @@ def fill(
     return Filled(end, layout.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts())
 
 
-def lay_out(graph: bytes, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> Layout:
+def lay_out(graph: bytes, weights: Mapping[str, Weight], types: Mapping[str, str]) -> Layout:
     """Where ``fill`` puts everything, without reading a matrix; arguments and errors are those of
     ``fill``."""
     filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
-    places = [_chosen(filling, name, weights, formats) for name in filling.names]
+    places = [_chosen(filling, name, weights, types) for name in filling.names]
     sizes = [place.weight.rows * size for place in places for size in place.bytes if size]
     head, offsets = filling.finished(sizes, _offsets)
     end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
@@ -122,16 +122,18 @@ def lay_out(graph: bytes, weights: Mapping[str, Weight], formats: Mapping[str, s
     return Layout(head, tuple(_placed(place, rest) for place in places), end, filling.names)
 
 
-def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], formats: Mapping[str, str]) -> Place:
+def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], types: Mapping[str, str]) -> Place:
     """A weight of the graph made a constant; its offsets are not known yet."""
     weight = _resolved(name, weights)
     assert weight is not None
-    format = formats.get(name)
-    if format is None:
+    type_name = types.get(name)
+    if type_name is None:
         raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
-    use = filling.use(name, format)
+    use = filling.use(name, type_name)
     weight = _shaped(weight, use.shape, name)
-    return Place(name, weight, format, (0, 0, 0), LITERT.row_parts(format, weight.columns), use.multiplied)
+    return Place(
+        name, weight, type_name, (0, 0, 0), LITERT.row_parts(type_name, weight.columns), use.multiplied
+    )
 
 
 def _resolved(name: str, weights: Mapping[str, Weight]) -> Weight | None:
@@ -186,7 +188,7 @@ def _pieces(places: Iterable[Place], narrowing: _Narrowing) -> Iterator[Piece]:
 
 
 def _encoded(place: Place, narrowing: _Narrowing, start: int, stop: int) -> Encoded:
-    rows = encode(place.weight, place.format, start, stop, multiplied=place.positive)
+    rows = encode(place.weight, place.type, start, stop, multiplied=place.positive)
     if place.positive:
         narrowing.add(place.weight.name, rows.narrowed)
     at = [offset + start * size for offset, size in zip(place.offsets, place.bytes, strict=True)]

@@ -58,27 +58,27 @@ class Graph:
                     self._arguments.setdefault(name, []).append(place)
         self.names = tuple(sorted(name for name in self._arguments if "|" not in name))
 
-    def use(self, name: str, format: str) -> Filling:
-        """Make the argument of a weight a constant of ``format``; raises ``TargetError`` if the graph uses it
-        as that format cannot be used."""
+    def use(self, name: str, type_name: str) -> Filling:
+        """Make the argument of a weight a constant of the type ``type_name``. Raises ``TargetError`` if the
+        graph uses it as that type cannot be used."""
         places = self._arguments[name]
         shapes = {self._shape(place) for place in places}
         if len(shapes) != 1:
             raise TargetError(f"litert: {name}: the graph takes it in {len(shapes)} shapes")
         shape = shapes.pop()
         uses = {use for place in places for use in self._uses(place)}
-        if format in CODED:
+        if type_name in CODED:
             self._set_codes(name, places, shape, uses)
-            if format == "INT4+sums":
+            if type_name == "INT4+sums":
                 self._set_sums(name, shape)
         else:
             buffer = self._new_buffer()
             for place in places:
                 self._tensor(place).buffer = buffer
-                if format == "FLOAT16":
+                if type_name == "FLOAT16":
                     self._dequantize(place)
-        if format != "INT4+sums" and sums_name(name) in self._arguments:
-            raise TargetError(f"litert: {name}: the graph takes sums of blocks, which {format} has not")
+        if type_name != "INT4+sums" and sums_name(name) in self._arguments:
+            raise TargetError(f"litert: {name}: the graph takes sums of blocks, which {type_name} has not")
         return Filling(shape, _MULTIPLIED in uses)
 
     def finished(

@@ -20,7 +20,7 @@ from targets.litert.storage import HEAD, LITERT
 from targets.storing import is_matrix
 
 _PREFILL: Final = "prefill_"
-#: The option ``off_lattice`` for the format of matrices on no lattice; the first that gives it.
+#: The option ``off_lattice`` for the type of matrices on no lattice; the first that gives it.
 _OFF_LATTICE: Final[Mapping[str, str]] = {"FLOAT16": "q8_0", "FLOAT": "bf16"}
 
 

@@ -23,7 +23,7 @@ _MOST_LENGTHS: Final = 16
 @dataclass(frozen=True, slots=True)
 class Options:
     """What was asked for. ``prefill_lengths`` (ascending) and ``context_length`` are in tokens, empty and
-    ``None`` for what suits the model; ``off_lattice`` is the format of matrices on no lattice, ``npus`` the
+    ``None`` for what suits the model; ``off_lattice`` is the type of matrices on no lattice, ``npus`` the
     neural processors to compile for as well, ``activations`` what ``activations.read_activations`` gives."""
 
     prefill_lengths: tuple[int, ...]

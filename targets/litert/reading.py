@@ -40,7 +40,7 @@ _WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
 _MOST_PLACES: Final = 64
 #: Largest constant among which nameless vectors are sought, in bytes.
 _VECTOR_BYTES: Final = 4 << 20
-#: The format of a factor of 1, which changes nothing, so that the converter leaves the product out.
+#: The type of a factor of 1, which changes nothing, so that the converter leaves the product out.
 LEFT_OUT: Final = "factor 1, left out"
 #: What the names of norms end with.
 _NORM: Final = "norm.weight"
@@ -78,12 +78,12 @@ def describe_models(
     for key, weight in weights.items():
         matrix = found.matrix(key, weight)
         rule = _rule(matrix, weight)
-        bytes_, format = matrix.bytes, matrix.format
+        bytes_, type_name = matrix.bytes, matrix.type
         if key == EMBEDDING and HEAD not in weights and HEAD in found.names:
             head = found.matrix(HEAD, weight)
             matrix = _agreeing(matrix, head, found.path)
-            bytes_, format = bytes_ + head.bytes, " and ".join(dict.fromkeys((format, head.format)))
-        stored[key] = StoredTensor(key, key, format, weight.shape, bytes_, matrix.rows, rule)
+            bytes_, type_name = bytes_ + head.bytes, " and ".join(dict.fromkeys((type_name, head.type)))
+        stored[key] = StoredTensor(key, key, type_name, weight.shape, bytes_, matrix.rows, rule)
     return stored
 
 
@@ -102,7 +102,7 @@ class _Matrix:
     where it is read from, ``multiplied`` says whether a product reads its codes, ``offset`` is what its
     numbers are stored with."""
 
-    format: str
+    type: str
     bytes: int
     places: tuple[object, ...]
     rows: Callable[[int, int], Floats]
@@ -111,16 +111,16 @@ class _Matrix:
 
 
 def _rule(matrix: _Matrix, weight: Weight) -> Callable[[int, int], Floats] | None:
-    """What the rule makes of a weight's rows in the format in which they are stored, read back."""
-    if matrix.format in CODED and LITERT.holding(weight) is None:
+    """What the rule makes of a weight's rows in the type in which they are stored, read back."""
+    if matrix.type in CODED and LITERT.holding(weight) is None:
         return None
 
     def rows(start: int, stop: int) -> Floats:
-        if matrix.format == LEFT_OUT:
+        if matrix.type == LEFT_OUT:
             return weight.floats(start, stop)
         if matrix.offset:
             return (weight.floats(start, stop) + matrix.offset).astype(np.float32) - matrix.offset
-        return encode(weight, matrix.format, start, stop, multiplied=matrix.multiplied).floats()
+        return encode(weight, matrix.type, start, stop, multiplied=matrix.multiplied).floats()
 
     return rows
 
@@ -134,7 +134,7 @@ def _agreeing(embedding: _Matrix, head: _Matrix, path: Path) -> _Matrix:
             raise CheckpointError(f"{path}: {HEAD} differs from {EMBEDDING}, to which the checkpoint ties it")
         return values
 
-    return _Matrix(embedding.format, embedding.bytes, embedding.places, rows)
+    return _Matrix(embedding.type, embedding.bytes, embedding.places, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class _Tensors:
         if len(places) > _MOST_PLACES:
             raise self.error(name, f"is in {len(places)} places")
         read = [self._one(place, name, weight) for place in places]
-        if any((one.places, one.format) != (read[0].places, read[0].format) for one in read):
+        if any((one.places, one.type) != (read[0].places, read[0].type) for one in read):
             raise self.error(name, "is held in two ways")
         return read[0]
 

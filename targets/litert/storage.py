@@ -116,8 +116,8 @@ def planned_tensors(
     held, planned = holdings(off_lattice), []
     for weight in weights.values():
         multiplied = weight.name not in EMBEDDINGS  # an embedding is only looked up
-        format = held.type_of(weight, negative=multiplied and weight.name in negative)
-        planned.append(_planned(held, weight, weight.name, format))
+        type_name = held.type_of(weight, negative=multiplied and weight.name in negative)
+        planned.append(_planned(held, weight, weight.name, type_name))
     if tied_head and (own_head or EMBEDDING in negative):
         weight = weights[EMBEDDING]
         planned.append(_planned(held, weight, HEAD, held.type_of(weight, negative=EMBEDDING in negative)))
@@ -129,8 +129,8 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
     weight that several signatures read counts once. Vectors (norms, scalars) are left out."""
     found: dict[str, Counter[str]] = {}
 
-    def add(operator: str, format: str) -> None:
-        found.setdefault(operator, Counter())[format] += 1
+    def add(operator: str, type_name: str) -> None:
+        found.setdefault(operator, Counter())[type_name] += 1
 
     own_head = any(tensor.stored_as == HEAD for tensor in tensors)
     for tensor in tensors:
@@ -139,20 +139,20 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
         uses = ["EMBEDDING_LOOKUP" if tensor.stored_as in EMBEDDINGS else "FULLY_CONNECTED"]
         if tensor.stored_as == EMBEDDING and tied_head and not own_head:
             uses.append("FULLY_CONNECTED")
-        if tensor.format == "FLOAT16":
+        if tensor.type == "FLOAT16":
             add("DEQUANTIZE", "FLOAT16")
         for use in uses:
-            add(use, {"FLOAT16": "FLOAT", "INT4+sums": "INT4"}.get(tensor.format, tensor.format))
-        if tensor.format == "INT4+sums":
+            add(use, {"FLOAT16": "FLOAT", "INT4+sums": "INT4"}.get(tensor.type, tensor.type))
+        if tensor.type == "INT4+sums":
             # litert-torch makes of a product with one column one by element
             add("MUL" if tensor.shape[-1] == BLOCK and len(tensor.shape) == 2 else "FULLY_CONNECTED", "FLOAT")
-    return {operator: dict(sorted(formats.items())) for operator, formats in sorted(found.items())}
+    return {operator: dict(sorted(types.items())) for operator, types in sorted(found.items())}
 
 
 def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
     """A line about matrices that LiteRT's INT4 cannot hold alone; none without them."""
-    coded = [tensor for tensor in tensors if tensor.format in CODED]
-    sums = [tensor for tensor in coded if tensor.format == "INT4+sums"]
+    coded = [tensor for tensor in tensors if tensor.type in CODED]
+    sums = [tensor for tensor in coded if tensor.type == "INT4+sums"]
     if not sums:
         return []
     return [
@@ -162,6 +162,8 @@ def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
     ]
 
 
-def _planned(held: Holdings, weight: Weight, stored_as: str, format: str) -> PlannedTensor:
-    size = weight.rows * held.row_bytes(format, weight.columns)
-    return PlannedTensor(weight.name, stored_as, weight.shape, format, size, held.is_exact(weight, format))
+def _planned(held: Holdings, weight: Weight, stored_as: str, type_name: str) -> PlannedTensor:
+    size = weight.rows * held.row_bytes(type_name, weight.columns)
+    return PlannedTensor(
+        weight.name, stored_as, weight.shape, type_name, size, held.is_exact(weight, type_name)
+    )

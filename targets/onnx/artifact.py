@@ -166,7 +166,7 @@ class OnnxTarget:
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: int8 activations, which are fast, and float32 ones, which are
         accurate, unless the option says which."""
-        quantised = any(tensor.format in BITS for tensor in plan.tensors)
+        quantised = any(tensor.type in BITS for tensor in plan.tensors)
         if plan.options["accuracy_level"] is not None or not quantised:
             return ()
         return ({"accuracy_level": 4}, {"accuracy_level": 0})
@@ -184,10 +184,10 @@ class OnnxTarget:
 
 def _planned(weight: Weight, storage: Storage) -> PlannedTensor:
     held = storage.held
-    format = held.type_of(weight)
-    size = weight.rows * held.row_bytes(format, weight.columns)
+    type_name = held.type_of(weight)
+    size = weight.rows * held.row_bytes(type_name, weight.columns)
     return PlannedTensor(
-        weight.name, stored_name(weight.name), weight.shape, format, size, held.is_exact(weight, format)
+        weight.name, stored_name(weight.name), weight.shape, type_name, size, held.is_exact(weight, type_name)
     )
 
 

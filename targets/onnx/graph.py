@@ -57,33 +57,33 @@ _STAND_IN: Final = "qatconvert.stand-in"
 
 
 class _Leaves:
-    """Makes the module of each weight from the format that the plan gives it."""
+    """Makes the module of each weight from the type that the plan gives it."""
 
-    def __init__(self, architecture: Architecture, formats: Mapping[str, str], storage: Storage) -> None:
-        self._architecture, self._formats, self._storage = architecture, formats, storage
+    def __init__(self, architecture: Architecture, types: Mapping[str, str], storage: Storage) -> None:
+        self._architecture, self._types, self._storage = architecture, types, storage
         self._level = storage.accuracy_level or 0
 
     def projection(self, name: str) -> nn.Module:
-        return self._made(self._architecture.tensors[name], self._formats[name], None)
+        return self._made(self._architecture.tensors[name], self._types[name], None)
 
     def expert(self, prefix: str) -> Callable[[int, str], nn.Module]:
         def made(index: int, kind: str) -> nn.Module:
             name = f"{prefix}{kind}"
             shape = self._architecture.tensors[name][1:]
-            return self._made(shape, self._formats[name], f"{index}.{kind}")
+            return self._made(shape, self._types[name], f"{index}.{kind}")
 
         return made
 
-    def _made(self, shape: tuple[int, ...], format: str, name: str | None) -> nn.Module:
-        if format in BITS:
-            return Projection(shape, BITS[format], self._storage.scales, self._level, name)
-        return FloatProjection(shape, format, name)
+    def _made(self, shape: tuple[int, ...], type_name: str, name: str | None) -> nn.Module:
+        if type_name in BITS:
+            return Projection(shape, BITS[type_name], self._storage.scales, self._level, name)
+        return FloatProjection(shape, type_name, name)
 
     def embedding(self, name: str, factor: float) -> Embedding | FloatEmbedding:
-        shape, format = self._architecture.tensors[name], self._formats[name]
-        if format in BITS:
-            return Embedding(shape, BITS[format], self._storage.scales, factor, self._storage.dtype)
-        return FloatEmbedding(shape, format, factor, self._storage.dtype)
+        shape, type_name = self._architecture.tensors[name], self._types[name]
+        if type_name in BITS:
+            return Embedding(shape, BITS[type_name], self._storage.scales, factor, self._storage.dtype)
+        return FloatEmbedding(shape, type_name, factor, self._storage.dtype)
 
     def head(self, embedding: Embedding | FloatEmbedding) -> Head:
         tied = self._architecture.tied_head
@@ -101,7 +101,7 @@ def serialized_graph(
     Of ``options``, ``license``, ``repo`` and ``revision`` become metadata. Equal arguments give equal bytes.
     """
     model = build_graph(
-        architecture, {name: place.tensor.format for name, place in layout.places.items()}, storage
+        architecture, {name: place.tensor.type for name, place in layout.places.items()}, storage
     )
     name_data(model.graph, architecture, layout)
     model.producer_name, model.producer_version = "qatconvert", version("qatconvert")
@@ -112,15 +112,15 @@ def serialized_graph(
     return serialized
 
 
-def build_graph(architecture: Architecture, formats: Mapping[str, str], storage: Storage) -> ir.Model:
-    """The graph of a text model whose weights are stored in ``formats`` (canonical name to format).
+def build_graph(architecture: Architecture, types: Mapping[str, str], storage: Storage) -> ir.Model:
+    """The graph of a text model whose weights are stored in ``types`` (canonical name to type).
 
     Its initializers are named as ``targets.onnx.storage`` says and carry no data.
     """
     register_ep(_PROVIDER, overwrite=True)
     values = mobius_values(architecture, storage.dtype)
     module, configuration = onnx_family(architecture).build(architecture, values)
-    leaves = _Leaves(architecture, formats, storage)
+    leaves = _Leaves(architecture, types, storage)
     _replace_leaves(module, architecture, leaves)
     with _quiet():
         package = build_from_module(

@@ -58,7 +58,7 @@ def _scales(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _off_lattice(graph: Graph, checkpoint: Checkpoint) -> str:
-    """The value of the option that explains the formats of most matrices that lie on no lattice."""
+    """The value of the option that explains the types of most matrices that lie on no lattice."""
     bits = {
         name: node.attributes.get("bits", 4)
         for node in graph.nodes
@@ -70,8 +70,10 @@ def _off_lattice(graph: Graph, checkpoint: Checkpoint) -> str:
         name = stored_name(expert_name(key, 0) if len(weight.shape) > 2 else key)
         one = graph.initializers.get(name)
         if one is not None and is_matrix(weight) and Storage().held.holding(weight) is None:
-            format = f"INT{bits.get(name)}" if one.dtype == "UINT8" else one.dtype
+            type_name = f"INT{bits.get(name)}" if one.dtype == "UINT8" else one.dtype
             fitting.update(
-                option for option in OFF_LATTICE if Storage(off_lattice=option).held.type_of(weight) == format
+                option
+                for option in OFF_LATTICE
+                if Storage(off_lattice=option).held.type_of(weight) == type_name
             )
     return max(OFF_LATTICE, key=lambda option: fitting[option])  # the default is the first, and wins a tie

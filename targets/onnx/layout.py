@@ -53,7 +53,7 @@ def lay_out(tensors: Sequence[PlannedTensor], storage: Storage) -> Layout:
         if tensor.weight is None:
             continue
         rows, columns = math.prod(tensor.shape[:-1]), tensor.shape[-1] if tensor.shape else 1
-        size, scales_size, _ = storage.held.row_parts(tensor.format, columns)
+        size, scales_size, _ = storage.held.row_parts(tensor.type, columns)
         offset = _aligned(end, rows * size)
         end = offset + rows * size
         scales_offset = _aligned(end, rows * scales_size) if scales_size else None

@@ -53,9 +53,9 @@ def pack_codes(codes: Codes, bits: int) -> Bytes:
     return out
 
 
-def pack_scales(scales: Floats, format: str) -> Bytes:
+def pack_scales(scales: Floats, type_name: str) -> Bytes:
     """Bytes of float32 ``scales`` as ``FLOAT`` or ``FLOAT16`` (rounded to the nearest)."""
-    return FROM_FLOATS[format](scales)
+    return FROM_FLOATS[type_name](scales)
 
 
 def _as_float(values: Floats) -> Bytes:

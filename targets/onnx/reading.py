@@ -63,7 +63,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
         stored[key] = StoredTensor(
             weight=key,
             stored_as=stored_name(key),
-            format="+".join(sorted({matrix.format for matrix in matrices})),
+            type="+".join(sorted({matrix.type for matrix in matrices})),
             shape=weight.shape,
             bytes=sum(matrix.bytes for matrix in matrices),
             floats=_Rows(matrices),
@@ -77,7 +77,7 @@ class _Matrix:
     """A matrix of the artifact (a vector is one row): ``rows_of(start, stop)`` gives rows as float32."""
 
     rows: int
-    format: str
+    type: str
     bytes: int
     rows_of: Numbers | Codes
 
@@ -126,8 +126,8 @@ def _ruled_numbers(weight: Weight, stored: Numbers, start: int, stop: int) -> Fl
 
 
 def _ruled_codes(weight: Weight, stored: Codes, start: int, stop: int) -> Floats:
-    storage, format = Storage(scales=stored.scales_dtype), f"INT{stored.scheme.bits}"
-    parts = [part.tobytes() for part in quantised(weight, format, storage, start, stop)[:2]]
+    storage, type_name = Storage(scales=stored.scales_dtype), f"INT{stored.scheme.bits}"
+    parts = [part.tobytes() for part in quantised(weight, type_name, storage, start, stop)[:2]]
     codes, scales = (Stretch(weight.name, len(part), part) for part in parts)
     return Codes(stored.scheme, codes, scales, stored.scales_dtype)(0, stop - start)
 

@@ -20,7 +20,7 @@ from targets.storing import largest, rounded
 from targets.writing import NO_BLOCKS, RANGE, Bytes, Encoded, Piece, Statuses, Written, reserved, write_pieces
 
 _LARGEST_BFLOAT16: Final = float((2 - 2.0**-7) * 2.0**127)
-#: The largest magnitudes of values that a format keeps without infinities.
+#: The largest magnitudes of values that a type keeps without infinities.
 _LARGEST: Final[Mapping[str, float]] = {
     "FLOAT16": float16.LARGEST,
     "BFLOAT16": _LARGEST_BFLOAT16,
@@ -40,7 +40,7 @@ def write_data(
 
     ``weights`` is by canonical name. ``progress`` is called with the bytes of checkpoint read, by one
     thread at a time. Blocks count as rounded if their scale needs float32 and ``storage`` keeps float16.
-    Raises ``DestinationError`` if the file cannot take its size, ``TargetError`` for values that the format
+    Raises ``DestinationError`` if the file cannot take its size, ``TargetError`` for values that the type
     would turn into infinities, ``CheckpointError`` for a weight that cannot be read.
     """
     with reserved([path], [layout.size]) as outputs:
@@ -56,32 +56,32 @@ def _pieces(layout: Layout, weights: Mapping[str, Weight], storage: Storage) -> 
 
 def encoded(weight: Weight, place: Place, storage: Storage, start: int, stop: int) -> Encoded:
     """Rows of a weight as the data file holds them at its place: codes and scales, or numbers. Raises
-    ``TargetError`` for values that the format would turn into infinities."""
-    format = place.tensor.format
+    ``TargetError`` for values that the type would turn into infinities."""
+    type_name = place.tensor.type
     offset = place.offset + start * place.row_bytes
     if place.scales_offset is None:
         values = weight.floats(start, stop)
-        _check_range(weight, format, values, _LARGEST.get(format))
-        return Encoded(((offset, FROM_FLOATS[format](values)),), NO_BLOCKS)
-    codes, scales, statuses = quantised(weight, format, storage, start, stop)
+        _check_range(weight, type_name, values, _LARGEST.get(type_name))
+        return Encoded(((offset, FROM_FLOATS[type_name](values)),), NO_BLOCKS)
+    codes, scales, statuses = quantised(weight, type_name, storage, start, stop)
     scales_offset = place.scales_offset + start * place.scales_row_bytes
     return Encoded(((offset, codes), (scales_offset, scales)), statuses)
 
 
 def quantised(
-    weight: Weight, format: str, storage: Storage, start: int, stop: int
+    weight: Weight, type_name: str, storage: Storage, start: int, stop: int
 ) -> tuple[Bytes, Bytes, Statuses]:
     """Bytes of codes and of scales, and the status of every lattice block."""
-    rows = storage.held.codes(weight, format, start, stop)
+    rows = storage.held.codes(weight, type_name, start, stop)
     if rows is not None:
         if storage.scales == "FLOAT16":
-            _check_range(weight, format, rows.scales, float16.LARGEST)
-        packed = pack_codes(rows.codes, BITS[format])
+            _check_range(weight, type_name, rows.scales, float16.LARGEST)
+        packed = pack_codes(rows.codes, BITS[type_name])
         return packed, pack_scales(rows.scales, storage.scales), _statuses(rows, storage)
     values = weight.floats(start, stop)
-    _check_range(weight, format, values, _LARGEST[format])
-    rows = rounded(values, BITS[format])
-    return pack_codes(rows.codes, BITS[format]), pack_scales(rows.scales, storage.scales), NO_BLOCKS
+    _check_range(weight, type_name, values, _LARGEST[type_name])
+    rows = rounded(values, BITS[type_name])
+    return pack_codes(rows.codes, BITS[type_name]), pack_scales(rows.scales, storage.scales), NO_BLOCKS
 
 
 def _statuses(rows: LatticeRows, storage: Storage) -> Statuses:
@@ -93,14 +93,14 @@ def _statuses(rows: LatticeRows, storage: Storage) -> Statuses:
     return held
 
 
-def _check_range(weight: Weight, format: str, values: NDArray[np.float32], limit: float | None) -> None:
+def _check_range(weight: Weight, type_name: str, values: NDArray[np.float32], limit: float | None) -> None:
     if limit is None or not float16.out_of_range(values, limit):
         return
-    if weight.lattice and format in BITS:
+    if weight.lattice and type_name in BITS:
         remedy = "use --onnx-scales f32 and --onnx-dtype float32"
     elif len(weight.shape) < 2:
         remedy = "use --onnx-dtype float32"
     else:
-        remedy = f"try --off-lattice {'f32' if format == 'BFLOAT16' else 'bf16'}"
-    held = f"the float16 scales of {format}" if format in BITS else format
+        remedy = f"try --off-lattice {'f32' if type_name == 'BFLOAT16' else 'bf16'}"
+    held = f"the float16 scales of {type_name}" if type_name in BITS else type_name
     raise TargetError(f"onnx: {weight.name}: a value is beyond the range of {held}; {remedy}")

@@ -107,7 +107,7 @@ class _Made:
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
     def matrix(self, name: str, place: Place, start: int, rows: int, scales: str | None = None) -> None:
-        columns, format = place.tensor.shape[-1], place.tensor.format
+        columns, format = place.tensor.shape[-1], place.tensor.type
         stored, output = stored_name(name), f"out.{stored_name(name)}"
         x = self._input(f"x.{columns}", TensorProto.FLOAT, ["n", columns])
         if format not in BITS:
@@ -126,7 +126,7 @@ class _Made:
         self._output(self._node("MatMulNBits", taken, output, "com.microsoft", **node))
 
     def embedding(self, name: str, place: Place) -> None:
-        shape, format = place.tensor.shape, place.tensor.format
+        shape, format = place.tensor.shape, place.tensor.type
         stored, output = stored_name(name), f"out.{stored_name(name)}"
         ids = self._input("ids", TensorProto.INT64, ["n"])
         if format not in BITS:
@@ -142,8 +142,8 @@ class _Made:
 
     def vector(self, name: str, place: Place) -> None:
         stored = stored_name(name)
-        self._stretch(stored, place.tensor.format, place, 0, place.tensor.shape)
-        self._output(self._node("Neg", [self._as_float(stored, place.tensor.format)], f"out.{stored}"))
+        self._stretch(stored, place.tensor.type, place, 0, place.tensor.shape)
+        self._output(self._node("Neg", [self._as_float(stored, place.tensor.type)], f"out.{stored}"))
 
     def _as_float(self, name: str, format: str) -> str:
         if format == "FLOAT":

@@ -69,8 +69,8 @@ def test_what_is_written_is_what_was_planned(target, made):
     sizes = {tensor.weight: tensor.bytes for tensor in made.plan.tensors if tensor.weight}
     stored = target.describe(made.artifact, made.checkpoint)
     assert {name: tensor.bytes for name, tensor in stored.items()} == sizes
-    formats = {tensor.weight: tensor.format for tensor in made.plan.tensors if tensor.weight}
-    assert {name: tensor.format for name, tensor in stored.items()} == formats
+    formats = {tensor.weight: tensor.type for tensor in made.plan.tensors if tensor.weight}
+    assert {name: tensor.type for name, tensor in stored.items()} == formats
 
 
 def test_weights_read_back_are_the_checkpoints_and_by_the_stated_rule(target, made):

@@ -101,7 +101,7 @@ def test_every_block_of_a_written_gguf_is_exact(e2b: Any) -> None:
     found = measure(e2b.checkpoint, e2b.stored())
     assert found.exact_fraction == 1.0
     assert [tensor.weight for tensor in found.tensors] == list(e2b.checkpoint.weights)
-    assert {tensor.format for tensor in found.lattice} == {"Q4_0"}
+    assert {tensor.type for tensor in found.lattice} == {"Q4_0"}
     sizes = [w.size for w in e2b.checkpoint.weights.values() if w.lattice]
     assert sum(tensor.blocks for tensor in found.lattice) == sum(sizes) // 32
     assert max(tensor.max_ulp for tensor in found.tensors) == 0
@@ -255,7 +255,7 @@ def test_a_checkpoint_on_no_lattice_has_no_exact_fraction(
     found = measure(artifact.checkpoint, artifact.stored())
     assert found.exact_fraction is None
     assert not found.lattice
-    q8_0 = [tensor for tensor in found.off_lattice if tensor.format == "Q8_0"]
+    q8_0 = [tensor for tensor in found.off_lattice if tensor.type == "Q8_0"]
     assert q8_0
     assert all(0 < tensor.rms_error < 0.01 for tensor in q8_0)
 

@@ -26,7 +26,7 @@ def weights_entry(weights: WeightExactness) -> dict[str, Any]:
         "equal_code_blocks": weights.count("equal_codes"),
         "max_scale_error": max((tensor.max_scale_error for tensor in lattice), default=0.0),
         "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
-        "formats": dict(sorted(Counter(tensor.format for tensor in lattice).items())),
+        "formats": dict(sorted(Counter(tensor.type for tensor in lattice).items())),
         "off_lattice": {
             "tensors": len(others),
             "values": sum(tensor.values for tensor in others),
@@ -43,7 +43,7 @@ def _tensor_entry(tensor: TensorExactness) -> dict[str, Any]:
     return {
         "name": tensor.weight,
         "stored_as": tensor.stored_as,
-        "format": tensor.format,
+        "format": tensor.type,
         "lattice": tensor.block is not None,
         "values": tensor.values,
         "blocks": tensor.blocks,

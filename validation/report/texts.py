@@ -166,7 +166,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "weights",
                 f"{weights['tensors']} on the lattice, {weights['exact_blocks']:,} of {weights['blocks']:,}"
-                f" blocks exact{_formats(weights)}; {others['tensors']} others,"
+                f" blocks exact{_types(weights)}; {others['tensors']} others,"
                 f" largest relative RMS error {number(others['rms_error'])}",
             )
         )
@@ -263,11 +263,11 @@ def inexact_blocks(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str,
     return [("tensor", "row", "block", "largest error, ulp", "class"), *rows] if rows else []
 
 
-def _formats(weights: Mapping[str, Any]) -> str:
+def _types(weights: Mapping[str, Any]) -> str:
     """How many tensors are stored in which way, where there are several ways."""
-    formats = weights.get("formats") or {}
-    told = ", ".join(f"{count} as {format}" for format, count in formats.items())
-    return f" ({told})" if len(formats) > 1 else ""
+    types = weights.get("formats") or {}
+    told = ", ".join(f"{count} as {type_name}" for type_name, count in types.items())
+    return f" ({told})" if len(types) > 1 else ""
 
 
 def _runtime_facts(runtime: Mapping[str, Any]) -> list[tuple[str, str]]:

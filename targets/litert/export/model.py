@@ -24,7 +24,7 @@ from targets.litert.export.skeleton import Skeleton
 from targets.litert.export.workarounds import text_configuration
 from targets.litert.family import litert_family
 
-#: The format of a matrix that has a product of its own for the blocks of negative scale.
+#: The type of a matrix that has a product of its own for the blocks of negative scale.
 WITH_SUMS: Final = "INT4+sums"
 _CODED: Final = ("INT4", WITH_SUMS)
 #: litert-torch's attention, which keeps keys and values as LiteRT-LM wants them.
@@ -43,13 +43,11 @@ class TextModel:
     stand_ins: StandIns
 
 
-def build(
-    checkpoint: Skeleton, formats: Mapping[str, str], two_rows: Collection[str], block: int
-) -> TextModel:
+def build(checkpoint: Skeleton, types: Mapping[str, str], two_rows: Collection[str], block: int) -> TextModel:
     """The text model of a checkpoint of any layout, all of whose matrices are stand-ins, named canonically.
 
-    ``formats`` is by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of
-    float32 ``[rows, columns / block]``. A head tied to the embedding shares its stand-in unless ``formats``
+    ``types`` are by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of
+    float32 ``[rows, columns / block]``. A head tied to the embedding shares its stand-in unless ``types``
     has ``lm_head.weight``. Norms and other vectors have their values. ``two_rows`` are names of the modules
     whose products split their input (``project``) if they round it. Raises ``TargetError`` for a model that
     does not have the tensors of the checkpoint.
@@ -65,7 +63,7 @@ def build(
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     config.tie_word_embeddings = architecture.tied_head
     stand_ins = StandIns()
-    places = _Places(architecture, formats, stand_ins, block)
+    places = _Places(architecture, types, stand_ins, block)
     _put_experts(model, architecture, places, two_rows)
     _put_projections(model, places, two_rows)
     _put_values(model, checkpoint.weights, places)
@@ -84,9 +82,9 @@ class _Places:
     """Gives every matrix its stand-ins, and remembers which of the checkpoint's tensors have a place."""
 
     def __init__(
-        self, architecture: Architecture, formats: Mapping[str, str], stand_ins: StandIns, block: int
+        self, architecture: Architecture, types: Mapping[str, str], stand_ins: StandIns, block: int
     ) -> None:
-        self._formats, self._stand_ins, self._block = formats, stand_ins, block
+        self._types, self._stand_ins, self._block = types, stand_ins, block
         self._tied = architecture.tied_head
         self._shapes = {**architecture.tensors}
         if self._tied:
@@ -95,9 +93,9 @@ class _Places:
         self.used: set[str] = set()
 
     def matrix(self, name: str) -> torch.nn.Parameter:
-        """The one stand-in of a weight, that of the embedding for a tied head without a format of its own."""
+        """The one stand-in of a weight, that of the embedding for a tied head without a type of its own."""
         self.used.add(name)
-        if name == _HEAD and self._tied and name not in self._formats:
+        if name == _HEAD and self._tied and name not in self._types:
             name = _EMBEDDING
         if name not in self._made:
             self._made[name] = self._stand_ins.parameter(name, self._shape(name))
@@ -106,15 +104,15 @@ class _Places:
     def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:
         """The stand-ins of a weight that is multiplied with, and of its sums if it has any."""
         weight = self.matrix(name)
-        if self._formats.get(name) != WITH_SUMS:
+        if self._types.get(name) != WITH_SUMS:
             return weight, None
         rows, columns = weight.shape
         return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // self._block))
 
     def rounding(self, name: str) -> bool:
         """Whether a product with a matrix rounds its input: one with codes does."""
-        own = self._formats.get(name)
-        return (self._formats.get(_EMBEDDING) if own is None and name == _HEAD else own) in _CODED
+        own = self._types.get(name)
+        return (self._types.get(_EMBEDDING) if own is None and name == _HEAD else own) in _CODED
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._shapes.get(name)

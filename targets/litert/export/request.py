@@ -35,7 +35,7 @@ _KEPT: Final = 2
 
 def export_graphs(
     checkpoint: Checkpoint,
-    formats: Mapping[str, str],
+    types: Mapping[str, str],
     prefill_lengths: Sequence[int],
     context_length: int,
     directory: Path,
@@ -46,9 +46,9 @@ def export_graphs(
 ) -> Mapping[str, Path]:
     """Write the graphs of a text model below ``directory``; paths by LiteRT-LM's name of the kind.
 
-    ``formats`` are the plan's, by canonical name: a matrix of ``INT4+sums`` gets a second input,
+    ``types`` are the plan's, by canonical name: a matrix of ``INT4+sums`` gets a second input,
     ``<name>|sums`` (float32 ``[rows, columns / 32]``), and a tied head becomes an input of its own if
-    ``lm_head.weight`` has a format. Of a tensor of experts ``[E, N, K]`` the input is ``[E * N, K]``, and
+    ``lm_head.weight`` has a type. Of a tensor of experts ``[E, N, K]`` the input is ``[E * N, K]``, and
     ``[N, E * K]`` for ``down_proj``, the experts side by side. ``prefill_lengths`` and ``context_length`` are
     in tokens. With ``externalize_embedder`` the embeddings are graphs of their own. The products of modules
     named in ``two_rows`` (``down_proj``) split their input by magnitude.
@@ -61,7 +61,7 @@ def export_graphs(
     try:
         request = {
             **write_skeleton(checkpoint, vectors),
-            "formats": dict(formats),
+            "formats": dict(types),
             "prefill_lengths": list(prefill_lengths),
             "context_length": context_length,
             "directory": str(directory.absolute()),
@@ -100,7 +100,7 @@ class KeptGraphs:
 
 def graph_key(
     checkpoint: Checkpoint,
-    formats: Mapping[str, str],
+    types: Mapping[str, str],
     prefill_lengths: Sequence[int],
     context_length: int,
     externalize_embedder: bool,
@@ -113,7 +113,7 @@ def graph_key(
         if len(weight.shape) < 2:
             digest.update(np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes())
     asked = (
-        sorted(formats.items()),
+        sorted(types.items()),
         list(prefill_lengths),
         context_length,
         externalize_embedder,

@@ -319,7 +319,7 @@ def test_packed_codes_reach_a_gguf_as_they_are(make: Callable[..., Path], tmp_pa
         weight = checkpoint.weights.get(planned.weight or "")
         if weight is None or not weight.is_packed:
             continue
-        assert (planned.format, planned.exact) == ("Q4_0", True)
+        assert (planned.type, planned.exact) == ("Q4_0", True)
         blocks = stored[planned.stored_as].data.reshape(weight.rows, -1, 18)
         name = weight.source.removesuffix("_packed")
         # a block of 32: its float16 scale, then codes plus 8, the first half in the low bits

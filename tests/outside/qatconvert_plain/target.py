@@ -79,7 +79,7 @@ class PlainTarget:
             tensors = {}
             for planned in plan.tensors:
                 weight = checkpoint.weights[planned.weight]
-                tensors[planned.stored_as] = numbers(weight, planned.format)
+                tensors[planned.stored_as] = numbers(weight, planned.type)
                 advance(weight.stored_bytes)
             save_file(tensors, path, metadata(checkpoint))
         except OSError as error:
@@ -134,7 +134,7 @@ class PlainTarget:
         advance = counted(stage_of(progress, f"compare {self.name}"), checkpoint.stored_bytes)
         for name in expected.keys() & tensors.keys():
             weight = checkpoint.weights[expected[name].weight]
-            right, there = numbers(weight, expected[name].format), tensors[name]
+            right, there = numbers(weight, expected[name].type), tensors[name]
             if right.dtype != there.dtype or right.shape != there.shape or right.tobytes() != there.tobytes():
                 found.append(Difference(name, "the checkpoint's numbers", "others"))
             advance(weight.stored_bytes)

@@ -240,7 +240,7 @@ def test_the_rule_holds_for_norms_with_an_offset_and_types_off_the_lattice(
     plan = target.plan(checkpoint, "model", {})
     target.write(checkpoint, plan, tmp_path)
     stored = target.describe(tmp_path / plan.artifacts[0], checkpoint)
-    assert {one.format for one in stored.values()} == {"F32", "Q8_0"}
+    assert {one.type for one in stored.values()} == {"F32", "Q8_0"}
     for name, one in stored.items():
         stop = checkpoint.weights[name].rows
         assert one.rule is not None

@@ -48,7 +48,7 @@ def test_every_lattice_matrix_is_q4_0_and_exact(scheme, checkpoint_factory, conv
     made = convert(checkpoint_factory("e2b", scheme))
     assert made.plan.warnings == ()
     for tensor in made.plan.tensors:
-        assert tensor.format == ("Q4_0" if len(tensor.shape) > 1 else "F32"), tensor
+        assert tensor.type == ("Q4_0" if len(tensor.shape) > 1 else "F32"), tensor
         assert tensor.exact
     for name, one in stored(made).items():
         weight = made.checkpoint.weights[name]
@@ -59,7 +59,7 @@ def test_dequantised_values_are_scale_times_code(checkpoint_factory, convert):
     made = convert(checkpoint_factory("26b-a4b", "learned"))
     found = stored(made)
     for name, weight in made.checkpoint.weights.items():
-        if weight.codes and found[name].format == "Q4_0":
+        if weight.codes and found[name].type == "Q4_0":
             rows = weight.codes(0, weight.rows)
             expected = rows.codes * np.repeat(rows.scales, 32, axis=1)
             np.testing.assert_array_equal(found[name].floats(0, weight.rows), expected)
@@ -74,7 +74,7 @@ def test_float32_scales_cost_at_most_one_bfloat16_step(checkpoint_factory, conve
 
 
 def test_the_router_stays_float32(checkpoint_factory, convert):
-    formats = {one.weight: one.format for one in convert(checkpoint_factory("26b-a4b")).plan.tensors}
+    formats = {one.weight: one.type for one in convert(checkpoint_factory("26b-a4b")).plan.tensors}
     assert formats["layers.0.router.proj.weight"] == "F32"
     assert formats["layers.0.experts.gate_up_proj"] == "Q4_0"
 
@@ -82,7 +82,7 @@ def test_the_router_stays_float32(checkpoint_factory, convert):
 @pytest.mark.parametrize("option", ["q8_0", "bf16", "f16", "q4_0"])
 def test_matrices_on_no_lattice_take_the_type_asked_for(option, checkpoint_factory, convert, llama):
     made = convert(checkpoint_factory("text", "latent"), off_lattice=option)
-    assert {one.format for one in made.plan.tensors if len(one.shape) > 1} == {option.upper()}
+    assert {one.type for one in made.plan.tensors if len(one.shape) > 1} == {option.upper()}
     assert made.plan.warnings[0].startswith("gguf: 100.00% of the weights")
     limit = {"q8_0": 5e-3, "bf16": 0, "f16": 1e-3, "q4_0": 0.14}[option]
     for name, one in stored(made).items():
@@ -94,7 +94,7 @@ def test_matrices_on_no_lattice_take_the_type_asked_for(option, checkpoint_facto
 
 def test_rows_that_do_not_divide_into_blocks_keep_the_checkpoint_s_type(checkpoint_factory, convert, llama):
     made = convert(checkpoint_factory("text", "latent", text={"intermediate_size": 200}))
-    formats = {one.weight: one.format for one in made.plan.tensors}
+    formats = {one.weight: one.type for one in made.plan.tensors}
     assert formats["layers.0.mlp.down_proj.weight"] == "BF16"
     assert formats["layers.0.mlp.up_proj.weight"] == "Q8_0"
     (warning,) = made.plan.warnings
@@ -186,7 +186,7 @@ def test_the_plan_s_bytes_are_the_file_s(checkpoint_factory, convert):
     made = convert(checkpoint_factory("e2b"))
     reader = gguf.GGUFReader(made.artifact)
     sizes = {one.name: (int(one.n_bytes), one.tensor_type.name) for one in reader.tensors}
-    assert sizes == {one.stored_as: (one.bytes, one.format) for one in made.plan.tensors}
+    assert sizes == {one.stored_as: (one.bytes, one.type) for one in made.plan.tensors}
     assert 4.5 < made.plan.bits_per_weight < 4.8
 
 

@@ -90,7 +90,7 @@ def test_ways_are_offered_where_a_product_rounds(small, checkpoint_factory):
     plan = target.plan(small, "x", {})
     assert [choice["activations"] for choice in target.choices(plan)] == ["1", "2"]
     assert target.choices(target.plan(small, "x", {"activations": "1"})) == ()
-    assert ways([tensor for tensor in plan.tensors if tensor.format == "FLOAT"]) == ()
+    assert ways([tensor for tensor in plan.tensors if tensor.type == "FLOAT"]) == ()
     for choice in target.choices(plan):
         assert target.written(plan, choice).options == {**plan.options, **choice}
 

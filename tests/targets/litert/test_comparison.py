@@ -17,7 +17,7 @@ from converter.demo import DEMO
 from converter.errors import CheckpointError
 from support import litert_tampering as tampering
 from support.litert_repacking import TOKENIZER, edit_tokenizer, repack
-from targets.litert.artifact import _formats, _graphs
+from targets.litert.artifact import _graphs, _types
 from targets.litert.bundle import Section, read_sections, write_bundle
 from targets.litert.comparison import bundle_differences, expect
 from targets.litert.metadata import metadata_sections
@@ -37,7 +37,7 @@ def compare(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     graphs = _graphs(checkpoint, plan, tmp_path_factory.mktemp("graphs"), lambda done, total: None)
     assert plan.context is not None
     sections = metadata_sections(checkpoint, plan.context)
-    expected = expect(sections, graphs, checkpoint.weights, _formats(plan))
+    expected = expect(sections, graphs, checkpoint.weights, _types(plan))
     return lambda path: bundle_differences(path, expected)
 
 

@@ -113,7 +113,7 @@ def test_negative_scales_are_exact_with_sums(tmp_path):
     np.testing.assert_array_equal(
         bf16_floats(bf16_bits(stored.floats(0, 48))), bf16_floats(bf16_bits(values(weight)))
     )
-    assert (stored.format, stored.bytes * 8) == ("INT4+sums", 48 * 96 * 5.5)
+    assert (stored.type, stored.bytes * 8) == ("INT4+sums", 48 * 96 * 5.5)
 
 
 def test_negative_scales_without_sums_are_refused_before_the_runtime_does(tmp_path):
@@ -178,7 +178,7 @@ def test_a_tied_head_with_negative_scales_is_a_tensor_of_its_own(tmp_path):
     np.testing.assert_allclose(found[f"y:{HEAD}"].T, values(weight), rtol=2e-6, atol=1e-7)
     stored = describe_models(open_models(path), {EMBEDDING: weight})[EMBEDDING]
     assert stored.bytes * 8 == 64 * 64 * (4.5 + 5.5)
-    assert stored.format == "INT4 and INT4+sums"
+    assert stored.type == "INT4 and INT4+sums"
     np.testing.assert_array_equal(stored.floats(0, 64), values(weight))
 
 
@@ -226,7 +226,7 @@ def test_matrices_that_are_numbers_are_exact(format, tmp_path):
     np.testing.assert_array_equal(found[f"y:{MATRIX}"].T, values(weight))
     np.testing.assert_array_equal(found[f"e:{EMBEDDING}"], values(table))
     stored = describe_models(open_models(path), {MATRIX: weight, EMBEDDING: table})
-    assert stored[MATRIX].format == format
+    assert stored[MATRIX].type == format
     np.testing.assert_array_equal(stored[MATRIX].floats(3, 40), values(weight)[3:40])
 
 

@@ -61,7 +61,7 @@ def exported(checkpoint_factory, litert_exports, tmp_path_factory):
         other = {} if layout == "hub" else {"layout": layout}
         checkpoint = open_checkpoint(checkpoint_factory(variant, scheme, **other))
         plan = find_target("litert").plan(checkpoint, "model", options)
-        formats = {tensor.stored_as: tensor.format for tensor in plan.tensors}
+        formats = {tensor.stored_as: tensor.type for tensor in plan.tensors}
         steps: list[tuple[int, int]] = []
         paths = litert_exports(
             checkpoint,

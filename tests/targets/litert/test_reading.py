@@ -91,7 +91,7 @@ def refused(path, message):
 def test_all_weights_are_read_back(content, tmp_path):
     found = describe(put(tmp_path, content), CHECKPOINT)
     assert list(found) == [NAME, NORM]
-    assert (found[NAME].format, found[NAME].bytes) == ("INT4", 32 * 64 // 2 + 32 * 4)
+    assert (found[NAME].type, found[NAME].bytes) == ("INT4", 32 * 64 // 2 + 32 * 4)
     np.testing.assert_array_equal(found[NAME].floats(0, 32), floats(0, 32))
     np.testing.assert_array_equal(found[NAME].floats(7, 19), floats(7, 19))
     np.testing.assert_array_equal(found[NORM].floats(0, 1), NUMBERS[None])

@@ -82,7 +82,7 @@ def test_the_bundle_of_the_same_checkpoint_holds_the_same_lattice(litert_bundle,
     checkpoint = open_checkpoint(demo_checkpoint)
     found = describe(litert_bundle("demo"), checkpoint)
     for weight in matrices(checkpoint):
-        assert found[weight.name].format == "INT4"
+        assert found[weight.name].type == "INT4"
         values = found[weight.name].floats(0, weight.rows)
         assert np.array_equal(bf16_bits(values), bf16_bits(weight.floats(0, weight.rows)))
 

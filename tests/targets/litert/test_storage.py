@@ -30,17 +30,17 @@ def test_a_lattice_with_positive_scales_takes_four_and_a_half_bits(checkpoint_fa
     checkpoint = open_checkpoint(checkpoint_factory("text", "max7"))
     tensors = planned(checkpoint)
     assert [tensor.weight for tensor in tensors] == list(checkpoint.weights)
-    coded = [tensor for tensor in tensors if tensor.format == "INT4"]
+    coded = [tensor for tensor in tensors if tensor.type == "INT4"]
     assert coded
     assert all(tensor.bytes * 8 == tensor.shape[0] * tensor.shape[1] * 4.5 for tensor in coded)
-    assert {tensor.format for tensor in tensors} == {"INT4", "FLOAT"}
+    assert {tensor.type for tensor in tensors} == {"INT4", "FLOAT"}
     assert all(tensor.exact for tensor in tensors)
 
 
 def test_negative_scales_ask_for_sums_where_matrices_are_multiplied(checkpoint_factory):
     checkpoint = open_checkpoint(checkpoint_factory("text", "extremum8"))
     tensors = planned(checkpoint)
-    formats = {tensor.stored_as: tensor.format for tensor in tensors}
+    formats = {tensor.stored_as: tensor.type for tensor in tensors}
     assert formats[EMBEDDING] == "INT4"
     assert formats[HEAD] == "INT4+sums"
     assert formats["layers.0.mlp.down_proj.weight"] == "INT4+sums"
@@ -81,7 +81,7 @@ def test_the_operators_of_the_plan_are_those_of_the_graph(
 
 def test_scales_that_need_float32_are_not_exact(checkpoint_factory):
     tensors = planned(open_checkpoint(checkpoint_factory("text", "learned-f32")))
-    assert any(not tensor.exact for tensor in tensors if tensor.format == "INT4")
+    assert any(not tensor.exact for tensor in tensors if tensor.type == "INT4")
 
 
 def test_sizes_of_rows():

@@ -37,7 +37,7 @@ def test_every_matrix_on_the_lattice_is_used_as_codes(variant, checkpoint_factor
     made = convert(checkpoint_factory(variant), "onnx")
     graph = load(made.artifact).graph
     used = Counter(node.op_type for node in graph.node)
-    on_lattice = [tensor for tensor in made.plan.tensors if tensor.format == "INT4"]
+    on_lattice = [tensor for tensor in made.plan.tensors if tensor.type == "INT4"]
     embeddings = [tensor for tensor in on_lattice if tensor.weight.startswith("embed_tokens")]
     experts = [tensor for tensor in on_lattice if len(tensor.shape) == 3]
     assert used["GatherBlockQuantized"] == len(embeddings)

@@ -99,7 +99,7 @@ def test_every_weight_reads_back_bit_for_bit(scheme, scales, checkpoint_factory,
     assert_all_exact(made.path, checkpoint)
     for name, one in describe(made.path, checkpoint).items():
         tensor = made.layout.places[name].tensor
-        assert (one.stored_as, one.format, one.bytes) == (tensor.stored_as, tensor.format, tensor.bytes)
+        assert (one.stored_as, one.type, one.bytes) == (tensor.stored_as, tensor.type, tensor.bytes)
 
 
 @pytest.mark.parametrize("variant", ["26b-a4b", "gemma3"])
@@ -183,7 +183,7 @@ def test_a_matrix_of_numbers_is_read_in_the_orientation_in_which_it_is_used(
     path = numbers(values.T if transposed else values, wanted, how, tmp_path)
     only = replace(checkpoint, weights={weight.name: weight})
     one = describe(path, only)[weight.name]
-    assert one.format == {np.float32: "FLOAT", np.float16: "FLOAT16"}[wanted]
+    assert one.type == {np.float32: "FLOAT", np.float16: "FLOAT16"}[wanted]
     np.testing.assert_array_equal(one.floats(0, weight.rows), values)
     np.testing.assert_array_equal(one.floats(3, 9), values[3:9])
     wrong = numbers(values if transposed else values.T, wanted, how, tmp_path)
@@ -511,5 +511,5 @@ def test_codes_of_any_width_are_what_onnxruntime_multiplies_with(bits, columns, 
     (expected,) = session.run(None, {"x": np.eye(columns, dtype=np.float32)})
     weights = {"w.weight": Weight("w.weight", "w", (rows, columns), "BF16", lambda start, stop: expected.T)}
     found = describe(path, SimpleNamespace(weights=weights))["w.weight"]
-    assert found.format == f"INT{bits}"
+    assert found.type == f"INT{bits}"
     np.testing.assert_array_equal(found.floats(0, rows), expected.T)
