@@ -15,7 +15,9 @@ from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.pipeline.conversion import Conversion, convert
+from support.forms import MAKERS, VARIANT
 from support.litert_exports import Exports
+from support.packed_form import register
 from targets.target import find_target
 
 CheckpointFactory = Callable[..., Path]
@@ -53,6 +55,27 @@ def checkpoint_factory(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFa
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def form_factory(
+    checkpoint_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Path]]:
+    """``form_factory(name)`` gives a checkpoint of random weights in a stored form, one that only
+    ``tests/outside`` brings too: it is registered while tests of the module run."""
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            directory = tmp_path_factory.mktemp(name)
+            made[name] = MAKERS[name](checkpoint_factory(VARIANT), directory)
+        return made[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        packages = tmp_path_factory.mktemp("forms")
+        register(packages)
+        patch.syspath_prepend(packages)
+        yield make
 
 
 @pytest.fixture(scope="session")

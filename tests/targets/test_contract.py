@@ -1,4 +1,4 @@
-"""What ``targets.target.Target`` promises, kept by every registered target."""
+"""What ``targets.target.Target`` promises, kept by every registered target for every stored form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.errors import CheckpointError
+from support.forms import MAKERS, VARIANT
 from targets.target import Plan, Target, artifact_of, find_target, known_targets, target_of
 from validation.exactness import measure
 
@@ -25,10 +26,16 @@ def target(request: pytest.FixtureRequest) -> Target:
     return find_target(request.param)
 
 
+@pytest.fixture(scope="module", params=MAKERS)
+def source(request, form_factory) -> Path:
+    """A checkpoint of random weights in a stored form."""
+    return form_factory(request.param)
+
+
 @pytest.fixture
-def made(target, convert, checkpoint_factory):
-    """A checkpoint of random weights, converted once."""
-    return convert(checkpoint_factory("text"), target.name)
+def made(target, convert, source):
+    """The checkpoint, converted once."""
+    return convert(source, target.name)
 
 
 @pytest.fixture
@@ -116,7 +123,7 @@ def test_an_artifact_is_found_and_tells_its_own_options(target, made):
 
 
 def test_an_artifact_of_other_weights_differs_in_what_decides(target, made, checkpoint_factory):
-    other = open_checkpoint(checkpoint_factory("text", OTHER))
+    other = open_checkpoint(checkpoint_factory(VARIANT, OTHER))
     found = target.differences(made.artifact, other, target.plan(other, "model", {}))
     assert any(difference.deciding for difference in found)
 
