@@ -44,7 +44,10 @@ class PlannedTensor:
 
     def as_dict(self) -> dict[str, object]:
         """The tensor as the manifest records it; of the text model's, the part goes without saying."""
-        entry = {**asdict(self), "shape": list(self.shape)}
+        named = {"type": "format"}  # the manifest's word for it is older
+        entry = {named.get(key, key): value for key, value in asdict(self).items()} | {
+            "shape": list(self.shape)
+        }
         if self.part == TEXT:
             del entry["part"]
         return entry
