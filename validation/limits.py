@@ -52,9 +52,7 @@ AT_LEAST: Final = (*WEIGHTS, *HIGHER_IS_BETTER, *TEXT)
 #: Everything that may be given a limit.
 KNOWN: Final = (*WEIGHTS, *HIGHER_IS_BETTER, GRAPH, *LOWER_IS_BETTER, *DECODE, *ENGINE)
 
-#: Of a dense model. Gemma 3 270M with both scale schemes loses in llama.cpp a mean KLD of 0.0042 and 0.0045
-#: and 5 to 7 % of its top tokens, in onnxruntime 0.0037 and 0.0043 and 4 to 6 %, and decoding there is 0.0025
-#: and 0.0034 from itself; naive rounding costs 0.23 to 0.37 and 29 to 34 %.
+#: Of a dense model. What right artifacts and naive rounding lose stands in docs/validation.md, "Gates".
 DENSE: Final[Mapping[str, float]] = MappingProxyType(
     {
         "exact_fraction": 1.0,
@@ -71,9 +69,8 @@ DENSE: Final[Mapping[str, float]] = MappingProxyType(
         "engine_mean_abs": 0.1,
     }
 )
-#: Of a mixture of experts, where rounding also flips near-ties of the router. No trained one was measured
-#: here: 26B-A4B is reported to keep 86 % of its top tokens and 70 % with naive rounding; small random ones
-#: lose 0.05 to 0.08, and 0.94 with naive rounding.
+#: Of a mixture of experts, where rounding also flips near-ties of the router. No trained one was
+#: measured (docs/validation.md, "Gates").
 EXPERTS: Final[Mapping[str, float]] = MappingProxyType(
     {
         **DENSE,
@@ -93,8 +90,7 @@ UNROUNDED_DECODE: Final = 1e-3
 OWN_NOTE: Final = "limit: the checkpoint's own, on its text"
 _NEEDED: Final = "and the limit would be relative to them,"
 #: A model whose perplexity is more than this share of the vocabulary does not predict the text: a guess has
-#: all of it, random weights 5 to 7 times as much; a real model 0.0002, the shipped one 0.006, and 0.13 on a
-#: text that it does not know.
+#: all of it (docs/validation.md, "Gates").
 CHANCE: Final = 0.5
 
 
