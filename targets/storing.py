@@ -13,7 +13,7 @@ A target hands in what its runtime holds (``Holdings``). The rule:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -257,6 +257,18 @@ def rounded(values: Floats, bits: int) -> LatticeRows:
     with np.errstate(over="ignore"):
         held = scales.astype(np.float16).astype(np.float32)
     return LatticeRows(codes, held, np.full(scales.shape, EXACT, np.uint8))
+
+
+def naively_rounded(weight: Weight) -> Weight:
+    """A weight that lies on a lattice, with the codes of ``rounded`` to 4 bits instead of its own; the weight
+    itself if it lies on none, or if its rows are no whole blocks."""
+    if weight.lattice is None or weight.columns % BLOCK:
+        return weight
+
+    def codes(start: int, stop: int) -> LatticeRows:
+        return rounded(weight.floats(start, stop), 4)
+
+    return replace(weight, lattice=Lattice(4, BLOCK), codes=codes)
 
 
 def largest(bits: int) -> float:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import converter
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("converter", "targets", "validation")
@@ -114,5 +118,19 @@ def test_a_circle_would_be_found() -> None:
         TopologicalSorter({"a": {"b"}, "b": {"c"}, "c": {"a"}}).prepare()
 
 
-def test_the_front_imports_nothing() -> None:
-    assert not USES["converter"]
+def test_the_face_loads_what_is_asked_for_alone() -> None:
+    loaded = "sorted(name for name in sys.modules if name.split('.')[0] in packages)"
+    code = (
+        "import sys, converter\n"
+        f"packages = {('numpy', *PACKAGES)}\n"
+        f"print({loaded}, end=' ')\n"
+        "from converter import Conversion, Outcome, convert, inspect, open_model, validate, verify\n"
+        "found = (convert, inspect, open_model, validate, verify)\n"
+        "print(sorted({one.__module__.rpartition('.')[2] for one in found}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = "['conversion', 'inspection', 'opening', 'validation', 'verification']"
+    assert done.stdout == f"['converter'] {modules}\n"
+    assert {"convert", "verify"} <= set(dir(converter))
+    with pytest.raises(AttributeError, match="no attribute 'release'"):
+        converter.release  # noqa: B018

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from targets.target import find_target
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -40,10 +42,10 @@ _LIBRARIES = (
 )
 
 
-def library_versions() -> dict[str, str]:
-    """Installed versions of the libraries that matter for the result."""
+def library_versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Installed versions of the libraries that matter for the result, and of ``more``, which targets name."""
     found = {}
-    for name in _LIBRARIES:
+    for name in sorted({*_LIBRARIES, *more}):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -69,7 +71,7 @@ def build(
     return {
         "schema": SCHEMA,
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
-        "libraries": library_versions(),
+        "libraries": library_versions(library for name in targets for library in find_target(name).libraries),
         "options": dict(options),
         "source": {**source, "format": checkpoint.form.name, "files": list(files)},
         "targets": dict(targets),

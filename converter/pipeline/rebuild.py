@@ -124,7 +124,7 @@ def _targets(manifest: Manifest) -> list[tuple[Target, Mapping[str, object]]]:
 
 def _other_versions(manifest: Manifest, target: Target) -> list[str]:
     """A text for each program that makes ``target``'s bytes and is here in another version than it was."""
-    installed = {"qatconvert": version("qatconvert"), **library_versions()}
+    installed = {"qatconvert": version("qatconvert"), **library_versions(target.libraries)}
     recorded = {"qatconvert": manifest.tool, **manifest.libraries}
     lines = []
     for name in ("qatconvert", *target.libraries):

@@ -46,6 +46,7 @@ OPTIONS: Final = OptionGroup(
             ("--keep-tflite",),
             kind="flag",
             commands=WRITTEN,
+            extra_files=True,
         ),
         Option(
             "npu",

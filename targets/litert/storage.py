@@ -45,7 +45,7 @@ EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
 
 
 def read_off_lattice(options: Mapping[str, object]) -> str:
-    """Format of matrices on no lattice, from the option ``off_lattice``; raises ``UsageError``."""
+    """Type of matrices on no lattice, from the option ``off_lattice``; raises ``UsageError``."""
     given = str(options.get("off_lattice") or "q8_0").lower()
     if given not in OFF_LATTICE:
         raise UsageError(f"litert: off-lattice type {given!r} is unknown; known: {', '.join(OFF_LATTICE)}")

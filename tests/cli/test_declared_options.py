@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from support.distribution import install
+from support.distributions import write_distribution
 
 #: A target that writes its options and nothing else.
+Points = dict[str, dict[str, str]]
 TAPE = {
     "tape_declared": """
         from targets.options import OFF_LATTICE, WRITTEN, Option, OptionGroup
@@ -26,7 +27,8 @@ TAPE = {
         ))
     """,
     "tape": """
-        from targets.target import Plan, no_progress
+        from converter.system.progress import no_progress
+        from targets.target import Plan, PlannedFile
         from tape_declared import OPTIONS
 
         class Tape:
@@ -42,7 +44,8 @@ TAPE = {
 
             def plan(self, checkpoint, name, options, progress=no_progress):
                 own = {key: value for key, value in options.items() if key.startswith(("tape", "off"))}
-                return Plan(self.name, ("tape/punched.tape",), (), options={"name": name, **own})
+                files = (PlannedFile("tape/punched.tape"),)
+                return Plan(self.name, files, (), options={"name": name, **own})
 
             def write(self, checkpoint, plan, directory, progress=no_progress):
                 path = directory / plan.artifacts[0]
@@ -93,6 +96,13 @@ RUNTIME = {
     "qatconvert.runtimes": {"gguf.another": "another:runner"},
     "qatconvert.options": {"gguf.another": "another_declared:OPTIONS"},
 }
+
+
+def install(
+    place: Path, name: str, modules: dict[str, str], points: dict[str, dict[str, str]]
+) -> dict[str, str]:
+    """The environment in which Python finds a distribution of these modules."""
+    return {"PYTHONPATH": str(write_distribution(place, name, points, modules))}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import dedent
 
 
 def write_distribution(
@@ -16,13 +17,13 @@ def write_distribution(
 
     ``entry_points`` maps groups to names and values, ``modules`` names of modules to their source.
     """
-    information = directory / f"{name.replace('-', '_')}-1.dist-info"
+    information = directory / f"{name.replace('-', '_')}-1.0.dist-info"
     information.mkdir(parents=True)
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     lines = []
     for group, values in entry_points.items():
         lines += [f"[{group}]", *(f"{key} = {value}" for key, value in values.items())]
     (information / "entry_points.txt").write_text("\n".join(lines) + "\n")
     for module, source in (modules or {}).items():
-        (directory / f"{module}.py").write_text(source)
+        (directory / f"{module}.py").write_text(dedent(source))
     return directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ from support.raw_safetensors import write_shards, write_tensors
 __all__ = ["GROUP", "METHOD", "register", "tensors_of", "unpacked", "write_packed"]
 
 Array = NDArray[np.generic]
+OUTSIDE = Path(__file__).parents[1] / "outside"
 
 
 def register(directory: Path, *names: str) -> None:
-    """A distribution in ``directory`` that registers the form under each of ``names`` (default: its own)."""
-    forms = dict.fromkeys(names or (METHOD,), "qatconvert_int4.form:FORM")
-    write_distribution(directory, "packed-form", {"qatconvert.forms": forms})
+    """A distribution in ``directory`` that registers the form under each of ``names``; by default, all that
+    ``tests/outside`` brings."""
+    forms = {"qatconvert.forms": dict.fromkeys(names, "qatconvert_int4.form:FORM")}
+    project = tomllib.loads((OUTSIDE / "pyproject.toml").read_text("utf-8"))["project"]
+    write_distribution(directory, project["name"], forms if names else project["entry-points"])
 
 
 def tensors_of(source: Path, dtype: str) -> dict[str, Array]:

@@ -21,8 +21,9 @@ Convert = Callable[..., object]
 OTHER = "learned"
 
 
-@pytest.fixture(params=known_targets())
-def target(request: pytest.FixtureRequest) -> Target:
+@pytest.fixture(params=(*known_targets(), "plain"))
+def target(request: pytest.FixtureRequest, form_factory: Convert) -> Target:
+    """Every registered target, and the one of ``tests/outside``, which is registered with its form."""
     return find_target(request.param)
 
 

@@ -84,7 +84,7 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             lines += ["", "Likeliest text:", "", *_table(texts[0], texts[1:])]
         if worst := least_exact(entry):
             lines += ["", "Tensors that are not exact, worst first:", ""]
-            lines += _table(("tensor", "format", "exact blocks", "largest error, ulp"), worst)
+            lines += _table(("tensor", "type", "exact blocks", "largest error, ulp"), worst)
         for title, found in (
             ("Blocks that are not exact, the first of each tensor:", inexact_blocks(entry)),
             ("Not as built from the checkpoint:", differences(entry)),

@@ -136,7 +136,7 @@ def _tensors(entry: Mapping[str, Any]) -> str:
     if not tensors:
         return ""
     others = ((entry.get("baseline") or {}).get("weights") or {}).get("per_tensor")
-    heading = ["tensor", "stored as", "format", "exact", "largest error, ulp", "relative RMS error"]
+    heading = ["tensor", "stored as", "type", "exact", "largest error, ulp", "relative RMS error"]
     rows = []
     for index, tensor in enumerate(tensors):
         error = tensor["rms_error"]

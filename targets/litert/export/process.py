@@ -40,7 +40,7 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
     """Write the graphs that a request asks for; names of files by model type."""
     checkpoint = read_skeleton(request)
     directory = Path(request["directory"])
-    text = build(checkpoint, request["formats"], request["two_rows"], request["block"])
+    text = build(checkpoint, request["types"], request["two_rows"], request["block"])
     text.stand_ins.lower()
     family = litert_family(checkpoint.architecture)
     step()

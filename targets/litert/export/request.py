@@ -61,7 +61,7 @@ def export_graphs(
     try:
         request = {
             **write_skeleton(checkpoint, vectors),
-            "formats": dict(types),
+            "types": dict(types),
             "prefill_lengths": list(prefill_lengths),
             "context_length": context_length,
             "directory": str(directory.absolute()),
