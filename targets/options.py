@@ -7,6 +7,7 @@ command line imports the modules that declare, so they and the packages they sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -84,8 +85,16 @@ class Option:
             raise ValueError(f"option {self.name}: a flag is given or not")
         if self.repeatable and self.default is not None:
             raise ValueError(f"option {self.name}: what is repeatable has no default")
+        if self.default is not None and not self._is_value(self.default):
+            raise ValueError(f"option {self.name}: the default {self.default!r} is none of its values")
         if unknown := [command for command in self.commands if command not in _COMMANDS]:
             raise ValueError(f"option {self.name}: command {unknown[0]!r} takes no declared options")
+
+    def _is_value(self, value: object) -> bool:
+        if self.kind == "integer":
+            low = -math.inf if self.least is None else self.least
+            return isinstance(value, int) and low <= value <= (math.inf if self.most is None else self.most)
+        return isinstance(value, str) and (not self.choices or value in self.choices)
 
     @property
     def needs_validation(self) -> bool:
@@ -184,6 +193,8 @@ def _loaded(entry: EntryPoint) -> OptionGroup:
     group = entry.load()
     if not isinstance(group, OptionGroup):
         raise TypeError(f"{entry.value} is no OptionGroup")
+    if not isinstance(group.options, tuple) or not all(isinstance(one, Option) for one in group.options):
+        raise TypeError(f"{entry.value} has options that are no tuple of Option")
     return group
 
 

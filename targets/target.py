@@ -119,7 +119,8 @@ class Plan:
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts beside the text model for which the target has a place, each once."""
-        return tuple(dict.fromkeys(one.part for one in self.files if one.part != TEXT))
+        named = [*(file.part for file in self.files), *(tensor.part for tensor in self.tensors)]
+        return tuple(part for part in dict.fromkeys(named) if part != TEXT)
 
     @property
     def size(self) -> int:
@@ -362,7 +363,9 @@ def target_of(artifact: Path) -> Target:
 
 
 def _loadable() -> Iterator[Target]:
-    """The registered targets, without any that cannot be loaded."""
+    """The registered targets, without any that cannot be loaded or has no suffix."""
     for name in known_targets():
         with suppress(ExtensionError):
-            yield find_target(name)
+            target = find_target(name)
+            if isinstance(getattr(target, "suffix", None), str):
+                yield target

@@ -79,10 +79,12 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     if shared := names & declared.keys():
         owner, _ = declared[min(shared)]
         raise UsageError(f"option {min(shared)} is declared by {owner} and is a setting of every validation")
-    options = {name: value for name, value in given.items() if name not in names}
-    check_known_names(options, {*names, *declared})
+    check_known_names(given, {*names, *declared})
     own = {name: value for name, value in given.items() if name in names}
-    return Settings(**{**own, "runtime_options": {**own.get("runtime_options", {}), **options}})
+    options = {name: value for name, value in given.items() if name not in names}
+    options = {**own.get("runtime_options", {}), **options}
+    check_known_names(options, declared)
+    return Settings(**{**own, "runtime_options": options})
 
 
 def check_runtimes(settings: Settings, targets: Collection[str]) -> None:

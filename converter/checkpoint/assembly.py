@@ -285,7 +285,7 @@ def _check(
     """Every weight is there and has the shape that the configuration asks for."""
     for name, shape in architecture.tensors.items():
         if name not in weights:
-            raise _missing(str(shards.files[0]), architecture, list(missing.values()))
+            raise _missing(str(shards.files[0]), architecture, list(missing.values()) or [name])
         _check_shape(shards, weights[name], shape)
 
 

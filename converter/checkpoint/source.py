@@ -44,8 +44,9 @@ class Directory:
         return str(self.path)
 
     def entries(self, digests: Digests) -> list[dict[str, object]]:
-        """See ``CheckpointSource``; paths are relative to the directory."""
-        return digests.entries(self.path)
+        """See ``CheckpointSource``; paths are relative to the directory, in which other files may lie too."""
+        own = {file.relative_to(self.path).as_posix() for file in self.files}
+        return [entry for entry in digests.entries(self.path) if entry["path"] in own]
 
     def directory(self) -> Path:
         """See ``CheckpointSource``."""

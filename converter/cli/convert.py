@@ -74,7 +74,7 @@ def command(
 
     check_known(targets)
     check_effect(targets, validate)
-    options, of_runtimes = take_declared(settings)
+    options, of_runtimes = take_declared(settings, targets)
     conversion = Conversion(
         model,
         targets,

@@ -48,7 +48,7 @@ def command(
     check_known(targets)
     check_effect(targets or known_targets(), validated=False)
     with progress_bars(quiet) as progress:
-        options, _ = take_declared(settings)
+        options, _ = take_declared(settings, targets or known_targets())
         planned = [find_target(name) for name in targets]
         opened = open_model(model, offline=offline, targets=planned, options=options, progress=progress)
         found = inspect(opened, targets, options, progress)

@@ -200,10 +200,12 @@ def _needs_validation(parameter: click.Parameter) -> bool:
     return isinstance(parameter, ValidationOption) and not parameter.always
 
 
-def take_declared(settings: dict[str, Any]) -> tuple[dict[str, object], dict[str, object]]:
+def take_declared(
+    settings: dict[str, Any], targets: Collection[str]
+) -> tuple[dict[str, object], dict[str, object]]:
     """Take the declared options out of the running command's ``settings``: those of targets and those of
-    runtimes, by their own names, without what was not given. Raises ``click.UsageError`` for a file that is
-    no UTF-8 text."""
+    runtimes, by their own names, without what was not given; a default counts where one of ``targets`` has
+    it. Raises ``click.UsageError`` for a file that is no UTF-8 text."""
     context = click.get_current_context()
     of_targets: dict[str, object] = {}
     of_runtimes: dict[str, object] = {}
@@ -211,6 +213,9 @@ def take_declared(settings: dict[str, Any]) -> tuple[dict[str, object], dict[str
         if not isinstance(parameter, DeclaredOption):
             continue
         one, value = parameter.offered, settings.pop(parameter.name or "")
+        given = context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+        if not given and not set(one.targets) & set(targets):
+            continue
         if one.option.kind == "file" and value is not None:
             value = [read_text(file) for file in value] if one.option.repeatable else read_text(value)
         if value is not None and value is not False and (value or not one.option.repeatable):

@@ -66,7 +66,7 @@ def command(
 
     targets = [target_of(artifact_of(artifact)).name]
     check_effect(targets)
-    _, of_runtimes = take_declared(settings)
+    _, of_runtimes = take_declared(settings, targets)
     with progress_bars(quiet) as progress:
         outcome = validate(
             artifact,

@@ -20,7 +20,7 @@ from converter.system.untrusted import read_object
 
 _REPORT_BYTES: Final = 256 << 20
 #: Parts of a manifest that are the same for all targets, unless these were made by several runs.
-_SHARED: Final = ("tool", "libraries", "options", "source")
+_SHARED: Final = ("tool", "libraries", "options", "source", "left_out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +133,8 @@ def with_earlier_report(earlier: Earlier, report: Mapping[str, Any]) -> dict[str
         if name in earlier.targets and name not in report["targets"]:
             own = {
                 key: earlier.report.get(key)
-                for key in ("reference", "source")
-                if earlier.report.get(key) != report[key]
+                for key in ("reference", "source", "left_out")
+                if earlier.report.get(key) != report.get(key)
             }
             targets[name] = {**own, **entry}
     return {**report, "targets": _by_name({**targets, **report["targets"]})}
@@ -146,8 +146,8 @@ def _by_name(targets: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_earlier_manifest(earlier: Earlier, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """``manifest`` with the targets and files that stay. What a target that stays does not share with the new
-    ones (``tool``, ``libraries``, ``options``, ``source``) is under ``earlier`` in its entry."""
+    """``manifest`` with the targets and files that stay. What of ``_SHARED`` a target that stays does not
+    share with the new ones is under ``earlier`` in its entry."""
     staying, new = {}, manifest["targets"]
     for name, entry in earlier.manifest["targets"].items():
         if name not in new:

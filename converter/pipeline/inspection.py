@@ -9,7 +9,7 @@ from typing import Any
 from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
-from converter.errors import TargetError
+from converter.errors import ExtensionError, TargetError
 from converter.pipeline.opening import Model
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.target import Plan, check_options, find_target, known_targets
@@ -28,14 +28,20 @@ def inspect(
     ``TargetError``, or ``UsageError`` for options that none of the targets takes.
     """
     checkpoint = model.checkpoint
-    planned = [find_target(name) for name in targets or known_targets()]
+    planned, plans, refused = [], [], {}
+    for name in targets or known_targets():
+        try:
+            planned.append(find_target(name))
+        except ExtensionError as error:
+            if targets:
+                raise
+            refused[name] = str(error)
     check_options(planned, options or {})
-    plans, refused = [], {}
     with model.unchanged():
         for target in planned:
             try:
                 plans.append(target.plan(checkpoint, model.source.name, options or {}, progress))
-            except TargetError as error:
+            except (ExtensionError, TargetError) as error:
                 if targets:
                     raise
                 refused[target.name] = str(error)

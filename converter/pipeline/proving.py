@@ -194,12 +194,15 @@ def needs(plan: Plan) -> dict[str, object]:
 
 def parts_entry(plan: Plan, directory: Path, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
     """For a target's entry: the ``parts`` beside the text model, each with its ``files`` below ``directory``,
-    their ``bytes``, and what was ``measured`` of it; nothing for a target that has no place for any."""
+    their ``bytes`` if they lie there, and what was ``measured`` of it; nothing for a target that has no place
+    for any."""
     parts = {}
     for part in plan.parts:
         files = [file.path for file in plan.files if file.part == part]
-        sizes = [(directory / name).stat().st_size for name in files]
-        parts[part] = {"files": files, "bytes": sum(sizes), **measured.get(part, {})}
+        places = [directory / name for name in files]
+        there = all(place.is_file() for place in places)
+        size = {"bytes": sum(place.stat().st_size for place in places)} if there else {}
+        parts[part] = {"files": files, **size, **measured.get(part, {})}
     return {"parts": parts} if parts else {}
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +34,7 @@ from targets.target import Plan, Target, check_installed, find_target, known_tar
 _PIECE: Final = 8 << 20
 #: What the manifest records of a plan and the same plan has again. Warnings are not among it: some are about
 #: files elsewhere.
-_PLANNED: Final = ("bytes", "bits_per_weight", "operators", "memory", "kv_cache", "tensors")
+_PLANNED: Final = ("bytes", "bits_per_weight", "operators", "memory", "kv_cache", "parts", "tensors")
 
 
 def rebuild(
@@ -231,14 +231,24 @@ def _without_sdk(
     try:
         target.check(options)
     except UsageError as error:
-        extra = {option.name for option in target.options if option.extra_files and options.get(option.name)}
+        extra = [option.name for option in target.options if option.extra_files and options.get(option.name)]
         if not extra:
             raise
-        kept = {key: value for key, value in options.items() if key not in extra}
+        kept = _possible(target, options, extra)
         less = target.plan(model.checkpoint, str(options["name"]), kept, progress)
         lacking = {*plan.artifacts, *plan.companions} - {*less.artifacts, *less.companions}
         return less, dict.fromkeys(sorted(lacking), str(error))
     return plan, {}
+
+
+def _possible(target: Target, options: Mapping[str, object], extra: Sequence[str]) -> dict[str, object]:
+    """The options without the first of ``extra`` that is in the way, or without them all."""
+    for name in extra:
+        kept = {key: value for key, value in options.items() if key != name}
+        with suppress(UsageError):
+            target.check(kept)
+            return kept
+    return {key: value for key, value in options.items() if key not in extra}
 
 
 def _choice(

@@ -103,9 +103,9 @@ def _options(run: Running) -> dict[str, object]:
     elsewhere: a text is recorded by its digest, and where the cache lies is not."""
     if run.settings is None:
         return {"validation": None}
-    settings = {key: value for key, value in run.settings.items() if key != "cache"}
-    text = settings.get("text")
-    return {"validation": {**settings, "text": sha256(text) if text else None}}
+    text = run.settings.get("text")
+    settings = {**run.settings, "text": sha256(text) if text else None}
+    return {"validation": {key: value for key, value in settings.items() if not isinstance(value, Path)}}
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:

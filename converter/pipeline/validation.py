@@ -72,7 +72,7 @@ def validate(
             output.check_destination(output_directory, force)  # another run may have come before this one
         with model.unchanged():
             proof = measure(Proving(prepared, model, digests, progress), plan, artifact, scratch)
-        directory = artifact.parents[len(Path(plan.artifacts[0]).parts) - 1]
+        *_, directory = artifact.absolute().parents[: len(Path(plan.artifacts[0]).parts)]
         entry = {
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in target.files(artifact)),

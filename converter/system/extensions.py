@@ -44,5 +44,11 @@ def load(group: str, name: str, kind: type[Any] = object) -> Any:
     return found
 
 
+def provider(group: str, name: str) -> str:
+    """Name and version of the distribution that registers ``name``; empty where none does."""
+    found = [entry.dist for entry in entry_points(group=group, name=name) if entry.dist is not None]
+    return f"{found[0].name} {found[0].version}" if found else ""
+
+
 def _distribution(entry: EntryPoint) -> str:
     return repr(entry.dist.name) if entry.dist is not None else "an unknown distribution"

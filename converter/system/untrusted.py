@@ -24,7 +24,6 @@ _LARGEST_INTEGER: Final = (1 << 31) - 1
 #: Float32's normal range, in which artifacts and runtimes keep numbers.
 _LARGEST_NUMBER: Final = (2 - 2**-23) * 2.0**127
 _SMALLEST_NUMBER: Final = 2.0**-126
-_MISSING: Final = object()
 
 
 def read_text(path: Path, limit: int) -> str:

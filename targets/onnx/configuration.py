@@ -8,15 +8,13 @@ configuration cannot tell (heads that differ per layer, RoPE factors) is not tak
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import onnx_ir as ir
 
-from converter.checkpoint.architecture import FULL, GELU_TANH, SILU, Architecture
+from converter.checkpoint.architecture import FULL, Architecture
 from converter.checkpoint.special_tokens import PAD_ID
-
-#: transformers' names of activations, which mobius takes.
-_ACTIVATIONS: Final = {GELU_TANH: "gelu_pytorch_tanh", SILU: "silu"}
+from targets.onnx.family import ACTIVATIONS
 
 
 def mobius_values(architecture: Architecture, dtype: str) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def mobius_values(architecture: Architecture, dtype: str) -> dict[str, Any]:
         "num_attention_heads": first.heads,
         "num_key_value_heads": first.kv_heads,
         "head_dim": first.head_dim,
-        "hidden_act": _ACTIVATIONS[architecture.activation],
+        "hidden_act": ACTIVATIONS[architecture.activation],
         PAD_ID: architecture.pad or 0,
         "tie_word_embeddings": architecture.tied_head,
         "max_position_embeddings": 1,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.architecture import GELU_TANH, SILU, Architecture
 from converter.errors import TargetError
 from targets.families import family_of
 
 if TYPE_CHECKING:
     from mobius import ArchitectureConfig
     from onnxscript import nn
+
+#: transformers' names, which mobius takes, of the activations that graphs have.
+ACTIVATIONS: Final = {GELU_TANH: "gelu_pytorch_tanh", SILU: "silu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +44,5 @@ def check_family(architecture: Architecture) -> None:
     onnx_family(architecture)
     if not architecture.query_key_norms:
         raise TargetError("onnx: the model norms no queries and keys, for which this target has no attention")
+    if architecture.activation not in ACTIVATIONS:
+        raise TargetError(f"onnx: the activation {architecture.activation} is not known to this target")

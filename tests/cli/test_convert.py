@@ -310,3 +310,22 @@ def test_an_interrupted_run_leaves_no_output_and_the_same_command_completes_it(t
     assert subprocess.run(command, capture_output=True, timeout=600).returncode == 0
     assert (out / "manifest.json").exists()
     assert not scratch.exists()
+
+
+def test_an_artifact_is_validated_by_its_name_in_the_working_directory(qatconvert, demo_output, tmp_path):
+    (tmp_path / "work").mkdir()
+    (file,) = (demo_output / "gguf").iterdir()
+    shutil.copy(file, tmp_path / "work" / "x.gguf")
+    words = ("validate", "x.gguf", "--reference", "gemma4-demo", "--positions", "64", "--json", "-q")
+    done = qatconvert(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["targets"]["gguf"]["passed"]
+
+
+def test_an_output_within_the_checkpoint_is_no_part_of_the_source(qatconvert, model):
+    done = qatconvert(model, "--no-validate", "-o", model / "out", "-q")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((model / "out" / "manifest.json").read_text("utf-8"))
+    listed = {entry["path"] for entry in manifest["source"]["files"]}
+    assert "model.safetensors" in listed
+    assert not [path for path in listed if path.startswith((".", "out"))]

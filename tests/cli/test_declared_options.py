@@ -183,6 +183,16 @@ def test_values_are_of_the_declared_kind(words, qatconvert, error_of, tape):
         ("OPTIONS = ['--tape']", "TypeError: tape_declared:OPTIONS is no OptionGroup"),
         ("raise SystemExit(5)", "SystemExit: 5"),
         (
+            "from targets.options import Option, OptionGroup\nOPTIONS = OptionGroup('T', Option('a', ''))",
+            "TypeError: tape_declared:OPTIONS has options that are no tuple of Option",
+        ),
+        (
+            "from targets.options import Option, OptionGroup\n"
+            "one = Option('a', '', ('--a',), kind='choice', choices=('b',), default='c')\n"
+            "OPTIONS = OptionGroup('T', (one,))",
+            "ValueError: option a: the default 'c' is none of its values",
+        ),
+        (
             "from targets.options import Option\nOPTIONS = Option('tape', '', ('tape',))",
             "ValueError: option tape: a flag begins with a hyphen: tape",
         ),
@@ -223,6 +233,34 @@ def test_declarations_that_contradict_each_other_name_both_distributions(
     text = f"from targets.options import Option, OptionGroup\nOPTIONS = OptionGroup('T', ({option},))"
     both = install(tmp_path / "site", "qatconvert-tape", {**TAPE, "tape_declared": text}, POINTS)
     assert re.search(told, error_of(qatconvert("convert", "--help", environment=both), 2))
+
+
+def test_a_default_counts_with_its_target_alone(qatconvert, tmp_path, checkpoint_factory):
+    text = TAPE["tape_declared"].replace("least=1)", "least=1, default=7)")
+    assert text != TAPE["tape_declared"]
+    site = install(tmp_path / "site", "qatconvert-tape", {**TAPE, "tape_declared": text}, POINTS)
+    model = checkpoint_factory("text")
+    done = qatconvert(model, "--no-validate", "-o", "gguf", "-q", environment=site)
+    assert done.returncode == 0, done.stderr
+    assert qatconvert("inspect", model, "-t", "gguf", environment=site).returncode == 0
+    done = qatconvert(model, "-t", "tape", "--no-validate", "-o", "tape", "-q", environment=site)
+    assert done.returncode == 0, done.stderr
+    assert "tape_speed" in (tmp_path / "work" / "tape" / "tape" / "punched.tape").read_text()
+
+
+def test_a_target_that_cannot_be_loaded_stands_in_an_inspection_with_the_reason(
+    qatconvert, error_of, tmp_path, checkpoint_factory
+):
+    points = {"qatconvert.targets": {"broken": "broken_target:target"}}
+    site = install(tmp_path / "site", "other", {"broken_target": "raise RuntimeError('no such')"}, points)
+    model = checkpoint_factory("text")
+    done = qatconvert("inspect", model, "--json", environment=site)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["targets"]
+    assert "entry point 'broken' of qatconvert.targets, which 'other' registers" in found["broken"]["error"]
+    assert found["gguf"]["bytes"] > 0
+    told = error_of(qatconvert("inspect", model, "-t", "broken", environment=site))
+    assert "cannot be loaded: RuntimeError: no such" in told
 
 
 def test_the_same_declaration_of_two_targets_is_one_option(qatconvert, tape):

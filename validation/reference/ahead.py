@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.stored import FORMS
 from converter.system.digests import hexdigest
+from converter.system.extensions import provider
 from converter.system.progress import Progress, StageProgress, counted, stage_of
 from validation.reference.logits import default_cache, is_writable, reference_logits
 from validation.reference.source import reference_model
@@ -55,13 +58,14 @@ def computed_ahead(
     unchanged: Callable[[], object],
     progress: Progress,
 ) -> Iterator[None]:
-    """While the block runs, have the logits of ``logits_of`` computed into the cache; nothing is done where
-    no cache can be written. At its end they are there, or what failed is left to whoever asks for them.
+    """While the block runs, have the logits of ``logits_of`` computed into the cache. At its end they are
+    there, or what failed is left to whoever asks for them. Nothing is done where no cache can be written, nor
+    for a form whose numbers would have to be written first.
 
     An error in the block ends the computation. ``prepared.worker`` must not be used in the block;
     ``progress`` is called from another thread.
     """
-    if not is_writable(_cache(prepared)):
+    if not prepared.checkpoint.form.loads_as_stored or not is_writable(_cache(prepared)):
         yield
         return
 
@@ -80,6 +84,13 @@ def computed_ahead(
         thread.join()
 
 
+def _made_by(checkpoint: Checkpoint) -> list[str]:
+    """What makes the numbers of a form that ``transformers`` does not load: another version may make
+    others."""
+    name = checkpoint.form.name
+    return [name, provider(FORMS, name), f"qatconvert {version('qatconvert')}"]
+
+
 def _cache(prepared: Prepared) -> Path:
     return prepared.settings.cache or default_cache()
 
@@ -88,7 +99,7 @@ def _identity(
     checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: StageProgress
 ) -> dict[str, object]:
     """What tells this checkpoint from every other: the digests of its files."""
-    form = {} if checkpoint.form.loads_as_stored else {"form": checkpoint.form.name}
+    form = {} if checkpoint.form.loads_as_stored else {"form": _made_by(checkpoint)}
     if source and source.get("files") is not None:
         return {"files": source["files"], **form}
     files = sorted(checkpoint.files)

@@ -15,9 +15,10 @@ from converter.errors import CheckpointError, ExtensionError
 from converter.system.extensions import load, registered
 from converter.system.untrusted import shown
 
-__all__ = ["Form", "Head", "Layout", "Parameters", "Tensors", "find_form", "known_forms"]
+__all__ = ["FORMS", "Form", "Head", "Layout", "Parameters", "Tensors", "find_form", "known_forms"]
 
-_GROUP: Final = "qatconvert.forms"
+#: Entry points of forms.
+FORMS: Final = "qatconvert.forms"
 
 
 def known_forms() -> tuple[Form, ...]:
@@ -28,9 +29,9 @@ def known_forms() -> tuple[Form, ...]:
 def _loaded() -> tuple[tuple[Form, ...], tuple[str, ...]]:
     """The registered forms, and a line for each that cannot be loaded."""
     forms, broken = [], []
-    for name in registered(_GROUP):
+    for name in registered(FORMS):
         try:
-            forms.append(load(_GROUP, name, Form))
+            forms.append(load(FORMS, name, Form))
         except ExtensionError as error:
             broken.append(str(error))
     return tuple(forms), tuple(broken)
@@ -40,7 +41,13 @@ def find_form(config: Mapping[str, object]) -> Form:
     """The form that recognises the checkpoint, the last resort if no other does. Raises ``CheckpointError``
     that names what is not read, or two forms that both recognise it."""
     forms, broken = _loaded()
-    found = [form for form in forms if form.recognises(config)]
+    found = []
+    for form in forms:
+        try:
+            if form.recognises(config):
+                found.append(form)
+        except Exception as error:  # another package's code, which must not take all checkpoints away
+            broken += (f"the form {form.name} fails on it: {type(error).__name__}: {error}",)
     found = [form for form in found if not form.last_resort] or found
     if len(found) > 1:
         names = " and ".join(repr(form.name) for form in found)

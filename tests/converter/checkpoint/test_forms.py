@@ -18,6 +18,7 @@ from converter.checkpoint.stored import find_form, known_forms
 from converter.checkpoint.stored.modules import Head, named_scales, same_bits, settle_head
 from converter.checkpoint.weight import Lattice, Scales
 from converter.errors import CheckpointError
+from support.distributions import write_distribution
 from support.packed_form import METHOD, register, tensors_of, unpacked, write_packed
 from targets.target import find_target
 
@@ -89,6 +90,20 @@ def test_what_no_form_recognises_is_named_with_all_that_are_read(registered: Non
         find_form({"quantization_config": {"quant_method": "other"}})
     for form in known_forms():
         assert form.describes in str(caught.value)
+
+
+def test_a_form_that_fails_takes_no_other_checkpoint_away(
+    checkpoint_factory: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+        from converter.checkpoint.stored import Form
+        FORM = Form("failing", "", lambda config: config["no such key"], lambda config: None)
+    """
+    group = {"qatconvert.forms": {"failing": "failing_form:FORM"}}
+    monkeypatch.syspath_prepend(write_distribution(tmp_path, "other", group, {"failing_form": code}))
+    assert open_checkpoint(checkpoint_factory("text")).form.name == "bf16-lattice"
+    with pytest.raises(CheckpointError, match="the form failing fails on it: KeyError: 'no such key'"):
+        find_form({"quantization_config": {"quant_method": "other"}})
 
 
 # parameters
