@@ -31,30 +31,33 @@ _MAPPING_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from.
-
-    `name` is safe in a file name: the alias itself, a directory's or GGUF file's own name, or the last part
-    of a repository in lower case. `path` is set for "demo", "directory" and "gguf"; `repo` and `revision`
-    (None: the default branch) for "hub". `alias` is the short name that led here. `note` is one line that
-    the command should show on standard error, once the model is opened: something else has the same name
-    and was not taken.
-    """
+    """Where a model comes from."""
 
     kind: Literal["demo", "directory", "gguf", "hub"]
+    #: Safe in a file name: the alias itself, a directory's or GGUF file's own name, or the last part of a
+    #: repository in lower case.
     name: str
+    #: Set for "demo", "directory" and "gguf".
     path: Path | None = None
+    #: Set for "hub", as is `revision`.
     repo: str | None = None
+    #: None: the default branch.
     revision: str | None = None
+    #: The short name that led here.
     alias: str | None = None
+    #: One line that the command should show on standard error, once the model is opened: something else has
+    #: the same name and was not taken.
     note: str | None = None
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A short name, its repository (`OWNER/NAME[@REVISION]`; None for the demo), and who set it."""
+    """A short name and its repository."""
 
     name: str
+    #: `OWNER/NAME[@REVISION]`; None for the demo.
     repo: str | None
+    #: Who set it.
     origin: Literal["built-in", "user"]
 
 
@@ -70,7 +73,8 @@ def resolve(name: str) -> Source:
     4. `OWNER/NAME[@REVISION]`, a repository.
 
     Short names do not depend on case. Raises UsageError for anything else (with the names that come close)
-    and for a path that does not exist; CheckpointError for a file that is not GGUF and a damaged mapping.
+    and for a path that does not exist. Raises CheckpointError for a file that is not GGUF and a damaged
+    mapping.
     """
     if not name or len(name) > 4096 or "\0" in name:
         raise UsageError("MODEL is no name: give a short name, OWNER/NAME, a directory or a GGUF file")
@@ -106,8 +110,8 @@ def known_models() -> tuple[KnownModel, ...]:
 def add_model(name: str, repo: str) -> KnownModel:
     """Write `name` -> `repo` (`OWNER/NAME[@REVISION]`) to the user's mapping, over an earlier `name`.
 
-    Raises UsageError for a name or repository that is not well-formed and for a built-in alias (those
-    always mean the built-in repository), CheckpointError when the mapping file is damaged, DestinationError
+    Raises UsageError for a name or repository that is not well-formed and for a built-in alias (those always
+    mean the built-in repository). Raises CheckpointError when the mapping file is damaged, DestinationError
     when it cannot be written.
     """
     name = _checked_name(name)

@@ -22,17 +22,17 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A range of rows of one tensor, of which ``first`` is the first.
-
-    ``rule()`` gives the bytes that the rule makes of them, uint8 ``[rows, bytes of a row]``, an array for
-    each stretch in which the tensor is stored; ``stored()`` gives the artifact's in the same order. ``size``
-    is what ``progress`` counts for them.
-    """
+    """A range of rows of one tensor."""
 
     tensor: str
+    #: The first of the rows.
     first: int
+    #: Gives the bytes that the rule makes of them, uint8 ``[rows, bytes of a row]``: an array for each
+    #: stretch in which the tensor is stored.
     rule: Callable[[], Sequence[Bytes]]
+    #: Gives the artifact's bytes, in the same order.
     stored: Callable[[], Sequence[Bytes]]
+    #: What ``progress`` counts for them.
     size: int
 
 

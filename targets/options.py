@@ -109,8 +109,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class OptionGroup:
-    """The options of a target or a runtime; ``heading`` stands over them in the help."""
+    """The options of a target or a runtime."""
 
+    #: What stands over them in the help.
     heading: str
     options: tuple[Option, ...]
 
@@ -131,10 +132,11 @@ LICENSE: Final = Option("license", "Licence of the model, instead of the checkpo
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """A group as it is registered: ``owner`` is the name of the entry point, ``distribution`` the name and
-    version of the package that has it."""
+    """A group as it is registered."""
 
+    #: Name of the entry point.
     owner: str
+    #: Name and version of the package that has it.
     distribution: str
     group: OptionGroup
 
@@ -223,7 +225,7 @@ def offered(declared: Iterable[Declaration]) -> Sequence[Offered]:
 
 def check_names(given: Iterable[str], owners: Mapping[str, Iterable[Option]]) -> None:
     """Raise ``UsageError`` for an option that none of ``owners`` (the targets or runtimes that are asked for,
-    each with its options) takes; it says which target does, or which name may be meant."""
+    each with its options) takes. It says which target does, or which name may be meant."""
     known = {option.name for options in owners.values() for option in options}
     for name in given:
         if name in known:

@@ -2,7 +2,7 @@
 
 A target hands in what its runtime holds (``Holdings``). The rule:
 
-* Norms, vectors and scalars have one type of numbers; the router, which decides which experts a token
+* Norms, vectors and scalars have one type of numbers. The router, which decides which experts a token
   reaches, is float32 everywhere.
 * A matrix on a lattice has the first type of codes and scales that holds its codes as they are. Such a type
   has at least as many bits, and each of its blocks lies within one of the lattice's, whose scale it repeats.
@@ -48,18 +48,19 @@ Codes = NDArray[np.int8]
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """A runtime's type of codes and scales.
+    """A runtime's type of codes and scales."""
 
-    ``name`` is the runtime's. Codes are signed and have ``bits``; a scale of the dtype ``scale`` (``F16`` or
-    ``F32``) belongs to ``block`` values of a row, to the whole row if that is 0. ``negative`` says whether
-    scales may be negative, ``sums`` whether a block has a float32 beside its scale.
-    """
-
+    #: The runtime's.
     name: str
+    #: Of a code, which is signed.
     bits: int
+    #: Values of a row to which one scale belongs; 0 for the whole row.
     block: int
+    #: Dtype of a scale, ``F16`` or ``F32``.
     scale: str = "F16"
+    #: Whether scales may be negative.
     negative: bool = True
+    #: Whether a block has a float32 beside its scale.
     sums: bool = False
 
     def holds(self, lattice: Lattice, columns: int) -> bool:
@@ -82,17 +83,17 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What a runtime holds, and what the user chose.
+    """What a runtime holds, and what the user chose."""
 
-    ``target`` is the target's name. ``coded`` are the types of codes and scales, the preferred one first;
-    ``numbers`` names types of numbers by safetensors' dtype. ``vectors`` is the type of norms, vectors and
-    scalars, ``off_lattice`` that of matrices whose codes no type holds.
-    """
-
+    #: The target's name.
     target: str
+    #: The types of codes and scales, the preferred one first.
     coded: tuple[Coded, ...]
+    #: Names of types of numbers, by safetensors' dtype.
     numbers: Mapping[str, str]
+    #: The type of norms, vectors and scalars.
     vectors: str
+    #: The type of matrices whose codes no type holds.
     off_lattice: str
 
     def find(self, name: str) -> Coded | None:
@@ -203,7 +204,7 @@ class Holdings:
 
     def losses(self, weights: Mapping[str, Weight], written: Written, why: str) -> list[str]:
         """What the whole reading showed: a line for each weight with blocks that lie on no lattice, and one
-        on blocks whose scale is rounded; ``why`` says what does not hold it."""
+        on blocks whose scale is rounded. ``why`` says what does not hold it."""
         told = []
         for name, count in written.off_lattice.items():
             share = BLOCK * count / weights[name].size
@@ -242,11 +243,11 @@ def _fits(values: Floats, dtype: str) -> bool:
 
 def rounded(values: Floats, bits: int) -> LatticeRows:
     """Codes of 4 or 8 ``bits`` and scales of float32 ``values`` (``[rows, columns]``, whole blocks of 32) on
-    no lattice, each scale a float16 number; every block has the status ``EXACT``.
+    no lattice. Each scale is a float16 number, and every block has the status ``EXACT``.
 
-    The rule is GGML's (``ggml/src/ggml-quants.c``), so that all targets lose the same: with 8 bits
+    The rule is GGML's (``ggml/src/ggml-quants.c``), so that all targets lose the same. With 8 bits
     (``quantize_row_q8_0_ref``) the largest magnitude has code 127, with 4 (``quantize_row_q4_0_ref``) the
-    extremum has -8, and codes come of the scale before it is rounded to float16. Its magnitude is within
+    extremum has -8. Codes come of the scale before it is rounded to float16. Its magnitude is within
     float16's range if the caller saw to it (``largest``).
     """
     rows, columns = values.shape
@@ -260,8 +261,8 @@ def rounded(values: Floats, bits: int) -> LatticeRows:
 
 
 def naively_rounded(weight: Weight) -> Weight:
-    """A weight that lies on a lattice, with the codes of ``rounded`` to 4 bits instead of its own; the weight
-    itself if it lies on none, or if its rows are no whole blocks."""
+    """A weight that lies on a lattice, with the codes of ``rounded`` to 4 bits instead of its own. It is the
+    weight itself if that lies on none, or if its rows are no whole blocks."""
     if weight.lattice is None or weight.columns % BLOCK:
         return weight
 

@@ -28,18 +28,21 @@ _GROUP: Final = "qatconvert.targets"
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """One tensor of the artifact: ``weight`` is the canonical name of the checkpoint's weight it
-    comes from (``None`` for a tensor that the target makes itself), ``stored_as`` its name in the
-    artifact, ``type`` the target's own name of it (``Q4_0``), ``exact`` whether that type
-    can hold every value of the checkpoint bit for bit. A tensor of another ``part`` than the text model
-    comes from a weight of ``Checkpoint.parts``, which has its name there."""
+    """One tensor of the artifact."""
 
+    #: Canonical name of the checkpoint's weight it comes from; ``None`` for a tensor that the target makes
+    #: itself.
     weight: str | None
+    #: Its name in the artifact.
     stored_as: str
     shape: tuple[int, ...]
+    #: The target's own name of its type (``Q4_0``).
     type: str
     bytes: int
+    #: Whether that type can hold every value of the checkpoint bit for bit.
     exact: bool
+    #: A tensor of another part than the text model comes from a weight of ``Checkpoint.parts``, which has its
+    #: name there.
     part: str = TEXT
 
     def as_dict(self) -> dict[str, object]:
@@ -62,47 +65,53 @@ COMPANION: Final = "companion"
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """A file of the artifact: its ``path`` below the output directory, its ``kind``, about how many ``bytes``
-    it will have where it has many, and the ``part`` of the model that it holds."""
+    """A file of the artifact."""
 
+    #: Below the output directory.
     path: str
     kind: str = MAIN
+    #: About how many it will have, where it has many.
     bytes: int = 0
+    #: The part of the model that it holds.
     part: str = TEXT
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Memory that a runtime takes for keys and values before the first token: ``bytes`` for ``tokens``,
-    prompt and answer together."""
+    """Memory that a runtime takes for keys and values before the first token."""
 
+    #: Of prompt and answer together.
     tokens: int
+    #: What it takes for so many tokens.
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a target will store a checkpoint: the ``files`` that it will write, the text model's main one
-    first, and the ``tensors`` in them. ``warnings`` has one line each for the user. ``scales``
-    is the type in which scales of codes are stored, ``float16`` or ``float32``: a float32 holds every scale.
-    ``operators`` says which operators of the runtime read the weights, and how many weights of each type,
-    where that depends on the plan; ``memory`` is the most bytes of memory that writing takes, if it is more
-    than any machine has; ``context`` the most tokens that the artifact can be given, if it is bound to fewer
-    than the model; ``kv_cache`` what the runtime allocates at once for one sequence, where the artifact says
-    for how many tokens; ``elsewhere`` a directory to which ``Target.deliver`` writes, and which must not be
-    in the output directory; ``requires`` the first versions of the runtimes that run it, by their names."""
+    """How a target will store a checkpoint."""
 
     target: str
+    #: The files that it will write, the text model's main one first.
     files: tuple[PlannedFile, ...]
+    #: The tensors in them.
     tensors: tuple[PlannedTensor, ...]
+    #: One line each for the user.
     warnings: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    #: Which operators of the runtime read the weights, and how many weights of each type, where that depends
+    #: on the plan.
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    #: The most bytes of memory that writing takes, if it is more than any machine has.
     memory: int | None = None
+    #: The most tokens that the artifact can be given, if it is bound to fewer than the model.
     context: int | None = None
+    #: What the runtime allocates at once for one sequence, where the artifact says for how many tokens.
     kv_cache: KVCache | None = None
+    #: A directory to which ``Target.deliver`` writes, and which must not be in the output directory.
     elsewhere: Path | None = None
+    #: The type in which scales of codes are stored, ``float16`` or ``float32``: a float32 holds every scale.
     scales: str = "float16"
+    #: The first versions of the runtimes that run it, by their names.
     requires: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -179,48 +188,52 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A weight read back from an artifact: ``floats(start, stop)`` gives its dequantised rows as
-    float32 in the checkpoint's own row order and scale, ``type`` the runtime's own name of its type there,
-    ``bytes`` what it takes there. ``rule(start, stop)`` gives what the target's stated rule makes of the
-    checkpoint's rows in this ``type``, read back in the same way: a right artifact has the same numbers, bit
-    for bit. ``rule`` is ``None`` for a type that the target never writes (another tool's)."""
+    """A weight read back from an artifact."""
 
     weight: str
     stored_as: str
+    #: The runtime's own name of its type there.
     type: str
     shape: tuple[int, ...]
+    #: What it takes there.
     bytes: int
+    #: ``floats(start, stop)`` gives its dequantised rows as float32, in the checkpoint's own row order and
+    #: scale.
     floats: Callable[[int, int], NDArray[np.float32]]
+    #: ``rule(start, stop)`` gives what the target's stated rule makes of the checkpoint's rows in this
+    #: ``type``, read back in the same way: a right artifact has the same numbers, bit for bit. ``None`` for a
+    #: type that the target never writes (another tool's).
     rule: Callable[[int, int], NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Something in an artifact that is not what the converter makes of its checkpoint.
+    """Something in an artifact that is not what the converter makes of its checkpoint."""
 
-    ``where`` names it as a user would look for it (a GGUF key, a node and its attribute, a file);
-    ``expected`` and ``found`` are short printable texts. ``deciding`` differences bear on what the model
-    computes, reads or says; the others describe it (names, tags, versions, licences) and change nothing.
-    """
-
+    #: Names it as a user would look for it: a GGUF key, a node and its attribute, a file.
     where: str
+    #: A short printable text, as ``found`` is.
     expected: str
     found: str
+    #: Whether it bears on what the model computes, reads or says. The other differences describe the model
+    #: (names, tags, versions, licences) and change nothing.
     deciding: bool = True
 
 
 class Target(Protocol):
-    """One output format, found through the entry-point group ``qatconvert.targets``. ``suffix`` is that
-    of its artifacts' names (``.gguf``). ``write`` needs the importable ``modules``, which the package's
-    ``extra`` installs; all else works without them. ``libraries`` are the packages whose version may show in
-    the bytes that it writes. ``options`` are what a user may give it; an entry point in the group
-    ``qatconvert.options`` brings the same to the command line."""
+    """One output format, found through the entry-point group ``qatconvert.targets``."""
 
     name: str
+    #: Suffix of its artifacts' names (``.gguf``).
     suffix: str
+    #: The package's extra that installs ``modules``.
     extra: str
+    #: Importable modules that ``write`` needs; all else works without them.
     modules: tuple[str, ...]
+    #: The packages whose version may show in the bytes that it writes.
     libraries: tuple[str, ...]
+    #: What a user may give it; an entry point in the group ``qatconvert.options`` brings the same to the
+    #: command line.
     options: Sequence[Option]
 
     def check(self, options: Mapping[str, object]) -> None:
@@ -229,8 +242,9 @@ class Target(Protocol):
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """Raise ``TargetError`` for a model that the runtime cannot hold, ``UsageError`` for options that do
-        not fit it and ``CheckpointError`` for a damaged file, as far as configuration, tokenizer and the
-        files beside them tell: ``checkpoint`` may be without its weights. ``plan`` raises the same."""
+        not fit it and ``CheckpointError`` for a damaged file. They are raised as far as configuration,
+        tokenizer and the files beside them tell: ``checkpoint`` may be without its weights. ``plan`` raises
+        the same."""
 
     def plan(
         self,

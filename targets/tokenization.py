@@ -15,7 +15,7 @@ def known_to_litert(tokenizer: Tokenizer) -> Collection[str]:
 
 
 def refuse_steps(target: str, problem: str, tokenizer: Tokenizer, known: Collection[str]) -> None:
-    """Raise ``TargetError`` for the first step of the tokenizer whose kind is not among those ``known``;
+    """Raise ``TargetError`` for the first step of the tokenizer whose kind is not among those ``known``.
     ``problem`` says what is wrong with it, as in "which llama.cpp does not follow"."""
     lacking = [step for step in tokenizer.steps if step.kind not in known]
     if not lacking:

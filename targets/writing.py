@@ -1,8 +1,8 @@
 """Files of tensor data, written in parallel by row ranges, for every target that stores them.
 
 Every thread takes the next piece (a range of rows), reads it, encodes it and writes the bytes at their known
-offsets; reading, recovery, packing and writing release the GIL. Memory is one range per thread, whatever
-the size of the model. Ordinary reads and writes, not maps: mapped pages would count as resident.
+offsets. Reading, recovery, packing and writing release the GIL. Memory is one range per thread, whatever the
+size of the model. Ordinary reads and writes, not maps: mapped pages would count as resident.
 """
 
 from __future__ import annotations
@@ -35,31 +35,36 @@ NO_BLOCKS: Final[Statuses] = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What the writer saw: blocks written as codes of a lattice, how many of them lie on no lattice, by
-    weight, and how many need a scale that float16 does not hold and have been rounded."""
+    """What the writer saw."""
 
+    #: Blocks written as codes of a lattice.
     blocks: int
+    #: How many of them lie on no lattice, by weight.
     off_lattice: Mapping[str, int]
+    #: How many of them need a scale that float16 does not hold and have been rounded.
     rounded: int
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Rows as an artifact stores them: ``(offset, bytes)`` of every stretch, offsets in bytes from the file's
-    beginning, and the status of every lattice block among them."""
+    """Rows as an artifact stores them."""
 
+    #: ``(offset, bytes)`` of every stretch, offsets in bytes from the file's beginning.
     stretches: tuple[tuple[int, Bytes], ...]
+    #: The status of every lattice block among them.
     statuses: Statuses
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows ``start`` to ``stop`` of a weight, for file number ``file``; ``encode`` reads and packs them."""
+    """Rows ``start`` to ``stop`` of a weight, for one file."""
 
     weight: Weight
     start: int
     stop: int
+    #: Number of the file.
     file: int
+    #: Reads and packs them.
     encode: Callable[[], Encoded]
 
 

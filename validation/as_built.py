@@ -18,15 +18,17 @@ LISTED = 200
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The gate, none for another tool's artifact, and what stands in the target's entry of the report."""
+    """How an artifact was judged beside what is built."""
 
+    #: The gate, none for another tool's artifact.
     gates: tuple[Gate, ...]
+    #: What stands in the target's entry of the report.
     entry: Mapping[str, object]
 
 
 def compare_as_built(bench: Bench, artifact: Path, plan: Plan) -> Built:
-    """What differs in ``artifact`` from what the converter makes by ``plan``; a gate unless the artifact is
-    another tool's. Raises ``CheckpointError`` for a damaged file."""
+    """What differs in ``artifact`` from what the converter makes by ``plan``. It is judged by a gate unless
+    the artifact is another tool's. Raises ``CheckpointError`` for a damaged file."""
     settings = bench.settings
     try:
         check_installed([bench.target])
@@ -38,7 +40,7 @@ def compare_as_built(bench: Bench, artifact: Path, plan: Plan) -> Built:
 
 
 def built(differences: Sequence[Difference], *, foreign: bool = False) -> Built:
-    """Judge ``differences``; of a ``foreign`` artifact, which another tool wrote, they are listed alone."""
+    """Judge ``differences``. Those of a ``foreign`` artifact, which another tool wrote, are listed alone."""
     deciding = sum(one.deciding for one in differences)
     entry: dict[str, object] = {
         "differences": {

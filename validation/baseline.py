@@ -1,6 +1,6 @@
 """Naive Q4_0 of the same checkpoint: what rounding to a new lattice costs, measured in the same run.
 
-The baseline is the artifact that the same target writes when every weight on the lattice has the codes and
+The baseline is an artifact that the same target writes. In it every weight on the lattice has the codes and
 scales of llama.cpp's Q4_0 rounding (scale = extremum / -8, a float16) instead of the trained ones.
 """
 

@@ -20,25 +20,29 @@ _MARGIN = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to run an artifact, ``choice``, and what came of it; its logits lie in the file ``output``.
+    """One way to run an artifact, and what came of it."""
 
-    ``metrics`` are against the reference, ``same_weights`` against float32 arithmetic on the artifact's own
-    weights (``None``: not measured), ``gates`` what the ``limits`` in force say. ``again`` are further runs,
-    for their speed alone. ``subject`` is what was run."""
-
+    #: The way.
     choice: Mapping[str, object]
+    #: What was run.
     subject: Subject
     runtime: Runtime
+    #: The file in which its logits lie.
     output: Path
+    #: Against the reference.
     metrics: LogitMetrics
+    #: Against float32 arithmetic on the artifact's own weights; ``None`` if that was not measured.
     same_weights: LogitMetrics | None
+    #: The limits in force.
     limits: Limits
+    #: What these limits say.
     gates: tuple[Gate, ...]
+    #: Further runs, for their speed alone.
     again: tuple[Runtime, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every gate passed; one that did not run says nothing for this way."""
+        """Whether every gate passed. One that did not run says nothing for this way."""
         return verdict(self.gates) is True
 
     @property
@@ -65,7 +69,7 @@ class Trial:
 
 
 def rounds(runtime: Runtime) -> bool:
-    """Whether a runtime rounds activations to integers; one that does not say is taken to."""
+    """Whether a runtime rounds activations to integers. One that does not say is taken to."""
     return bool(runtime.settings.get("rounded_activations", True))
 
 
@@ -76,15 +80,19 @@ def _decode(runtime: Runtime) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One way in which the runtime does not run the artifact, and why, in one line."""
+    """One way in which the runtime does not run the artifact."""
 
     choice: Mapping[str, object]
+    #: Why, in one line.
     error: str
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial to keep, of at least one: the first that passes its gates, unless a later one that passes is
-    more than a tenth faster at decoding; if none passes, the one with the smallest mean KLD."""
+    """The trial to keep, of at least one.
+
+    It is the first that passes its gates, unless a later one that passes is more than a tenth faster at
+    decoding. If none passes, it is the one with the smallest mean KLD.
+    """
     passing = [trial for trial in trials if trial.passed]
     if not passing:
         return min(trials, key=lambda trial: trial.mean_kld)
@@ -97,7 +105,10 @@ def best(trials: Sequence[Trial]) -> Trial:
 
 def with_lost_cache(trials: Sequence[Trial | Refusal]) -> list[Trial | Refusal]:
     """The trials, all of them failed if one without rounded activations shows that decoding is not what the
-    whole sequence is: the graph is the same, and the noise of rounding only hides it."""
+    whole sequence is.
+
+    The graph is the same in all, and the noise of rounding only hides it.
+    """
     lost = [
         gate
         for trial in trials

@@ -1,7 +1,7 @@
 """Where an engine's text leaves the reference's, and how far apart the reference held the two.
 
 Both take the likeliest token each time. Rounding of activations may turn a near-tie, and from then on two
-texts have nothing in common; so what is judged is the first token that differs. The reference's logits there
+texts have nothing in common. So what is judged is the first token that differs. The reference's logits there
 say what the engine's choice costs: the log-probability of the reference's own token less that of the
 engine's, in nats.
 """
@@ -33,12 +33,13 @@ _SPACE: Final = "▁"
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """The reference's continuation of a prompt: ``tokens``, the one that ends it included if it came;
-    ``texts``, those of its first 0, 1, 2, ... tokens; ``logits``, float32 ``[tokens, vocabulary]``, by which
-    each token was chosen."""
+    """The reference's continuation of a prompt."""
 
+    #: The one that ends it is included if it came.
     tokens: tuple[int, ...]
+    #: The texts of its first 0, 1, 2, ... tokens.
     texts: tuple[str, ...]
+    #: By which each token was chosen, float32 ``[tokens, vocabulary]``.
     logits: NDArray[np.float32]
 
     @property
@@ -49,14 +50,17 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The first difference: index of the token, index of the character in the text, the reference's token and
-    the engine's as the vocabulary writes them, and the ``gap`` between both in nats, ``None`` where the texts
-    do not tell it."""
+    """The first difference of an engine's text from the reference's."""
 
+    #: Index of the token.
     token: int
+    #: Index of the character in the text.
     character: int
+    #: The reference's token as the vocabulary writes it.
     reference: str
+    #: The engine's, likewise.
     engine: str
+    #: Between both tokens, in nats; ``None`` where the texts do not tell it.
     gap: float | None
 
 
@@ -77,8 +81,11 @@ class Vocabulary:
         return self._tokens[id]
 
     def candidates(self, rest: str, piece: str | None) -> list[int]:
-        """Tokens with which ``rest`` may begin: those of its first ``piece`` if there are such, else all
-        whose text it begins with; of no text, those that end an answer."""
+        """Tokens with which ``rest`` may begin.
+
+        They are those of its first ``piece`` if there are such, else all whose text it begins with. For no
+        text they are those that end an answer.
+        """
         if not rest:
             return sorted(self.ends)
         if piece is not None and piece in self._ids:

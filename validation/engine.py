@@ -58,10 +58,12 @@ def measure_engine(
     scratch: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    """The ``engine`` of the report's ``runtime`` block: ``name``, ``version``, ``tokenizer``, ``prompts``
-    (``None`` without a chat template), ``ends``, ``greedy`` and ``scores`` (``None`` without any).
+    """The ``engine`` of the report's ``runtime`` block.
 
-    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``; those of
+    It has ``name``, ``version``, ``tokenizer``, ``prompts`` (``None`` without a chat template), ``ends``,
+    ``greedy`` and ``scores`` (``None`` without any).
+
+    ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. Those of
     ``scored_sequences`` are scored. Raises ``ValidationError`` when the engine or the reference fails.
     """
     checkpoint = prepared.checkpoint
@@ -110,8 +112,11 @@ def measure_engine(
 
 
 def scored_sequences(prepared: Prepared) -> list[int]:
-    """Which sequences an engine scores: those of which no more than half is context, since it takes as long
-    for context as for the rest; of a model of more than 1e9 parameters the first four."""
+    """Which sequences an engine scores.
+
+    They are those of which no more than half is context, since it takes as long for context as for the rest.
+    Of a model of more than 1e9 parameters they are the first four of these.
+    """
     tokens = prepared.tokens
     found = [index for index, ids in enumerate(tokens.sequences) if 2 * tokens.firsts[index] <= len(ids)]
     return found[:_PROMPTS] if prepared.checkpoint.parameters > _LARGE else found

@@ -36,10 +36,12 @@ OWN: Final = f"the checkpoint's {EVALUATION_TEXT}"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A text, what it is called in reports, and limits of gates by target that come with it."""
+    """A text to judge a model on."""
 
     passages: tuple[Passage, ...]
+    #: What the text is called in reports.
     name: str
+    #: Limits of gates that come with it, by target.
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @cached_property
@@ -62,7 +64,7 @@ def find_evaluation(own: Callable[[], Settings | None], text: Path | None = None
 
 
 def read_own(document: Settings) -> Evaluation:
-    """The text and the limits in a checkpoint's file; raises ``CheckpointError``."""
+    """The text and the limits in a checkpoint's file. Raises ``CheckpointError``."""
     _only(document, "about", "passages", "gates")
     document.text("about", "")
     passages = [_passage(entry) for entry in _entries(document, "passages", MOST_PASSAGES)]

@@ -11,8 +11,9 @@ A block of a lattice weight is of one of four classes:
 
 * *exact*;
 * *scale not representable*: a float32 scale reproduces the block, and no scale of the artifact's type does.
-  The codes are the trained ones and the stored scale is the nearest: each value is off by at most one ulp of
-  bfloat16, or the scale by half a step of float16 where the checkpoint stores codes and scales;
+  The codes are the trained ones and the stored scale is the nearest. Where the checkpoint stores numbers,
+  each value is off by at most one ulp of bfloat16. Where it stores codes and scales, the scale is off by at
+  most half a step of float16;
 * *off the lattice*: no float32 scale reproduces the checkpoint's block. It holds what the target's rule
   makes;
 * *wrong*: everything else.
@@ -20,8 +21,8 @@ A block of a lattice weight is of one of four classes:
 Of blocks that are not exact it is also told whether the codes are the checkpoint's, and how far their scale
 is from the checkpoint's: one factor then makes every value of the other.
 
-A value of any other weight (norms, scalars, matrices on no lattice) is right if it is what the target's rule
-makes of the checkpoint's, bit for bit, and otherwise wrong.
+Any other weight is a norm, a scalar or a matrix on no lattice. A value of it is right if it is what the
+target's rule makes of the checkpoint's, bit for bit, and otherwise wrong.
 """
 
 from __future__ import annotations
@@ -58,44 +59,48 @@ NAMED = 16
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block that is not exact: its row in the weight, its index in the row, the largest distance of its
-    values in ulps, and its class."""
+    """One block that is not exact."""
 
+    #: The row in the weight.
     row: int
+    #: The block's place in the row.
     index: int
+    #: The largest distance of its values, in ulps.
     ulp: int
+    #: Its class.
     kind: str
 
 
 @dataclass(frozen=True, slots=True)
 class TensorExactness:
-    """One weight of the checkpoint against its tensor in the artifact.
-
-    ``block`` is the number of values that share a scale (0: a whole row), ``None`` for a weight on no
-    lattice, which has no blocks. ``exact_values`` of ``values`` are exact. ``rms_error`` is the root mean
-    square of the differences (of the unrounded values) over that of the checkpoint's values. Of the
-    ``blocks``, ``not_representable`` and ``off_lattice`` are of these classes; ``wrong`` counts wrong blocks,
-    for a weight without blocks wrong values. ``named`` are the first blocks that are not exact. ``coded`` is
-    the weight's. ``equal_codes`` are blocks whose codes are the checkpoint's, the exact ones among them, and
-    ``max_scale_error`` is the largest relative error of their scales.
-    """
+    """One weight of the checkpoint against its tensor in the artifact."""
 
     weight: str
     stored_as: str
     type: str
+    #: Values that share a scale; 0 for a whole row, ``None`` for a weight on no lattice, which has no blocks.
     block: int | None
     values: int
+    #: How many of ``values`` are exact.
     exact_values: int
     blocks: int
     exact_blocks: int
     max_ulp: int
+    #: Root mean square of the differences over that of the checkpoint's values, both of unrounded values.
     rms_error: float
+    #: Blocks of the class *scale not representable*.
     not_representable: int = 0
+    #: Blocks of the class *off the lattice*.
     off_lattice: int = 0
+    #: Wrong blocks; for a weight without blocks, wrong values.
     wrong: int = 0
+    #: The first blocks that are not exact.
     named: tuple[Block, ...] = ()
+    #: The weight's own ``coded``.
     coded: bool = False
+    #: Blocks whose codes are the checkpoint's, the exact ones among them.
     equal_codes: int = 0
+    #: The largest relative error of the scales of these blocks.
     max_scale_error: float = 0.0
 
     @property
@@ -127,7 +132,7 @@ class WeightExactness:
 
     @property
     def exact_fraction(self) -> float | None:
-        """Share of exact blocks of all lattice weights; ``None`` if the checkpoint has none."""
+        """Share of exact blocks of all lattice weights. ``None`` if the checkpoint has none."""
         blocks = self.count("blocks")
         return self.count("exact_blocks") / blocks if blocks else None
 
@@ -140,14 +145,14 @@ class WeightExactness:
 
     @property
     def right_values(self) -> float | None:
-        """Share of the values of weights without blocks that are right; ``None`` if there are none."""
+        """Share of the values of weights without blocks that are right. ``None`` if there are none."""
         values = sum(tensor.values for tensor in self.off_lattice)
         return 1 - sum(tensor.wrong for tensor in self.off_lattice) / values if values else None
 
     @property
     def on_lattice_fraction(self) -> float | None:
         """Share of the coded weights' values that lie on a lattice in the checkpoint, the same as the share
-        of their blocks; ``None`` if no weight is coded."""
+        of their blocks. ``None`` if no weight is coded."""
         coded = [tensor for tensor in self.tensors if tensor.coded]
         values = sum(tensor.values for tensor in coded)
         return sum(tensor.values_on_lattice for tensor in coded) / values if values else None
@@ -199,13 +204,15 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
-    """What adds up over row ranges; ``error`` and ``reference`` are sums of squares."""
+    """What adds up over row ranges."""
 
     exact_values: int = 0
     blocks: int = 0
     exact_blocks: int = 0
     max_ulp: int = 0
+    #: Sum of the squared differences.
     error: float = 0.0
+    #: Sum of the reference's squares.
     reference: float = 0.0
     not_representable: int = 0
     off_lattice: int = 0
@@ -252,7 +259,7 @@ def _compare_rows(weight: Weight, tensor: StoredTensor, start: int, stop: int) -
 def _right(
     tensor: StoredTensor, stored: NDArray[np.float32], start: int, stop: int
 ) -> NDArray[np.bool_] | None:
-    """Which of the artifact's values ``[rows, columns]`` are what the rule makes, bit for bit; ``None`` for a
+    """Which of the artifact's values ``[rows, columns]`` are what the rule makes, bit for bit. ``None`` for a
     type that has no rule."""
     if tensor.rule is None:
         return None

@@ -31,17 +31,17 @@ MAY_NOT_RUN = (GRAPH, SAME_AS_BUILT, *TEXT, *RELATIVE)
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A limit and the value measured against it; ``note`` says why where the numbers do not.
-
-    ``passed`` is ``None`` for a gate that did not run, which ``note`` explains; ``limit`` is ``None`` where
-    it is relative to what was not measured. ``allowed`` says that the user wants to go on without it.
-    """
+    """A limit and the value measured against it."""
 
     name: str
+    #: ``None`` where it is relative to what was not measured.
     limit: float | None
     value: float | None
+    #: ``None`` for a gate that did not run, which ``note`` explains.
     passed: bool | None
+    #: Why, where the numbers do not say so.
     note: str = ""
+    #: Whether the user wants to go on without it.
     allowed: bool = False
 
     def entry(self) -> dict[str, object]:

@@ -1,10 +1,10 @@
 """Limits of the gates, and which of them apply to a model.
 
-A model that predicts the text is judged by absolute limits: at most twice what a right artifact loses on a
-real model, Gemma 3 270M on the built-in text (``benchmarks/real_gemma.py``), and far below what naive
-rounding does. A runtime may have limits of its own (``Runner.allowances``), as each rounds in its own way. A
-checkpoint's own text may come with narrower ones (``validation.evaluation``): the shipped model loses a
-fiftieth of what a real one does. A checkpoint never widens any.
+A model that predicts the text is judged by absolute limits. They are at most twice what a right artifact
+loses on a real model, Gemma 3 270M on the built-in text (``benchmarks/real_gemma.py``). They are far below
+what naive rounding does. A runtime may have limits of its own (``Runner.allowances``), as each rounds in its
+own way. A checkpoint's own text may come with narrower ones (``validation.evaluation``): the shipped model
+loses a fiftieth of what a real one does. A checkpoint never widens any.
 
 A model of random weights predicts nothing. Its distributions are flat and the top token hangs on the last
 bits, so what rounding costs it says nothing of another model. It is judged by what the runtime loses on the
@@ -96,17 +96,15 @@ CHANCE: Final = 0.5
 
 @dataclass(frozen=True, slots=True)
 class OwnLoss:
-    """What the runtime loses on the artifact's own weights, by which relative limits go.
+    """What the runtime loses on the artifact's own weights, by which relative limits go."""
 
-    ``same_weights`` has the runtime beside float32 arithmetic on the artifact's weights. ``own_weights`` has
-    that arithmetic beside the reference, for an artifact in which every value is the checkpoint's but for the
-    rounding of its type, ``None`` for any other. Codes times scales differ from the checkpoint too, which
-    rounds them to bfloat16. ``scored`` are the positions whose following token an engine scores, ``None`` for
-    all.
-    """
-
+    #: The runtime beside float32 arithmetic on the artifact's weights.
     same_weights: LogitMetrics
+    #: That arithmetic beside the reference, for an artifact in which every value is the checkpoint's but for
+    #: the rounding of its type; ``None`` for any other. Codes times scales differ from the checkpoint too,
+    #: which rounds them to bfloat16.
     own_weights: LogitMetrics | None = None
+    #: Positions whose following token an engine scores, ``None`` for all.
     scored: NDArray[np.intp] | None = None
 
     def sum(self, figure: Callable[[LogitMetrics], float]) -> float:
@@ -130,13 +128,14 @@ class OwnLoss:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits in force by gate, in order: their ``values``, and ``notes`` on how those came about that are not
-    the general ones. ``given`` are those that the user set. ``lacking`` says of gates why there is nothing to
-    judge them by."""
+    """Limits in force by gate, in order."""
 
     values: Mapping[str, float]
+    #: How limits came about that are not the general ones.
     notes: Mapping[str, str] = field(default_factory=dict)
+    #: The gates whose limits the user set.
     given: frozenset[str] = frozenset()
+    #: Why there is nothing to judge a gate by.
     lacking: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -159,9 +158,9 @@ def absolute(
 ) -> Limits:
     """The limits of a trained model that is dense, or has ``experts``.
 
-    ``allowances`` are the runtime's own for dense models, ``own`` the checkpoint's, which count where they
-    are narrower, ``given`` the user's, which count in any case; ``off_lattice`` says that the user accepts
-    matrices on no lattice. Raises ``UsageError`` as ``check`` does.
+    ``allowances`` are the runtime's own for dense models. ``own`` are the checkpoint's, which count where
+    they are narrower. ``given`` are the user's, which count in any case. ``off_lattice`` says that the user
+    accepts matrices on no lattice. Raises ``UsageError`` as ``check`` does.
     """
     check(given)
     general: dict[str, float] = {**EXPERTS} if experts else {**DENSE, **allowances}
@@ -172,10 +171,11 @@ def absolute(
 
 
 def in_force(limits: Limits, perplexity: float, vocabulary: int, own: OwnLoss | str) -> Limits:
-    """``limits`` for a model whose reference has this ``perplexity`` on the text: relative ones for one that
-    does not predict it, by what the runtime loses of itself (``own``, or in a line why that is unknown).
+    """``limits`` for a model whose reference has this ``perplexity`` on the text.
 
-    What the user set stays as it is, and what the checkpoint narrows stays as narrow.
+    For a model that does not predict the text they are relative: they go by what the runtime loses of itself
+    (``own``, or in a line why that is unknown). What the user set stays as it is, and what the checkpoint
+    narrows stays as narrow.
     """
     if not perplexity > CHANCE * vocabulary:
         return limits

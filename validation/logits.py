@@ -1,6 +1,6 @@
 """Logits on disk: float32 ``[positions, vocabulary]`` in NumPy's .npy form, mapped and never held whole.
 
-A vocabulary of 262144 and 512 positions make 0.5 GB; every producer writes row by row, every reader maps.
+A vocabulary of 262144 and 512 positions make 0.5 GB. Every producer writes row by row, every reader maps.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def checksum(path: Path) -> int:
 
 
 def next_tokens(sequences: Sequence[Sequence[int]], firsts: Sequence[int] | None = None) -> NDArray[np.int64]:
-    """For every position of all sequences in turn the token that follows it, -1 where none does; of each
-    sequence from the position in ``firsts`` on."""
+    """For every position of all sequences in turn the token that follows it, -1 where none does. Positions of
+    a sequence begin at its index in ``firsts``."""
     starts = firsts or [0] * len(sequences)
     return np.array(
         [token for ids, first in zip(sequences, starts, strict=True) for token in (*ids[first + 1 :], -1)],

@@ -1,9 +1,12 @@
 """How far one model's next-token distributions are from another's.
 
 Names and definitions follow llama.cpp's KL-divergence tool (``llama-perplexity --kl-divergence``), with
-three differences: every position counts (the tool skips the first half of each window), probabilities are
-computed in float64 from unrounded float32 logits (the tool stores the reference in 16 bits), and shares are
-fractions, not percent.
+three differences:
+
+* Every position counts. The tool skips the first half of each window.
+* Probabilities are computed in float64 from unrounded float32 logits. The tool stores the reference in 16
+  bits.
+* Shares are fractions, not percent.
 
 With ``p`` the reference's softmax at a position, ``q`` the candidate's, and ``t`` the token that follows:
 
@@ -18,8 +21,8 @@ With ``p`` the reference's softmax at a position, ``q`` the candidate's, and ``t
 ``ppl``            ``exp(mean of -ln q[t])``; ``ppl_reference`` the same of ``p``
 ================== ========================================================================================
 
-The divergence is summed as ``sum p (exp(d) - 1 - d)``, ``d = ln q - ln p``: the same number, since ``p`` and
-``q`` both sum to one, but no term is negative and nothing cancels where the two nearly agree.
+The divergence is summed as ``sum p (exp(d) - 1 - d)``, ``d = ln q - ln p``. That is the same number, since
+``p`` and ``q`` both sum to one. But no term is negative, and nothing cancels where the two nearly agree.
 """
 
 from __future__ import annotations
@@ -47,10 +50,7 @@ _LARGE = 30.0
 class LogitMetrics:
     """Metrics of the module's table over ``positions`` positions.
 
-    ``kld``, ``delta_p`` and ``abs_log_p`` hold one float64 per position (the last two are NaN where no token
-    follows; ``abs_log_p`` is what ``mean_abs_log_p`` is the mean of), ``same_top`` one bool. ``faulty``
-    counts positions with a NaN or an infinite logit in the candidate, ``faulty_reference`` in the reference:
-    their ``kld`` is NaN, and so is every metric of the whole.
+    The arrays hold one value per position.
     """
 
     positions: int
@@ -63,24 +63,34 @@ class LogitMetrics:
     ppl: float
     ppl_reference: float
     mean_abs_log_p: float
+    #: Positions with a NaN or an infinite logit in the candidate. Their ``kld`` is NaN, and so is every
+    #: metric of the whole.
     faulty: int
+    #: The same of the reference.
     faulty_reference: int
     kld: NDArray[np.float64]
+    #: NaN where no token follows.
     delta_p: NDArray[np.float64]
+    #: What ``mean_abs_log_p`` is the mean of; NaN where no token follows.
     abs_log_p: NDArray[np.float64]
     same_top: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class _Position:
-    """One position: divergence, change of the next token's probability, both negative logarithms of it,
-    agreement of the top token, largest logit difference."""
+    """One position."""
 
+    #: The divergence.
     kld: float
+    #: Change of the next token's probability.
     delta_p: float = math.nan
+    #: Negative logarithm of the candidate's probability of the next token.
     surprise: float = math.nan
+    #: The same of the reference's.
     surprise_reference: float = math.nan
+    #: Whether both have the same top token.
     same_top: bool = False
+    #: The largest difference of two logits.
     max_abs: float = math.nan
 
 

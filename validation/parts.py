@@ -17,10 +17,12 @@ from validation.subject import Subject
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPart:
-    """A part of an artifact: its ``name``, how exact its ``weights`` are, and what the ``gates`` say."""
+    """A part of an artifact."""
 
     name: str
+    #: How exact its weights are.
     weights: WeightExactness
+    #: What the gates say.
     gates: tuple[Gate, ...]
 
     def entry(self) -> Mapping[str, Any]:

@@ -33,12 +33,13 @@ from validation.ways import try_ways
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """``entry`` is the target's entry of report.json without ``artifact``, ``bytes`` and ``bits_per_weight``,
-    ``choice`` the way to run the artifact that it is about, ``artifact`` its main file: the one that was
-    given, or another that the choice took."""
+    """What is proven of an artifact."""
 
+    #: The target's entry of report.json without ``artifact``, ``bytes`` and ``bits_per_weight``.
     entry: dict[str, Any]
+    #: The way to run the artifact that the entry is about.
     choice: Mapping[str, object]
+    #: The main file of the artifact: the one that was given, or another that the choice took.
     artifact: Path
 
 
@@ -53,7 +54,7 @@ def validate(
     progress: Progress = no_progress,
     **settings: Any,
 ) -> dict[str, Any]:
-    """``prepare`` and ``prove`` in one; ``settings`` is what ``read_settings`` takes.
+    """``prepare`` and ``prove`` in one. ``settings`` is what ``read_settings`` takes.
 
     Returns ``{"entry": ..., "reference": ...}``, the target's entry and the reference of report.json.
     """
@@ -104,21 +105,21 @@ def prove(
     unchanged: Callable[[], object] = lambda: None,
     progress: Progress = no_progress,
 ) -> Proof:
-    """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates; a gate that
+    """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates. A gate that
     fails is a result.
 
     ``plan`` is how it is to be. With ``choices`` (the target's), each is measured and judged, and
-    ``choice.best`` says which one the proof is about; without, the artifact is run as it was written. Where a
-    choice takes an artifact of its own, ``artifact`` is that of the first, the others are written below the
-    directory ``others`` (default: one that is gone at the end), in order, until one passes.
-    ``settle`` is called before the runtime is: whoever has other work going on waits for its end there, since
-    speed is measured.
+    ``choice.best`` says which one the proof is about. Without, the artifact is run as it was written. Where a
+    choice takes an artifact of its own, ``artifact`` is that of the first. The others are written below the
+    directory ``others`` (default: one that is gone at the end), in order, until one passes. ``settle`` is
+    called before the runtime is: whoever has other work going on waits for its end there, since speed is
+    measured.
 
     ``source`` identifies the checkpoint for the cache of reference logits: a mapping with the digests of its
-    ``files``; otherwise they are hashed. A commit does not, as files can be damaged. ``unchanged`` raises if
-    a file is not what was hashed any more: logits that were computed of it are not kept. Temporary files go
-    to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR`` says). Raises
-    ``ValidationError`` for what cannot be run or measured.
+    ``files``. Without it they are hashed. A commit does not identify it, as files can be damaged.
+    ``unchanged`` raises if a file is not what was hashed any more: logits that were computed of it are not
+    kept. Temporary files go to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR``
+    says). Raises ``ValidationError`` for what cannot be run or measured.
     """
     settings = prepared.settings
     writer, runner = find_target(target), settings.runner(target)

@@ -18,9 +18,11 @@ _MOST: Final = 10_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes of temporary files that can be written, and bytes of memory that weights may take."""
+    """What is left, in bytes."""
 
+    #: Temporary files that can be written.
     disk: int
+    #: Memory that weights may take.
     memory: int
 
 

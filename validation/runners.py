@@ -39,30 +39,33 @@ NO_CHOICE: Final[Mapping[str, str]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The runtime that made logits: name, version, and the settings that bear on the figures."""
+    """The runtime that made logits."""
 
     name: str
     version: str
+    #: Those that bear on the figures.
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An engine's text after a prompt: ``pieces`` as they came, most of them of one token each, ``tokens``,
-    the ids that its own tokenizer makes of the text, and whether it is ``whole``: an engine may break off
-    where bytes are no characters."""
+    """An engine's text after a prompt."""
 
+    #: The text as it came, most pieces of one token each.
     pieces: tuple[str, ...]
+    #: The ids that the engine's own tokenizer makes of the text.
     tokens: tuple[int, ...]
+    #: Whether the text is whole: an engine may break off where bytes are no characters.
     whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Natural logarithms of the probabilities of a sequence's tokens from the index ``first`` on, each behind
-    all tokens before it."""
+    """How likely an engine holds the tokens of a sequence."""
 
+    #: The index of the first token that has a value.
     first: int
+    #: Natural logarithms of the tokens' probabilities, each behind all tokens before it.
     values: tuple[float, ...]
 
 
@@ -72,61 +75,68 @@ Ids = tuple[int, ...] | str
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a runtime makes of text with a tokenizer and a chat template: ``tokens`` of every text and no
-    more, ``prompts`` for the next answer in every chat, and ``ends``, ids of tokens that end an answer."""
+    """What a runtime makes of text with a tokenizer and a chat template."""
 
+    #: The tokens of every text and no more.
     tokens: tuple[tuple[int, ...], ...]
+    #: The prompt for the next answer in every chat.
     prompts: tuple[Ids, ...]
+    #: Ids of tokens that end an answer.
     ends: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The chat template of an artifact: its ``text``, what runs it in the comparison (``engine``), and
-    ``edits``, in a few words each, that make it of the checkpoint's; ``kept`` says why one that the runtime
-    needs was not made, empty if there is none."""
+    """The chat template of an artifact."""
 
     text: str
+    #: What runs it in the comparison.
     engine: str
+    #: The edits that make it of the checkpoint's template, in a few words each.
     edits: tuple[str, ...] = ()
+    #: Why an edit that the runtime needs was not made; empty if there is none.
     kept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What an engine made of texts: a ``reading`` of texts and chats, an answer to every prompt and scores of
-    every sequence (``None`` where it can give none). ``own_prompts`` are those of the chats by the
-    checkpoint's template instead of the artifact's, ``None`` where it has none; ``template`` is the
-    artifact's."""
+    """What an engine made of texts."""
 
     version: str
+    #: Of texts and chats.
     reading: Reading
+    #: One to every prompt.
     answers: tuple[Answer, ...]
+    #: Of every sequence, ``None`` where the engine can give none.
     scores: tuple[Scores | None, ...]
+    #: Prompts of the chats by the checkpoint's template instead of the artifact's; ``None`` where the
+    #: checkpoint has none.
     own_prompts: tuple[Ids, ...] | None = None
+    #: The artifact's.
     template: Template | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TextAccount:
-    """What a runtime's text side made of an artifact: a ``reading`` with its tokenizer, template and ends.
-
-    ``own`` is the same runtime's reading with the checkpoint's own files, ``None`` where it cannot read
-    them: what differs from the checkpoint there too is the runtime's doing. ``own_prompts`` are those by the
-    checkpoint's template of a runtime that reads no other files. ``template`` is the artifact's.
-    ``ends_by_rule`` are ids at which
-    the runtime ends an answer whatever the artifact says, ``ends_lost`` the checkpoint's ends for which the
-    artifact's format has no place. ``hidden`` are the ids of tokens that the runtime does not show, and
-    ``hidden_by_right`` those that it should not; both are ``None`` where the artifact does not say."""
+    """What a runtime's text side made of an artifact."""
 
     version: str
+    #: With the artifact's tokenizer, template and ends.
     reading: Reading
+    #: The same runtime's reading with the checkpoint's own files, ``None`` where it cannot read them. What
+    #: differs from the checkpoint there too is the runtime's doing.
     own: Reading | None = None
+    #: Prompts by the checkpoint's template, from a runtime that reads no other files.
     own_prompts: tuple[Ids, ...] | None = None
+    #: The artifact's.
     template: Template | None = None
+    #: Ids at which the runtime ends an answer whatever the artifact says.
     ends_by_rule: frozenset[int] = frozenset()
+    #: The checkpoint's ends for which the artifact's format has no place.
     ends_lost: frozenset[int] = frozenset()
+    #: Ids of tokens that the runtime does not show; ``None`` where the artifact does not say.
     hidden: frozenset[int] | None = None
+    #: Ids of tokens that it should not show; ``None`` where the artifact does not say.
     hidden_by_right: frozenset[int] | None = None
 
 
@@ -137,9 +147,11 @@ class Render(Protocol):
         self, template: str, special: Mapping[str, str], chats: Sequence[Conversation], what: str
     ) -> Sequence[Mapping[str, str]]:
         """For every chat ``{"text": prompt}``, or ``{"error": line}`` where ``template`` refuses it.
-        ``special`` are texts of special tokens by the name that templates know (``bos_token``); ``what``
-        names the template in errors. Raises ``ValidationError`` for a template that takes too long, too much
-        memory, or makes too much text."""
+
+        ``special`` are texts of special tokens by the name that templates know (``bos_token``). ``what``
+        names the template in errors. Raises ``ValidationError`` for a template that takes too long or too
+        much memory, or makes too much text.
+        """
 
 
 class TextRuntime(Protocol):
@@ -200,34 +212,40 @@ class Engine(Protocol):
         chats: Sequence[Conversation] = (),
         tokenizer: Tokenizer | None = None,
     ) -> Account:
-        """Tokenise ``texts``, continue each of ``prompts`` by at least ``count`` of the likeliest tokens or
-        to its end, and score ``sequences`` of token ids, which begin with BOS. Prompts are plain text: no
-        template is applied, and the engine puts BOS before them, with the text ``begin`` if it would not of
-        itself. ``chats`` become prompts by the artifact's own template, and by the one that the converter
-        makes of the checkpoint's ``tokenizer``.
-        Raises ``ValidationError`` when the engine cannot load or run the artifact, however it ends.
+        """Tokenise ``texts``, continue ``prompts`` and score ``sequences``.
+
+        Each prompt is continued by at least ``count`` of the likeliest tokens or to its end. The
+        ``sequences`` are token ids and begin with BOS. Prompts are plain text to which no template is
+        applied. The engine puts BOS before them, with the text ``begin`` if it would not of itself.
+
+        ``chats`` become prompts by the artifact's own template, and by the one that the converter makes of
+        the checkpoint's ``tokenizer``. Raises ``ValidationError`` when the engine cannot load or run the
+        artifact, however it ends.
         """
 
 
 class Runner(Protocol):
-    """One runtime. ``extra`` installs it, ``modules`` is what must then be importable, one of them where
-    several stand together; ``engine`` is the runtime's program for text, ``None`` if artifacts are not run in
-    one, ``text`` its text side where there is no such program; ``allowances`` are limits of gates for trained
-    dense models that suit its arithmetic (``limits``), where the general ones would hide something.
-    ``float16_gelu`` says that its GELU goes through float16, which transformers on the artifact's own weights
-    then does too. ``weights_held`` is how many times it holds the weights of an unrounded form, the pages of
-    its file among them, and ``stepwise`` says that it reads them anew for every position that is compared.
-    ``options`` are what a user may give it; an entry point ``TARGET.RUNTIME`` in the group
-    ``qatconvert.options`` brings the same to the command line."""
+    """One runtime."""
 
+    #: The extra that installs it.
     extra: str
+    #: What must then be importable. Of several that stand together, one is enough.
     modules: tuple[str | tuple[str, ...], ...]
+    #: The runtime's program for text, ``None`` if artifacts are not run in one.
     engine: Engine | None
+    #: Its text side where there is no such program.
     text: TextRuntime | None
+    #: Limits of gates for trained dense models that suit its arithmetic (``limits``), where the general ones
+    #: would hide something.
     allowances: Mapping[str, float]
+    #: Whether its GELU goes through float16. Transformers on the artifact's own weights then does so too.
     float16_gelu: bool
+    #: How many times it holds the weights of an unrounded form, the pages of its file among them.
     weights_held: int
+    #: Whether it reads these weights anew for every position that is compared.
     stepwise: bool
+    #: What a user may give it. An entry point ``TARGET.RUNTIME`` in the group ``qatconvert.options`` brings
+    #: the same to the command line.
     options: Sequence[Option]
 
     def configured(self, options: Mapping[str, object]) -> Runner:
@@ -245,15 +263,17 @@ class Runner(Protocol):
         choice: Mapping[str, object] = AS_IT_IS,
         firsts: Sequence[int] | None = None,
     ) -> Runtime:
-        """Write float32 logits ``[positions, vocabulary]`` of every position of ``sequences`` to ``output``
-        (.npy), each sequence on its own and with exactly these token ids, and of each from its index in
-        ``firsts`` on (default: all). ``choice`` is one of the target's ``choices``, which the runtime applies
-        without changing the artifact.
+        """Write float32 logits ``[positions, vocabulary]`` of ``sequences`` to ``output`` (.npy).
 
-        A runtime that also decodes token by token says so in the settings of the result: ``decode`` with
+        Each sequence is run on its own, with exactly these token ids. The positions are all of its own, or
+        those from its index in ``firsts`` on. ``choice`` is one of the target's ``choices``, which the
+        runtime applies without changing the artifact.
+
+        A runtime that also decodes token by token says so in the settings of the result. ``decode`` there has
         ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` (against its own logits of the same positions)
         and ``tokens_per_second``. Raises ``ValidationError`` when the runtime cannot load or run the
-        artifact, however it ends."""
+        artifact, however it ends.
+        """
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """Bytes of temporary files that ``unrounded`` writes. Raises ``ValidationError`` for a damaged
@@ -263,13 +283,16 @@ class Runner(Protocol):
         self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """The artifact in a form that the runtime runs without rounding to integers, and the choice by which
-        ``logits`` does: a file in ``directory`` with the artifact's own metadata, graph and weights, the
-        weights widened to floats, or the artifact itself; with ``excerpt``, of these layers of the model
-        alone. Raises ``ValidationError`` if there is no such form."""
+        ``logits`` does.
+
+        The form is a file in ``directory`` with the artifact's own metadata, graph and weights, the weights
+        widened to floats, or it is the artifact itself. With ``excerpt``, it has these layers of the model
+        alone. Raises ``ValidationError`` if there is no such form.
+        """
 
 
 def known_runtimes() -> Mapping[str, tuple[str, ...]]:
-    """Names of the registered runtimes by target, both sorted; imports none."""
+    """Names of the registered runtimes by target, both sorted. Imports none."""
     found: dict[str, list[str]] = {}
     for entry in entry_points(group=_GROUP):
         target, _, runtime = entry.name.partition(".")
@@ -278,8 +301,11 @@ def known_runtimes() -> Mapping[str, tuple[str, ...]]:
 
 
 def runtime_of(target: str, runtime: str | None = None) -> str:
-    """The registered name, ``TARGET.RUNTIME``, of ``runtime`` for a target's artifacts (default: the one of
-    the target's own distribution, else the first by name); raises ``UsageError`` when there is none."""
+    """The registered name, ``TARGET.RUNTIME``, of ``runtime`` for a target's artifacts.
+
+    By default it is the one of the target's own distribution, else the first by name. Raises ``UsageError``
+    when there is none.
+    """
     known = known_runtimes()
     if target not in known:
         raise UsageError(
@@ -308,15 +334,17 @@ def _home(entry: EntryPoint) -> str | None:
 
 
 def find_runner(target: str, runtime: str | None = None) -> Runner:
-    """The runner of ``runtime_of`` the same; raises ``UsageError`` when there is none, and ``ExtensionError``
+    """The runner of ``runtime_of`` the same. Raises ``UsageError`` when there is none, and ``ExtensionError``
     for one that cannot be loaded."""
     runner: Runner = load(_GROUP, runtime_of(target, runtime))
     return runner
 
 
 def read_runtimes(names: Iterable[str]) -> dict[str, str]:
-    """Runtimes by target, of names as they are registered (``gguf.llamacpp``); raises ``UsageError``, which
-    lists the known, for another name, and for two runtimes of one target."""
+    """Runtimes by target, of names as they are registered (``gguf.llamacpp``).
+
+    Raises ``UsageError``, which lists the known, for another name, and for two runtimes of one target.
+    """
     known = [f"{target}.{runtime}" for target, found in known_runtimes().items() for runtime in found]
     read: dict[str, str] = {}
     for name in names:

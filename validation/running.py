@@ -23,16 +23,17 @@ from validation.text import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What an artifact and its baseline are measured with, the same for both.
+    """What an artifact and its baseline are measured with, the same for both."""
 
-    ``prepared`` is the checkpoint with settings and token ids, ``target`` what wrote the artifact, ``runner``
-    its runtime. ``reference`` holds the reference's logits at the positions of ``tokens``, float32
-    ``[positions, vocabulary]``. Temporary files lie in ``scratch``."""
-
+    #: The checkpoint with settings and token ids.
     prepared: Prepared
+    #: What wrote the artifact.
     target: Target
+    #: The target's runtime.
     runner: Runner
+    #: The reference's logits at the positions of ``tokens``, float32 ``[positions, vocabulary]``.
     reference: NDArray[np.float32]
+    #: Where temporary files lie.
     scratch: Path
     progress: Progress
 

@@ -35,10 +35,11 @@ _ROUNDED: Final = 0.01
 
 @dataclass(frozen=True, slots=True)
 class OwnWeights:
-    """Logits of the artifact's own weights as they were ``made``, and their ``metrics`` beside the reference:
-    what the weights alone cost."""
+    """Transformers on the artifact's own weights."""
 
+    #: The logits as they were made.
     made: OwnLogits
+    #: Theirs beside the reference: what the weights alone cost.
     metrics: LogitMetrics
 
 

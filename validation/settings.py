@@ -33,34 +33,36 @@ OFF_LATTICE: Final = "off_lattice"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How artifacts are proven.
+    """How artifacts are proven."""
 
-    ``positions`` of logits are compared on ``text``, a file (default: the checkpoint's own text, else the
-    shipped one). ``gates`` overrides
-    limits by name. ``max_memory`` in bytes bounds the reference model's weights in memory. ``baseline`` names
-    what is measured beside an artifact. ``same_weights`` has logits of the artifact's own weights computed,
-    which needs 4 bytes per parameter of temporary files. ``runtimes`` says by target which of its runtimes
-    runs the artifacts (``{"gguf": "llamacpp"}``), ``runtime_options`` are values of options that runtimes
-    declare, each for those that take it. ``cache`` is the directory of the cache of reference logits
-    (default: ``reference.default_cache()``). ``foreign`` is for another tool's artifact: what is not as this
-    one builds it is listed and not judged. ``allow_unrun`` names gates without which the user goes on if they
-    cannot run; ``off_lattice`` says that the user accepts matrices that lie on no lattice. ``room`` tells
-    what there is for temporary files in a directory and in memory, by which models are cut.
-    """
-
+    #: How many positions of logits are compared.
     positions: int = 512
+    #: A file with the text to compare on. By default it is the checkpoint's own text, else the shipped one.
     text: Path | None = None
+    #: Limits that override the general ones, by name.
     gates: Mapping[str, float] = field(default_factory=dict)
+    #: The type that the reference is computed in.
     reference_dtype: str = "float32"
+    #: Most bytes of the reference model's weights in memory.
     max_memory: int | None = None
+    #: The name of what is measured beside an artifact.
     baseline: str | None = None
+    #: Whether logits of the artifact's own weights are computed. That takes 4 bytes per parameter of
+    #: temporary files.
     same_weights: bool = True
+    #: The runtime that runs the artifacts, by target: ``{"gguf": "llamacpp"}``.
     runtimes: Mapping[str, str] = field(default_factory=dict)
+    #: Values of options that runtimes declare, each for the runtimes that take it.
     runtime_options: Mapping[str, object] = field(default_factory=dict)
+    #: The directory of the cache of reference logits (default: ``reference.default_cache()``).
     cache: Path | None = None
+    #: The artifact is another tool's: what is not as this one builds it is listed and not judged.
     foreign: bool = False
+    #: Gates without which the user goes on if they cannot run.
     allow_unrun: tuple[str, ...] = ()
+    #: The user accepts matrices that lie on no lattice.
     off_lattice: bool = False
+    #: Tells what there is for temporary files in a directory, and in memory. Models are cut by it.
     room: Callable[[Path], Room] = room_in
 
     def runner(self, target: str) -> Runner:
@@ -89,7 +91,7 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
 
 def check_runtimes(settings: Settings, targets: Collection[str]) -> None:
     """Raise ``UsageError`` if the runtimes of ``targets`` are not installed or cannot run as they are asked
-    to, or if a choice or an option has no effect with them; imports none of their libraries."""
+    to, or if a choice or an option has no effect with them. Imports none of their libraries."""
     check_available(targets, settings.runtimes)
     for target in settings.runtimes:
         if target not in targets:
@@ -110,16 +112,14 @@ def _declared() -> dict[str, tuple[Declaration, Option]]:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """All of a validation that needs no artifact, the same for every target.
-
-    ``evaluation`` has the text that ``tokens`` are of, ``worker`` is a ``reference_worker`` that is running
-    already.
-    """
+    """All of a validation that needs no artifact, the same for every target."""
 
     checkpoint: Checkpoint
     settings: Settings
+    #: The token ids of the text in ``evaluation``.
     tokens: Tokens
     evaluation: Evaluation
+    #: A ``reference_worker`` that is running already.
     worker: Worker
 
 
@@ -133,9 +133,10 @@ def prepare(
 ) -> Iterator[Prepared]:
     """Check ``settings`` and make the token ids.
 
-    ``worker`` is a ``reference_worker`` that may be started already; without one, there is one that ends with
+    ``worker`` is a ``reference_worker`` that may be started already. Without one, there is one that ends with
     the context. ``context`` is the most tokens that every artifact takes, if that is less than the model.
-    Raises ``UsageError`` for an option that means nothing and for a text that is too short,
+
+    Raises ``UsageError`` for an option that means nothing and for a text that is too short. Raises
     ``CheckpointError`` for a text of the checkpoint's own that is none, and ``ValidationError`` when its
     tokenizer or chat template fails.
     """

@@ -14,12 +14,14 @@ from validation.exactness import WeightExactness, measure
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An artifact, the ``plan`` by which it is to be, its tensors as they are ``stored``, and how exact their
-    ``weights`` are."""
+    """An artifact that is measured."""
 
     artifact: Path
+    #: How it is to be.
     plan: Plan
+    #: Its tensors as they are stored.
     stored: Mapping[str, StoredTensor]
+    #: How exact its weights are.
     weights: WeightExactness
 
 

@@ -1,9 +1,8 @@
 """The text a model is judged on, and its cut into token sequences.
 
 The shipped text (``passages.toml``) holds prose, code, several languages and a chat turn. Each passage is
-tokenised on its own and starts with BOS; kinds share the positions evenly. The ids are made once, by the
-checkpoint's own tokenizer in ``transformers``, and every
-runtime gets the same ids.
+tokenised on its own and starts with BOS. Kinds share the positions evenly. The ids are made once, by the
+checkpoint's own tokenizer in ``transformers``, and every runtime gets the same ids.
 """
 
 from __future__ import annotations
@@ -41,22 +40,26 @@ LONG = "beyond the window"
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Text of one ``kind``: either ``text``, or ``turns`` of (role, content) for the chat template."""
+    """Text of one kind: either ``text`` or ``turns``."""
 
     kind: str
     text: str = ""
+    #: (role, content) of each turn, for the chat template.
     turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token sequences, each with BOS first, the kind of each, and the index of each one's first position with
-    logits that are compared: those before it are context. ``far`` are how many positions of the last sequence
-    lie beyond the sliding window."""
+    """Token sequences."""
 
+    #: Each with BOS first.
     sequences: tuple[tuple[int, ...], ...]
+    #: The kind of each sequence.
     kinds: tuple[str, ...]
+    #: Of each sequence, the index of the first position whose logits are compared: those before it are
+    #: context.
     firsts: tuple[int, ...]
+    #: How many positions of the last sequence lie beyond the sliding window.
     far: int = 0
 
     @property
@@ -85,8 +88,10 @@ class Tokens:
         return slice(self.positions - self.far, self.positions)
 
     def fewer(self, most: int) -> Tokens:
-        """The same sequences, of which at most ``most`` positions are compared (but one of each): the last
-        ones of each by its share, those beyond the window up to half of all."""
+        """The same sequences, of which at most ``most`` positions are compared (but one of each).
+
+        They are the last ones of each by its share, and those beyond the window up to half of all.
+        """
         if self.positions <= most:
             return self
         far = min(self.far, most // 2)
@@ -108,14 +113,16 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Token ids of whole passages, as (kind, ids without BOS), and the id of BOS."""
+    """Token ids of whole passages."""
 
+    #: The id of BOS.
     bos: int
+    #: (kind, ids without BOS) of each.
     passages: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def read_passages(file: Path | None = None) -> tuple[Passage, ...]:
-    """The shipped passages, or the whole of a user's UTF-8 text file as one; raises ``UsageError``."""
+    """The shipped passages, or the whole of a user's UTF-8 text file as one. Raises ``UsageError``."""
     if file is not None:
         try:
             text = read_text(file, _LARGEST_TEXT)
@@ -173,12 +180,12 @@ def encode(
 def cut(encoding: Encoding, positions: int, window: int | None = None, context: int | None = None) -> Tokens:
     """Sequences with ``positions`` compared positions in all.
 
-    With a sliding ``window``, a long sequence has its last ``BEYOND`` positions (an eighth of ``positions``
-    if that is less) behind so many tokens that none of them sees the first: a window that is wrong in either
-    direction changes them. Up to half of ``positions`` are the ones before them, but for the first
-    ``BEYOND``, where the text is long enough. Its text is that of all passages one behind the other, as often
-    as it takes; it is left out if it is longer than ``context``, the most tokens that model and artifact
-    take.
+    With a sliding ``window`` there is one long sequence. Its last ``BEYOND`` positions (an eighth of
+    ``positions`` if that is less) stand behind so many tokens that none of them sees the first. A window that
+    is wrong in either direction changes them. Up to half of ``positions`` are the ones before them, but for
+    the first ``BEYOND``, where the text is long enough. The text of the long sequence is that of all passages
+    one behind the other, as often as it takes. It is left out if it is longer than ``context``, the most
+    tokens that model and artifact take.
 
     The rest are the passages. A text of a single kind is cut into consecutive sequences of nearly equal
     length, none much longer than ``SEQUENCE``. Otherwise every passage is cut at its share, and what a short

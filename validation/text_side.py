@@ -19,15 +19,19 @@ from validation.tokenization import read_text_side
 
 @dataclass(frozen=True, slots=True)
 class TextSide:
-    """The ``gates``, and ``engine`` of the report's ``runtime`` block, ``None`` where nothing was read."""
+    """What was measured of an artifact's text side."""
 
     gates: tuple[Gate, ...] = ()
+    #: The ``engine`` of the report's ``runtime`` block, ``None`` where nothing was read.
     engine: Mapping[str, Any] | None = None
 
 
 def measure_text_side(bench: Bench, artifact: Path, limits: Limits) -> TextSide:
-    """Tokens, prompts and ends of answers, and an engine's own text, by the ``limits`` in force; nothing for
-    an artifact that the runtime does not take for text. Raises ``ValidationError`` when an engine fails."""
+    """Tokens, prompts and ends of answers, and an engine's own text, by the ``limits`` in force.
+
+    There is nothing for an artifact that the runtime does not take for text. Raises ``ValidationError`` when
+    an engine fails.
+    """
     engine, text = bench.runner.engine, bench.runner.text
     if engine is not None and engine.takes(artifact):
         with bench.directory() as name:

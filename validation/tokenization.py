@@ -57,10 +57,11 @@ TEXTS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Chats:
-    """The conversations whose prompts are compared: those that a runtime is ``given``, each in the form that
-    it takes, and those that are ``inexpressible`` there."""
+    """The conversations whose prompts are compared."""
 
+    #: Those that a runtime is given, each in the form that it takes.
     given: tuple[Conversation, ...]
+    #: Those that it cannot be given.
     inexpressible: tuple[Inexpressible, ...] = ()
 
     @classmethod
@@ -163,7 +164,7 @@ def _judge_hidden(
     tokens: dict[str, Any], hidden: frozenset[int], right: frozenset[int], tokenizer: Tokenizer
 ) -> None:
     """Add to a comparison of tokens which of them are hidden from a reader, and are not to be, or the other
-    way round; each such token counts as a text that differs."""
+    way round. Each such token counts as a text that differs."""
     wrong = sorted(hidden ^ right)
     tokens["hidden"] = {
         "tokens": len(hidden),
@@ -240,14 +241,14 @@ def compare_prompts(
     own: Sequence[Ids] | None = None,
     elsewhere: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any] | None:
-    """How many chats become the same prompt, token by token, and the first that does not; ``None`` if the
+    """How many chats become the same prompt, token by token, and the first that does not. ``None`` if the
     checkpoint has no chat template (``known`` is ``None`` then).
 
-    ``known`` is what ``spell`` gives of the chats. One that the checkpoint's template refuses is counted as
-    ``refused``, one of which it leaves out a part as ``left_out``, one that the runtime cannot be given is
-    listed under ``not_expressible``; none of them is compared. ``elsewhere`` says, by the name of a chat
-    that the runtime cannot be given, that the artifact's template makes another prompt of it all the same.
-    ``own`` and ``runtime_limits`` are as in ``compare_tokens``.
+    ``known`` is what ``spell`` gives of the chats. A chat that the checkpoint's template refuses is counted
+    as ``refused``. One of which it leaves out a part is counted as ``left_out``. One that the runtime cannot
+    be given is listed under ``not_expressible``. None of them is compared. ``elsewhere`` says, by the name of
+    a chat that the runtime cannot be given, that the artifact's template makes another prompt of it all the
+    same. ``own`` and ``runtime_limits`` are as in ``compare_tokens``.
     """
     if known is None:
         return None
@@ -288,10 +289,14 @@ def compare_prompts(
 def describe_prompts(
     compared: dict[str, Any] | None, own: str | None, template: Template | None
 ) -> dict[str, Any] | None:
-    """What ``compare_prompts`` found, and under ``template`` which template made the prompts: SHA-256 of the
-    checkpoint's (``sha256``) and of the artifact's (``artifact_sha256``, ``None`` without one), the program
-    that runs the artifact's (``engine``), ``edits`` that make it of the checkpoint's, and ``kept``, why one
-    was not made."""
+    """What ``compare_prompts`` found, and under ``template`` which template made the prompts.
+
+    * ``sha256``: SHA-256 of the checkpoint's template
+    * ``artifact_sha256``: SHA-256 of the artifact's, ``None`` without one
+    * ``engine``: the program that runs the artifact's
+    * ``edits`` that make it of the checkpoint's
+    * ``kept``: why one was not made
+    """
     if compared is None:
         return None
     return {
@@ -331,10 +336,12 @@ def compare_ends(
     by_rule: Collection[int] = (),
     lost: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Tokens that end an answer: the ``checkpoint``'s and the ``engine``'s. Those of the engine alone are its
-    own (``by_rule``, which it always has) or ``extra``; those of the checkpoint alone have no place in the
-    artifact (``lost``) or are ``missing``. Each is ``{"id", "text"}``; ``equal_fraction`` leaves out what the
-    artifact cannot help."""
+    """Tokens that end an answer: the ``checkpoint``'s and the ``engine``'s.
+
+    Those of the engine alone are its own (``by_rule``, which it always has) or ``extra``. Those of the
+    checkpoint alone have no place in the artifact (``lost``) or are ``missing``. Each is ``{"id", "text"}``.
+    ``equal_fraction`` leaves out what the artifact cannot help.
+    """
     ours, theirs = set(known), set(made)
     extra, missing = theirs - ours - set(by_rule), ours - theirs - set(lost)
     common = ours & theirs

@@ -2,7 +2,7 @@
 
 A runtime that rounds activations is off by more than most wrong graphs are: its noise hides a wrong epsilon,
 a window that is too long, a RoPE base. So the runtime runs the artifact once more in a form in which it
-rounds nothing, with the artifact's own metadata, graph and weights, and is compared with transformers in
+rounds nothing, with the artifact's own metadata, graph and weights. It is compared with transformers in
 float32 on the same weights. What is left between both is float arithmetic.
 
 A model for which there is no room is run as an excerpt, its first layers of every kind. What is wrong in a
@@ -49,9 +49,10 @@ _FEWEST: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """The ``gate``, and the ``graph`` block of the report, ``None`` where nothing was run."""
+    """What came of the runtime without rounding."""
 
     gate: Gate
+    #: The ``graph`` block of the report, ``None`` where nothing was run.
     entry: dict[str, Any] | None = None
 
 
@@ -135,7 +136,7 @@ def _without(bench: Bench, why: str) -> Graph:
 
 
 def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None = None) -> str | None:
-    """One line on what the unrounded form of ``artifact``, or of an excerpt, lacks in ``room``; ``None`` if
+    """One line on what the unrounded form of ``artifact``, or of an excerpt, lacks in ``room``. ``None`` if
     it lacks nothing. Raises ``ValidationError`` for an artifact that cannot be read or cut."""
     needed = runner.unrounded_bytes(artifact, excerpt)
     held = needed * runner.weights_held
@@ -146,9 +147,11 @@ def shortage(runner: Runner, artifact: Path, room: Room, excerpt: Excerpt | None
 
 
 def compared(runner: Runner, artifact: Path, tokens: Tokens, excerpt: Excerpt | None = None) -> Tokens:
-    """The positions at which the unrounded form of ``artifact``, or of an excerpt, is compared: all, or as
-    many as a runtime that reads all weights for each has time for. What is wrong in a graph shows at every
-    position. Raises ``ValidationError`` as ``shortage`` does."""
+    """The positions at which the unrounded form of ``artifact``, or of an excerpt, is compared.
+
+    They are all, or as many as a runtime that reads all weights for each has time for. What is wrong in a
+    graph shows at every position. Raises ``ValidationError`` as ``shortage`` does.
+    """
     size = runner.unrounded_bytes(artifact, excerpt) if runner.stepwise else 0
     return tokens.fewer(max(_FEWEST, _READ // max(1, size)))
 
@@ -165,9 +168,11 @@ def limit_with_noise(limit: float, noise: float) -> float:
 def measured(
     metrics: LogitMetrics, tokens: Tokens, formed: str, noise: float, excerpt: Excerpt | None = None
 ) -> dict[str, Any]:
-    """The ``graph`` block of the report: divergences over all positions and beyond the window alone;
-    ``formed`` says how the artifact was run, ``noise`` what a rounding that both share costs, ``excerpt``
-    which of its layers were run, if not all."""
+    """The ``graph`` block of the report: divergences over all positions and beyond the window alone.
+
+    ``formed`` says how the artifact was run, ``noise`` what a rounding that both share costs. ``excerpt``
+    says which of its layers were run, if not all.
+    """
     beyond = metrics.kld[tokens.beyond]
     return {
         "form": formed,

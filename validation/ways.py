@@ -29,11 +29,11 @@ def try_ways(
     own: OwnWeights | str,
     others: Path,
 ) -> Sequence[Trial | Refusal]:
-    """Every one of ``choices`` in order (default: the artifact as it was written); where they have artifacts
-    of their own, which are written below ``others``, up to the first that passes.
+    """Every one of ``choices`` in order (default: the artifact as it was written).
 
-    Speeds are measured again as long as they alone decide against the preferred way. Raises the first
-    ``ValidationError`` if the runtime refuses them all.
+    Where they have artifacts of their own, these are written below ``others``, and the first way that passes
+    is the last that is tried. Speeds are measured again as long as they alone decide against the preferred
+    way. Raises the first ``ValidationError`` if the runtime refuses them all.
     """
     return _timed_again(bench, _try_all(bench, given, choices or (AS_IT_IS,), own, others))
 
@@ -81,7 +81,7 @@ def _costs_an_artifact(bench: Bench, given: Subject, choices: Sequence[Mapping[s
 def _try(
     bench: Bench, subject: Subject, choice: Mapping[str, object], own: OwnWeights | str, suffix: str
 ) -> Trial:
-    """One way, run and judged; ``suffix`` tells its stages from those of others."""
+    """One way, run and judged. ``suffix`` tells its stages from those of others."""
     output, runtime = run(bench, subject.artifact, f"runtime{suffix}", choice)
     logits = map_logits(output, bench.tokens.positions)
     metrics = compare_logits(bench, bench.reference, logits, f"metrics{suffix}")

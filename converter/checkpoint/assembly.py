@@ -29,27 +29,33 @@ Found = dict[str, Tensors]
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A tensor that is no weight of the text model: its name in the checkpoint, what is stored, the part that
-    it belongs to, and why a text model does without it."""
+    """A tensor that is no weight of the text model."""
 
+    #: The name in the checkpoint.
     name: str
+    #: What is stored: shape, dtype and number of bytes.
     shape: tuple[int, ...]
     dtype: str
     bytes: int
+    #: Why a text model does without it.
     reason: str
+    #: The part that it belongs to.
     part: str = TEXT
 
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The text model of a checkpoint. ``architecture`` knows whether a stored head unties it, ``weights`` are
-    by canonical name in model order, ``scales`` by module, ``left_out`` are all other tensors. ``parts`` has
-    the weights of other parts that are stored as numbers, by part and name in the checkpoint."""
+    """The text model of a checkpoint."""
 
+    #: It knows whether a stored head unties it.
     architecture: Architecture
+    #: By canonical name, in model order.
     weights: Mapping[str, Weight]
+    #: By module.
     scales: Mapping[str, Scales]
+    #: All other tensors.
     left_out: tuple[LeftOut, ...]
+    #: The weights of other parts that are stored as numbers, by part and name in the checkpoint.
     parts: Mapping[str, Mapping[str, Weight]]
 
 
@@ -88,7 +94,7 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
 
 
 def _parts(shards: Shards, left_out: Iterable[LeftOut]) -> dict[str, dict[str, Weight]]:
-    """The weights of other parts than the text model, by part; of tensors that are stored as numbers."""
+    """The weights of other parts than the text model that are stored as numbers, by part and name."""
     found: dict[str, dict[str, Weight]] = {}
     for item in left_out:
         if item.part != TEXT and item.dtype in NUMBERS:
@@ -131,16 +137,19 @@ def check_index(index: Path, architecture: Architecture, layout: Layout) -> None
 
 @dataclass(frozen=True, slots=True)
 class _Assignment:
-    """What the names of stored tensors tell. ``weights`` and ``scales`` have a name for each role, by weight
-    and by module; a tied head is among the weights if it is stored. ``missing`` has a name to tell for each
-    weight that cannot be made. ``unused`` are names that the architecture does without, and why,
-    ``clip_bounds`` those that the form has no use for, and ``unexpected`` the rest."""
+    """What the names of stored tensors tell."""
 
+    #: A name for each role, by weight. A tied head is among the weights if it is stored.
     weights: Mapping[str, Mapping[str, str]]
+    #: A name for each role, by module.
     scales: Mapping[str, Mapping[str, str]]
+    #: A name to tell for each weight that cannot be made.
     missing: Mapping[str, str]
+    #: Names that the architecture does without, and why.
     unused: Mapping[str, str]
+    #: Names that the form has no use for.
     clip_bounds: tuple[str, ...]
+    #: The rest.
     unexpected: tuple[str, ...]
 
 
@@ -258,8 +267,8 @@ def _is_clip_bound(name: str) -> bool:
 def _settle_head(
     shards: Shards, architecture: Architecture, layout: Layout, found: Found
 ) -> tuple[Architecture, Found, tuple[SourceTensor, ...]]:
-    """The architecture and the tensors by weight once the form has settled what a stored head is that the
-    configuration ties, and the tensors of a head that is left out."""
+    """The architecture and the tensors by weight, and the tensors of a head that is left out. The form has
+    then settled what a stored head is that the configuration ties."""
     head, embedding = found.get(HEAD), found.get(EMBEDDING)
     if head is None or not architecture.tied_head:
         return architecture, found, ()

@@ -29,19 +29,23 @@ _FENCE: Final = "---"
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a model card says, each field empty where it says nothing: the model's ``name``, ``license`` with
-    ``license_name`` and ``license_link`` (for ``license: other``), codes of ``languages``, ``tags`` (the
-    pipeline's among them), and ``base_models``, repositories or addresses of what the model was made from.
-    ``file`` is the card where there is one; ``warnings`` are lines about what of it is left out."""
+    """What a model card says, each field empty where it says nothing."""
 
+    #: The model's.
     name: str | None = None
     license: str | None = None
+    #: ``license_name`` and ``license_link`` are for ``license: other``.
     license_name: str | None = None
     license_link: str | None = None
+    #: Their codes.
     languages: tuple[str, ...] = ()
+    #: The pipeline's is among them.
     tags: tuple[str, ...] = ()
+    #: Repositories or addresses of what the model was made from.
     base_models: tuple[str, ...] = ()
+    #: The card, where there is one.
     file: Path | None = None
+    #: Lines about what of it is left out.
     warnings: tuple[str, ...] = ()
 
 

@@ -1,8 +1,9 @@
 """The conversations by which chat templates are compared, one with the other and from runtime to runtime.
 
-They lie in ``chats.json``, as ``transformers.apply_chat_template`` takes them: contents are texts or lists of
-parts, calls of tools stand in the assistant's message, and their results are messages of the role ``tool``,
-or, where a result has fields, ``tool_responses`` of the message that calls, which is Gemma 4's own form.
+They lie in ``chats.json``, as ``transformers.apply_chat_template`` takes them. Contents are texts or lists of
+parts. Calls of tools stand in the assistant's message, and their results are messages of the role ``tool``.
+Where a result has fields, it stands in ``tool_responses`` of the message that calls, which is Gemma 4's own
+form.
 """
 
 from __future__ import annotations
@@ -19,17 +20,16 @@ _FILE: Final = Path(__file__).with_suffix(".json")
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A chat whose next answer is the model's.
+    """A chat whose next answer is the model's."""
 
-    ``name`` tells what is particular to it, ``messages`` and ``tools`` are those of ``apply_chat_template``,
-    ``thinking`` the value of its ``enable_thinking``, ``None`` where it is not given. ``shows`` are texts
-    that stand in the prompt of every template that knows of all that the chat has.
-    """
-
+    #: It tells what is particular to the chat.
     name: str
+    #: ``messages`` and ``tools`` are those of ``apply_chat_template``.
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
+    #: The value of ``enable_thinking`` there, ``None`` where it is not given.
     thinking: bool | None = None
+    #: Texts that stand in the prompt of every template that knows of all that the chat has.
     shows: Sequence[str] = ()
 
     def request(self) -> dict[str, object]:
@@ -44,9 +44,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Inexpressible:
-    """A ``chat`` that a runtime cannot be given, and in a few words ``why``."""
+    """A chat that a runtime cannot be given."""
 
     chat: Conversation
+    #: In a few words.
     why: str
 
 

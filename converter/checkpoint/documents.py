@@ -22,7 +22,7 @@ _KEPT_BYTES: Final = 1 << 20
 class Documents:
     """The files beside the weights in a directory.
 
-    What was read once does not change any more: a small file is kept, and of a large one the digest, by which
+    What was read once does not change any more. A small file is kept, and of a large one the digest, by which
     another content is noticed. So what a target copies is what was checked when the checkpoint was opened.
     """
 

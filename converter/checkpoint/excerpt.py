@@ -1,10 +1,10 @@
 """An excerpt of a model: its first layers of every kind, for a model that is too large to be run whole.
 
-It begins with the model's first layers that have keys and values of their own, up to where every kind of them
-has occurred and the last ones stand as the model's last ones do: layers that share keys and values take those
-of the last layers with their own. Behind them come the first sharing layers of every kind, which so read
-other keys and values than in the model. An excerpt is no model that anybody trained. It is computed by the
-same rules, and two programs must agree on it as they must on the model.
+It begins with the model's first layers that have keys and values of their own. They go up to where every kind
+of them has occurred and the last ones stand as the model's last ones do. That is because layers that share
+keys and values take those of the last layers with their own. Behind them come the first sharing layers of
+every kind, which so read other keys and values than in the model. An excerpt is no model that anybody
+trained. It is computed by the same rules, and two programs must agree on it as they must on the model.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ Rows = Callable[[int, int], NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """``layers`` are the indices of the kept layers, ascending, ``of`` is the number of the model's layers,
-    ``own`` how many of these have keys and values of their own: the first ones. ``attention`` has
-    ``"sliding"`` or ``"full"`` of each of the model's layers."""
+    """Which layers of a model an excerpt keeps."""
 
+    #: Indices of the kept layers, ascending.
     layers: tuple[int, ...]
+    #: Number of the model's layers.
     of: int
+    #: How many of these have keys and values of their own: the first ones.
     own: int
+    #: ``"sliding"`` or ``"full"`` of each of the model's layers.
     attention: tuple[str, ...]
 
     @property
@@ -44,9 +46,9 @@ class Excerpt:
         return self.layers == tuple(range(len(self.layers)))
 
     def stand_in(self, layer: int) -> int | None:
-        """The layer from which the excerpt takes keys and values where the model takes those of ``layer``:
-        what is the last of its kind with its own there is the last kept one here, and so on backwards.
-        ``None`` if there is none."""
+        """The layer from which the excerpt takes keys and values where the model takes those of ``layer``.
+        For the last layer of a kind with its own keys and values, it is the last kept one of that kind, and
+        so on backwards. ``None`` if there is none."""
         alike = [one for one in range(self.own) if self.attention[one] == self.attention[layer]]
         kept = [one for one in alike if one in self.layers]
         place = alike.index(layer) - len(alike)
@@ -122,7 +124,7 @@ def _first_own(own: Sequence[Layer], ending: int) -> Sequence[Layer]:
 
 
 def _first_sharing(sharing: Sequence[Layer]) -> list[Layer]:
-    """The first layer of every kind, and one more where they would not end as the model does: transformers
+    """The first layer of every kind, and one more where they would not end as the model does. transformers
     makes the last layer of a Gemma 4 a full one, whatever it is said to be."""
     first: dict[Layer, Layer] = {}
     for layer in sharing:

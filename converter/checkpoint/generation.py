@@ -39,23 +39,21 @@ _FURTHER: Final[Mapping[str, object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What ``generation_config.json`` asks for, checked.
+    """What ``generation_config.json`` asks for, checked."""
 
-    ``sampling`` has ``temperature``, ``top_p`` and ``top_k``, as far as the file has them. One that asks for
-    no sampling (``do_sample`` false) has temperature 0, by which every runtime takes the likeliest token.
-    ``penalties`` has ``min_p`` and ``repetition_penalty`` where they change anything. ``suppressed`` are ids
-    of tokens that must never be generated (12B names its image and audio placeholders). ``further`` names all
-    other settings that change answers, the penalties among them, in a fixed order.
-    """
-
+    #: ``temperature``, ``top_p`` and ``top_k``, as far as the file has them. One that asks for no sampling
+    #: (``do_sample`` false) has temperature 0, by which every runtime takes the likeliest token.
     sampling: Mapping[str, float] = field(default_factory=dict)
+    #: ``min_p`` and ``repetition_penalty`` where they change anything.
     penalties: Mapping[str, float] = field(default_factory=dict)
+    #: Ids of tokens that must never be generated; 12B names its image and audio placeholders.
     suppressed: tuple[int, ...] = ()
+    #: Names of all other settings that change answers, the penalties among them, in a fixed order.
     further: tuple[str, ...] = ()
 
     def limits(self, target: str, runtime: str, held: Collection[str] = ()) -> list[str]:
         """A line about the settings that change answers and that ``runtime`` cannot be told, none if there
-        are none; ``held`` are those that it can be told beside sampling and tokens."""
+        are none. ``held`` are those that it can be told beside sampling and tokens."""
         lost = [name for name in self.further if name not in held]
         if not lost:
             return []

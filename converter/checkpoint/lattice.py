@@ -4,17 +4,17 @@ A quantization-aware-trained checkpoint stores ``w = bf16(scale * code)`` with o
 consecutive input values and codes in ``[-8, 7]``. For each block this module finds codes and a
 scale that give every ``w`` back bit for bit, or says that there are none.
 
-Method. If the value of largest magnitude has code ``k``, the scale is within a bfloat16 rounding
-of ``magnitude / |k|``, which fixes every other code, since one code step is far larger than the
-rounding. There are eight possible ``|k|``. A bfloat16 scale is then the nearest bfloat16 of that
-quotient, so one multiplication per value proves or refutes it. Where that fails, each value
-bounds the scale to the interval whose products round to it, and the intersection of the 32
-intervals is searched for a value that float16 holds, else float32.
+Method. If the value of largest magnitude has code ``k``, the scale is within a bfloat16 rounding of
+``magnitude / |k|``. That fixes every other code, since one code step is far larger than the rounding. There
+are eight possible ``|k|``. A bfloat16 scale is then the nearest bfloat16 of that quotient, so one
+multiplication per value proves or refutes it. Where that fails, each value bounds the scale to the interval
+whose products round to it. The intersection of the 32 intervals is searched for a value that float16 holds,
+else float32.
 
-Canonical form. ``(scale, codes)`` and ``(2 * scale, codes / 2)`` are the same numbers. The
-representation whose codes have no common divisor is unique, whatever order the eight candidates
-are tried in, and it is the one with a positive scale wherever a positive scale is possible: a
-negative one remains only where a positive scale would need code +8. A negative zero counts as zero.
+Canonical form. ``(scale, codes)`` and ``(2 * scale, codes / 2)`` are the same numbers. The representation
+whose codes have no common divisor is unique, whatever order the eight candidates are tried in. It is the one
+with a positive scale wherever a positive scale is possible: a negative one remains only where a positive
+scale would need code +8. A negative zero counts as zero.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _divisible(mask):  # type: ignore[no-untyped-def]
 
 @compiled(inline="always")
 def _try(bits, block, inverse, scale):  # type: ignore[no-untyped-def]
-    """Whether the codes of one scale reproduce a block, whether all its values lie within a rounding of
-    that lattice, and the set of code magnitudes; codes that do not fit four bits are neither.
+    """Whether the codes of one scale reproduce a block, whether all its values lie within a rounding of that
+    lattice, and the set of code magnitudes. Codes that do not fit four bits do neither.
 
     Writes nothing: a loop that only reads needs no check that its arrays do not overlap, without which it
     would not be vectorised.
@@ -163,8 +163,8 @@ def _reproduces(bits, block, codes, scale):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _interval(bits, block, codes):  # type: ignore[no-untyped-def]
-    """Magnitudes of the scales whose products round to the block's values, a hair too wide: the ends
-    of a rounding interval belong to it or not by ties to even, so what is chosen is verified.
+    """Magnitudes of the scales whose products round to the block's values, a hair too wide. The ends of a
+    rounding interval belong to it or not by ties to even, so what is chosen is verified.
 
     Positive floats are compared by their bit patterns, which order alike and vectorise.
     """
@@ -230,8 +230,8 @@ def _sign(code, positive, negative):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _settle(bits, block, codes):  # type: ignore[no-untyped-def]
-    """Codes, scale and status of a block that has no exact primitive representation with a bfloat16 scale:
-    every candidate, smallest code first, an exact one before one that needs a float32 scale."""
+    """Codes, scale and status of a block that has no exact primitive representation with a bfloat16 scale.
+    Every candidate is tried, smallest code first. An exact one goes before one that needs a float32 scale."""
     positive, negative = _extremum(bits, block)
     largest = _float(max(positive, negative))
     found, status, best = np.float32(0.0), OFF_LATTICE, np.float32(0.0)
@@ -277,8 +277,9 @@ def _nearest(bits, block, positive, negative, codes):  # type: ignore[no-untyped
 
 @compiled()
 def _quotients(candidate, count, largest, eighth, inverse, scale, other):  # type: ignore[no-untyped-def]
-    """For ``count`` blocks at once: the inverse of ``largest / candidate``, the bfloat16 nearest to it,
-    and the one on its other side, which is the scale where rounding moved the largest value across."""
+    """For ``count`` blocks at once: the inverse of ``largest / candidate``, the bfloat16 nearest to the
+    quotient, and the one on its other side. The last is the scale where rounding moved the largest value
+    across."""
     for index in range(count):
         code = np.float32(candidate) * (eighth[index] if candidate == 8 else np.float32(1.0))
         inverse[index] = np.float32(code / largest[index])
@@ -307,7 +308,7 @@ def _attempt(bits, block, candidate, inverse, nearest, other, codes):  # type: i
 
 @compiled()
 def _recover(bits, codes, scales, status):  # type: ignore[no-untyped-def]
-    """All blocks of ``bits`` (``[blocks, 32]``); returns the index of the first block with a value that is
+    """All blocks of ``bits`` (``[blocks, 32]``). Returns the index of the first block with a value that is
     not finite, or -1.
 
     Works on a batch of blocks at a time, one candidate after the other: blocks do not wait for one

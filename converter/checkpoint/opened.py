@@ -32,28 +32,31 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """An opened checkpoint: all that it holds, read and checked.
+    """An opened checkpoint: all that it holds, read and checked."""
 
-    ``source`` is where it came from. ``form`` is how it stores weights, ``config`` is ``config.json`` as
-    read. ``weights`` maps canonical names to the text model's weights, in model order; ``left_out`` lists
-    every other tensor. ``parts`` has the weights of other parts that are stored as numbers, by part and name
-    in the checkpoint. ``scales`` are those of activations and caches by module (``layers.0.self_attn``),
-    where the stored form has any. ``tokenizer`` has the chat template; ``generation`` is how answers are
-    sampled. ``documents`` are the files beside the weights, as read; ``card`` is the model card. A checkpoint
-    of which only the description was read has no ``weights``.
-    """
-
+    #: Where it came from.
     source: CheckpointSource
+    #: How it stores weights.
     form: Form
+    #: ``config.json`` as read.
     config: Mapping[str, object]
     architecture: Architecture
+    #: The text model's weights by canonical name, in model order. There are none where only the description
+    #: was read.
     weights: Mapping[str, Weight]
+    #: Every other tensor.
     left_out: tuple[LeftOut, ...]
+    #: It has the chat template.
     tokenizer: Tokenizer
+    #: How answers are sampled.
     generation: Generation
+    #: The files beside the weights, as read.
     documents: Documents
+    #: The model card.
     card: Card = field(default_factory=Card)
+    #: The weights of other parts that are stored as numbers, by part and name in the checkpoint.
     parts: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)
+    #: Those of activations and caches by module (``layers.0.self_attn``), where the stored form has any.
     scales: Mapping[str, Scales] = field(default_factory=dict)
 
     @property
@@ -102,8 +105,8 @@ class Checkpoint:
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open the checkpoint in a directory: headers, configuration, tokenizer and samples of the weights.
 
-    Raises ``CheckpointError`` for a file that is missing, damaged, hostile or of a kind that is not
-    read, and for tensors that do not fit the configuration: missing, unexpected or of another shape.
+    Raises ``CheckpointError`` for a file that is missing, damaged, hostile or of a kind that is not read. It
+    raises it too for tensors that do not fit the configuration: missing, unexpected or of another shape.
     """
     shards, documents = open_shards(path), Documents(path)
     config = documents.settings(CONFIG).values
@@ -113,8 +116,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def open_description(path: Path) -> Checkpoint:
-    """Open what describes the checkpoint in a directory, which need not have its weights yet: configuration,
-    tokenizer, and the names of its tensors if they have an index.
+    """Open what describes the checkpoint in a directory: configuration, tokenizer, and the names of its
+    tensors if they have an index. The directory need not have the weights yet.
 
     Raises ``CheckpointError`` for what would make ``open_checkpoint`` fail, as far as it shows there.
     """

@@ -16,12 +16,10 @@ DRAFTER: Final = "drafter"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part beside the text model, as a family stores it.
+    """A part beside the text model, as a family stores it."""
 
-    ``name`` is one of the names above. ``tensors`` maps the beginnings of the names of its tensors in a
-    checkpoint, projections into the text model among them, to what they are for a reader
-    (``vision projection``).
-    """
-
+    #: One of the names above.
     name: str
+    #: What its tensors are for a reader (``vision projection``), by what their names in a checkpoint begin
+    #: with. Projections into the text model are among them.
     tensors: Mapping[str, str]

@@ -29,10 +29,11 @@ class RefusedError(Exception):
 def write_chats(
     apply: Callable[..., Any], chats: Sequence[Mapping[str, Any]], what: str
 ) -> list[dict[str, str]]:
-    """The prompt for the next answer in each of ``chats``: ``{"text"}``, with ``"left_out"`` too where it
-    has not all that the chat's template should write (``Conversation.shows``), or ``{"error"}``, a line.
+    """The prompt for the next answer in each of ``chats``: ``{"text"}``, or ``{"error"}``, a line. A text has
+    ``"left_out"`` with it where it lacks something that the chat's template should write
+    (``Conversation.shows``).
 
-    ``apply`` is called as ``apply_chat_template``; a chat is what ``Conversation.request`` gives. Raises as
+    ``apply`` is called as ``apply_chat_template``. A chat is what ``Conversation.request`` gives. Raises as
     ``write_chat`` does.
     """
     written = []
@@ -55,8 +56,8 @@ def write_chats(
 
 
 def write_chat(apply: Callable[..., Any], messages: Sequence[Mapping[str, Any]], what: str) -> str:
-    """A chat as text. Raises ``RefusedError`` where the template fails, and ``ValidationError`` where it
-    takes too long, too much memory or makes too much text; ``what`` names the template in it."""
+    """A chat as text. Raises ``RefusedError`` where the template fails. Raises ``ValidationError``, in which
+    ``what`` names the template, where it takes too long, too much memory or makes too much text."""
     print(f"rendering {what}", file=sys.stderr, flush=True)  # told if the process ends
     try:
         with bounded(_SECONDS, _MEMORY):

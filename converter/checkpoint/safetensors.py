@@ -1,12 +1,12 @@
 """Safetensors checkpoints, one file or sharded: everything is validated once, then read by byte ranges.
 
-The format: eight bytes with the length of a JSON header, little-endian; the header, which maps tensor
-names to ``dtype``, ``shape`` and ``data_offsets`` (begin and end, counted from the end of the header);
-then the tensors' bytes without a gap. Sharded checkpoints add ``model.safetensors.index.json``, whose
+A file begins with the length of a JSON header, eight bytes, little-endian. The header follows and maps tensor
+names to ``dtype``, ``shape`` and ``data_offsets`` (begin and end, counted from the end of the header). Behind
+it lie the tensors' bytes without a gap. Sharded checkpoints add ``model.safetensors.index.json``, whose
 ``weight_map`` says which file holds which tensor. Source: https://huggingface.co/docs/safetensors.
 
-Files are read with positioned reads into buffers of the caller's size, never mapped, so that resident
-memory does not grow with the checkpoint, and several threads may read at once.
+Files are read with positioned reads into buffers of the caller's size, never mapped. So resident memory does
+not grow with the checkpoint, and several threads may read at once.
 """
 
 from __future__ import annotations
@@ -100,13 +100,15 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """One tensor of a checkpoint: ``bytes`` bytes from ``offset`` of its shard on, row-major."""
+    """One tensor of a checkpoint, stored row-major."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     shard: Shard
+    #: Of its first byte in the shard.
     offset: int
+    #: Its length in the shard.
     bytes: int
 
     @property
@@ -151,10 +153,12 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """A validated checkpoint: ``files`` are the files that were read, ``tensors`` is by source name."""
+    """A validated checkpoint."""
 
     directory: Path
+    #: Those that were read.
     files: tuple[Path, ...]
+    #: By source name.
     tensors: Mapping[str, SourceTensor]
 
 

@@ -16,12 +16,7 @@ from converter.system.processors import processors
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Counts over the blocks of one weight, and the scheme that its scales follow.
-
-    ``scheme`` is ``max/7`` (largest magnitude over 7), ``max/8`` (positive scales, codes -8 to 7),
-    ``extremum/-8`` (the extremum always has code -8), ``learned`` (anything else), with ``, f32 scales``
-    where float16 cannot hold them all, or ``zero`` if every value is zero.
-    """
+    """Counts over the blocks of one weight, and the scheme that its scales follow."""
 
     weight: str
     blocks: int
@@ -29,6 +24,10 @@ class Survey:
     needs_f32_scale: int
     off_lattice: int
     negative_scales: int
+    #: ``max/7``: largest magnitude over 7. ``max/8``: positive scales, codes -8 to 7. ``extremum/-8``: the
+    #: extremum always has code -8. ``learned``: anything else. Each of these has ``, f32 scales`` behind it
+    #: where float16 cannot hold them all. ``zero``: every value is zero. ``few codes``: some are not, but no
+    #: block has three code magnitudes.
     scheme: str
 
     @property

@@ -23,7 +23,7 @@ class CheckpointSource(Protocol):
 
     def entries(self, digests: Digests) -> list[dict[str, object]]:
         """``{"path", "bytes", "sha256"}`` of those files that were added to ``digests``, as reports and
-        manifests list them; waits for the digests. Raises ``CheckpointError`` for a file that can no longer
+        manifests list them. Waits for the digests. Raises ``CheckpointError`` for a file that can no longer
         be read."""
 
     def directory(self) -> Path:
@@ -33,10 +33,11 @@ class CheckpointSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A checkpoint's directory, laid out as on the Hub, and the ``files`` of it that were read."""
+    """A checkpoint's directory, laid out as on the Hub."""
 
     kind: ClassVar[str] = "directory"
     path: Path
+    #: Those of it that were read.
     files: tuple[Path, ...]
 
     def __str__(self) -> str:

@@ -34,43 +34,46 @@ _NAMES: Final = ("bos", "eos", "pad", "unk", "mask")
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is cut out of the text before merging; ``special`` ones are not shown to a user."""
+    """A token that is cut out of the text before merging."""
 
     content: str
+    #: Not shown to a user.
     special: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A byte-fallback BPE tokenizer.
+    """A byte-fallback BPE tokenizer."""
 
-    ``tokens`` is indexed by id and as long as the model's vocabulary; ids that name no token hold a
-    filler and are listed in ``fillers``. ``beyond`` are added tokens whose ids the model has no
-    embedding for. ``merges`` are in order of priority. ``bos`` ... ``mask`` are ids or ``None``;
-    ``end_ids`` are all ids that end a generated text. ``add_bos`` says whether encoding begins with
-    ``bos``, ``space_prefix`` whether a space is put before the text, ``steps`` what ``tokenizer.json``
-    does to text and tokens that not every runtime does, ``rebuilt`` whether transformers leaves them aside
-    but for those about tokens. ``files`` are those read.
-    """
-
+    #: Indexed by id and as long as the model's vocabulary. Ids that name no token hold a filler.
     tokens: tuple[str, ...]
+    #: In order of priority.
     merges: tuple[tuple[str, str], ...]
     added: Mapping[int, AddedToken]
+    #: The ids that name no token.
     fillers: frozenset[int]
+    #: Added tokens whose ids the model has no embedding for.
     beyond: Mapping[int, AddedToken]
     byte_fallback: bool
     kind: str
+    #: ``bos`` to ``mask`` are ids or ``None``.
     bos: int | None
     eos: int | None
     pad: int | None
     unk: int | None
     mask: int | None
+    #: All ids that end a generated text.
     end_ids: tuple[int, ...]
     chat_template: str | None
+    #: Encoding begins with ``bos``.
     add_bos: bool
+    #: A space is put before the text.
     space_prefix: bool
+    #: What ``tokenizer.json`` does to text and tokens that not every runtime does.
     steps: tuple[Step, ...]
+    #: transformers leaves the steps aside, but for those about tokens.
     rebuilt: bool
+    #: Those that were read.
     files: tuple[Path, ...]
 
 
@@ -281,8 +284,8 @@ def _merges(model: Settings, ids: Mapping[str, int]) -> tuple[tuple[str, str], .
 def _special(
     name: str, model: Settings, config: Settings, names: Settings, ids: Mapping[str, int]
 ) -> int | None:
-    """Id of the begin, end, padding, unknown or mask token, by its name in the configuration files; all but
-    the last, which no text model needs, by their usual text too."""
+    """Id of the begin, end, padding, unknown or mask token, by its name in the configuration files. All but
+    the last, which no text model needs, are found by their usual text too."""
     key = f"{name}_token"
     for settings in (config, names):
         value = settings.values.get(key)

@@ -1,7 +1,7 @@
 """The tokenization pipeline of ``tokenizer.json``: what it does beside what every Gemma's does.
 
 Gemma's cuts added tokens out of the text, turns spaces into U+2581, merges by byte-fallback BPE and puts at
-most the begin token in front; its decoder undoes that. Runtimes that have this pipeline built in give other
+most the begin token in front. Its decoder undoes that. Runtimes that have this pipeline built in give other
 ids or text where a file asks for more. Layout and meaning of the components are those of the library
 ``tokenizers`` (https://huggingface.co/docs/tokenizers/pipeline). Components that change nothing with the
 vocabulary at hand are not told.
@@ -60,23 +60,27 @@ _MOST: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A component that not every runtime has: its ``kind``, ``where`` it stands in the ``file``, and ``what``
-    it is or does, both as a message names them."""
+    """A component that not every runtime has."""
 
     kind: str
+    #: Where it stands in the ``file``, as a message names it.
     where: str
+    #: What it is or does, as a message names it.
     what: str
     file: str = TOKENIZER
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """What decides whether a component changes anything: tokens of the model by their texts, the pairs that
-    are merged, contents of ``added`` tokens, and the begin token's text."""
+    """What decides whether a component changes anything."""
 
+    #: Tokens of the model by their texts.
     ids: Mapping[str, int]
+    #: The pairs that are merged.
     merges: Collection[tuple[str, str]]
+    #: Contents of added tokens.
     added: Collection[str]
+    #: The begin token's text.
     bos: str | None
 
     def merged(self) -> Iterator[str]:
@@ -85,9 +89,9 @@ class Vocabulary:
 
 
 def further_steps(document: Settings, config: Settings, vocabulary: Vocabulary) -> tuple[Step, ...]:
-    """Every step of ``tokenizer.json`` (``document``, its model a BPE) that is not Gemma's and has an effect,
-    and where ``tokenizer_config.json`` (``config``) has other flags for added tokens, which transformers
-    follows. Raises ``CheckpointError`` for components of the wrong type."""
+    """Every step of ``tokenizer.json`` (``document``, its model a BPE) that is not Gemma's and has an effect.
+    Among them is where ``tokenizer_config.json`` (``config``) has other flags for added tokens, which
+    transformers follows. Raises ``CheckpointError`` for components of the wrong type."""
     return (
         *_normalizer(document),
         *_pre_tokenizer(document, vocabulary),

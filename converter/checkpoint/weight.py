@@ -1,8 +1,7 @@
 """The currency between checkpoint readers and targets: one named weight, read by row ranges.
 
-A weight of shape ``(..., columns)`` is seen as ``rows x columns`` with all leading dimensions
-flattened, so that an expert tensor and a matrix are read in the same way and nobody ever needs a
-whole large tensor in memory.
+A weight of shape ``(..., columns)`` is seen as ``rows x columns`` with all leading dimensions flattened. So
+an expert tensor and a matrix are read in the same way, and nobody ever needs a whole large tensor in memory.
 """
 
 from __future__ import annotations
@@ -25,13 +24,11 @@ _SAMPLED_RANGES = 16
 
 @dataclass(frozen=True, slots=True)
 class Lattice:
-    """How the codes of a weight are cut: ``bits`` per code, ``block`` input values per scale.
+    """How the codes of a weight are cut."""
 
-    ``bits`` is 2, 4 or 8; codes are signed, in ``[-2**(bits-1), 2**(bits-1) - 1]``.
-    ``block`` 0 stands for one scale per row (a whole output channel).
-    """
-
+    #: Bits per code: 2, 4 or 8. Codes are signed, in ``[-2**(bits-1), 2**(bits-1) - 1]``.
     bits: int
+    #: Input values per scale; 0 stands for one scale per row (a whole output channel).
     block: int
 
     def blocks(self, columns: int) -> int:
@@ -41,17 +38,15 @@ class Lattice:
 
 @dataclass(frozen=True, slots=True)
 class LatticeRows:
-    """Rows of a lattice weight: ``value = scale * code``.
+    """Rows of a lattice weight: ``value = scale * code``."""
 
-    ``codes``: int8 ``[rows, columns]``. ``scales``: float32 ``[rows, blocks]``, exact in float16
-    wherever ``status`` is ``EXACT``. ``status``: uint8 ``[rows, blocks]``, ``EXACT`` (the scale
-    fits float16 and every value is reproduced bit for bit after rounding to bfloat16),
-    ``NEEDS_F32_SCALE`` (the same, but only with a float32 scale) or ``OFF_LATTICE`` (codes and
-    scale are the nearest found, not exact).
-    """
-
+    #: int8 ``[rows, columns]``.
     codes: NDArray[np.int8]
+    #: float32 ``[rows, blocks]``, exact in float16 wherever ``status`` is ``EXACT``.
     scales: NDArray[np.float32]
+    #: uint8 ``[rows, blocks]``. ``EXACT``: the scale fits float16 and every value is reproduced bit for bit
+    #: after rounding to bfloat16. ``NEEDS_F32_SCALE``: the same, but only with a float32 scale.
+    #: ``OFF_LATTICE``: codes and scale are the nearest found, not exact.
     status: NDArray[np.uint8]
 
 
@@ -59,34 +54,36 @@ class LatticeRows:
 class Scales:
     """Scales by which training rounded what a module takes and gives, as the checkpoint stores them.
 
-    Each is float32 ``[1]`` for the whole tensor or ``[channels]``, ``None`` where there is none: of a
-    module's ``input`` and ``output``, and of the ``key`` and ``value`` caches that an attention fills.
+    Each is float32 ``[1]`` for the whole tensor or ``[channels]``, ``None`` where there is none.
     """
 
+    #: Of a module's input and output.
     input: NDArray[np.float32] | None = None
     output: NDArray[np.float32] | None = None
+    #: Of the caches that an attention fills.
     key: NDArray[np.float32] | None = None
     value: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A named weight, either float or on a lattice.
+    """A named weight, either float or on a lattice."""
 
-    ``name`` is the canonical name (``layers.0.mlp.down_proj.weight``), ``source`` the name in the
-    checkpoint, ``stored`` the checkpoint's dtype (``BF16``). ``floats(start, stop)`` gives float32
-    ``[stop - start, columns]``, exactly the checkpoint's values. ``lattice`` is ``None`` for a
-    weight that lies on no lattice; otherwise ``codes(start, stop)`` gives its rows. ``coded`` says whether
-    training coded the weight, by the scheme that the checkpoint was trained with: then it should lie on one.
-    """
-
+    #: The canonical name: ``layers.0.mlp.down_proj.weight``.
     name: str
+    #: The name in the checkpoint.
     source: str
     shape: tuple[int, ...]
+    #: The checkpoint's dtype: ``BF16``.
     stored: str
+    #: ``floats(start, stop)`` gives float32 ``[stop - start, columns]``, exactly the checkpoint's values.
     floats: Callable[[int, int], NDArray[np.float32]]
+    #: ``None`` for a weight that lies on no lattice.
     lattice: Lattice | None = None
+    #: ``codes(start, stop)`` gives the rows of a weight that lies on a lattice.
     codes: Callable[[int, int], LatticeRows] | None = None
+    #: Training coded the weight, by the scheme that the checkpoint was trained with. Then it should lie on a
+    #: lattice.
     coded: bool = False
 
     @property

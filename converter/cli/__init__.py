@@ -53,8 +53,9 @@ def group(debug: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, 1 failed, 2 usage, 3 a gate failed or something differs, 130 and 143
-    after the signals SIGINT and SIGTERM, when everything half-written is removed."""
+    """Run the command line and exit. The status is 0, 1 if it failed, 2 for wrong usage, 3 if a gate failed
+    or something differs. It is 130 and 143 after the signals SIGINT and SIGTERM, when everything half-written
+    is removed."""
     interruption.install()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))

@@ -113,8 +113,8 @@ def _of_checkpoint(
 
 
 def _planned_path(directory: Path, name: str) -> str:
-    """Where ``convert`` puts the GGUF, from the Modelfile's place; without the weights, which say what type
-    most bytes have, as of a QAT checkpoint."""
+    """Where ``convert`` puts the GGUF, from the Modelfile's place. Without the weights, which say what type
+    most bytes have, it is where that of a QAT checkpoint goes."""
     from converter.checkpoint.opened import open_checkpoint
     from targets.gguf import target
 

@@ -204,7 +204,7 @@ def take_declared(
     settings: dict[str, Any], targets: Collection[str]
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Take the declared options out of the running command's ``settings``: those of targets and those of
-    runtimes, by their own names, without what was not given; a default counts where one of ``targets`` has
+    runtimes, by their own names, without what was not given. A default counts where one of ``targets`` has
     it. Raises ``click.UsageError`` for a file that is no UTF-8 text."""
     context = click.get_current_context()
     of_targets: dict[str, object] = {}

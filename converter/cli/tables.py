@@ -56,7 +56,7 @@ def _row(label: str, entry: Mapping[str, Any], verdict: str) -> tuple[str, ...]:
 
 
 def print_report(report: Mapping[str, Any], output: Path | None) -> None:
-    """One line per target (and baseline) with the figures that decide; what failed; where all lies."""
+    """One line per target (and baseline) with the figures that decide, what failed, and where all lies."""
     table = Table(title=f"{escape(report['model'])} ({report['source']['format']})", title_justify="left")
     for heading in (
         "artifact",

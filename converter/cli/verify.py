@@ -109,7 +109,7 @@ def _as_json(found: Verification) -> dict[str, object]:
 
 
 def _print(output: Path, found: Verification) -> None:
-    """The differences, the first one first, and a verdict; what the report says if it is not ``passed``."""
+    """The differences, the first one first, what the report says if it is not ``passed``, and a verdict."""
     from converter.names import one_line
     from converter.system.amounts import amount
 

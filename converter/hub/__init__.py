@@ -46,18 +46,18 @@ def download(
 ) -> Snapshot:
     """The files of `source.repo` that a conversion reads, downloaded as far as they are missing.
 
-    One request resolves the revision to a commit and lists the files; everything else is fetched at that
+    One request resolves the revision to a commit and lists the files. Everything else is fetched at that
     commit: configuration, tokenizer, chat template, model card, licence and safetensors files (those that the
     index names, where there is one). A file that broke off goes on where it stopped. Sizes and digests are
-    those that the Hub lists; a server of its protocol that lists only names is asked for the rest file by
+    those that the Hub lists. A server of its protocol that lists only names is asked for the rest file by
     file. Every file is compared with its digest, also one that was in the cache: what is damaged is fetched
     anew.
 
     `offline` (or HF_HUB_OFFLINE) uses the cache alone, and the digests that were recorded beside it. Without
     `weights`, only what describes the model is brought. `examine` is given the snapshot's folder when it has
-    that; what it raises keeps the weights from being brought. `progress(done, total)` counts the bytes of all
-    these files, those already at hand as they are compared; its calls never overlap, but come from several
-    threads. `cache_dir` stands for huggingface_hub's own folder, `free_bytes` for the room on its disk,
+    that. What it raises keeps the weights from being brought. `progress(done, total)` counts the bytes of all
+    these files, those already at hand as they are compared. Its calls never overlap, but come from several
+    threads. `cache_dir` stands for huggingface_hub's own folder, `free_bytes` for the room on its disk.
     `waits` are the seconds before each retry, `slowest` is the rate below which a server is given up.
     HF_ENDPOINT and HF_TOKEN are read at each call. Raises HubError.
     """

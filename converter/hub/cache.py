@@ -27,13 +27,14 @@ _RECORD_LIMIT = 1 << 20
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model on disk: `path` holds the files of `repo` at the commit `revision` (40 digits on the Hub).
+    """A model on disk."""
 
-    `checks` says of each file, by name, how its content was compared with what the Hub lists."""
-
+    #: Holds the files of `repo` at the commit `revision`.
     path: Path
     repo: str
+    #: 40 digits on the Hub.
     revision: str
+    #: How the content of each file, by name, was compared with what the Hub lists.
     checks: Mapping[str, Check]
 
     @property
@@ -44,8 +45,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Store:
-    """The part of the cache that belongs to `repo`; `cache` is absolute, and need not exist yet."""
+    """The part of the cache that belongs to `repo`."""
 
+    #: Absolute; it need not exist yet.
     cache: Path
     repo: str
 
@@ -78,7 +80,7 @@ class Store:
         return _is_there(pointer, file.size)
 
     def missing_bytes(self, file: RemoteFile, *, damaged: bool = False) -> int:
-        """How many bytes of `file` are still to be received, as far as its size is known; a blob that is
+        """How many bytes of `file` are still to be received, as far as its size is known. A blob that is
         `damaged` counts for nothing."""
         if file.size is None or (self.has_blob(file) and not damaged):
             return 0
@@ -147,8 +149,8 @@ class Store:
         return {name: RemoteFile(name, size, digests.get(name)) for name, size in sizes.items()}
 
     def find(self, revision: str, weights: bool = True) -> tuple[str, list[RemoteFile]]:
-        """The commit of a model that is in the cache, and its files by name; HubError, naming what is
-        missing, unless it is there in full by its sizes (without `weights`: all but those).
+        """The commit of a model that is in the cache, and its files by name, those that hold weights only
+        with `weights`. HubError, naming what is missing, unless these are there in full by their sizes.
 
         Without a record of its files (another program filled the cache) it is complete when it has its
         configuration and, by the index, every shard.

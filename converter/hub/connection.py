@@ -47,8 +47,9 @@ _AGAIN = frozenset({408, 429, 500, 502, 503, 504})
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How fast a server has to send: `bytes` in any `seconds`."""
+    """How fast a server has to send."""
 
+    #: So many in any `seconds`.
     bytes: int
     seconds: float
 
@@ -71,12 +72,14 @@ class SlowAnswerError(Exception):
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the Hub is and who asks. `waits` are the seconds before each retry, `slowest` the rate below
-    which an answer is given up; `token` is never printed."""
+    """Where the Hub is and who asks."""
 
     endpoint: str
+    #: Never printed.
     token: str | None = field(repr=False)
+    #: Seconds before each retry.
     waits: tuple[float, ...] = (1.0, 2.0, 4.0)
+    #: The rate below which an answer is given up.
     slowest: Rate = SLOWEST
 
     @property
@@ -169,7 +172,7 @@ class Connection:
 
     def _soon(self, request: Callable[[], Answer]) -> Answer:
         """What `request` returns; SlowAnswerError if that takes too long. The HTTP library's limits are for
-        each read, which a server that drips keeps; what it brings later is left to its thread."""
+        each read, which a server that drips keeps. What it brings later is left to its thread."""
         from huggingface_hub import constants
 
         answer: Future[Answer] = Future()
@@ -217,8 +220,8 @@ def fetch(
     are is compared later, as of any file in the cache.
 
     `received` is told every change of the number of bytes at hand, first those that were there. Raises
-    HubError when the connection breaks off for good (what arrived is kept), or when it cannot be written;
-    InterruptedTransferError once `stop` is set; the errors of `Connection.answer` otherwise.
+    HubError when the connection breaks off for good (what arrived is kept), or when it cannot be written.
+    Raises InterruptedTransferError once `stop` is set, and otherwise what `Connection.answer` raises.
     """
     resumed = _fill(connection, url, file, path, received, stop)
     if resumed and _contradicts_etag(path, file):
@@ -257,8 +260,8 @@ def http_library() -> Any:
 class _Partial:
     """The file that a transfer fills, and how many bytes it holds.
 
-    Where the size is not known, `size` is None until an answer tells it, and what an earlier run left is
-    of no use: it may be whole.
+    Where the size is not known, `size` is None until an answer tells it. What an earlier run left is of no
+    use then: it may be whole.
     """
 
     def __init__(self, path: Path, file: RemoteFile) -> None:

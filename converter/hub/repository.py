@@ -27,17 +27,16 @@ _FOLDER = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository: its size in bytes and the digest of its content, None where not known.
-
-    `digest` is hexadecimal: 64 digits are the SHA-256 of a file in large storage, 40 digits git's blob id
-    of any other, SHA-1 of `blob SIZE`, a zero byte and the content
-    (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects). `etag` is what the server calls the content
-    where it gives no digest; it is safe as a file's name.
-    """
+    """A file of a repository."""
 
     name: str
+    #: In bytes, None where not known.
     size: int | None = None
+    #: Of the content, in hexadecimal, None where not known. 64 digits are the SHA-256 of a file in large
+    #: storage. 40 digits are git's blob id of any other file: SHA-1 of `blob SIZE`, a zero byte and the
+    #: content (https://git-scm.com/book/en/v2/Git-Internals-Git-Objects).
     digest: str | None = None
+    #: What the server calls the content where it gives no digest. It is safe as a file's name.
     etag: str | None = None
 
     @property
@@ -55,11 +54,12 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit: every file by its name. The Hub's commits are 40 hexadecimal digits; any
-    other server's are at least safe as a folder's name."""
+    """A repository at one commit."""
 
     repo: str
+    #: 40 hexadecimal digits on the Hub. Any other server's is at least safe as a folder's name.
     commit: str
+    #: Every file by its name.
     files: dict[str, RemoteFile]
 
 
@@ -122,9 +122,9 @@ def refuse_unless_model(listing: Listing) -> None:
 def model_files(names: Collection[str], index: str | None, repo: str) -> set[str]:
     """The files of a model, where `names` are there and `index` is the text of the shards' index, if any.
 
-    Configuration, tokenizer, chat template, model card and licence as far as they are in `names`, and the
-    weights whether in `names` or not: the shards that the index names, else `model.safetensors`. Raises
-    HubError when the index is damaged.
+    They are configuration, tokenizer, chat template, model card and licence as far as they are in `names`.
+    The weights are among them whether in `names` or not: the shards that the index names, else
+    `model.safetensors`. Raises HubError when the index is damaged.
     """
     beside = {name for name in names if is_description(name) or _ABOUT.fullmatch(name)}
     return beside | ({WEIGHTS} if index is None else {INDEX} | _shards(index, repo))

@@ -20,13 +20,12 @@ _GIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A file whose content was compared.
+    """A file whose content was compared."""
 
-    `state` is what the file was when that began; `digest` what its content has and should have, None where
-    the server gives no digest: there is nothing to compare with.
-    """
-
+    #: What the file was when that began.
     state: FileState
+    #: What its content has and should have. None where the server gives no digest: there is nothing to
+    #: compare with.
     digest: str | None
 
     @property
@@ -63,7 +62,7 @@ def check(
 ) -> Check | None:
     """Compare the content of `path` with the digest of `file`; None if it is another, or if there is none.
 
-    An ETag that is no digest by all that is known may be git's all the same: where the content has it, that
+    An ETag that is no digest by all that is known may be git's all the same. Where the content has it, that
     is no chance, and it is the digest from then on. `advance` counts bytes, and takes them back in the end if
     they are the wrong ones.
     """

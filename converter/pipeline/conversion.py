@@ -127,7 +127,7 @@ def _errors(report: Mapping[str, Any]) -> list[str]:
 
 
 def _deliver(run: Running, plans: Sequence[Plan], report: Mapping[str, Any]) -> list[str]:
-    """Have each target lay out elsewhere what it was asked to, and say what failed; what is written and
+    """Have each target lay out elsewhere what it was asked to, and say what failed. What is written and
     proven stays."""
     errors = []
     for target, plan in zip(run.targets, plans, strict=True):

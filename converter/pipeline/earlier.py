@@ -25,10 +25,11 @@ _SHARED: Final = ("tool", "libraries", "options", "source", "left_out")
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """The manifest and the report (empty if there is none) of an earlier conversion in ``output``."""
+    """What an earlier conversion left in ``output``."""
 
     output: Path
     manifest: Mapping[str, Any]
+    #: Empty if there is none.
     report: Mapping[str, Any]
 
     @property
@@ -126,7 +127,7 @@ def _check_report(earlier: Earlier, staying: Sequence[str]) -> None:
 
 
 def with_earlier_report(earlier: Earlier, report: Mapping[str, Any]) -> dict[str, Any]:
-    """``report`` with the entries of the targets that stay as they are; one that was measured against another
+    """``report`` with the entries of the targets that stay as they are. One that was measured against another
     reference, or whose source has another name, keeps its own under the same key."""
     targets: dict[str, Any] = {}
     for name, entry in (earlier.report.get("targets") or {}).items():

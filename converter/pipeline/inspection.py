@@ -21,8 +21,9 @@ def inspect(
     options: Mapping[str, object] | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Architecture, parameters, lattice of every weight, and the storage plan of each target; of all known
-    targets where none is named, and then with the reason in place of a plan where one cannot hold the model.
+    """Architecture, parameters, lattice of every weight, and the storage plan of each target. Where no target
+    is named, all known ones are planned, and the reason stands in place of a plan where one cannot hold the
+    model.
 
     Reads every block of every lattice weight and writes nothing. Raises ``CheckpointError``,
     ``TargetError``, or ``UsageError`` for options that none of the targets takes.

@@ -1,6 +1,6 @@
 """What a manifest lists, read as a stranger's file, and what lies in a directory; no model is read.
 
-A manifest tells a program which files to open, so no name in it is taken on trust: one that leads out of its
+A manifest tells a program which files to open, so no name in it is taken on trust. One that leads out of its
 directory is refused, and so is a file that is no manifest or of another layout.
 """
 
@@ -27,20 +27,24 @@ _MOST_TEXT: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """What a manifest says of one file: its size in bytes and its SHA-256 in lower case."""
+    """What a manifest says of one file."""
 
+    #: The size of the file.
     bytes: int
+    #: In lower case.
     sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a conversion's checkpoint came from: a repository and its commit, or the name of a directory
-    (``path``), and the ``files`` that were read, by name."""
+    """Where a conversion's checkpoint came from: a repository and its commit, or a directory."""
 
     repo: str | None
+    #: The commit.
     revision: str | None
+    #: The name of the directory.
     path: str | None
+    #: Those that were read, by name.
     files: Mapping[str, Listed]
 
     @property
@@ -53,35 +57,36 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A conversion as its manifest describes it.
-
-    ``files`` are those of the output directory, by their names below it. ``tool`` is the version of
-    qatconvert that wrote them, ``libraries`` the versions of libraries by name, ``targets`` what is recorded
-    for each target (``targets.target.Plan.as_dict``, and ``chosen``).
-    """
+    """A conversion as its manifest describes it."""
 
     path: Path
+    #: The version of qatconvert that wrote the files.
     tool: str
+    #: Versions of libraries by name.
     libraries: Mapping[str, str]
     origin: Origin
+    #: What is recorded for each target: ``targets.target.Plan.as_dict``, and ``chosen``.
     targets: Mapping[str, Mapping[str, object]]
+    #: Those of the output directory, by their names below it.
     files: Mapping[str, Listed]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something that lies in a directory: ``kind`` is ``file``, ``directory``, ``link``, ``special`` (a pipe,
-    a device, a socket) or ``unreadable``, ``bytes`` the size of a file."""
+    """Something that lies in a directory."""
 
+    #: ``file``, ``directory``, ``link``, ``special`` (a pipe, a device, a socket) or ``unreadable``.
     kind: str
+    #: The size of a file.
     bytes: int = 0
 
 
 def read_manifest(output: Path) -> Manifest:
     """The manifest of an output directory.
 
-    Raises ``CheckpointError`` for a directory that is none or has no manifest, and for a manifest that is a
-    link, too large, no manifest, of another layout, or that lists a file outside of the directory.
+    Raises ``CheckpointError`` for a directory that is none or has no manifest. It raises it too for a
+    manifest that is a link, too large, no manifest, of another layout, or that lists a file outside of the
+    directory.
     """
     path = output / MANIFEST
     try:

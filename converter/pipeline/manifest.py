@@ -64,8 +64,8 @@ def build(
 ) -> dict[str, object]:
     """The manifest of a conversion; holds no time, host or outside path.
 
-    ``options`` concern the whole conversion, ``files`` and ``artifacts`` are the digests of what was read and
-    written, ``targets`` maps each target to its storage plan and its own options. ``beside_text`` names the
+    ``options`` concern the whole conversion. ``files`` and ``artifacts`` are the digests of what was read and
+    written. ``targets`` maps each target to its storage plan and its own options. ``beside_text`` names the
     tensors beside the text model that a target has a place for.
     """
     return {

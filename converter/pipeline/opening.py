@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the files of a model lie. ``watch`` began before any was read; of a repository, ``revision`` is
-    the commit and ``checks`` says how each file was compared with what the Hub lists."""
+    """Where the files of a model lie."""
 
     source: Source
     path: Path
+    #: It began before any of the files was read.
     watch: Watch
+    #: The commit of a repository.
     revision: str | None = None
+    #: How each file of a repository was compared with what the Hub lists.
     checks: Mapping[str, Check] = field(default_factory=dict)
 
     def known(self) -> dict[Path, str]:
@@ -80,8 +82,8 @@ def open_model(
 ) -> Model:
     """Resolve ``name``, download it if it is a repository, and open its checkpoint.
 
-    A repository whose description shows already that it cannot be read, or not be held by one of ``targets``
-    with ``options``, is refused before its weights are downloaded. Raises ``UsageError``, ``HubError``,
+    A repository is refused before its weights are downloaded if its description shows already that it cannot
+    be read, or not be held by one of ``targets`` with ``options``. Raises ``UsageError``, ``HubError``,
     ``CheckpointError`` or ``TargetError``.
     """
     source = resolve(name)

@@ -48,11 +48,12 @@ def reference_process() -> Iterator[Worker]:
 
 @dataclass(frozen=True)
 class Proving:
-    """What the artifacts of one checkpoint are proven with: ``prepared`` settings, token ids and reference,
-    the ``model``, and ``digests`` of its files, which tell reference logits in the cache apart."""
+    """What the artifacts of one checkpoint are proven with."""
 
+    #: Settings, token ids and reference.
     prepared: Prepared
     model: Model
+    #: Those of the model's files, which tell reference logits in the cache apart.
     digests: Digests
     progress: Progress
 
@@ -92,7 +93,7 @@ def _check_context(plans: Sequence[Plan], prepared: Prepared) -> None:
 
 @contextmanager
 def reference_ahead(proving: Proving) -> Iterator[Progress]:
-    """Have the reference's logits computed while the block writes artifacts; gives the ``progress`` that the
+    """Have the reference's logits computed while the block writes artifacts. Gives the ``progress`` that the
     block is to use, since another thread has some too."""
     from validation.reference.ahead import computed_ahead
 
@@ -103,11 +104,11 @@ def reference_ahead(proving: Proving) -> Iterator[Progress]:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """A target's ``entry`` of the report, and the ``choice`` that was made of the ways to run its artifact,
-    ``None`` where there was none to make."""
+    """A target's entry of the report, and the way to run its artifact."""
 
     target: str
     entry: dict[str, Any]
+    #: What was chosen of the ways to run the artifact, ``None`` where there was nothing to choose.
     choice: Mapping[str, object] | None
 
 
@@ -166,7 +167,7 @@ def measure(
     others: Path | None = None,
 ) -> Proof:
     """The measured part of a target's entry. Temporary files lie in ``scratch``, where there is room for
-    models, and are gone when this returns; artifacts of other choices than the first, in ``others``."""
+    models, and are gone when this returns. Artifacts of other choices than the first lie in ``others``."""
     from validation.proof import prove as prove_artifact
 
     return prove_artifact(
@@ -193,8 +194,8 @@ def needs(plan: Plan) -> dict[str, object]:
 
 
 def parts_entry(plan: Plan, directory: Path, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, object]:
-    """For a target's entry: the ``parts`` beside the text model, each with its ``files`` below ``directory``,
-    their ``bytes`` if they lie there, and what was ``measured`` of it; nothing for a target that has no place
+    """For a target's entry: the ``parts`` beside the text model. Each has its ``files`` below ``directory``,
+    their ``bytes`` if they lie there, and what was ``measured`` of it. Empty for a target that has no place
     for any."""
     parts = {}
     for part in plan.parts:

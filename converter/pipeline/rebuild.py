@@ -55,8 +55,8 @@ def rebuild(
     gone at the end. Nothing is validated, and reports, which hold measured figures, are not made again.
 
     Raises ``CheckpointError`` for another source than the manifest's and for a manifest that no conversion
-    leaves, ``DestinationError`` where there is no room, ``UsageError`` for packages that are not installed,
-    and whatever opening and converting a checkpoint raises.
+    leaves. Raises ``DestinationError`` where there is no room, ``UsageError`` for packages that are not
+    installed, and whatever opening and converting a checkpoint raises.
     """
     targets = _targets(manifest)
     check_installed(target for target, _ in targets)
@@ -97,13 +97,15 @@ def rebuild(
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A target's plan, made again: ``choice`` is what was measured, ``lacking`` files that cannot be made
-    here and why, ``findings`` where the manifest records something else."""
+    """A target's plan, made again."""
 
     target: Target
     plan: Plan
+    #: What was measured.
     choice: Mapping[str, object] | None
+    #: Files that cannot be made here, and why.
     lacking: Mapping[str, str]
+    #: Where the manifest records something else.
     findings: Sequence[Finding]
 
     @property
@@ -290,7 +292,7 @@ def _differing(
     others: Sequence[str],
     progress: Progress,
 ) -> list[Finding]:
-    """The files in ``scratch`` that are not the same in ``output``; ``others`` are the programs of other
+    """The files in ``scratch`` that are not the same in ``output``. ``others`` are the programs of other
     versions that may be the reason."""
     total = sum((scratch / name).stat().st_size for name in names)
     findings, done = [], 0

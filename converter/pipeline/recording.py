@@ -38,7 +38,7 @@ def report_of(
     """The content of report.json with the ``entries`` of targets; nothing was validated if nothing is
     ``prepared``.
 
-    What none of ``plans`` has a place for is left out; a target that has less than the others of the run says
+    What none of ``plans`` has a place for is left out. A target that has less than the others of the run says
     so in its entry.
     """
     from validation.report.files import assemble
@@ -110,7 +110,8 @@ def _options(run: Running) -> dict[str, object]:
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:
     """Every file of the checkpoint, and how it was compared with what the Hub lists: by its ``sha256``, by
-    its blob id of ``git``, or (``None``: a directory, or a server without digests) not at all."""
+    its blob id of ``git``, or not at all. The last is ``None``, for a directory or a server without
+    digests."""
     kinds = {name: check.kind for name, check in model.place.checks.items()}
     files = model.checkpoint.source.entries(digests)
     return [{**entry, "verified": kinds.get(str(entry["path"]))} for entry in files]

@@ -18,32 +18,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert and how; ``options`` go to the targets, each of which takes those that it declares;
-    ``validation`` (``None``: skip it) is what ``validation.settings.read_settings`` takes: fields of
-    ``Settings`` and options of runtimes."""
+    """What to convert and how."""
 
     model: str
     targets: Sequence[str]
     output: Path | None = None
     force: bool = False
     offline: bool = False
+    #: They go to the targets, each of which takes those that it declares.
     options: Mapping[str, object] = field(default_factory=dict)
+    #: What ``validation.settings.read_settings`` takes: fields of ``Settings`` and options of runtimes.
+    #: ``None`` skips the validation.
     validation: Mapping[str, Any] | None = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Running:
-    """A conversion under way. ``request`` is what was asked for, ``model`` the opened checkpoint,
-    ``destination`` the output directory that is to be. ``digests`` of files are computed meanwhile.
-    ``worker`` is the process that holds transformers, ``None`` where nothing is validated. ``progress`` and
-    ``warn``, which gets one line for each warning, tell the user."""
+    """A conversion under way."""
 
+    #: What was asked for.
     request: Conversion
+    #: The opened checkpoint.
     model: Model
     targets: Sequence[Target]
+    #: The output directory that is to be.
     destination: Path
+    #: Digests of files, computed meanwhile.
     digests: Digests
+    #: The process that holds transformers, ``None`` where nothing is validated.
     worker: Worker | None
+    #: ``progress`` and ``warn``, which gets one line for each warning, tell the user.
     progress: Progress
     warn: Callable[[str], None]
 
@@ -60,7 +64,7 @@ class Running:
     @property
     def settings(self) -> dict[str, Any] | None:
         """What ``validation.settings.read_settings`` takes: what the user gave, and whether matrices that lie
-        on no lattice are accepted; ``None`` where nothing is validated."""
+        on no lattice are accepted. ``None`` where nothing is validated."""
         if self.request.validation is None:
             return None
         from validation.settings import OFF_LATTICE
@@ -71,15 +75,12 @@ class Running:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where the result lies, its report, and whether every gate passed.
-
-    ``errors`` has one line for each artifact that was written but could not be validated, or not laid out
-    elsewhere.
-    """
+    """Where the result lies, its report, and whether every gate passed."""
 
     output: Path | None
     report: Mapping[str, Any]
     passed: bool
+    #: One line for each artifact that was written but could not be validated, or not laid out elsewhere.
     errors: Sequence[str] = ()
 
     @property
@@ -89,7 +90,7 @@ class Outcome:
 
 
 def all_passed(report: Mapping[str, Any]) -> bool:
-    """Whether no gate of a report failed and all have run but those that the user does without; where nothing
+    """Whether no gate of a report failed and all have run but those that the user does without. Where nothing
     was validated, none failed."""
     entries = report["targets"].values()
     gates = [gate for entry in entries for gate in entry.get("gates", ())]

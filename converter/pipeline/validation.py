@@ -97,11 +97,13 @@ def _bits_per_weight(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint)
 
 @dataclass(frozen=True)
 class _Recorded:
-    """How an artifact was converted: ``values`` are the target's options, ``None`` if nothing tells them;
-    ``accepted`` whether matrices on no lattice were accepted; ``origin`` where this is known from."""
+    """How an artifact was converted."""
 
+    #: The target's options, ``None`` if nothing tells them.
     values: Mapping[str, object] | None
+    #: Matrices on no lattice were accepted.
     accepted: bool
+    #: Where this is known from.
     origin: str
 
 

@@ -24,45 +24,45 @@ _MOST_THREADS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is not as it should be: ``path`` is a name below the output directory, or a place in its
-    manifest; ``versions_differ`` says that other versions than the present ones wrote the file, so that the
-    difference alone is no sign of tampering."""
+    """Something that is not as it should be."""
 
+    #: A name below the output directory, or a place in its manifest.
     path: str
     problem: str
+    #: Other versions than the present ones wrote the file, so that the difference alone is no sign of
+    #: tampering.
     versions_differ: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """A conversion that was done again from its source.
+    """A conversion that was done again from its source."""
 
-    ``versions`` has a line for each program that has another version than the one that wrote the output,
-    ``same`` the files that came out byte for byte, ``options`` those that the manifest records by target,
-    ``apart`` the files that are not made again and why.
-    """
-
+    #: A line for each program that has another version than the one that wrote the output.
     versions: Sequence[str]
+    #: Those that the manifest records, by target.
     options: Mapping[str, Mapping[str, object]]
+    #: The files that came out byte for byte.
     same: Sequence[str]
+    #: The files that are not made again, and why.
     apart: Mapping[str, str]
     findings: Sequence[Finding]
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What an output directory is beside its ``manifest``.
-
-    ``regular`` are the listed files that are there, ``findings`` every difference by path, ``verdicts`` what
-    the report says of each target (``passed``, ``failed``, ``not fully proven``, ``not validated``), empty if
-    there is no report that can be read; ``rebuild`` is ``None`` where nothing was converted again.
-    """
+    """What an output directory is beside its ``manifest``."""
 
     manifest: Manifest
+    #: The listed files that are there.
     regular: frozenset[str]
     bytes: int
+    #: Every difference by path.
     findings: Sequence[Finding]
+    #: What the report says of each target: ``passed``, ``failed``, ``not fully proven`` or ``not validated``.
+    #: Empty if there is no report that can be read.
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    #: ``None`` where nothing was converted again.
     rebuild: Rebuild | None = None
 
     @property

@@ -14,17 +14,18 @@ from targets.target import Plan, Target
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a target wrote below the directory ``scratch`` by its ``plan``.
-
-    ``choice`` is the way to run the artifact by which it was written, ``None`` where nothing is to be chosen.
-    ``warnings`` are those of the plan and those of writing, ``files`` the paths of all its files.
-    """
+    """What a target wrote."""
 
     target: Target
+    #: What it wrote by.
     plan: Plan
+    #: The directory below which it wrote.
     scratch: Path
+    #: The way to run the artifact by which it was written, ``None`` where nothing is to be chosen.
     choice: Mapping[str, object] | None
+    #: Those of the plan and those of writing.
     warnings: Sequence[str]
+    #: The paths of all its files.
     files: Sequence[str]
 
     @property
@@ -72,8 +73,8 @@ def _replaced(target: Target, plan: Plan) -> bool:
 
 
 def _first_choice(target: Target, plan: Plan, measured: bool) -> Mapping[str, object] | None:
-    """The choice by which a target's artifact is written: the most accurate one, but the first where they are
-    to be measured and each has an artifact of its own; ``None`` where nothing is to be chosen."""
+    """The choice by which a target's artifact is written: the most accurate one. It is the first where
+    choices are to be measured and each has an artifact of its own. ``None`` where nothing is to be chosen."""
     choices = target.choices(plan)
     if not choices:
         return None

@@ -87,10 +87,10 @@ _TELLING = ("GGML_ASSERT", "GGML_ABORT", "terminate called", "Check failed", "er
 class Worker:
     """A child process that runs ``python -m module``; a context manager, which ends it.
 
-    The process starts with the first request, or ``start``, and serves any number of them, so that what is
+    The process starts with the first request, or ``start``. It serves any number of them, so that what is
     slow to import is imported once. After a crash, or if it was ended while it waited, the next request
-    starts another. ``environment`` is added to what it gets of the parent's (``child_environment``), what
-    the process leaves lying about goes to ``directory``, and ``error`` is what ``call`` raises.
+    starts another. ``environment`` is added to what it gets of the parent's (``child_environment``). What the
+    process leaves lying about goes to ``directory``. ``error`` is what ``call`` raises.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Worker:
         """The result of one request (anything that JSON can hold).
 
         ``what`` opens the message of the error that is raised when the child reports one, crashes or is
-        killed; what it printed meanwhile is added to the exception as a note.
+        killed. What it printed meanwhile is added to the exception as a note.
         """
         child, log = self._started()
         printed = log.seek(0, os.SEEK_END)

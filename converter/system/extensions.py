@@ -1,7 +1,7 @@
 """Objects that distributions register by entry points, each loaded when it is used.
 
-What another distribution registers may be broken or register a name twice: that is one error, which names
-the entry point and the distribution, and comes up only where the object is asked for.
+What another distribution registers may be broken or register a name twice. That is one error, which names the
+entry point and the distribution. It comes up only where the object is asked for.
 """
 
 from __future__ import annotations

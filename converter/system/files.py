@@ -14,16 +14,14 @@ from converter.errors import CheckpointError, QatconvertError
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Which file a name led to, its length, and its times in nanoseconds.
-
-    ``modified`` can be set by any program; ``changed`` is the system's own and also moves when a file is
-    replaced and put back.
-    """
+    """Which file a name led to, its length, and its times in nanoseconds."""
 
     device: int
     inode: int
     size: int
+    #: Any program can set it.
     modified: int
+    #: The system's own, which also moves when a file is replaced and put back.
     changed: int
 
 
@@ -40,11 +38,12 @@ def state_of(path: Path) -> FileState | None:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The files of a ``directory``, by name, as they were ``before`` any of them was read. Those that
-    ``matter`` by their name must stay what they are."""
+    """The files of a ``directory``, and which of them must stay what they are."""
 
     directory: Path
+    #: What they were, by name, before any of them was read.
     before: Mapping[str, FileState]
+    #: Whether a file must stay what it is, by its name.
     matter: Callable[[str], bool]
 
     def check(self, files: Iterable[Path] = ()) -> None:

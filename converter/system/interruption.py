@@ -72,9 +72,9 @@ def install() -> None:
 
 
 def finish() -> None:
-    """Undo what a signal kept from being undone, and let no further one change how the program ends: its
-    status is settled, and the interpreter, on its way out, would give a handler of ours back to the system's
-    default, which kills."""
+    """Undo what a signal kept from being undone, and let no further one change how the program ends. The
+    program's status is settled. The interpreter, on its way out, would give a handler of ours back to the
+    system's default, which kills."""
     for number in STATUSES:
         signal.signal(number, signal.SIG_IGN)
     while _to_undo:

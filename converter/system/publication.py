@@ -1,7 +1,7 @@
 """How a finished output gets to its place: whole, or not at all, whenever the machine stops.
 
 Where there was nothing, one rename does it. An earlier output is put aside before the new files are moved to
-their place, and comes back if that is interrupted: at once after an error, with the next run after a kill.
+their place. If that is interrupted, it comes back: at once after an error, with the next run after a kill.
 Every file and directory is on the disk before the step that relies on it.
 """
 
@@ -64,7 +64,7 @@ def publish(scratch: Path, output: Path, keep: bool = False, force: bool = True)
     """Move what ``scratch`` holds to ``output``: in one step where there is none, else the manifest last.
 
     Of an earlier conversion in ``output``, the files that its manifest lists and the new manifest does not
-    are removed, or none if ``keep``; files of other origin stay, and without ``force`` none of them is
+    are removed, or none if ``keep``. Files of other origin stay, and without ``force`` none of them is
     replaced. Raises ``DestinationError``, with everything as it was, if something else is in the way.
     """
     try:
@@ -215,8 +215,8 @@ def earlier_manifest(output: Path) -> dict[str, object]:
 
 
 def earlier_files(output: Path) -> list[Path]:
-    """Files that an earlier conversion left in ``output``, the manifest first; what a name leads to by way
-    of ``..`` or a link is not ours."""
+    """Files that an earlier conversion left in ``output``, the manifest first. What a name leads to by way of
+    ``..`` or a link is not ours."""
     return [name for name in (Path(MANIFEST), *_listed(output)) if is_inside(output, name)]
 
 

@@ -33,7 +33,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A name beside ``path`` that nothing has, for the block to make a file of; at its end that file becomes
+    """A name beside ``path`` that nothing has, for the block to make a file of. At its end that file becomes
     ``path``.
 
     After an error or a signal in the block the file is gone and ``path`` is what it was. A link at ``path``
@@ -52,7 +52,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes, *, durable: bool = False) -> None:
-    """Write a small file whole or not at all (text as UTF-8), and its directory if there is none; see
+    """Write a small file whole or not at all (text as UTF-8), and its directory if there is none. See
     ``replacing``. Raises ``OSError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=durable) as temporary, temporary.open("xb") as stream:

@@ -1,7 +1,7 @@
 """The directory in which an output is made before it appears, and the lock that keeps two runs apart.
 
 Both lie beside the output, or in it where it exists: it may be a file system of its own, across which nothing
-can be renamed. Others may be able to write there (``/tmp``), so nothing that is found is trusted: the lock is
+can be renamed. Others may be able to write there (``/tmp``), so nothing that is found is trusted. The lock is
 a plain file of this user, and only the directory whose number it holds was made by a run of this program.
 What is anybody else's is neither used nor emptied.
 """
@@ -87,10 +87,12 @@ def settle(output: Path, work: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A held lock: its place, its open file, and what the run does that holds it."""
+    """A held lock."""
 
     place: _Place
+    #: Its open file.
     handle: int
+    #: What the run does that holds it.
     work: str
 
     def record(self, number: int | None) -> None:
@@ -101,7 +103,7 @@ class Lock:
 
 @contextmanager
 def locked(output: Path, work: str) -> Iterator[Lock]:
-    """Hold the lock of ``output``, which goes with the block, and clear what a killed run left; raises
+    """Hold the lock of ``output``, which goes with the block, and clear what a killed run left. Raises
     ``DestinationError`` if another run has the lock, or if its file is not ours."""
     if output.is_dir():
         _clear_beside(output)

@@ -113,12 +113,12 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 class Settings:
     """Typed look-ups in one JSON object; every error is a ``CheckpointError`` that names the key.
 
-    ``where`` leads to the object (``config.json: text_config``). A key that is absent takes the
-    ``default``; one that is there with the wrong type or out of range is an error, ``null`` too
-    unless the method says ``optional``.
+    A key that is absent takes the ``default``. One that is there with the wrong type or out of range is an
+    error, and so is ``null`` unless the method says ``optional``.
     """
 
     values: Mapping[str, object]
+    #: What leads to the object: ``config.json: text_config``.
     where: str
 
     def error(self, key: str, problem: str) -> CheckpointError:

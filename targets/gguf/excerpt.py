@@ -2,8 +2,8 @@
 metadata.
 
 Tensors of the kept layers get their new numbers. Of the keys, those with a value for every layer keep the
-values of these layers, the numbers of all layers and of sharing ones become smaller by as many as are left
-out, and all others are the artifact's, byte for byte: what is wrong there is as wrong in the excerpt.
+values of these layers. The numbers of all layers and of sharing ones become smaller by as many as are left
+out. All other keys are the artifact's, byte for byte: what is wrong there is as wrong in the excerpt.
 """
 
 from __future__ import annotations

@@ -21,33 +21,30 @@ def no_factors(architecture: Architecture) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GgufFamily:
-    """An object of the entry-point group ``qatconvert.families.gguf``.
+    """An object of the entry-point group ``qatconvert.families.gguf``."""
 
-    ``title`` is the name of a model that has no other. ``architecture`` is GGUF's name of what llama.cpp
-    computes, by which gguf-py names tensors, and ``first_build`` the number of the first release that
-    computes it. ``computes`` says what that is: names and values of fields of ``Architecture``. ``check``
-    raises ``TargetError`` for a model that llama.cpp would not load, or compute otherwise, for a reason that
-    ``computes`` cannot tell.
-
-    ``add_hyperparameters`` adds the keys that llama.cpp reads, beside those of every family
-    (``targets.gguf.hyperparameters``). ``tokenizer_model`` gives ``tokenizer.ggml.model``, a key of
-    ``targets.gguf.vocabulary.FIRST_BUILDS``. ``rope_factors`` gives the divisors of the frequencies of
-    full-attention layers, float32 ``[head_dim / 2]``, or ``None`` for a model without such a tensor.
-
-    ``names`` are names of tensors of a layer that gguf-py's map lacks, both sides without the layer in front.
-    A model of as many layers as one of ``own_rules`` says is computed by rules of its own, so that no part
-    of it can stand for the whole.
-    """
-
+    #: The name of a model that has no other.
     title: str
+    #: GGUF's name of what llama.cpp computes, by which gguf-py names tensors.
     architecture: gguf.MODEL_ARCH
+    #: Number of the first release of llama.cpp that computes it.
     first_build: int
+    #: What that is: names and values of fields of ``Architecture``.
     computes: Mapping[str, object]
+    #: Raises ``TargetError`` for a model that llama.cpp would not load, or compute otherwise, for a reason
+    #: that ``computes`` cannot tell.
     check: Callable[[Architecture], None]
+    #: Adds the keys that llama.cpp reads, beside those of every family (``targets.gguf.hyperparameters``).
     add_hyperparameters: Callable[[gguf.GGUFWriter, Architecture], None]
+    #: Gives ``tokenizer.ggml.model``, a key of ``targets.gguf.vocabulary.FIRST_BUILDS``.
     tokenizer_model: Callable[[Tokenizer], str]
+    #: Gives the divisors of the frequencies of full-attention layers, float32 ``[head_dim / 2]``, or ``None``
+    #: for a model without such a tensor.
     rope_factors: Callable[[Architecture], NDArray[np.float32] | None] = no_factors
+    #: Names of tensors of a layer that gguf-py's map lacks, both sides without the layer in front.
     names: Mapping[str, str] = field(default_factory=dict)
+    #: Numbers of layers. A model of as many is computed by rules of its own, so that no part of it can stand
+    #: for the whole.
     own_rules: frozenset[int] = frozenset()
 
     @property

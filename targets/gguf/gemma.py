@@ -141,8 +141,8 @@ def _add_gemma3(header: gguf.GGUFWriter, architecture: Architecture) -> None:
 
 
 def _gemma4_factors(architecture: Architecture) -> NDArray[np.float32] | None:
-    """Proportional RoPE rotates only the first pairs of a head, with frequencies spread over the whole head:
-    those get the scaling factor (1), the others a divisor so large that they stand still."""
+    """Proportional RoPE rotates only the first pairs of a head, with frequencies spread over the whole head.
+    The first pairs get the scaling factor (1), the others a divisor so large that they stand still."""
     full = first_layer(architecture, FULL)
     if full is None:
         return None

@@ -55,18 +55,21 @@ class Header(gguf.GGUFWriter):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a tensor's data lies: index of the file, and offset in bytes from the file's beginning."""
+    """Where a tensor's data lies."""
 
     tensor: PlannedTensor
+    #: Index of the file.
     file: int
+    #: In bytes from the file's beginning.
     offset: int
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Files of a model, their whole sizes in bytes, and the place of every tensor."""
+    """Files of a model, and the place of every tensor."""
 
     files: tuple[Path, ...]
+    #: The files' whole sizes in bytes.
     sizes: tuple[int, ...]
     places: tuple[Place, ...]
 
@@ -77,8 +80,8 @@ def padded(size: int) -> int:
 
 
 def groups(tensors: Iterable[PlannedTensor], limit: int | None) -> list[list[PlannedTensor]]:
-    """Tensors by file, in order: a file is closed before its tensors would exceed ``limit`` bytes, so
-    only a tensor larger than that makes a larger file, alone (as ``gguf.GGUFWriter`` does)."""
+    """Tensors by file, in order. A file is closed before its tensors would exceed ``limit`` bytes, so only a
+    tensor larger than that makes a larger file, alone (as ``gguf.GGUFWriter`` does)."""
     result: list[list[PlannedTensor]] = [[]]
     size = 0
     for tensor in tensors:

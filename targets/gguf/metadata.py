@@ -1,7 +1,7 @@
 """A GGUF file's metadata and table of tensors, read without its vocabulary and its weights.
 
-The layout is ggml's ``docs/gguf.md``, versions 2 and 3, little-endian. A file is hostile input: every length
-is checked against the bytes that are left, and arrays are skipped or kept as bytes, not built. gguf-py's own
+The layout is ggml's ``docs/gguf.md``, versions 2 and 3, little-endian. A file is hostile input. Every length
+is checked against the bytes that are left. Arrays are skipped or kept as bytes, not built: gguf-py's own
 reader builds them, which takes 20 s and 1.2 GB for Gemma's vocabulary.
 """
 
@@ -40,12 +40,13 @@ _LENGTH: Final = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What a GGUF file says about itself. ``values`` holds every scalar and string by its key; ``context``
-    is the trained context length; ``quantisation`` the type of most weights (``Q4_0``); ``parameters`` the
-    number of values in this file's tensors; ``splits`` how many files the model has."""
+    """What a GGUF file says about itself."""
 
+    #: Every scalar and string by its key.
     values: Mapping[str, object]
+    #: Number of values in this file's tensors.
     parameters: int
+    #: The type of most weights (``Q4_0``).
     quantisation: str
 
     @property
@@ -86,31 +87,34 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor of a file: its GGML type, its shape with the columns last, where its data begins in the file
-    and how many bytes it takes."""
+    """One tensor of a file."""
 
     name: str
+    #: Its GGML type.
     type: gguf.GGMLQuantizationType
+    #: With the columns last.
     shape: tuple[int, ...]
+    #: Where its data begins in the file.
     offset: int
+    #: What its data takes.
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything in a GGUF file but its weights.
-
-    ``entries`` are keys and their values as the file has them (the number of the type, then the value), in
-    order and as often as they are there. ``table_end`` is where the table of tensors ends, ``data`` where the
-    first tensor's data begin, ``size`` the file's size, all in bytes.
-    """
+    """Everything in a GGUF file but its weights. Places and sizes are in bytes."""
 
     version: int
+    #: Keys and their values as the file has them (the number of the type, then the value), in order and as
+    #: often as they are there.
     entries: tuple[tuple[str, bytes], ...]
     metadata: Metadata
     tensors: tuple[Tensor, ...]
+    #: Where the table of tensors ends.
     table_end: int
+    #: Where the first tensor's data begin.
     data: int
+    #: The file's size.
     size: int
 
 

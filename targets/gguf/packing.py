@@ -1,8 +1,8 @@
 """Rows of weights as the bytes of GGML's types.
 
-Q4_0, from ``ggml/src/ggml-common.h`` (``block_q4_0``): 32 values take 18 bytes, a float16 scale and
-16 bytes of codes; byte ``i`` holds value ``i`` in its low and value ``i + 16`` in its high nibble,
-each as code + 8, so that a value is ``scale * (nibble - 8)``.
+Q4_0, from ``ggml/src/ggml-common.h`` (``block_q4_0``): 32 values take 18 bytes, a float16 scale and 16 bytes
+of codes. Byte ``i`` holds value ``i`` in its low and value ``i + 16`` in its high nibble, each as code + 8.
+So a value is ``scale * (nibble - 8)``.
 """
 
 from __future__ import annotations

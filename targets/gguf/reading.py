@@ -159,11 +159,13 @@ def split_files(path: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of a model: its description, its rows as they are stored, bytes ``[rows, bytes of a row]``,
-    and dequantised in the file's own scale, float32 ``[rows, columns]``."""
+    """A tensor of a model."""
 
+    #: Its description.
     tensor: Tensor
+    #: Its rows as they are stored, bytes ``[rows, bytes of a row]``.
     stored: Rows
+    #: Its rows dequantised in the file's own scale, float32 ``[rows, columns]``.
     floats: Rows
 
 

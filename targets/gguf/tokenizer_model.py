@@ -1,8 +1,8 @@
 """A GGUF model with the tokenizer and the chat templates of another, and next to no weights.
 
-llama.cpp's server reads templates from a model that it loads whole. What it makes of them depends on the
-keys ``tokenizer.*`` alone; so these go, byte for byte, into a model of one layer whose weights are zeros,
-which loads at once whatever the size of the other.
+llama.cpp's server reads templates from a model that it loads whole. What it makes of them depends on the keys
+``tokenizer.*`` alone. So these go, byte for byte, into a model of one layer whose weights are zeros. It loads
+at once, whatever the size of the other.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def token_types(tokenizer: Tokenizer) -> list[int]:
     """GGUF type of every token.
 
     Special tokens are control tokens, but for the visible ones. Other added tokens are matched before
-    anything else, as in the checkpoint's tokenizer, and so user-defined; one that holds U+2581 stays an
+    anything else, as in the checkpoint's tokenizer, and so user-defined. One that holds U+2581 stays an
     ordinary piece, because a user-defined token's text is rendered as it is, without becoming spaces.
     """
     types = [int(gguf.TokenType.NORMAL)] * len(tokenizer.tokens)
@@ -175,10 +175,13 @@ def _merges_are_whole(
 
 @dataclass(frozen=True, slots=True)
 class _Special:
-    """Special tokens by GGUF's names, all ``ends`` of an answer, and those of them that are ``lost``."""
+    """Special tokens."""
 
+    #: By GGUF's names.
     ids: Mapping[str, int | None]
+    #: All that end an answer.
     ends: Sequence[int]
+    #: Those of ``ends`` that are lost.
     lost: Sequence[int]
 
 
@@ -186,7 +189,7 @@ def _special(architecture: Architecture, tokenizer: Tokenizer) -> _Special:
     """Which token has which part.
 
     llama.cpp (0.3.36's and before) ends an answer at three ids, ``eos``, ``eot`` and ``eom``, and at tokens
-    that it knows by their text, so an end that it would not know goes first into the place that is left.
+    that it knows by their text. So an end that it would not know goes first into the place that is left.
     """
     eos = tokenizer.eos if tokenizer.eos is not None else next(iter(architecture.eos), None)
     turns = [tokenizer.tokens.index(text) for text in architecture.end_of_turn if text in tokenizer.tokens]

@@ -42,12 +42,15 @@ _EMBEDDING: Final = "token_embd.weight"
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """One tensor of the widened file: where it comes from, whether it becomes float32, its ``bytes`` then,
-    and its ``offset`` from the beginning of the tensors' data."""
+    """One tensor of the widened file."""
 
+    #: Where it comes from.
     source: Source
+    #: Whether it becomes float32.
     widened: bool
+    #: What it takes then.
     bytes: int
+    #: From the beginning of the tensors' data.
     offset: int
 
     @property

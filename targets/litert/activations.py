@@ -33,8 +33,8 @@ def projections(architecture: Architecture) -> tuple[str, ...]:
 
 
 def projection(weight: str) -> str:
-    """Name of the module to which a matrix belongs, from the canonical name of the matrix; that of the output
-    head for an embedding, which may be tied to it."""
+    """Name of the module to which a matrix belongs, from the canonical name of the matrix. For an embedding,
+    to which the output head may be tied, it is the head's."""
     return _HEAD if weight == EMBEDDING else weight.removesuffix(".weight").rpartition(".")[2]
 
 

@@ -2,11 +2,11 @@
 
 The layout (https://github.com/google-ai-edge/LiteRT-LM, ``schema/core/litertlm_header_schema.fbs`` and
 ``litert_lm_builder``): eight bytes ``LITERTLM``, three numbers of the version (uint32), four bytes of zeros,
-the end of the header (uint64), at byte 32 a flatbuffer ``LiteRTLMMetaData`` that lists the sections, and the
-sections, each from a multiple of 16 KiB on. Everything is little-endian.
+and the end of the header (uint64). At byte 32 stands a flatbuffer ``LiteRTLMMetaData`` that lists the
+sections. The sections follow, each from a multiple of 16 KiB on. Everything is little-endian.
 
-The library's own builder copies whole models and adds a random number and the time of day; this one streams
-a model to its place, and equal sections give equal bytes.
+The library's own builder copies whole models and adds a random number and the time of day. This one streams a
+model to its place, and equal sections give equal bytes.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ _TEXT: Final = 9
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A section to write: its kind (one of ``KINDS``), what it holds, and the type of a model.
+    """A section to write."""
 
-    ``content`` is bytes, or a function that writes them into a stream from its position on, which is a
-    multiple of 16 KiB; the section ends where the file does when it returns, so that it may write in any
-    order, also through the stream's ``fileno``.
-    """
-
+    #: One of ``KINDS``.
     kind: str
+    #: What it holds: bytes, or a function that writes them into a stream from its position on, which is a
+    #: multiple of 16 KiB. The section ends where the file does when the function returns. So it may write in
+    #: any order, also through the stream's ``fileno``.
     content: bytes | Callable[[BinaryIO], object]
+    #: The type of a model.
     model_type: str | None = None
 
 
@@ -164,16 +164,20 @@ def read_sections(path: Path) -> tuple[StoredSection, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """All that a header says beside places: ``version``, the bytes that are reserved, ``entries`` about the
-    file, the ``items`` of each section in the order of ``read_sections``, the byte at which it ends, what is
-    not read (one line each), and the first byte other than 0 that belongs to nothing."""
+    """All that a header says beside places."""
 
     version: tuple[int, int, int]
+    #: The bytes that are reserved.
     reserved: int
+    #: Keys and texts about the file.
     entries: tuple[tuple[str, str], ...]
+    #: Keys and texts about each section, in the order of ``read_sections``.
     items: tuple[tuple[tuple[str, str], ...], ...]
+    #: The byte at which the header ends.
     end: int
+    #: What is not read, one line each.
     unknown: tuple[str, ...]
+    #: The first byte other than 0 that belongs to nothing.
     spare: int | None
 
 
@@ -236,8 +240,8 @@ def read_section(path: Path, section: StoredSection, limit: int) -> bytes:
 
 
 def copy_section(path: Path, section: StoredSection, stream: BinaryIO) -> None:
-    """Copy a section of the file ``path`` to where ``stream`` stands; raises ``CheckpointError`` if the file
-    ends before and ``OSError`` if it cannot be read or ``stream`` cannot be written."""
+    """Copy a section of the file ``path`` to where ``stream`` stands. Raises ``CheckpointError`` if the file
+    ends before, and ``OSError`` if it cannot be read or ``stream`` cannot be written."""
     with path.open("rb") as source:
         source.seek(section.offset)
         left = section.size

@@ -47,10 +47,11 @@ _Found = dict[tuple[int, int], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What an artifact should be: ``sections`` beside the models, and by model type where everything is in a
-    model (``layouts``)."""
+    """What an artifact should be."""
 
+    #: Those beside the models.
     sections: Sequence[Section]
+    #: Where everything is in a model, by model type.
     layouts: Mapping[str, Layout]
 
 

@@ -19,18 +19,17 @@ from targets.writing import NO_BLOCKS, Bytes, Statuses
 
 @dataclass(frozen=True, slots=True)
 class StoredRows:
-    """Rows in a type of ``targets.litert.storage``.
+    """Rows in a type of ``targets.litert.storage``."""
 
-    ``values`` are int8 codes, or numbers in the type's dtype, ``[rows, columns]``; ``scales`` (float16) and
-    ``sums`` (float32) are ``[rows, blocks]``, ``None`` for a type without them. ``statuses`` are those of
-    the lattice's blocks, one behind the other; ``narrowed`` counts scales that are right here and no bfloat16
-    numbers.
-    """
-
+    #: int8 codes, or numbers in the type's dtype, ``[rows, columns]``.
     values: NDArray[np.generic]
+    #: float16 ``[rows, blocks]``; ``None`` for a type without them.
     scales: NDArray[np.float16] | None
+    #: float32 ``[rows, blocks]``; ``None`` for a type without them.
     sums: NDArray[np.float32] | None
+    #: Those of the lattice's blocks, one behind the other.
     statuses: Statuses
+    #: How many scales are right here and no bfloat16 numbers.
     narrowed: int
 
     def stretches(self) -> tuple[Bytes, ...]:

@@ -7,7 +7,7 @@ that shares keys and values gets the caches of the last kept layer of the kind t
 is changed, and operators that no output needs any more go: what is wrong in one that stays is as wrong in the
 excerpt.
 
-The graph is not taken apart: the bytes that say what an operator reads, which operators there are, and which
+The graph is not taken apart. The bytes that say what an operator reads, which operators there are, and which
 inputs and outputs, are overwritten in a copy, at places that ``targets.litert.tables`` has checked. A prefill
 computes caches alone, and so only the layers that have some.
 """

@@ -24,21 +24,23 @@ def _as_it_is(text: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class LitertFamily:
-    """An object of the entry-point group ``qatconvert.families.litert``. It imports litert-torch and
-    transformers in its functions alone, the last three of which are called in the child that exports.
+    """An object of the entry-point group ``qatconvert.families.litert``.
 
-    ``add_metadata(message, tokens)`` fills in how LiteRT-LM reads prompts and answers of a model with the
-    texts ``tokens`` in its vocabulary. ``extension`` is the ``model_type`` for which litert-torch has its
-    patches. ``prepare`` is called once, before a model is made. ``configuration`` turns transformers' own
-    configuration of the text model into one that litert-torch can export. ``per_layer_modules`` gives
-    litert-torch's module with the decoder and the embedder of externalised per-layer embeddings, ``None`` for
-    a family that has none.
+    It imports litert-torch and transformers in its functions alone. ``prepare``, ``configuration`` and
+    ``per_layer_modules`` are called in the child that exports.
     """
 
+    #: The ``model_type`` for which litert-torch has its patches.
     extension: str
+    #: ``add_metadata(message, tokens)`` fills in how LiteRT-LM reads prompts and answers of a model with the
+    #: texts ``tokens`` in its vocabulary.
     add_metadata: Callable[[LlmMetadata, Collection[str]], None]
+    #: Called once, before a model is made.
     prepare: Callable[[], None] = _nothing
+    #: Turns transformers' own configuration of the text model into one that litert-torch can export.
     configuration: Callable[[Any], Any] = _as_it_is
+    #: Gives litert-torch's module with the decoder and the embedder of externalised per-layer embeddings;
+    #: ``None`` for a family that has none.
     per_layer_modules: Callable[[], Any] | None = None
 
 

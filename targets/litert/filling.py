@@ -34,39 +34,47 @@ _EXPERTS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """What the writer saw: bytes of the model, names of the graph's weights, blocks written as codes of a
-    lattice, how many of them lie on no lattice, by weight, how many have a scale that float16 does not hold
-    and that has been rounded, and how many have one that is right in the file but that XNNPACK rounds to
-    bfloat16, by weight."""
+    """What the writer saw."""
 
+    #: Bytes of the model.
     size: int
+    #: Names of the graph's weights.
     names: tuple[str, ...]
+    #: Blocks written as codes of a lattice.
     blocks: int
+    #: How many of them lie on no lattice, by weight.
     off_lattice: Mapping[str, int]
+    #: How many of them have a scale that float16 does not hold and that has been rounded.
     rounded: int
+    #: How many of them have a scale that is right in the file but that XNNPACK rounds to bfloat16, by weight.
     narrowed: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a weight's codes or numbers, scales and sums begin in the file; rows of each have ``bytes``."""
+    """Where a weight lies in the file."""
 
     name: str
     weight: Weight
     type: str
+    #: Where its codes or numbers, its scales and its sums begin.
     offsets: tuple[int, ...]
+    #: Of a row of each.
     bytes: tuple[int, int, int]
     positive: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A model before its weights are written: its flatbuffer, where every weight of the graph goes behind it,
-    the bytes of all, and the weights' names."""
+    """A model before its weights are written."""
 
+    #: Its flatbuffer.
     head: bytes
+    #: Where every weight of the graph goes behind it.
     places: tuple[Place, ...]
+    #: The bytes of all.
     end: int
+    #: The weights' names.
     names: tuple[str, ...]
 
 
@@ -88,8 +96,8 @@ def fill(
     the bytes of checkpoint read, by one thread at a time.
 
     Raises ``TargetError`` for a graph that does not fit the weights and for values that the type or the
-    runtime cannot hold, ``DestinationError`` if the file cannot be written, ``CheckpointError`` for a
-    weight that cannot be read. Needs the packages of the extra ``litert``.
+    runtime cannot hold. Raises ``DestinationError`` if the file cannot be written, and ``CheckpointError``
+    for a weight that cannot be read. Needs the packages of the extra ``litert``.
     """
     layout = lay_out(graph, weights, types)
     head, end, base = layout.head, layout.end, output.tell()

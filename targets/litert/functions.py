@@ -164,38 +164,45 @@ _OPTIONS_2: Final[Mapping[int, _Fields]] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorContent:
-    """A tensor of a function: ``fields`` without its name and data, ``buffer`` where these are (``None``
-    without), and ``constant``, a digest of them if they lie within the graph."""
+    """A tensor of a function."""
 
     name: str
+    #: Without its name and data.
     fields: Mapping[str, Value]
+    #: Where its data are; ``None`` without.
     buffer: Buffer | None
+    #: A digest of its data, if they lie within the graph.
     constant: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionContent:
-    """A function: its ``fields`` without its name, its tensors, and its operators' fields."""
+    """A function."""
 
     name: str
+    #: Without its name.
     fields: Mapping[str, Value]
     tensors: tuple[TensorContent, ...]
+    #: The fields of each operator.
     operators: tuple[Mapping[str, Value], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A model. ``fields`` are its own, ``signatures`` each signature's by key: its function, and the tensor
-    of every input and output by name. ``metadata`` are digests by name. ``unknown`` says what was not read,
-    one line each, and ``spare`` the first byte other than 0 among those read that belongs to nothing.
-    ``buffers`` are all places of data."""
+    """A model."""
 
+    #: The model's own.
     fields: Mapping[str, Value]
     functions: tuple[FunctionContent, ...]
+    #: Each signature's by key: its function, and the tensor of every input and output by name.
     signatures: Mapping[str, Value]
+    #: Digests by name.
     metadata: Mapping[str, bytes]
+    #: All places of data.
     buffers: tuple[Buffer | None, ...]
+    #: What was not read, one line each.
     unknown: tuple[str, ...]
+    #: The first byte other than 0 among those read that belongs to nothing.
     spare: int | None
 
 

@@ -122,7 +122,7 @@ def tokenizer_section(documents: Documents) -> Section:
 
 
 def tokenizer_file(documents: Documents) -> str:
-    """Name of the file with the tokenizer, found without reading it whole; raises as ``tokenizer_section``
+    """Name of the file with the tokenizer, found without reading it whole. Raises as ``tokenizer_section``
     does, so that a kind that LiteRT-LM does not read is refused before any work."""
     if TOKENIZER in documents:
         return TOKENIZER

@@ -22,16 +22,19 @@ _MOST_LENGTHS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for. ``prefill_lengths`` (ascending) and ``context_length`` are in tokens, empty and
-    ``None`` for what suits the model; ``off_lattice`` is the type of matrices on no lattice, ``npus`` the
-    neural processors to compile for as well, ``activations`` what ``activations.read_activations`` gives."""
+    """What was asked for."""
 
+    #: In tokens, ascending; empty for what suits the model.
     prefill_lengths: tuple[int, ...]
+    #: In tokens; ``None`` for what suits the model.
     context_length: int | None
     externalize_embedder: bool
     keep_tflite: bool
+    #: The type of matrices on no lattice.
     off_lattice: str
+    #: The neural processors to compile for as well.
     npus: tuple[Npu, ...]
+    #: What ``activations.read_activations`` gives.
     activations: str | None = None
 
     @property

@@ -1,8 +1,8 @@
 """LiteRT artifacts read back: every weight is found by its name in the graph, and read as the runtime does.
 
 Independent of how they were written: the flatbuffer alone says where the bytes are and what they mean. Norms
-and other vectors are constants without a name of their own; for them the graph must hold a constant with the
-checkpoint's numbers, which does not say that it is in its place: that only running the graph shows. A factor
+and other vectors are constants without a name of their own. For them the graph must hold a constant with the
+checkpoint's numbers. That does not say that it is in its place, which only running the graph shows. A factor
 of 1 may be absent.
 """
 
@@ -89,7 +89,7 @@ def describe_models(
 
 def coded_products(model: Model, subgraph: Subgraph) -> Callable[[Tensor], Codes]:
     """A function that gives codes times scales, without sums, of a tensor of ``INT4`` in one function of a
-    model; it raises ``CheckpointError`` for codes that are used or scaled in a way that is not read."""
+    model. It raises ``CheckpointError`` for codes that are used or scaled in a way that is not read."""
     found = _Tensors([replace(model, subgraphs=(subgraph,))], 0.0)
     uses = _uses(subgraph)
     indices = {id(tensor): index for index, tensor in enumerate(subgraph.tensors)}
@@ -98,15 +98,17 @@ def coded_products(model: Model, subgraph: Subgraph) -> Callable[[Tensor], Codes
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A weight of the artifact; ``rows(start, stop)`` gives the checkpoint's rows as float32, ``places`` are
-    where it is read from, ``multiplied`` says whether a product reads its codes, ``offset`` is what its
-    numbers are stored with."""
+    """A weight of the artifact."""
 
     type: str
     bytes: int
+    #: Where it is read from.
     places: tuple[object, ...]
+    #: ``rows(start, stop)`` gives the checkpoint's rows as float32.
     rows: Callable[[int, int], Floats]
+    #: Whether a product reads its codes.
     multiplied: bool = False
+    #: What its numbers are stored with.
     offset: float = 0.0
 
 

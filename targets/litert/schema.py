@@ -44,22 +44,27 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Blockwise:
-    """How codes are scaled: the tensor with the scales, that with zero points (-1: none), values per scale
-    and the dimension that is not cut into blocks."""
+    """How codes are scaled."""
 
+    #: The tensor with the scales.
     scales: int
+    #: The tensor with zero points; -1 for none.
     zero_points: int
+    #: Values per scale.
     block: int
+    #: The dimension that is not cut into blocks.
     dimension: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of a subgraph; ``type`` is ``TensorType``'s number, ``buffer`` ``None`` without data."""
+    """A tensor of a subgraph."""
 
     name: str
+    #: ``TensorType``'s number.
     type: int
     shape: tuple[int, ...]
+    #: ``None`` without data.
     buffer: Buffer | None
     blockwise: Blockwise | None
     scaled: bool
@@ -67,11 +72,13 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An operator by ``BuiltinOperator``'s number, and the tensors that it reads, -1 for one left out, and
-    makes."""
+    """An operator."""
 
+    #: ``BuiltinOperator``'s number.
     code: int
+    #: The tensors that it reads; -1 for one left out.
     inputs: tuple[int, ...]
+    #: The tensors that it makes.
     outputs: tuple[int, ...]
 
 
@@ -85,10 +92,12 @@ class Subgraph:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A TFLite model that begins at byte ``start`` of a file and has ``size`` bytes."""
+    """A TFLite model in a file."""
 
     shard: Shard
+    #: The file's byte at which it begins.
     start: int
+    #: How many bytes it has.
     size: int
     subgraphs: tuple[Subgraph, ...]
 

@@ -3,8 +3,8 @@
 ``INT4``: codes of a 4-bit lattice in blocks of 32, two to a byte, and a float16 scale for each block
 (TFLite's ``BlockwiseQuantization``). LiteRT's processor library, XNNPACK, takes positive ones only in
 ``FULLY_CONNECTED``. A matrix with negative ones is ``INT4+sums``: a block of codes ``c`` with scale ``s < 0``
-holds ``-c - 1`` with scale ``|s|``, and as ``s * c = |s| * (-c - 1) + |s|``, a small float32 matrix
-``[rows, columns / 32]`` has ``|s|`` for such blocks and 0 for others; the graph multiplies it with the sums
+holds ``-c - 1`` with scale ``|s|``. As ``s * c = |s| * (-c - 1) + |s|``, a small float32 matrix
+``[rows, columns / 32]`` has ``|s|`` for such blocks and 0 for others. The graph multiplies it with the sums
 of the input's blocks. That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP`` takes any scale.
 ``FLOAT16`` goes through a ``DEQUANTIZE``, ``FLOAT`` is float32.
 """
@@ -111,7 +111,7 @@ def planned_tensors(
     """How every weight is stored; ``negative`` names those with negative scales.
 
     An output head tied to the embedding shares its tensor, unless that has negative scales or ``own_head``
-    says that both are in different models: the head is then a tensor of its own, which comes last.
+    says that both are in different models. The head is then a tensor of its own, which comes last.
     """
     held, planned = holdings(off_lattice), []
     for weight in weights.values():

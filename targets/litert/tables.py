@@ -1,7 +1,7 @@
 """Flatbuffers of strangers: tables, lists and texts, of which nothing is believed.
 
 A flatbuffer begins with the place of its root table (uint32). A table begins with the distance back to a
-list of its fields' places (int32); that list has its own length and the table's in bytes, then two bytes a
+list of its fields' places (int32). That list has its own length and the table's in bytes, then two bytes a
 field (https://flatbuffers.dev/internals/). Everything is little-endian. Every place is checked against the
 bytes at hand, and the number of parts that are read is bounded: a flatbuffer may point to one part from many
 others.

@@ -99,17 +99,16 @@ _PROBE: Final = Conversation("whether thinking matters", ({"role": "user", "cont
 
 @dataclass(frozen=True, slots=True)
 class LiteRtTemplate:
-    """A chat template for LiteRT-LM: its ``text``, and ``edits`` that make it of the checkpoint's.
-
-    ``kept`` says why an edit that LiteRT-LM needs was not made, empty if none was left. ``thinking`` and
-    ``function_calling`` tell whether prompts depend on ``enable_thinking``, and hold tools, their calls and
-    results.
-    """
+    """A chat template for LiteRT-LM."""
 
     text: str
+    #: Those that make it of the checkpoint's.
     edits: tuple[str, ...] = ()
+    #: Why an edit that LiteRT-LM needs was not made; empty if none was left.
     kept: str = ""
+    #: Whether prompts depend on ``enable_thinking``.
     thinking: bool = False
+    #: Whether prompts hold tools, their calls and results.
     function_calling: bool = False
 
 
@@ -151,8 +150,8 @@ def minijinja_template(template: str) -> tuple[str, tuple[str, ...]]:
     """A chat template without what minijinja does not know, and the edits that took it out.
 
     As litert-torch does, the ``generation`` tags, which only transformers knows, go, and ``x.get('y')``
-    becomes ``x['y']``; unlike there an empty comment stays where a tag was, which takes the white space
-    beside it as the tag did, and nothing changes outside of code.
+    becomes ``x['y']``. Unlike there, an empty comment stays where a tag was, which takes the white space
+    beside it as the tag did. Nothing changes outside of code.
     """
     plain = _TAG.sub(lambda tag: _GENERATION_TAG.sub(r"{#\1 \2#}", tag[0]), template)
     text = _TAG.sub(lambda tag: tag[0] if tag[0].startswith("{#") else _GET.sub(_subscript, tag[0]), plain)
@@ -192,12 +191,14 @@ def _edited(template: str, special: tuple[tuple[str, str], ...]) -> LiteRtTempla
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """What transformers makes of every conversation by several templates, of which the first is the original:
-    ``plain`` of conversations as they are, ``sent`` of them as LiteRT-LM hands them over, ``probes`` without
-    and with thinking. Each is as ``rendering.write_chats`` gives it."""
+    """What transformers makes of every conversation by several templates, of which the first is the original.
+    Each is as ``rendering.write_chats`` gives it."""
 
+    #: Of conversations as they are.
     plain: Sequence[Sequence[Mapping[str, str]]]
+    #: Of conversations as LiteRT-LM hands them over.
     sent: Sequence[Sequence[Mapping[str, str]]]
+    #: Without and with thinking.
     probes: Sequence[Mapping[str, str]]
 
     @classmethod

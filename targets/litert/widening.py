@@ -150,7 +150,7 @@ class _Widening:
 
     def kept(self) -> Iterator[tuple[int, int]]:
         """The stretches of the model that are copied, from one byte to another, without codes that become
-        numbers and what no operator of an excerpt reads; what is left out stays a hole."""
+        numbers and what no operator of an excerpt reads. What is left out stays a hole."""
         left = {wide.codes.codes.buffer for wide in self.buffers.values()} | self._unread
         start = 0
         for buffer in sorted(left, key=lambda one: one.offset):

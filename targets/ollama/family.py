@@ -16,27 +16,26 @@ CONTEXT: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """Values of a Modelfile's commands that depend on the model, ``None`` for one that it does not need:
-    ``renderer`` (Ollama makes the prompts itself), ``parser`` (it takes answers apart), ``requires`` (the
-    first Ollama that runs the model)."""
+    """Values of a Modelfile's commands that depend on the model, ``None`` for one that it does not need."""
 
+    #: With one, Ollama makes the prompts itself.
     renderer: str | None = None
+    #: With one, Ollama takes answers apart.
     parser: str | None = None
+    #: The first Ollama that runs the model.
     requires: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OllamaFamily:
-    """An object of the entry-point group ``qatconvert.families.ollama``.
+    """An object of the entry-point group ``qatconvert.families.ollama``."""
 
-    ``end_of_turn`` is the text that always ends an answer. ``sampling`` has the ``temperature``, ``top_p``
-    and ``top_k`` that are recommended where the model says nothing. ``commands(parameters,
-    per_layer_embeddings)`` gives the commands for a model of so many weights, with embeddings for each layer
-    or without.
-    """
-
+    #: The text that always ends an answer.
     end_of_turn: str
+    #: The ``temperature``, ``top_p`` and ``top_k`` that are recommended where the model says nothing.
     sampling: Mapping[str, float]
+    #: ``commands(parameters, per_layer_embeddings)`` gives the commands for a model of so many weights, with
+    #: embeddings for each layer or without.
     commands: Callable[[int, bool], Commands] = lambda parameters, per_layer_embeddings: Commands()
 
 
@@ -61,15 +60,15 @@ def family_modelfile(
 ) -> Modelfile:
     """The Modelfile of a model.
 
-    ``model`` is the path of the GGUF relative to the Modelfile (of its directory, if it has several files),
-    ``family`` the name of the model's family, ``parameters`` the number of weights,
-    ``per_layer_embeddings`` whether the model has such (E2B, E4B), ``context`` the trained
-    context length, ``sampling`` the values of temperature, top_p and top_k (default: the recommended),
-    ``stops`` the texts of tokens that end an answer beside the family's end of a turn, ``penalties`` the
-    values of min_p and repetition_penalty where they change anything, and of repeat_last_n where it is not
-    the whole text. Of ``licenses``, which only people read, what Ollama would drop is replaced (``printed``).
-    ``num_ctx`` defaults to 8192 or the trained context, whichever is less. Raises ``TargetError`` for a
-    family of which Ollama's commands are not known.
+    ``model`` is the path of the GGUF relative to the Modelfile (of its directory, if it has several files).
+    ``family`` is the name of the model's family, ``parameters`` the number of weights.
+    ``per_layer_embeddings`` says whether the model has such (E2B, E4B). ``context`` is the trained context
+    length. ``num_ctx`` defaults to 8192 or the trained context, whichever is less. ``sampling`` has the
+    values of temperature, top_p and top_k (default: the recommended). ``stops`` are the texts of tokens that
+    end an answer beside the family's end of a turn. ``penalties`` has the values of min_p and
+    repetition_penalty where they change anything, and of repeat_last_n where it is not the whole text. Of
+    ``licenses``, which only people read, what Ollama would drop is replaced (``printed``). Raises
+    ``TargetError`` for a family of which Ollama's commands are not known.
     """
     known = family_of("ollama", family, OllamaFamily)
     commands = known.commands(parameters, per_layer_embeddings)

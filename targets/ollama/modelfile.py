@@ -1,7 +1,7 @@
 """Modelfiles, written and read by Ollama's grammar (``docs/modelfile.mdx`` and ``parser/parser.go``).
 
 A command is a word, a space and a value up to the end of the line. A value in one or three double quotes
-may span lines: it ends at the first line end (or the file's end) before which the text, without trailing
+may span lines. It ends at the first line end (or the file's end) before which the text, without trailing
 space, ends in the same quotes. There are no escapes, and characters that Go does not call printable are
 dropped, but for space, tab and line ends. Values that cannot be written so are refused.
 """
@@ -26,11 +26,12 @@ _BARE: Final = re.compile(r"[0-9A-Za-z_./~+-][0-9A-Za-z_.,:/@+-]*")
 
 @dataclass(frozen=True, slots=True)
 class Modelfile:
-    """The commands of a Modelfile. ``model`` is FROM's value, a path relative to the Modelfile or a model's
-    name; ``parameters`` are (name, value) pairs, in which ``stop`` may come several times; ``messages`` are
-    (role, text) pairs. The other fields are the values of the commands of the same name."""
+    """The commands of a Modelfile. Fields without a word of their own are the values of the commands of the
+    same name."""
 
+    #: FROM's value, a path relative to the Modelfile or a model's name.
     model: str
+    #: (name, value) pairs, in which ``stop`` may come several times.
     parameters: tuple[tuple[str, str], ...] = ()
     renderer: str | None = None
     parser: str | None = None
@@ -40,6 +41,7 @@ class Modelfile:
     draft: str | None = None
     requires: str | None = None
     licenses: tuple[str, ...] = ()
+    #: (role, text) pairs.
     messages: tuple[tuple[str, str], ...] = field(default=())
 
 

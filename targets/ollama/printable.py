@@ -59,6 +59,6 @@ def is_kept(letter: str) -> bool:
 
 
 def printed(text: str) -> str:
-    """``text`` with nothing in it that the parser drops: other spaces, such as the no-break one, and other
-    line ends become plain ones; soft hyphens, joiners and control characters are left out."""
+    """``text`` with nothing in it that the parser drops. Other spaces, such as the no-break one, and other
+    line ends become plain ones. Soft hyphens, joiners and control characters are left out."""
     return "".join(one if is_kept(one) else _SEPARATORS.get(unicodedata.category(one), "") for one in text)

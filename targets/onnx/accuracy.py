@@ -1,6 +1,6 @@
 """``accuracy_level`` of MatMulNBits: the precision of activations in a quantised matrix product.
 
-Of onnxruntime's levels, 0 leaves the choice to the kernel, which on CPU computes in float32; 1 is float32,
+Of onnxruntime's levels, 0 leaves the choice to the kernel, which on CPU computes in float32. 1 is float32,
 2 float16, 3 bfloat16, and 4 rounds activations to int8 (its documentation of the contrib operator
 ``com.microsoft.MatMulNBits``). A kernel may take a more accurate level than the one that it is asked for.
 """

@@ -1,8 +1,8 @@
 """Self-attention as one ``GroupQueryAttention`` per layer.
 
 The rotations are computed in the graph from ``position_ids``, once for every kind of layer. mobius would
-store them as tables for the whole context: 400 MB at 131,072 positions and head sizes of 256 and 512, more
-than the layers of a small model.
+store them as tables for the whole context. At 131,072 positions and head sizes of 256 and 512 these take
+400 MB, more than the layers of a small model.
 """
 
 from __future__ import annotations

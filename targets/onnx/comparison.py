@@ -67,11 +67,12 @@ def differences(artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Pr
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """Bytes of the data file that the converter writes, from ``start`` on, and where an artifact holds them:
-    in several places if several initializers share them."""
+    """Bytes of the data file that the converter writes."""
 
+    #: Where they begin.
     start: int
     length: int
+    #: Where an artifact holds them: in several places if several initializers share them.
     places: tuple[tuple[Shard, int], ...]
 
 

@@ -1,7 +1,7 @@
 """Stored bytes as float32 rows, by onnxruntime's rules and independently of how they were packed.
 
-Codes lie in blocks along a row, the first in the lowest bits of a byte; without a zero point the middle code
-stands for zero; a block has one scale (onnxruntime, ``docs/ContribOperators.md``).
+Codes lie in blocks along a row, the first in the lowest bits of a byte. Without a zero point the middle code
+stands for zero. A block has one scale (onnxruntime, ``docs/ContribOperators.md``).
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ ITEM_BYTES: Final = {"FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2, "UINT8": 1}
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """``size`` bytes of an initializer: a file's from ``offset`` on, or those of the graph itself."""
+    """Bytes of an initializer."""
 
     name: str
+    #: How many there are.
     size: int
+    #: The file that has them, or those of the graph itself.
     source: Shard | bytes
+    #: Where they begin in a file.
     offset: int = 0
 
     def read(self, start: int, count: int) -> NDArray[np.uint8]:
@@ -58,13 +61,14 @@ def narrowed(values: Floats, casts: frozenset[str]) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A matrix ``[rows, columns]`` that is stored as numbers, as ``[columns, rows]`` if ``transposed``."""
+    """A matrix ``[rows, columns]`` that is stored as numbers."""
 
     stretch: Stretch
     dtype: str
     rows: int
     columns: int
     casts: frozenset[str]
+    #: Whether it is stored as ``[columns, rows]``.
     transposed: bool
 
     def __call__(self, start: int, stop: int) -> Floats:
@@ -80,14 +84,19 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a node reads the codes of a matrix of ``shape``: ``block`` codes of ``bits`` bits for each scale,
-    ``row_bytes`` in a row; ``scales`` names the initializer with the scales, which are cast to ``casts``."""
+    """How a node reads the codes of a matrix."""
 
+    #: Of the matrix.
     shape: tuple[int, ...]
+    #: Of a code.
     bits: int
+    #: Codes for each scale.
     block: int
+    #: Bytes of codes in a row.
     row_bytes: int
+    #: Name of the initializer with the scales.
     scales: str
+    #: What the scales are cast to.
     casts: frozenset[str]
 
     @property

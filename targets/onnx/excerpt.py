@@ -35,10 +35,13 @@ _KINDS: Final = ("key", "value")
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Bytes of a file with data, beside the artifact: its name, where they begin, and how many there are."""
+    """Bytes of a file with data, beside the artifact."""
 
+    #: Its name.
     location: str
+    #: Where they begin.
     offset: int
+    #: How many there are.
     length: int
 
 

@@ -2,7 +2,7 @@
 
 onnxruntime's ``QMoE`` cannot serve: its CPU kernel has no gated tanh GELU (``geglu`` is for CUDA alone), and
 mobius puts a SwiGLU there, which is another function. Here every token's rows are sorted by expert, split
-into one (mostly empty) piece per expert, and each piece meets the codes of its own expert in ``MatMulNBits``,
+into one (mostly empty) piece per expert. Each piece meets the codes of its own expert in ``MatMulNBits``,
 which returns at once for no rows. So a token pays for the experts that it uses; each of the others costs two
 calls of a kernel that has nothing to do.
 """

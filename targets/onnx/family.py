@@ -20,16 +20,14 @@ ACTIVATIONS: Final = {GELU_TANH: "gelu_pytorch_tanh", SILU: "silu"}
 
 @dataclass(frozen=True, slots=True)
 class OnnxFamily:
-    """An object of the entry-point group ``qatconvert.families.onnx``.
+    """An object of the entry-point group ``qatconvert.families.onnx``."""
 
-    ``model_type`` is onnxruntime-genai's name of a decoder that takes ``input_ids``. ``build(architecture,
-    values)`` gives mobius's module of the text model and its configuration, made of ``values`` and of what
-    only this family has (see ``targets.onnx.configuration``). Attention, embeddings, projections and head are
-    replaced, so that of the module only the order of norms, MLP and sums counts. ``build`` imports mobius,
-    and nothing else that is here does.
-    """
-
+    #: onnxruntime-genai's name of a decoder that takes ``input_ids``.
     model_type: str
+    #: ``build(architecture, values)`` gives mobius's module of the text model and its configuration, made of
+    #: ``values`` and of what only this family has (see ``targets.onnx.configuration``). Attention,
+    #: embeddings, projections and head are replaced, so that of the module only the order of norms, MLP and
+    #: sums counts. It imports mobius, and nothing else that is here does.
     build: Callable[[Architecture, Mapping[str, Any]], tuple[nn.Module, ArchitectureConfig]]
 
 

@@ -22,13 +22,16 @@ _LARGE: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A weight's bytes: ``row_bytes`` for each row from ``offset`` on, row after row; and those of its
-    scales if it is held as codes (``scales_offset`` is ``None`` and ``scales_row_bytes`` 0 otherwise)."""
+    """A weight's bytes, and those of its scales if it is held as codes."""
 
     tensor: PlannedTensor
+    #: Where they begin; row follows row.
     offset: int
+    #: Bytes of each row.
     row_bytes: int
+    #: Where those of its scales begin; ``None`` if it is not held as codes.
     scales_offset: int | None
+    #: Bytes of the scales of each row; 0 if it is not held as codes.
     scales_row_bytes: int
 
     @property
@@ -39,9 +42,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The place of every weight by canonical name, in the order of the file, and the file's size in bytes."""
+    """Where every weight lies in the file."""
 
+    #: By canonical name, in the order of the file.
     places: Mapping[str, Place]
+    #: The file's size in bytes.
     size: int
 
 

@@ -1,8 +1,8 @@
 """Leaf modules of the graph: projections, embeddings and the head, for each form that a plan gives a weight.
 
-The layouts are onnxruntime's: ``MatMulNBits`` takes codes ``[rows, blocks, bytes]`` and scales
-``[rows, blocks]`` (a value is ``(code - middle) * scale``, the middle code 8 or 128 where no zero point is
-given), ``GatherBlockQuantized`` the same bytes as ``[rows, bytes of a row]``.
+The layouts are onnxruntime's. ``MatMulNBits`` takes codes ``[rows, blocks, bytes]`` and scales
+``[rows, blocks]``. A value is ``(code - middle) * scale``, the middle code 8 or 128 where no zero point is
+given. ``GatherBlockQuantized`` takes the same bytes as ``[rows, bytes of a row]``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rows of weights as the bytes of ONNX initializers.
 
 ``MatMulNBits`` and ``GatherBlockQuantized`` (onnxruntime, ``docs/ContribOperators.md``) take codes without a
-sign: with 4 bits two to a byte, the first in the low nibble, each as code + 8; with 8 bits as code + 128.
-Without a zero point that middle code stands for zero, so a value is ``scale * code``.
+sign. With 4 bits they are two to a byte, the first in the low nibble, each as code + 8. With 8 bits each is
+code + 128. Without a zero point that middle code stands for zero, so a value is ``scale * code``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a ``model.onnx`` says about its weights: nodes and initializers, without their data.
 
 The file may come from a stranger. A message of two bytes takes 170 in protobuf's memory, so the graph is
-taken apart here (https://protobuf.dev/programming-guides/encoding/), and protobuf parses one node or one
+taken apart here (https://protobuf.dev/programming-guides/encoding/). protobuf parses one node or one
 initializer at a time, of which only what leads to weights is kept. Field numbers are those of ``onnx.proto``.
 """
 
@@ -47,43 +47,50 @@ _GRAPH_INITIALIZER: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class External:
-    """Bytes in another file: its path from the graph's directory, where they begin, and how many there are
-    (``None``: as many as the initializer needs)."""
+    """Bytes in another file."""
 
+    #: The file's path from the graph's directory.
     location: str
+    #: Where they begin.
     offset: int
+    #: How many there are; ``None`` for as many as the initializer needs.
     length: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Initializer:
-    """A tensor of the graph: its ONNX type (``UINT8``), its shape, and its data, here or in another file."""
+    """A tensor of the graph."""
 
     name: str
+    #: Its ONNX type (``UINT8``).
     dtype: str
     shape: tuple[int, ...]
+    #: Its data, here or in another file.
     data: External | bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """An operator with the names of its inputs and outputs and those of its attributes that are integers and
-    say how it reads a weight."""
+    """An operator."""
 
     operator: str
+    #: Names of its inputs.
     inputs: tuple[str, ...]
+    #: Names of its outputs.
     outputs: tuple[str, ...]
+    #: Those that are integers and say how it reads a weight, by name.
     attributes: Mapping[str, int | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Initializers by name, and all nodes; operators of other domains than ONNX's own are called
-    ``com.microsoft.MatMulNBits``. ``properties`` is what the model says about itself (``metadata_props``)."""
+    """Initializers by name, and all nodes. Operators of other domains than ONNX's own are called
+    ``com.microsoft.MatMulNBits``."""
 
     path: Path
     initializers: Mapping[str, Initializer]
     nodes: tuple[Node, ...]
+    #: What the model says about itself (``metadata_props``).
     properties: Mapping[str, str]
 
 

@@ -53,8 +53,9 @@ def files(artifact: Path) -> list[Path]:
 def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """Every weight of ``checkpoint`` as stored in ``artifact`` (``model.onnx``).
 
-    Raises ``CheckpointError`` for a damaged graph, for a weight that is missing, has another shape or is
-    used in a way that is not read, and for data that are missing, cut off or outside the model's directory.
+    Raises ``CheckpointError`` for a damaged graph, and for a weight that is missing, has another shape or is
+    used in a way that is not read. Raises it as well for data that are missing, cut off or outside the
+    model's directory.
     """
     graph = _Connected(read_graph(artifact))
     stored = {}
@@ -74,11 +75,12 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """A matrix of the artifact (a vector is one row): ``rows_of(start, stop)`` gives rows as float32."""
+    """A matrix of the artifact; a vector is one row."""
 
     rows: int
     type: str
     bytes: int
+    #: ``rows_of(start, stop)`` gives rows as float32.
     rows_of: Numbers | Codes
 
 
@@ -211,7 +213,8 @@ def _numbers(graph: _Connected, one: Initializer, shape: tuple[int, ...]) -> _Ma
 
 def _ways(graph: _Connected, one: Initializer) -> tuple[frozenset[str], bool]:
     """Types to which an initializer is cast on the way to the nodes that compute with it, and whether it is
-    the transpose of what they take for the checkpoint's weight, whose matrices are ``[outputs, inputs]``."""
+    the transpose of what they take for the checkpoint's weight. The checkpoint's matrices are
+    ``[outputs, inputs]``."""
     casts: frozenset[str] = frozenset()
     found: set[bool] = set()
     waiting, seen = [(one.name, False)], set()

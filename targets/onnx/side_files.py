@@ -7,12 +7,12 @@ What it does with them, checked with 0.18:
 * A family's model type (``targets.onnx.family``) must mean a decoder that takes ``input_ids``.
 * Caches are made for the graph's ``past_key_values`` inputs, each with the heads and the head size that its
   input declares. The sizes in the configuration count only where an input leaves them open.
-* A ``sliding_window`` entry makes the caches smaller than the text, or slides the inputs, which only a
-  graph made for it survives: the window is the graph's own business, and there is no such entry.
+* A ``sliding_window`` entry makes the caches smaller than the text, or slides the inputs, which only a graph
+  made for it survives. The window is the graph's own business, and there is no such entry.
 * With ``past_present_share_buffer`` the caches are allocated for the search's ``max_length`` before the
   first token, whatever a layer's window is. Without it they grow with the text, but ``rewind_to`` refuses
   every model whose layers differ in heads or head size, and the last token of any other. So it is on, with a
-  length that small machines have room for; a client may set any other up to the context.
+  length that small machines have room for. A client may set any other up to the context.
 * Unless told otherwise it uses half of the processor's cores; 0 leaves the number to onnxruntime.
 
 Its tokenizer (onnxruntime-extensions) knows classes by name, reads the chat template either from

@@ -1,8 +1,8 @@
 """How the ONNX artifact holds a weight: which type, under which name, in how many bytes.
 
 A matrix on the 4-bit lattice is held as the codes and scales of ``MatMulNBits`` and
-``GatherBlockQuantized`` (``INT4``); ``INT8`` is the same with 8 bits, for matrices on no lattice.
-``FLOAT``, ``FLOAT16`` and ``BFLOAT16`` are ONNX's own types.
+``GatherBlockQuantized`` (``INT4``). ``INT8`` is the same with 8 bits, for matrices on no lattice. ``FLOAT``,
+``FLOAT16`` and ``BFLOAT16`` are ONNX's own types.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ BITS: Final[Mapping[str, int]] = {"INT4": 4, "INT8": 8}
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Choices that hold for a whole artifact: ONNX type of activations (``FLOAT`` or ``FLOAT16``), type of
-    scales (the same two), the option ``off_lattice``, and ``MatMulNBits``' ``accuracy_level`` (``None`` if it
-    is to be measured)."""
+    """Choices that hold for a whole artifact."""
 
+    #: ONNX type of activations, ``FLOAT`` or ``FLOAT16``.
     dtype: str = "FLOAT"
+    #: Type of scales, one of the same two.
     scales: str = "FLOAT"
+    #: The option ``off_lattice``.
     off_lattice: str = "q8_0"
+    #: ``MatMulNBits``' ``accuracy_level``; ``None`` if it is to be measured.
     accuracy_level: int | None = None
 
     @property
@@ -56,7 +58,7 @@ class Storage:
 
 def read_options(options: Mapping[str, object]) -> Storage:
     """The options ``onnx_dtype`` (``float32``, ``float16``), ``onnx_scales`` (``f32``, ``f16``; by default
-    those of the activations), ``off_lattice`` and ``accuracy_level`` (0 to 4); raises ``UsageError``."""
+    those of the activations), ``off_lattice`` and ``accuracy_level`` (0 to 4). Raises ``UsageError``."""
     dtype = _chosen(options, "onnx_dtype", "activation type", "float32", _DTYPES)
     default = "f16" if dtype == "float16" else "f32"
     scales = _chosen(options, "onnx_scales", "type of scales", default, _SCALES)

@@ -32,7 +32,7 @@ def logits_of(
 ) -> NDArray[np.float32]:
     """Reference logits of the positions that ``prepared`` compares, float32 ``[positions, vocabulary]``.
 
-    ``source`` has the digests of the checkpoint's ``files``, which are computed otherwise; ``unchanged`` and
+    ``source`` has the digests of the checkpoint's ``files``, which are computed otherwise. ``unchanged`` and
     ``scratch`` are as for ``reference_logits``, and so is what it raises.
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
@@ -62,7 +62,7 @@ def computed_ahead(
     there, or what failed is left to whoever asks for them. Nothing is done where no cache can be written, nor
     for a form whose numbers would have to be written first.
 
-    An error in the block ends the computation. ``prepared.worker`` must not be used in the block;
+    An error in the block ends the computation. ``prepared.worker`` must not be used in the block.
     ``progress`` is called from another thread.
     """
     if not prepared.checkpoint.form.loads_as_stored or not is_writable(_cache(prepared)):

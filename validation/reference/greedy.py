@@ -28,15 +28,22 @@ _Choose = Callable[[NDArray[np.float32]], int]
 def continue_prompts(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Continue every prompt by at most ``count`` tokens.
 
-    Request: as of ``validation.reference.model.write_logits``, but ``prompts`` (token ids, BOS first) for
-    ``sequences``, and ``drafts`` (token ids that may follow each), ``count``, ``ends`` (ids that end an
-    answer), ``banned`` (ids that are never chosen). ``output`` (.npy) gets a row of float32 logits for each
-    token, from row ``index * count`` on for the prompt ``index``; other rows are zeros.
+    Request: as of ``validation.reference.model.write_logits``, but with ``prompts`` for ``sequences``, and
+    these beside:
 
-    Answer: ``offloaded`` and ``continuations``, for each prompt ``tokens``, one of ``ends`` included if it
-    came, and ``texts``: those of the first 0, 1, 2, ... tokens. A model that is read from disk for each pass,
-    or that is larger than 4 GB, makes one pass over all drafts: its continuation ends with the first token
-    that is not the draft's.
+    * ``prompts``: token ids, BOS first
+    * ``drafts``: token ids that may follow each
+    * ``count``
+    * ``ends``: ids that end an answer
+    * ``banned``: ids that are never chosen
+
+    ``output`` (.npy) gets a row of float32 logits for each token, from row ``index * count`` on for the
+    prompt ``index``. Other rows are zeros.
+
+    Answer: ``offloaded``, and ``continuations`` with ``tokens`` and ``texts`` for each prompt. The token of
+    ``ends`` is included if it came. The texts are those of the first 0, 1, 2, ... tokens. A model that is
+    read from disk for each pass, or that is larger than 4 GB, makes one pass over all drafts: its
+    continuation ends with the first token that is not the draft's.
     """
     import torch
     import transformers

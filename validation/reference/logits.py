@@ -42,13 +42,15 @@ _DAY = 86_400
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A safetensors checkpoint as ``transformers`` sees it: its directory, the names of tensors in it that
-    are no text weights, and the number of tokens in its vocabulary. ``write`` makes the checkpoint in its
-    ``directory`` where it lies in none, each time that it is used."""
+    """A safetensors checkpoint as ``transformers`` sees it."""
 
+    #: Where it lies.
     directory: Path
+    #: Names of tensors in it that are no text weights.
     left_out: tuple[str, ...]
+    #: The number of tokens in its vocabulary.
     vocabulary: int
+    #: Makes the checkpoint in ``directory`` where it lies in none, each time that it is used.
     write: Callable[[Path], None] | None = None
 
     @contextmanager
@@ -99,15 +101,16 @@ def reference_logits(
     unchanged: Callable[[], object] = lambda: None,
     progress: StageProgress = no_progress,
 ) -> NDArray[np.float32]:
-    """Logits of ``model`` for every position of ``sequences``, of each from its index in ``firsts`` on
-    (default: all): a float32 map ``[positions, vocabulary]``.
+    """Logits of ``model`` for ``sequences``: a float32 map ``[positions, vocabulary]``.
 
-    ``source`` identifies the checkpoint by the digests of its files; ``cache`` is the directory of the cache,
-    ``None`` for none; ``scratch`` holds what is not cached and must outlive the result; ``worker`` is a
-    ``reference_worker``, which is not asked for what is cached. ``max_memory`` in
-    bytes limits the weights kept in memory, the rest stays on disk; ``batch_bytes`` then limits the logits of
-    one pass (default: 1 GiB). ``unchanged`` raises if the checkpoint is not what ``source`` says any more:
-    such logits are not kept. Raises ``UsageError`` for an unknown ``dtype`` and
+    The positions are all of each sequence, or those from its index in ``firsts`` on. ``source`` identifies
+    the checkpoint by the digests of its files. ``cache`` is the directory of the cache, ``None`` for none.
+    ``scratch`` holds what is not cached and must outlive the result. ``worker`` is a ``reference_worker``,
+    which is not asked for what is cached.
+
+    ``max_memory`` in bytes limits the weights kept in memory, and the rest stays on disk. ``batch_bytes``
+    then limits the logits of one pass (default: 1 GiB). ``unchanged`` raises if the checkpoint is not what
+    ``source`` says any more: such logits are not kept. Raises ``UsageError`` for an unknown ``dtype`` and
     ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
     """
     check_dtype(dtype)
@@ -133,11 +136,12 @@ def reference_logits(
 
 @dataclass(frozen=True, slots=True)
 class OwnLogits:
-    """Float32 logits ``[positions, vocabulary]`` of an artifact's own weights in transformers. ``noise`` is
-    the mean divergence that comes of a rounding of the runtime's that they have too (``own_logits``), as it
-    shows in this model."""
+    """Logits of an artifact's own weights in transformers."""
 
+    #: Float32 ``[positions, vocabulary]``.
     logits: NDArray[np.float32]
+    #: The mean divergence that comes of a rounding of the runtime's that the logits have too
+    #: (``own_logits``), as it shows in this model.
     noise: float = 0.0
 
 
@@ -155,9 +159,9 @@ def own_logits(
 ) -> OwnLogits:
     """Logits of ``model``, a checkpoint of an artifact's own weights, in the file ``output``.
 
-    ``float16_gelu`` has GELU go through float16, as llama.cpp's does; what it costs is measured for ``dense``
-    models alone. The other arguments and what it raises
-    are as for ``reference_logits``."""
+    ``float16_gelu`` has GELU go through float16, as llama.cpp's does. What it costs is measured for ``dense``
+    models alone. The other arguments and what it raises are as for ``reference_logits``.
+    """
     options = {
         "dtype": "float32",
         "max_memory": max_memory,
@@ -193,7 +197,7 @@ def _compute(
     options: Mapping[str, object],
     progress: StageProgress,
 ) -> Mapping[str, Any]:
-    """Have the child process write the logits, and give its answer; leaves no file behind when it fails."""
+    """Have the child process write the logits, and give its answer. Leaves no file behind when it fails."""
     _clear_offload(output.parent)
     with _offload(output.parent) as offload, model.files() as directory:
         request: Mapping[str, object] = {
@@ -222,7 +226,7 @@ def _compute(
 
 @contextmanager
 def _offload(parent: Path) -> Iterator[str]:
-    """A directory for weights that do not fit in memory, gone at the end; its lock goes with this process, so
+    """A directory for weights that do not fit in memory, gone at the end. Its lock goes with this process, so
     that what a killed run left is known by it."""
     with (
         tempfile.TemporaryDirectory(prefix=_OFFLOAD, dir=parent) as name,
@@ -270,7 +274,7 @@ def _lookup(cache: Path, key: str, positions: int, vocabulary: int) -> NDArray[n
 
 
 def _writable(cache: Path | None) -> Path | None:
-    """The cache's directory, made if need be; ``None`` where nothing can be written."""
+    """The cache's directory, made if need be. ``None`` where nothing can be written."""
     if cache is None:
         return None
     try:

@@ -43,13 +43,20 @@ _TEXT_NAMES = {
 def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write float32 logits of every position to ``output`` (.npy, ``[positions, vocabulary]``).
 
-    Request: ``model`` (directory), ``sequences`` (token ids), ``firsts`` (for each the index of the first
-    position whose logits are wanted; absent: 0), ``output``, ``dtype`` (a torch name),
-    ``max_memory`` (bytes or null), ``scratch`` (directory for what must be rewritten to be offloaded),
-    ``left_out`` (names of tensors that are known not to be text weights), ``batch_bytes`` (most bytes of
-    float32 logits of one pass of a model that is read from disk; null: 1 GiB), ``float16_gelu`` (whether GELU
-    goes through float16, as llama.cpp's does; absent: it does not), ``gelu_noise`` (whether to measure what
-    that costs; for dense models).
+    Request:
+
+    * ``model``: directory
+    * ``sequences``: token ids
+    * ``firsts``: for each sequence the index of the first position whose logits are wanted; absent: 0
+    * ``output``
+    * ``dtype``: a torch name
+    * ``max_memory``: bytes or null
+    * ``scratch``: directory for what must be rewritten to be offloaded
+    * ``left_out``: names of tensors that are known not to be text weights
+    * ``batch_bytes``: most bytes of float32 logits of one pass of a model that is read from disk; null: 1 GiB
+    * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does; absent: it does not
+    * ``gelu_noise``: whether to measure what that costs; for dense models
+
     Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``, and with ``gelu_noise``
     ``gelu_kld``: the mean divergence that it makes over the compared positions of the first sequence.
     """
@@ -154,8 +161,11 @@ def load_model(request: Mapping[str, Any]) -> Any:
 @contextmanager
 def _reading_without_maps() -> Iterator[None]:
     """Have ``transformers`` read each tensor into memory of its own, which goes when its copy in the model's
-    dtype is made: the pages of a mapped file would stay until the last tensor is read, beside the model. It
-    has no argument for this (5.23)."""
+    dtype is made.
+
+    The pages of a mapped file would stay until the last tensor is read, beside the model. ``transformers``
+    has no argument for this (5.23).
+    """
     from transformers import modeling_utils
 
     mapped = modeling_utils.safe_open

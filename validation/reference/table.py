@@ -1,6 +1,8 @@
-"""Gemma 4's table of per-layer embeddings, left in the checkpoint's files: half of the weights of a model
-like E2B, of which a text needs the rows of its tokens alone. For the child process that holds
-``transformers``."""
+"""Gemma 4's table of per-layer embeddings, left in the checkpoint's files.
+
+It is half of the weights of a model like E2B, and a text needs the rows of its tokens alone. For the child
+process that holds ``transformers``.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,20 @@ _ROWS: Final = "vocab_size_per_layer_input"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The tensor ``name`` ``[rows, columns]`` of a safetensors ``file``."""
+    """A tensor ``[rows, columns]`` of a safetensors file."""
 
     file: Path
+    #: Of the tensor.
     name: str
     rows: int
     columns: int
 
     def model_class(self, config: Any, dtype: Any) -> Any:
-        """The class that ``transformers`` has for text models of ``config``, but without the table: its rows
-        are looked up in the file and given in a torch ``dtype``, and loading neither reads the tensor nor
-        asks for it."""
+        """The class that ``transformers`` has for text models of ``config``, but without the table.
+
+        Its rows are looked up in the file and given in a torch ``dtype``. Loading neither reads the tensor
+        nor asks for it.
+        """
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
         known = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -44,8 +49,10 @@ class Table:
 
 
 def find_table(directory: Path, text: Any) -> Table | None:
-    """The table of the checkpoint in ``directory`` that the configuration ``text`` asks for; ``None`` where
-    it asks for none, and where the files hold it otherwise than it says: loading will tell."""
+    """The table of the checkpoint in ``directory`` that the configuration ``text`` asks for.
+
+    ``None`` where it asks for none, and where the files hold it otherwise than it says: loading will tell.
+    """
     from safetensors import SafetensorError, safe_open
 
     size, rows = getattr(text, "hidden_size_per_layer_input", 0), getattr(text, _ROWS, 0)

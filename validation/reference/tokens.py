@@ -42,10 +42,13 @@ def tokenize(request: dict[str, Any], progress: StageProgress) -> Mapping[str, o
 def spell(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Token ids of ``texts``, none added, and of ``chats``; and texts that have just the ids of ``prompts``.
 
-    Answer: ``ids`` of every text; ``prompts``, for each ``{"text", "ids"}``: the longest beginning of its
-    ids that a text has, ``None`` if none is found within ``_SHORTER`` ids from the end; and ``chats``, the
-    prompt for the next answer in each: ``{"text", "ids"}``, with ``"left_out"`` or as ``{"error"}`` as
-    ``rendering.write_chats`` has it, or ``None`` for all if there is no chat template.
+    Answer:
+
+    * ``ids`` of every text
+    * ``prompts``, for each ``{"text", "ids"}``: the longest beginning of its ids that a text has, ``None`` if
+      none is found within ``_SHORTER`` ids from the end
+    * ``chats``, the prompt for the next answer in each: ``{"text", "ids"}``, with ``"left_out"`` or as
+      ``{"error"}`` as ``rendering.write_chats`` has it, or ``None`` for all if there is no chat template
     """
     tokenizer = load_tokenizer(request["model"])
 
@@ -83,7 +86,7 @@ def render(request: dict[str, Any], progress: StageProgress) -> Mapping[str, obj
 
 @lru_cache(maxsize=1)
 def load_tokenizer(model: str) -> Any:
-    """The checkpoint's tokenizer, within the bounds on what its files may make transformers do; it is kept
+    """The checkpoint's tokenizer, within the bounds on what its files may make transformers do. It is kept
     for the next task, since one of 262,144 tokens takes two seconds."""
     from transformers import AutoTokenizer, logging
 

@@ -38,7 +38,7 @@ def assemble(
     targets: Mapping[str, Mapping[str, object]],
     left_out: Sequence[Mapping[str, object]] = (),
 ) -> dict[str, Any]:
-    """The content of report.json; ``reference`` is ``None`` where nothing was validated, ``left_out`` has
+    """The content of report.json. ``reference`` is ``None`` where nothing was validated. ``left_out`` has
     ``part``, ``tensors`` and ``bytes`` of what is not converted."""
     return {
         "schema": SCHEMA,

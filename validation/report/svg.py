@@ -17,13 +17,16 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 26, 42
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Maps values to pixels; ``ticks`` are (value, label), ``low`` and ``high`` the values at its ends."""
+    """Maps values to pixels."""
 
+    #: The values at its ends.
     low: float
     high: float
+    #: The pixels at its ends.
     start: float
     end: float
     log: bool
+    #: (value, label) of each.
     ticks: tuple[tuple[float, str], ...]
 
     def __call__(self, value: float) -> float:
@@ -57,15 +60,16 @@ def _power(power: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values with a name; ``style`` is ``a`` or ``b``."""
+    """Values with a name."""
 
     name: str
+    #: ``a`` or ``b``.
     style: str
     values: Sequence[float | None]
 
 
 def kld_by_position(series: Sequence[Series], spans: Sequence[tuple[str, int]]) -> str:
-    """KLD of every position on a log scale; ``spans`` are (kind, positions) of the sequences in order."""
+    """KLD of every position on a log scale. ``spans`` are (kind, positions) of the sequences in order."""
     total = max(1, sum(length for _, length in spans))
     x = linear_axis(total, [(value, str(value)) for value in _steps(total)], _LEFT, WIDTH - _RIGHT)
     y = log_axis((value for one in series for value in one.values if value), HEIGHT - _BOTTOM, _TOP)

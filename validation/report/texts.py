@@ -226,7 +226,7 @@ def options_told(entry: Mapping[str, Any]) -> str:
 
 def difference_lines(entry: Mapping[str, Any]) -> list[str]:
     """The first differences of a target's artifact from what is built, a line each, and how many more there
-    are; none where nothing was compared."""
+    are. None where nothing was compared."""
     differences = entry.get("differences")
     if differences is None:
         return []
@@ -241,7 +241,7 @@ def difference_lines(entry: Mapping[str, Any]) -> list[str]:
 
 
 def differences(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str, ...]]:
-    """Heading and rows of the table of differences from what is built; empty where there is none."""
+    """Heading and rows of the table of differences from what is built. Empty where there is none."""
     listed = (entry.get("differences") or {}).get("listed") or []
     rows = [
         (one["where"], one["expected"], one["found"], "yes" if one["deciding"] else "no")
@@ -251,7 +251,7 @@ def differences(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str, ..
 
 
 def inexact_blocks(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str, ...]]:
-    """Heading and rows of the table of single blocks that are not exact, wrong ones first; empty where all
+    """Heading and rows of the table of single blocks that are not exact, wrong ones first. Empty where all
     are."""
     tensors = (entry.get("weights") or {}).get("per_tensor", ())
     blocks = [(tensor["name"], block) for tensor in tensors for block in tensor.get("inexact_blocks", ())]
@@ -427,8 +427,8 @@ _ALTERNATIVE = (
 
 
 def alternatives(entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Heading and rows of the table that sets the ways to run the artifact side by side, a column each;
-    empty unless several were measured."""
+    """Heading and rows of the table that sets the ways to run the artifact side by side, a column each. Empty
+    unless several were measured."""
     tried = entry.get("alternatives") or []
     heading, verdicts = ["figure"], ["gates"]
     for one in tried:

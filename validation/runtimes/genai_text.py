@@ -109,7 +109,10 @@ def _template(directory: Path) -> str | None:
 
 def _write_own(checkpoint: Checkpoint, directory: Path) -> None:
     """The checkpoint's tokenizer and template as they are, and the least that onnxruntime-genai asks for
-    beside them; not by the converter's rules, so that a mistake in those is not taken for the runtime's."""
+    beside them.
+
+    They are not written by the converter's rules, so that a mistake in those is not taken for the runtime's.
+    """
     tokenizer = checkpoint.tokenizer
     (directory / TOKENIZER).write_bytes(checkpoint.documents.content(TOKENIZER, TOKENIZER_BYTES))
     special = {

@@ -4,9 +4,10 @@ It runs in a child (``litert_model``), where its memory can be told from the too
 of native code is one line. The interpreter takes files, so the models of a bundle are copied to a directory
 beside the logits, which is gone at the end.
 
-A prefill gives no logits, only keys and values. So the logits of a position are those of its token decoded
-over the keys and values that the prefill of the whole sequence made of the tokens before it: both signatures
-bear on every row. Beside that, the child decodes one sequence from an empty cache and compares both.
+A prefill gives no logits, only keys and values. So the logits of a position are those of its token, decoded
+over the keys and values of the tokens before it. The prefill of the whole sequence made these, so that both
+signatures bear on every row. Beside that, the child decodes one sequence from an empty cache and compares
+both.
 """
 
 from __future__ import annotations
@@ -71,15 +72,25 @@ class LiteRt:
     ) -> Runtime:
         """Run ``artifact`` (a ``.litertlm`` or a ``.tflite``) on ``sequences``; see the protocol.
 
-        ``firsts`` has an index for each sequence: logits of its positions from that index on are written, so
-        that there are as many rows as positions behind them; of all positions by default. A prefill reads the
+        ``firsts`` has an index for each sequence. Logits of its positions from that index on are written, of
+        all positions by default. So there is a row for each of these positions. A prefill reads the
         whole sequence in any case. The sequence that is also decoded from an empty cache is the longest one
-        whose first is 0; there is no ``decode`` without one. ``choice`` is not used. ``settings`` of the
-        result: ``provider``, ``signatures`` (names), ``context_length`` (tokens that the caches hold),
-        ``rounded_activations``, ``threads``, ``peak_bytes`` (most memory that the process held), ``decode``:
-        ``positions``, ``mean_kld``, ``max_kld``, ``max_abs`` of decoding from an empty cache against decoding
-        behind a prefill (``None`` where not finite), ``tokens_per_second`` (of the median step) and
-        ``fastest_tokens_per_second``.
+        whose first is 0. Without one there is no ``decode``. ``choice`` is not used.
+
+        ``settings`` of the result:
+
+        * ``provider``
+        * ``signatures``: names
+        * ``context_length``: tokens that the caches hold
+        * ``rounded_activations``
+        * ``threads``
+        * ``peak_bytes``: most memory that the process held
+        * ``decode``:
+
+          * ``positions``
+          * ``mean_kld``, ``max_kld``, ``max_abs`` of decoding from an empty cache against decoding behind a
+            prefill; ``None`` where not finite
+          * ``tokens_per_second``, of the median step, and ``fastest_tokens_per_second``
         """
         with tempfile.TemporaryDirectory(prefix=".litert-", dir=output.parent) as scratch:
             request: Mapping[str, object] = {
@@ -96,8 +107,10 @@ class LiteRt:
         return Runtime("LiteRT", result["version"], result["settings"])
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
-        """Bytes of the file that ``unrounded`` writes, and of the models that ``logits`` copies again; raises
-        ``ValidationError`` for a damaged artifact and one of which ``excerpt`` cannot be made."""
+        """Bytes of the file that ``unrounded`` writes, and of the models that ``logits`` copies again.
+
+        Raises ``ValidationError`` for a damaged artifact and one of which ``excerpt`` cannot be made.
+        """
         try:
             models = open_models(artifact)
             copied = models if len(models) > 1 else []
@@ -110,9 +123,12 @@ class LiteRt:
     def unrounded(
         self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
-        """See ``validation.runners.Runner``: the artifact's graphs with its codes as float32, for which
-        XNNPACK rounds nothing; a ``.tflite``, or a bundle of the models where there are several. ``progress``
-        counts values."""
+        """The artifact's graphs with its codes as float32, for which XNNPACK rounds nothing; see
+        ``validation.runners.Runner``.
+
+        The file is a ``.tflite``, or a bundle of the models where there are several. ``progress`` counts
+        values.
+        """
         try:
             return _widened(artifact, directory, progress, excerpt), AS_IT_IS
         except (CheckpointError, DestinationError) as error:

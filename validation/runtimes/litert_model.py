@@ -78,8 +78,11 @@ def _check(decoder: Decoder, sequences: Sequence[Sequence[int]], vocabulary: int
 def _behind_prefill(
     decoder: Decoder, sequences: Sequence[Sequence[int]], firsts: Sequence[int]
 ) -> Iterator[NDArray[np.float32]]:
-    """Logits ``[vocabulary]`` of each sequence's positions from its first on: a token is decoded over the
-    keys and values that the prefill of its whole sequence made of the tokens before it."""
+    """Logits ``[vocabulary]`` of each sequence's positions from its first on.
+
+    A token is decoded over the keys and values that the prefill of its whole sequence made of the tokens
+    before it.
+    """
     for ids, first in zip(sequences, firsts, strict=True):
         cache = decoder.prefill(ids)
         for position in range(first, len(ids)):
@@ -87,8 +90,8 @@ def _behind_prefill(
 
 
 def _decode(decoder: Decoder, tokens: Sequence[int]) -> Iterator[tuple[NDArray[np.float32], float]]:
-    """Logits of ``tokens``, one at a time from an empty cache, and the seconds that each step took; the
-    interpreter copies the caches in and out, which is part of them."""
+    """Logits of ``tokens``, one at a time from an empty cache, and the seconds that each step took. The
+    interpreter copies the caches in and out, which is part of these seconds."""
     cache = decoder.empty_cache()
     for position, token in enumerate(tokens):
         begin = time.perf_counter()

@@ -1,8 +1,12 @@
 """LiteRT's interpreter on the graphs of a bundle: loading, what is checked of them, and runs of tokens.
 
 For the child process only. Inputs and outputs are litert-torch's (``generative/export_hf``), as LiteRT-LM
-feeds them: ``tokens`` ``[1, n]``, ``input_pos`` ``[n]``, ``mask`` ``[1, 1, n, context]`` with what is added
-to attention's scores, and two caches for each layer with keys and values of its own.
+feeds them:
+
+* ``tokens`` ``[1, n]``
+* ``input_pos`` ``[n]``
+* ``mask`` ``[1, 1, n, context]``: what is added to attention's scores
+* two caches for each layer with keys and values of its own
 """
 
 from __future__ import annotations
@@ -71,7 +75,7 @@ class Function:
         return {name: tensor for name, tensor in self.inputs.items() if name.startswith(_CACHE)}
 
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-        """Outputs by name; raises ``ValidationError`` if the runtime fails."""
+        """Outputs by name. Raises ``ValidationError`` if the runtime fails."""
         try:
             outputs: dict[str, NDArray[np.float32]] = self.runner(**feed)
         except (RuntimeError, ValueError) as error:
@@ -81,15 +85,17 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The functions of a model: ``decode``, those of prefills by the number of their tokens, and for each
-    input that other models make of tokens, theirs by that number. ``context`` is the length of the caches in
-    tokens, ``rounded`` whether products with codes round activations to int8."""
+    """The functions of a model."""
 
     decode: Function
+    #: By the number of their tokens.
     prefills: Mapping[int, Function]
+    #: For each input that other models make of tokens, their functions by the number of tokens.
     embedders: Mapping[str, Mapping[int, Function]]
+    #: The length of the caches in tokens.
     context: int
     vocabulary: int
+    #: Whether products with codes round activations to int8.
     rounded: bool
     threads: int
     signatures: tuple[str, ...] = field(default=())
@@ -133,9 +139,12 @@ class Decoder:
 
 
 def prefill_runs(count: int, lengths: Sequence[int], context: int) -> Iterator[tuple[int, int]]:
-    """Where runs over ``count`` tokens start and how many they hold, as LiteRT-LM chooses: the longest while
-    it is full, then the shortest that holds the rest. None goes beyond the caches' ``context``, where its
-    padding would be written over what is before it; one token at a time (1) if it must be."""
+    """Where runs over ``count`` tokens start and how many they hold, as LiteRT-LM chooses.
+
+    It is the longest run while it is full, then the shortest that holds the rest. None goes beyond the
+    caches' ``context``, where its padding would be written over what is before it. If it must be, a run is of
+    one token (1).
+    """
     start = 0
     while start < count:
         rest = count - start

@@ -2,7 +2,7 @@
 
 llama.cpp ends its process on a failed assertion, so it runs in a child (``llamacpp_model``).
 Nothing but the weights is quantised: the KV cache is float32, and flash attention, which works in float16,
-is off. What remains is the arithmetic of its matrix kernels, which round activations to 8 bits; with weights
+is off. What remains is the arithmetic of its matrix kernels, which round activations to 8 bits. With weights
 widened to float32 (``unrounded``) they round nothing.
 """
 

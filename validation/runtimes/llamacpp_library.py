@@ -1,7 +1,7 @@
 """llama.cpp's shared library: which one is used, and our own declarations of what is called in it.
 
 The wheel ``xllamacpp`` needs no compiler. Its Python interface gives no logits, but its one shared library
-exports llama.cpp's C interface, which has no stable layout: fields come and go between builds, and a
+exports llama.cpp's C interface. That has no stable layout: fields come and go between builds, and a
 structure that is declared wrongly is not noticed. So a build is used only if its version and its bytes stand
 in ``TESTED``, and only if its default parameters, read by these declarations, are the recorded ones.
 
@@ -191,20 +191,23 @@ _FUNCTIONS: Final[Mapping[str, tuple[Any, tuple[Any, ...]]]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """A library that may be used: the package that brought it, that package's version, and the ``path`` of
-    the file, ``None`` where the package opens it itself."""
+    """A library that may be used."""
 
+    #: The package that brought it.
     package: str
+    #: The package's.
     version: str
+    #: The file, ``None`` where the package opens it itself.
     path: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """An open library. ``functions`` has llama.cpp's functions and constants under their C names, with
-    structures to fill in; ``version`` is llama.cpp's own, then the package's."""
+    """An open library."""
 
+    #: llama.cpp's functions and constants under their C names, with structures to fill in.
     functions: Any
+    #: llama.cpp's own, then the package's.
     version: str
 
 

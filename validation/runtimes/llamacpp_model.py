@@ -108,9 +108,9 @@ def _context_params(llama: Any, longest: int, threads: int) -> Any:
 def _decode(
     llama: Any, context: Any, tokens: Sequence[int], start: int, first: int, vocabulary: int
 ) -> NDArray[np.float32]:
-    """Logits ``[rows, vocabulary]`` of those of consecutive tokens, the first of which is at position
-    ``start``, that lie at position ``first`` or behind it; in llama.cpp's memory, which the next call uses
-    again."""
+    """Logits ``[rows, vocabulary]`` of consecutive tokens, the first of which is at position ``start``. Rows
+    are of those that lie at position ``first`` or behind it. They lie in llama.cpp's memory, which the next
+    call uses again."""
     wanted = range(max(start, first), start + len(tokens))
     batch = llama.llama_batch_init(len(tokens), 0, 1)
     try:

@@ -29,8 +29,10 @@ def has_server() -> bool:
 
 
 def given(chat: Conversation) -> Conversation | Inexpressible:
-    """A chat as the server can be given it: it always says whether to think, and by itself says yes; results
-    of tools are texts."""
+    """A chat as the server can be given it.
+
+    It always says whether to think, since the server by itself says yes. Results of tools are texts.
+    """
     if any(_RESPONSES in message for message in chat.messages):
         return Inexpressible(chat, "results of tools with fields")
     return replace(chat, thinking=bool(chat.thinking))

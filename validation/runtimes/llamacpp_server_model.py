@@ -1,6 +1,6 @@
 """Child process of ``llamacpp_server``: llama.cpp's server, asked for prompts of chats.
 
-The server of the wheel ``xllamacpp`` runs in this process and listens on a free port of this machine; a key
+The server of the wheel ``xllamacpp`` runs in this process and listens on a free port of this machine. A key
 that nobody else knows keeps others out.
 """
 
@@ -25,8 +25,11 @@ _CONTEXT: Final = 64
 
 
 def render(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
-    """The prompts of ``chats``, bodies of requests to ``/apply-template``, by the templates of ``model``:
-    for each ``{"text"}``, or ``{"error"}``, a line, the same for all where the server does not start."""
+    """The prompts of ``chats``, bodies of requests to ``/apply-template``, by the templates of ``model``.
+
+    There is ``{"text"}`` for each, or ``{"error"}``, a line. It is the same for all where the server does not
+    start.
+    """
     print("rendering the file's chat template", file=sys.stderr, flush=True)  # told if the process ends
     with bounded(_SECONDS, LOADING_MEMORY):
         key = secrets.token_hex()

@@ -100,15 +100,15 @@ class LlamaCppText:
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """Prompts of ``chats`` by the template of ``artifact``; ``found`` is what ``llamacpp_text_model`` says of
-    it. ``tokens_of`` tokenises with the artifact's vocabulary, and puts BOS in front if it is to
-    ``begin``."""
+    """Prompts of ``chats`` by the template of ``artifact``."""
 
     artifact: Path
     tokenizer: Tokenizer
+    #: What ``llamacpp_text_model`` says of the artifact.
     found: Mapping[str, Any]
     chats: Sequence[Conversation]
     render: Render
+    #: Tokenises with the artifact's vocabulary, and puts BOS in front if it is to ``begin``.
     tokens_of: Callable[..., Sequence[Sequence[int]]]
 
     @property
@@ -138,7 +138,7 @@ class _Prompts:
 
     def _excuses(self, others: Sequence[Mapping[str, str]]) -> tuple[Ids, ...] | None:
         """``others``, prompts by the checkpoint's template, as far as llama.cpp writes another text than
-        transformers, or puts BOS before one that has none; elsewhere a line that is no prompt."""
+        transformers, or puts BOS before one that has none. Elsewhere there is a line that is no prompt."""
         own = self.tokenizer.chat_template
         if own is None:
             return None

@@ -25,12 +25,15 @@ _FEWEST: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class _Vocabulary:
-    """An open vocabulary: llama.cpp's pointers to ``model`` and ``vocabulary``; ``log`` must outlive them."""
+    """An open vocabulary."""
 
     llama: Any
+    #: Must outlive the pointers.
     log: Log
     version: str
+    #: llama.cpp's pointer to the model.
     model: int
+    #: llama.cpp's pointer to the vocabulary.
     vocabulary: int
 
 
@@ -38,10 +41,15 @@ _OPEN: dict[str, _Vocabulary] = {}
 
 
 def read(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
-    """``tokens`` of the request's ``texts`` with the vocabulary of ``artifact`` (with those that it adds to
-    prompts if they are to ``begin``), ``ends`` (ids that end an answer), ``hidden`` (ids of tokens that are
-    not shown), ``template`` (``None`` without one) and ``special``, the texts of tokens that templates
-    write."""
+    """What llama.cpp says of ``artifact`` and of the request's ``texts``.
+
+    * ``version``
+    * ``tokens`` of the texts, with those that the vocabulary adds to prompts if they are to ``begin``
+    * ``ends``: ids that end an answer
+    * ``hidden``: ids of tokens that are not shown
+    * ``template``, ``None`` without one
+    * ``special``: the texts of tokens that templates write
+    """
     with bounded(LOADING_SECONDS, LOADING_MEMORY):
         if request["artifact"] not in _OPEN:
             _OPEN[request["artifact"]] = _open(request["artifact"])
@@ -82,8 +90,8 @@ def _open(artifact: str) -> _Vocabulary:
 
 
 def _tokenize(opened: _Vocabulary, text: bytes, begin: bool) -> list[int]:
-    """Token ids of a text, its special tokens read as such; none are added but those in front and behind
-    that the vocabulary asks for, if it is to ``begin``."""
+    """Token ids of a text, its special tokens read as such. If it is to ``begin``, the vocabulary's own
+    tokens in front and behind are added, and no others ever."""
     size = _TOKENS_PER_BYTE * len(text) + _FEWEST
     buffer = (ctypes.c_int32 * size)()
     count = opened.llama.llama_tokenize(opened.vocabulary, text, len(text), buffer, size, begin, True)

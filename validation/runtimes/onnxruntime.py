@@ -50,9 +50,11 @@ class OnnxRuntime:
     provider: str = CPU
 
     def configured(self, options: Mapping[str, object]) -> OnnxRuntime:
-        """The runner on the ``provider`` of ``options``. Raises ``UsageError`` that lists the providers of
-        the installed onnxruntime if it is none of them; the CPU's is always there, and asking for it imports
-        nothing."""
+        """The runner on the ``provider`` of ``options``.
+
+        Raises ``UsageError`` that lists the providers of the installed onnxruntime if it is none of them. The
+        CPU's is always there, and asking for it imports nothing.
+        """
         provider = str(options.get("provider", self.provider))
         if short_name(provider) != CPU:
             find_provider(provider)
@@ -72,14 +74,22 @@ class OnnxRuntime:
         """Run ``artifact`` (the .onnx file beside its data) on ``sequences``; see the protocol.
 
         ``firsts`` gives for each sequence the index from which on logits are written (default: all). The
-        sequence that is decoded token by token is the longest of those whose logits are all written; where
+        sequence that is decoded token by token is the longest of those whose logits are all written. Where
         there is none, ``decode`` is ``None``.
 
-        Of ``choice``, ``accuracy_level`` counts. ``settings`` of the result: ``provider``, ``accuracy_level``
-        (of MatMulNBits; ``None`` without it, a list if they differ), ``rounded_activations``, ``threads``,
-        ``peak_bytes`` (most memory that the process held), ``decode``: ``positions``, ``mean_kld``,
-        ``max_kld``, ``max_abs`` of token-by-token decoding against the prefill (``None`` where not finite),
-        ``tokens_per_second`` (of the median step) and ``fastest_tokens_per_second``.
+        Of ``choice``, ``accuracy_level`` counts. ``settings`` of the result:
+
+        * ``provider``
+        * ``accuracy_level`` of MatMulNBits: ``None`` without it, a list if they differ
+        * ``rounded_activations``
+        * ``threads``
+        * ``peak_bytes``: most memory that the process held
+        * ``decode``:
+
+          * ``positions``
+          * ``mean_kld``, ``max_kld``, ``max_abs`` of token-by-token decoding against the prefill; ``None``
+            where not finite
+          * ``tokens_per_second``, of the median step, and ``fastest_tokens_per_second``
         """
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),
@@ -96,8 +106,8 @@ class OnnxRuntime:
         return Runtime("onnxruntime", result["version"], result["settings"])
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
-        """None: the artifact itself computes without rounding to integers; of an excerpt those of its codes
-        and floats. See the protocol."""
+        """None, since the artifact itself computes without rounding to integers. For an excerpt they are
+        those of its codes and floats. See the protocol."""
         return 0 if excerpt is None else _excerpt(artifact, excerpt, None, no_progress)
 
     def unrounded(
@@ -125,7 +135,7 @@ class OnnxRuntime:
 
 
 def _excerpt(artifact: Path, excerpt: Excerpt, output: Path | None, progress: StageProgress) -> int:
-    """Bytes of an excerpt, which is written to ``output`` if that is given; raises ``ValidationError``."""
+    """Bytes of an excerpt, which is written to ``output`` if that is given. Raises ``ValidationError``."""
     request: Mapping[str, object] = {
         "artifact": str(artifact.resolve()),
         "output": None if output is None else str(output),
@@ -145,7 +155,7 @@ def short_name(provider: str) -> str:
 
 
 def find_provider(provider: str) -> str:
-    """onnxruntime's own name of a provider, given in any spelling; raises ``UsageError``."""
+    """onnxruntime's own name of a provider, given in any spelling. Raises ``UsageError``."""
     import onnxruntime
 
     names: dict[str, str] = {short_name(name): name for name in onnxruntime.get_available_providers()}

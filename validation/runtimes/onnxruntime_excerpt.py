@@ -20,7 +20,10 @@ from targets.onnx.protobuf import GRAPH_BYTES
 
 def write_excerpt(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
     """Write the excerpt of ``artifact`` that the fields of ``Excerpt`` tell to ``output``, its data beside
-    it, or nothing if that is null; answer: ``bytes`` of both."""
+    it. Nothing is written if ``output`` is null.
+
+    Answer: ``bytes`` of both.
+    """
     artifact = Path(request["artifact"])
     excerpt = Excerpt(tuple(request["layers"]), request["of"], request["own"], tuple(request["attention"]))
     model = parse(read_bytes(artifact, GRAPH_BYTES))

@@ -76,12 +76,14 @@ def _check_extent(path: Path, name: str, end: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A session and what is asked of it: names of its inputs, and for each input of the cache (in order) the
-    output that continues it, with its dtype and shape for no tokens."""
+    """A session and what is asked of it."""
 
     session: Any
+    #: Names of its inputs.
     inputs: frozenset[str]
+    #: For each input of the cache, in order, the output that continues it.
     presents: Mapping[str, str]
+    #: Dtype of each input of the cache, and its shape for no tokens.
     empties: Mapping[str, tuple[Any, tuple[int, ...]]]
     threads: int
 

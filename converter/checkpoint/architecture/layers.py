@@ -15,25 +15,24 @@ GELU_TANH, SILU = "gelu_tanh", "silu"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One decoder layer.
-
-    ``attention`` is ``"sliding"`` or ``"full"``. ``feed_forward`` is the width of the dense MLP.
-    ``kv_source`` is the index of the layer whose keys and values are reused, ``None`` for a layer with
-    its own. ``key_is_value``: the K projection's output serves as V too. ``rotary_fraction`` is the
-    share of the head's pairs that rotate (the first ones; frequencies are spread over the whole head), and
-    ``rope_scaling_factor`` divides the frequencies.
-    """
+    """One decoder layer."""
 
     index: int
+    #: ``"sliding"`` or ``"full"``.
     attention: str
     heads: int
     kv_heads: int
     head_dim: int
+    #: Width of the dense MLP.
     feed_forward: int
+    #: Index of the layer whose keys and values are reused; ``None`` for a layer with its own.
     kv_source: int | None = None
+    #: The K projection's output serves as V too.
     key_is_value: bool = False
     rope_theta: float = 10_000.0
+    #: Share of the head's pairs that rotate: the first ones. Frequencies are spread over the whole head.
     rotary_fraction: float = 1.0
+    #: Divides the frequencies.
     rope_scaling_factor: float = 1.0
 
     @property
@@ -44,18 +43,21 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A mixture of experts beside every layer's dense MLP: ``active`` of ``count`` are used per token."""
+    """A mixture of experts beside every layer's dense MLP."""
 
     count: int
+    #: So many of the ``count`` are used per token.
     active: int
     feed_forward: int
 
 
 @dataclass(frozen=True, slots=True)
 class PerLayerInput:
-    """Per-layer embeddings: ``size`` values per layer and token of a table with ``vocabulary`` rows."""
+    """Per-layer embeddings, looked up in a table."""
 
+    #: Values per layer and token.
     size: int
+    #: Rows of the table.
     vocabulary: int
 
 
@@ -63,50 +65,51 @@ class PerLayerInput:
 class Architecture:
     """A text model as its configuration describes it: all that is true of it, whatever its family is.
 
-    ``family`` is the name of who describes it, by which a target finds what it knows of such models, and
-    ``text_type`` the ``model_type`` of the text model's own configuration. ``activation`` is that of every
-    MLP, ``GELU_TANH`` or ``SILU``. What is looked up in the embedding is multiplied by ``embedding_scale``,
-    the scores of attention by ``attention_scale``. ``norm_offset`` is added to every norm's stored weight
-    before it multiplies (1 in Gemma 3, 0 in Gemma 4). ``values_normed``: values go through an RMS norm
-    without weights, over ``head_dim``. ``sliding_window`` counts tokens, 0 if no layer has one.
-
-    ``end_of_turn`` are the texts of tokens that end an answer even where the checkpoint does not say so, and
-    ``sampling`` has the ``temperature``, ``top_p`` and ``top_k`` that are recommended where it says nothing.
-
-    ``tensors`` maps the canonical name of every text tensor that the checkpoint must hold, in model order,
-    to its shape; canonical names are those of transformers' text model without the ``model.`` in front.
-    ``unused`` maps those that it may hold beside them to the reason why they are not converted. ``prefixes``
-    are what a source name may begin with before the canonical name, longest first. ``parts`` are what a
-    checkpoint may hold beside the text model.
+    Canonical names are those of transformers' text model without the ``model.`` in front.
     """
 
+    #: Name of who describes it, by which a target finds what it knows of such models.
     family: str
     model_type: str
+    #: The ``model_type`` of the text model's own configuration.
     text_type: str
     vocabulary: int
     hidden: int
     layers: tuple[Layer, ...]
     norm_eps: float
     context: int
+    #: In tokens; 0 if no layer has one.
     sliding_window: int
+    #: Of every MLP: ``GELU_TANH`` or ``SILU``.
     activation: str
+    #: Multiplies what is looked up in the embedding.
     embedding_scale: float
+    #: Multiplies the scores of attention.
     attention_scale: float
+    #: Added to every norm's stored weight before it multiplies: 1 in Gemma 3, 0 in Gemma 4.
     norm_offset: float
     tied_head: bool
     bos: int | None
     eos: tuple[int, ...]
     pad: int | None
+    #: Texts of tokens that end an answer even where the checkpoint does not say so.
     end_of_turn: tuple[str, ...]
+    #: The ``temperature``, ``top_p`` and ``top_k`` that are recommended where the checkpoint says nothing.
     sampling: Mapping[str, float]
+    #: Values go through an RMS norm without weights, over ``head_dim``.
     values_normed: bool = False
     final_softcap: float | None = None
     query_pre_attn_scalar: float | None = None
     experts: Experts | None = None
     per_layer_input: PerLayerInput | None = None
+    #: Shape of every text tensor that the checkpoint must hold, by canonical name, in model order.
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Text tensors that the checkpoint may hold beside them, by canonical name, and why they are not
+    #: converted.
     unused: Mapping[str, str] = field(default_factory=dict)
+    #: What a source name may begin with before the canonical name, longest first.
     prefixes: tuple[str, ...] = ("",)
+    #: What a checkpoint may hold beside the text model.
     parts: tuple[Part, ...] = ()
 
     @property
@@ -122,12 +125,10 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Architectures read by one function, registered in the entry-point group ``qatconvert.families`` under
-    the name that they have as ``Architecture.family``.
+    """Architectures read by one function. They are registered in the entry-point group
+    ``qatconvert.families`` under the name that they have as ``Architecture.family``."""
 
-    ``model_types`` are the ``model_type`` of the configurations that ``read(config, model_type)`` takes; it
-    raises ``CheckpointError``.
-    """
-
+    #: The ``model_type`` of the configurations that ``read`` takes.
     model_types: tuple[str, ...]
+    #: ``read(config, model_type)``; it raises ``CheckpointError``.
     read: Callable[[Settings, str], Architecture]

@@ -17,55 +17,52 @@ Shape = tuple[int, ...]
 class Parameters:
     """The stored tensors that make one weight, by role, a word that the form chooses (``packed``, ``scale``).
 
-    Names are canonical, without a prefix: ``layers.0.mlp.down_proj.weight_packed``. All that are ``needed``
-    must be there, ``optional`` ones may be.
+    Names are canonical, without a prefix: ``layers.0.mlp.down_proj.weight_packed``.
     """
 
+    #: All must be there.
     needed: Mapping[str, str]
+    #: Any may be there.
     optional: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one checkpoint of a form stores its modules, by what its ``config.json`` says.
+    """How one checkpoint of a form stores its modules, by what its ``config.json`` says."""
 
-    ``parameters(name)`` gives the ways in which the weight of a canonical name may be stored. A checkpoint
-    must have one of them whole. An index of names is judged by them too, without weights.
-
-    ``weight(name, shape, tensors)`` makes the weight of ``shape`` (the architecture's) of the tensors of one
-    of these ways, by role. It raises ``CheckpointError`` for tensors that do not fit, before it reads them: a
-    row of a hostile file may be larger than memory.
-
-    ``scales(module)`` names tensors with scales of what goes through a module and of its caches, by role. The
-    modules are those of the weights and all that these lie in (``layers.0.self_attn``).
-    ``read_scales(module, tensors)`` reads those that are there.
-
-    ``head(head, embedding)`` settles what a stored head is where the configuration ties it.
-    """
-
+    #: ``parameters(name)`` gives the ways in which the weight of a canonical name may be stored. A checkpoint
+    #: must have one of them whole. An index of names is judged by them too, without weights.
     parameters: Callable[[str], Sequence[Parameters]]
+    #: ``weight(name, shape, tensors)`` makes the weight of ``shape`` (the architecture's) of the tensors of
+    #: one of these ways, by role. It raises ``CheckpointError`` for tensors that do not fit, before it reads
+    #: them: a row of a hostile file may be larger than memory.
     weight: Callable[[str, Shape, Tensors], Weight]
+    #: ``scales(module)`` names tensors with scales of what goes through a module and of its caches, by role.
+    #: The modules are those of the weights and all that these lie in (``layers.0.self_attn``).
     scales: Callable[[str], Mapping[str, str]] = lambda module: {}
+    #: ``read_scales(module, tensors)`` reads those that are there.
     read_scales: Callable[[str, Tensors], Scales] = named_scales
+    #: ``head(head, embedding)`` settles what a stored head is where the configuration ties it.
     head: Callable[[Tensors, Tensors | None], Head] = settle_head
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way in which checkpoints store weights.
+    """One way in which checkpoints store weights."""
 
-    ``name`` is what reports call it, ``describes`` a phrase for messages. ``recognises(config)`` looks at the
-    parsed ``config.json``; ``layout(config)`` reads what it says of the form and raises ``CheckpointError``
-    for what is not read. A ``last_resort`` is asked only where no other form recognises the checkpoint.
-    ``loads_as_stored`` says that transformers loads such a checkpoint; what it does not load is proven by
-    the numbers that its codes and scales stand for.
-    """
-
+    #: What reports call it.
     name: str
+    #: A phrase for messages.
     describes: str
+    #: ``recognises(config)`` looks at the parsed ``config.json``.
     recognises: Callable[[Mapping[str, object]], bool]
+    #: ``layout(config)`` reads what ``config.json`` says of the form. It raises ``CheckpointError`` for what
+    #: is not read.
     layout: Callable[[Mapping[str, object]], Layout]
+    #: Asked only where no other form recognises the checkpoint.
     last_resort: bool = False
+    #: transformers loads such a checkpoint. What it does not load is proven by the numbers that its codes and
+    #: scales stand for.
     loads_as_stored: bool = True
 
 

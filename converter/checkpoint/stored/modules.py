@@ -25,19 +25,18 @@ Tensors = Mapping[str, SourceTensor]
 
 
 class Head(Enum):
-    """What a stored output head is where the configuration ties it to the embedding.
+    """What a stored output head is where the configuration ties it to the embedding."""
 
-    ``EQUAL`` to it, and left out for that reason; a head of its ``OWN``, which unties the model; or ``BOTH``
-    head and embedding, where it is stored alone.
-    """
-
+    #: Equal to the embedding, and left out for that reason.
     EQUAL = "equal to the embedding it is tied to"
+    #: A head of its own, which unties the model.
     OWN = "own"
+    #: Head and embedding, where it is stored alone.
     BOTH = "both"
 
 
 def settle_head(head: Tensors, embedding: Tensors | None) -> Head:
-    """What transformers 5.23 makes of a stored head on load: one of the same bits as the embedding is the
+    """What transformers 5.23 makes of a stored head on load. One of the same bits as the embedding is the
     embedding, any other one is a head of its own. Tensors are compared as they are stored."""
     if embedding is None:
         return Head.BOTH
@@ -84,8 +83,8 @@ def check_dtype(tensor: SourceTensor) -> None:
 
 
 def number_weight(tensor: SourceTensor) -> Weight:
-    """The weight of a tensor of another part than the text model, by its name in the checkpoint: its numbers
-    as they are stored, infinite ones too (bounds of what is clipped), on no lattice."""
+    """The weight of a tensor of another part than the text model, by its name in the checkpoint. It has the
+    numbers as they are stored, infinite ones too (bounds of what is clipped), and lies on no lattice."""
 
     def floats(start: int, stop: int) -> NDArray[np.float32]:
         return as_floats(tensor.read_rows(start, stop))

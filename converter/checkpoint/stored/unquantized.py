@@ -1,9 +1,9 @@
 """Unquantized safetensors (BF16, F16, F32) whose matrices may lie on a 4-bit lattice.
 
 ``google/gemma-4-SIZE-it-qat-q4_0-unquantized`` stores every matrix as ``bf16(scale * code)``. Whether a
-matrix lies on such a lattice is judged when the checkpoint is opened, from rows spread over the matrix,
-so that opening stays fast however large the checkpoint is. F16 and F32 files are on the same lattice if
-their values are bfloat16 values.
+matrix lies on such a lattice is judged when the checkpoint is opened, from rows spread over the matrix. So
+opening stays fast however large the checkpoint is. F16 and F32 files are on the same lattice if their values
+are bfloat16 values.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def layout(config: Mapping[str, object]) -> Layout:
 
 
 def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | None = None) -> Weight:
-    """The weight of one tensor; reads a sample of its rows, unless its shape is not the one ``expected``: the
-    row of a hostile file may be larger than memory. Raises ``CheckpointError``."""
+    """The weight of one tensor. It reads a sample of its rows, unless its shape is not the one ``expected``:
+    the row of a hostile file may be larger than memory. Raises ``CheckpointError``."""
     check_dtype(tensor)
     matrix = len(tensor.shape) >= 2 and tensor.shape == (expected or tensor.shape)
     on_lattice = matrix and tensor.columns % BLOCK == 0 and lies_on_lattice(tensor)

@@ -4,10 +4,11 @@ LiteRT-LM wants a path, and an asset is none: an app copies the bundle to a file
 too large for one of Google Play's asset packs loses nothing by lying in parts, which the app copies one
 behind the other.
 
-Limits, of the compressed download (https://support.google.com/googleplay/android-developer/answer/9859372 and
-https://developer.android.com/google/play/on-device-ai, read in 2026-11; weights do not compress): 200 MB for
-the base module (copies of that page that are as new say 500), 1.5 GB for an asset pack, 4 GB for an app with
-all that is installed with it. An APK is a ZIP file without ZIP64, which ends at 4 GiB.
+Limits hold for the compressed download
+(https://support.google.com/googleplay/android-developer/answer/9859372 and
+https://developer.android.com/google/play/on-device-ai, read in 2026-11). Weights do not compress. The base
+module may have 200 MB (copies of that page that are as new say 500), an asset pack 1.5 GB, and an app with
+all that is installed with it 4 GB. An APK is a ZIP file without ZIP64, which ends at 4 GiB.
 """
 
 from __future__ import annotations

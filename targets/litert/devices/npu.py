@@ -2,7 +2,7 @@
 
 litert-torch 0.10.0 has a compiler for whole bundles, ``compile_litertlm``; it needs the vendor's SDK, which
 is a package of its own. It packs what it made with a random number and the time of day, so only the models
-are taken from its bundle: the rest is the given bundle's, and equal models give equal bytes.
+are taken from its bundle. The rest is the given bundle's, and equal models give equal bytes.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def compile_bundle(bundle: Path, npu: Npu, output: Path, progress: StageProgress
     """Compile the models of a ``.litertlm`` for ``npu`` into ``output``, which appears when it is whole.
 
     ``progress(done, total)`` counts two steps, of which the first takes long. Raises ``TargetError`` of one
-    line, with the compiler's log as a note, ``DestinationError`` where there is too little room or where
-    ``output`` cannot be written, and ``CheckpointError`` for a damaged bundle.
+    line, with the compiler's log as a note, and ``CheckpointError`` for a damaged bundle. Raises
+    ``DestinationError`` where there is too little room or where ``output`` cannot be written.
     """
     sections = read_sections(bundle)
     check_space(output.parent, _COPIES * bundle.stat().st_size)

@@ -2,8 +2,8 @@
 
 The runtime has no gather of 4-bit matrices that is fast, and an operator per expert would take an hour to
 export. So every expert is computed, and the output of those that the router did not choose is multiplied by
-zero before the second product, whose weight has the experts side by side: row ``h`` is row ``h`` of expert 0,
-of expert 1, and so on. Blocks of 32 stay blocks where an expert's width divides by 32.
+zero before the second product. The weight of that product has the experts side by side: row ``h`` is row
+``h`` of expert 0, of expert 1, and so on. Blocks of 32 stay blocks where an expert's width divides by 32.
 """
 
 from __future__ import annotations

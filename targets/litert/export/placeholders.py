@@ -1,8 +1,8 @@
 """Stand-ins: weights without memory in torch, and without bytes in the exported graph.
 
 A stand-in is a parameter over pages that nobody touches. It is lowered to a constant of one value that no
-other has, which names the weight whatever the converter does to operators around it; before the flatbuffer
-is written every such constant becomes an argument of its function, named as the weight.
+other has, which names the weight whatever the converter does to operators around it. Before the flatbuffer is
+written, every such constant becomes an argument of its function, named as the weight.
 """
 
 from __future__ import annotations

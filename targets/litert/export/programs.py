@@ -15,7 +15,7 @@ class Programs(Sequence[Any]):
     """The exported programs of ``signatures``, each made when it is asked for and emptied behind that.
 
     litert-torch 0.10.0 takes them from a sequence, one after the other, and lowers each to MLIR before the
-    next; its own driver makes all of them first and keeps them until the end, which takes 5 MB for every
+    next. Its own driver makes all of them first and keeps them until the end, which takes 5 MB for every
     layer and signature.
     """
 

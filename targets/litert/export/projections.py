@@ -17,12 +17,12 @@ def project(x: Any, weight: Any, sums: Any, two_rows: bool = False) -> Any:
 
     The barriers keep the converter from folding factors beside the product (the square root of the hidden
     size, the soft cap) into the weight, so that scales stay the checkpoint's. ``sums``, if not ``None``, is
-    ``[rows, blocks]`` and is multiplied with the sum of every block of values of ``x``, and added: with it, a
+    ``[rows, blocks]``. It is multiplied with the sum of every block of values of ``x``, and added. With it, a
     block of negative scale ``s`` and codes ``c`` is exactly ``|s| * (-c - 1) + |s|``.
 
     The runtime rounds a row of ``x`` to int8 by one scale, which its largest value decides. With ``two_rows``
     the large values go to a row of their own, zeros in their places, so that the small ones keep their
-    precision: one product reads the weight once for both rows, which are added then.
+    precision. One product reads the weight once for both rows, which are added then.
     """
     x = barrier(x)
     y = _product_of_two(x, weight) if two_rows else torch.nn.functional.linear(x, weight)

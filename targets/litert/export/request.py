@@ -46,8 +46,8 @@ def export_graphs(
 ) -> Mapping[str, Path]:
     """Write the graphs of a text model below ``directory``; paths by LiteRT-LM's name of the kind.
 
-    ``types`` are the plan's, by canonical name: a matrix of ``INT4+sums`` gets a second input,
-    ``<name>|sums`` (float32 ``[rows, columns / 32]``), and a tied head becomes an input of its own if
+    ``types`` are the plan's, by canonical name. A matrix of ``INT4+sums`` gets a second input,
+    ``<name>|sums`` (float32 ``[rows, columns / 32]``). A tied head becomes an input of its own if
     ``lm_head.weight`` has a type. Of a tensor of experts ``[E, N, K]`` the input is ``[E * N, K]``, and
     ``[N, E * K]`` for ``down_proj``, the experts side by side. ``prefill_lengths`` and ``context_length`` are
     in tokens. With ``externalize_embedder`` the embeddings are graphs of their own. The products of modules
@@ -124,6 +124,7 @@ def graph_key(
 
 
 def needed_memory(architecture: Architecture, prefill_lengths: Sequence[int]) -> int:
-    """Bytes that the child holds at most, a little more than was measured (litert-torch 0.10.0; 6, 10 and 35
-    layers): imports, and 6 MiB for every layer and signature. They do not grow with the parameters."""
+    """Bytes that the child holds at most: those of imports, and 6 MiB for every layer and signature. That is
+    a little more than was measured (litert-torch 0.10.0; 6, 10 and 35 layers). The bytes do not grow with the
+    parameters."""
     return (850 + 6 * len(architecture.layers) * (len(prefill_lengths) + 1)) * _MIB

@@ -24,11 +24,12 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
-    """A checkpoint whose matrices have shapes alone; ``floats`` of its vectors gives their values.
-    ``directory`` is where transformers finds its configuration."""
+    """A checkpoint whose matrices have shapes alone."""
 
+    #: Where transformers finds its configuration.
     directory: Path
     architecture: Architecture
+    #: ``floats`` of its vectors gives their values.
     weights: Mapping[str, Weight]
 
 

@@ -35,7 +35,7 @@ def left_out() -> Iterator[None]:
     """Have the first import of litert-torch and of transformers' models load 50 MiB less.
 
     litert-torch 0.10.0: whatever is exported, its converter imports ai-edge-quantizer, and its extensions are
-    a package that imports those for other models; that package, which imports nothing here, lasts.
+    a package that imports those for other models. That package, which imports nothing here, lasts.
     transformers 5.23.0: every model imports the losses of object detection, and scipy for them.
     """
     for name, values in _UNUSED.items():
@@ -57,7 +57,7 @@ def small_samples() -> Iterator[None]:
     """Make caches and masks, tensors of four dimensions full of zeros or ones, of a single number each.
 
     litert-torch 0.10.0 exports a signature with caches and masks of full size for sample inputs, for prefills
-    and for decoding apart, which takes 14 GB for a model like 31B; all that the export needs is their shape.
+    and for decoding apart. That takes 14 GB for a model like 31B. All that the export needs is their shape.
     """
     originals = {name: getattr(torch, name) for name in ("zeros", "ones")}
 
