@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests"
+ROOT = Path(__file__).parents[1]
+#: The root goes first: folders of tests are called as the packages that they test.
+PATHS = [str(ROOT), str(ROOT / "tests")]
 # whoever imports this module may import ``checkpoints`` afterwards
-sys.path.append(str(TESTS))
+sys.path += PATHS
 
 
 def generate(directory: Path, variant: str, *options: str) -> None:
@@ -18,7 +20,7 @@ def generate(directory: Path, variant: str, *options: str) -> None:
     A child's peak memory includes what its parent had when it began, so that a script that measures children
     does not generate in its own process. Raises ``CalledProcessError`` if it fails.
     """
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [*PATHS, *filter(None, [os.environ.get("PYTHONPATH")])]
     subprocess.run(
         [sys.executable, "-m", "checkpoints.generate", "--variant", variant, *options, str(directory)],
         check=True,

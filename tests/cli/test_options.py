@@ -164,9 +164,9 @@ def test_inspect_refuses_options_of_targets_that_it_does_not_plan(parameter, qat
         (["onnx"], {"license": "mit", "revision": "0"}, "unknown option 'revision'; known: accuracy_level, "),
     ],
 )
-def test_python_is_refused_as_the_command_line_is(targets, options, told):
+def test_python_is_refused_as_the_command_line_is(targets, options, told, tmp_path):
     with pytest.raises(UsageError) as caught:
-        convert(Conversion("gemma4-demo", targets, Path("out"), options=options, validation=None))
+        convert(Conversion("gemma4-demo", targets, tmp_path / "out", options=options, validation=None))
     assert told in str(caught.value)
     with pytest.raises(UsageError) as caught:
         inspect(open_model("gemma4-demo"), targets, options)
