@@ -19,7 +19,7 @@ RENAMING = {
     "converter/system/replacing.py",
     "converter/system/publication.py",  # an output as a whole, by its journal
     "converter/hub/cache.py",  # a download that goes on where it stopped has a name of its own
-    "converter/pipeline/conversion.py",  # from one scratch directory to another
+    "converter/pipeline/proving.py",  # from one scratch directory to another
     "targets/litert/devices/npu.py",  # from a scratch directory that the next run finds and clears
 }
 _WRITER = """
