@@ -8,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from targets.target import find_target
-
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
 
@@ -68,6 +66,8 @@ def build(
     written. ``targets`` maps each target to its storage plan and its own options. ``beside_text`` names the
     tensors beside the text model that a target has a place for.
     """
+    from targets.target import find_target  # loads what a verification does without
+
     return {
         "schema": SCHEMA,
         "tool": {"name": "qatconvert", "version": version("qatconvert")},

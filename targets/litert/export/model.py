@@ -144,7 +144,9 @@ def _put_projections(model: Any, places: _Places, two_rows: Collection[str]) -> 
             if isinstance(child, torch.nn.Linear):
                 canonical = _canonical(f"{name}.{kind}.weight" if name else f"{kind}.weight")
                 weight, sums = places.pair(canonical)
-                _check_shape(f"{name}.{kind}", tuple(child.weight.shape), tuple(weight.shape))
+                _check_shape(
+                    f"{name}.{kind}".removeprefix("."), tuple(child.weight.shape), tuple(weight.shape)
+                )
                 split = kind in two_rows and places.rounding(canonical)
                 setattr(module, kind, Projection(weight, sums, split))
 

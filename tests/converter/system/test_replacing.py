@@ -75,7 +75,13 @@ def test_a_signal_leaves_the_old_file_and_nothing_else(tmp_path: Path, number: s
     path.write_text("old")
     command = [sys.executable, "-c", _WRITER, str(path)]
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # a shell has what it runs in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "half\n"
