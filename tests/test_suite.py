@@ -25,7 +25,8 @@ def run(tmp_path: Path) -> Run:
         return subprocess.run(
             [sys.executable, "-m", "pytest", *setup, "-p", "no:cacheprovider", *options, "test_it.py"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"},
+            # options of the outer run are not those of the inner one
+            env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"},
             capture_output=True,
             text=True,
         )
