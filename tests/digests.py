@@ -1,6 +1,6 @@
 """SHA-256 of what is written for the demo and for every kind of generated checkpoint, by target.
 
-    PYTHONPATH=tests .venv/bin/python -m digests [--targets gguf onnx litert] [--write FILE | --compare FILE]
+    PYTHONPATH=.:tests python -m digests [--targets gguf onnx litert] [--write FILE | --compare FILE]
 
 What a change of the code's shape must not change. GGUF's are in ``targets/gguf_digests.json`` and are tested;
 those of ONNX and LiteRT depend on the libraries that build the graphs, so they are compared in one

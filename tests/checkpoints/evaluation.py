@@ -1,6 +1,6 @@
 """The text that the demonstration model is judged on: excerpts of the held-out topics.
 
-    PYTHONPATH=tests python -m checkpoints.evaluation
+    PYTHONPATH=.:tests python -m checkpoints.evaluation
 
 writes ``evaluation_text.json`` into the shipped checkpoint. The text follows the topics that the model was
 trained on and is none of them, so that it says what rounding costs; on a text that the model does not know,

@@ -1,6 +1,6 @@
 """Write checkpoints of random weights: every architecture, every lattice, tiny or of a chosen size.
 
-    PYTHONPATH=tests python -m checkpoints.generate --variant e2b --scheme max7 OUT
+    PYTHONPATH=.:tests python -m checkpoints.generate --variant e2b --scheme max7 OUT
 
 The files have the Hub's form (or that of a re-save by transformers), the demonstration model's tokenizer, and
 weights whose logits are neither flat nor certain. Rows are made and written in ranges by several threads, so

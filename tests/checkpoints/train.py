@@ -1,6 +1,6 @@
 """Train ``gemma4-demo``: a real, very small Gemma 4, first in bfloat16, then on a 4-bit lattice.
 
-    PYTHONPATH=tests python -m checkpoints.train
+    PYTHONPATH=.:tests python -m checkpoints.train
 
 writes ``gemma4-demo-base`` beside this file and ``gemma4-demo`` where it ships from, and prints what they are
 worth on topics that were not trained on. Needs torch and transformers, no network, and about a

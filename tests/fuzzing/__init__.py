@@ -1,6 +1,6 @@
 """Fuzzers of the readers: right files, damaged with knowledge of their format, and what each reader does.
 
-    PYTHONPATH=tests python -m fuzzing --format gguf --seconds 600 --seed 7
+    PYTHONPATH=.:tests python -m fuzzing --format gguf --seconds 600 --seed 7
 
 A reader either reads a file or raises a ``QatconvertError`` of one printable line, within a limit of time
 and of memory; anything else is a failure, whose files are kept. A case is known by format, seed and index:
