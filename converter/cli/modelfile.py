@@ -64,7 +64,7 @@ def command(
     if output is not None and output.exists() and not force:
         raise DestinationError(f"{output} exists: choose another --output, or add --force")
     source = resolve(model)
-    options, _ = take_declared(settings, ())
+    options, _ = take_declared(settings, ["gguf"])
     for line in licence_warnings(options):
         warn(line)
     note = ""

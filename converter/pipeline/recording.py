@@ -105,7 +105,10 @@ def _options(run: Running) -> dict[str, object]:
         return {"validation": None}
     text = run.settings.get("text")
     settings = {**run.settings, "text": sha256(text) if text else None}
-    return {"validation": {key: value for key, value in settings.items() if not isinstance(value, Path)}}
+    recorded = {
+        key: value for key, value in settings.items() if key != "cache" and not isinstance(value, Path)
+    }
+    return {"validation": recorded}
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:

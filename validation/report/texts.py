@@ -179,7 +179,9 @@ def _part_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The parts beside the text model, and what this target leaves out of them though another does not."""
     found = []
     for name, part in entry.get("parts", {}).items():
-        told = f"{', '.join(part['files'])}, {part['bytes']:,} bytes"
+        told = ", ".join(part["files"])
+        if "bytes" in part:  # else the files lie elsewhere
+            told += f", {part['bytes']:,} bytes"
         if weights := part.get("weights"):
             others = weights["off_lattice"]
             told += f"; {weights['tensors']} tensors on the lattice, {weights['exact_blocks']:,} of"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from validation.report import texts
 from validation.report.files import assemble, render_markdown, write
 from validation.report.html import render_html
 from validation.report.svg import Series, exactness_by_tensor, kld_by_position, kld_distribution, log_axis
@@ -338,3 +339,10 @@ def test_a_logarithmic_axis_holds_its_values_in_whole_decades() -> None:
     assert axis(0.0) == 0
     assert axis(1.0) == 100
     assert axis(1e-3) == pytest.approx(40)
+
+
+def test_a_part_whose_files_lie_elsewhere_is_told_without_their_size():
+    (fact,) = texts._part_facts({"parts": {"vision": {"files": ["a.bin"]}}})
+    assert fact == ("vision", "a.bin")
+    (fact,) = texts._part_facts({"parts": {"vision": {"files": ["a.bin"], "bytes": 2048}}})
+    assert fact == ("vision", "a.bin, 2,048 bytes")
