@@ -30,7 +30,7 @@ from validation.runtimes.litert_session import open_decoder
 # each proves a bundle that it may have to export itself
 pytestmark = pytest.mark.slow
 
-#: Schemes and layouts, so that their graphs are those of ``tests/targets/litert/test_graph.py``.
+#: Schemes and layouts, so that their graphs are those of ``tests/targets/litert/export/test_graph.py``.
 BUNDLES = {
     "demo": ("max7", "hub"),
     "e2b": ("extremum8", "transformers"),

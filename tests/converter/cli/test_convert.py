@@ -116,7 +116,7 @@ def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):
 
 @pytest.mark.slow
 def test_the_readme_shows_the_demos_figures(demo):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in readme.splitlines() if "│" in line]
     targets = json.loads((demo / "report.json").read_text())["targets"]
     shown = []

@@ -20,7 +20,7 @@ from targets.target import find_target, known_targets
 from validation.gates import MAY_NOT_RUN
 from validation.runners import find_runner, known_runtimes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMANDS: dict[str, click.Command] = {
     name: import_module(f"converter.cli.{name}").command for name in ("convert", "inspect", "validate")
 }

@@ -18,7 +18,7 @@ from support.distributions import write_distribution
 from support.packed_form import tensors_of, write_packed
 from support.qwen3 import write_qwen3
 
-OUTSIDE = Path(__file__).parents[1] / "outside"
+OUTSIDE = Path(__file__).parents[2] / "outside"
 #: A family that only reads models, as Gemma 3's.
 INVENTED = """
 from dataclasses import replace
