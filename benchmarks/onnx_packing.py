@@ -16,7 +16,7 @@ import numpy as np
 
 from targets.onnx.dequantisation import Codes, Scheme, Stretch
 from targets.onnx.packing import FROM_FLOATS, pack_codes
-from targets.storing import rounded
+from targets.onnx.storage import Storage
 
 ROWS, COLUMNS, RUNS = 512, 1024, 30
 
@@ -43,6 +43,7 @@ def main() -> None:
     codes = random.integers(-8, 8, (ROWS, COLUMNS)).astype(np.int8)
     values = random.standard_normal((ROWS, COLUMNS)).astype(np.float32)
     ggml = gguf.GGMLQuantizationType
+    int4, int8 = Storage().held.coded
     scales = np.ones((ROWS, COLUMNS // 32), np.float32)
     scheme = Scheme((ROWS, COLUMNS), 4, 32, COLUMNS // 2, "", frozenset())
     rows = Codes(
@@ -59,11 +60,11 @@ def main() -> None:
         ),
         "float16": (lambda: FROM_FLOATS["FLOAT16"](values), lambda: values.astype(np.float16)),
         "rounding to 4 bits": (
-            lambda: rounded(values, 4),
+            lambda: int4.rounded(values),
             lambda: gguf.quants.quantize(values, ggml.Q4_0),
         ),
         "rounding to 8 bits": (
-            lambda: rounded(values, 8),
+            lambda: int8.rounded(values),
             lambda: gguf.quants.quantize(values, ggml.Q8_0),
         ),
         "reading 4 bits": (lambda: rows(0, ROWS), None),

@@ -26,7 +26,6 @@ from pathlib import Path
 from generator import generate
 
 TARGETS = ("gguf", "onnx", "litert")
-BLOCK = 32
 #: Tokens that change places; a Gemma's vocabulary has both, and English text too.
 SWAPPED = ("\u2581the", "\u2581and")
 MATCHES = {"gguf": "*.gguf", "onnx": "model.onnx", "litert": "*.litertlm"}
@@ -45,15 +44,15 @@ def naive(source: Path, directory: Path) -> None:
     """Every matrix rounded to Q4_0."""
     from safetensors.torch import load_file, save_file
 
-    from targets.storing import rounded
+    from targets.gguf.storage import Q4_0
 
     name = "model.safetensors"
     copy(source, directory, name)
     tensors = load_file(source / name)
     for key, tensor in tensors.items():
-        if tensor.ndim == 2 and tensor.shape[1] % BLOCK == 0:
-            rows = rounded(tensor.float().numpy(), 4)
-            values = rows.codes * rows.scales.repeat(BLOCK, axis=1)
+        if tensor.ndim == 2 and tensor.shape[1] % Q4_0.block == 0:
+            rows = Q4_0.rounded(tensor.float().numpy())
+            values = rows.codes * rows.scales.repeat(Q4_0.block, axis=1)
             tensors[key] = tensor.new_tensor(values)
     save_file(tensors, directory / name, {"format": "pt"})
 

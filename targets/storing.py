@@ -28,8 +28,8 @@ from converter.checkpoint.weight import (
     Weight,
     sampled_ranges,
 )
-from converter.system.compiled import compiled
 from targets import float16
+from targets.rounding import largest_code, rounded
 from targets.writing import Written
 
 #: Values that share a scale in every blockwise type that is written: GGML's, those of ``MatMulNBits`` and of
@@ -39,11 +39,10 @@ BLOCK: Final = 32
 _ROUTER: Final = ".router.proj.weight"
 #: Bytes of a number, by safetensors' dtype.
 NUMBER_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
-#: The smallest normal float32.
-_SMALLEST: Final = np.float32(2.0**-126)
+#: The largest magnitudes that its numbers have.
+LARGEST: Final[Mapping[str, float]] = {"F32": np.inf, "F16": float16.LARGEST}
 
 Floats = NDArray[np.float32]
-Codes = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,9 @@ class Coded:
     negative: bool = True
     #: Whether a block has a float32 beside its scale.
     sums: bool = False
+    #: Dtype whose numbers are the scales of values that are rounded; ``None`` for that of ``scale``. A type
+    #: with float32 scales that has ``F16`` here loses what GGML's types lose.
+    rounded_scale: str | None = None
 
     def holds(self, lattice: Lattice, columns: int) -> bool:
         """Whether rows of ``columns`` values with the codes of ``lattice`` are held as they are."""
@@ -79,6 +81,31 @@ class Coded:
         blocks = columns // self.block if self.block else 1
         sums = NUMBER_BYTES["F32"] * blocks if self.sums else 0
         return -(-columns * self.bits // 8), NUMBER_BYTES[self.scale] * blocks, sums
+
+    def rounded(self, values: Floats) -> LatticeRows:
+        """Codes and scales of float32 ``values`` (``[rows, columns]``) on no lattice, by GGML's rule
+        (``targets.rounding``).
+
+        Codes come of the scale before it becomes a number of its dtype. No block has the status
+        ``OFF_LATTICE``. A scale's magnitude is within the dtype's range if no value is above ``largest``.
+        Raises ``ValueError`` for columns that are not whole blocks.
+        """
+        codes, scales = rounded(values, self.bits, self.block, negative=self.negative)
+        with np.errstate(over="ignore"):
+            halves = scales.astype(np.float16).astype(np.float32)
+        if self._rounded_scale == "F16":
+            return LatticeRows(codes, halves, np.full(scales.shape, EXACT, np.uint8))
+        status = np.where(halves == scales, np.uint8(EXACT), np.uint8(NEEDS_F32_SCALE))
+        return LatticeRows(codes, scales, status)
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude of values that ``rounded`` gives a scale within the range of its dtype."""
+        return largest_code(self.bits, negative=self.negative) * LARGEST[self._rounded_scale]
+
+    @property
+    def _rounded_scale(self) -> str:
+        return self.rounded_scale or self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,99 +268,13 @@ def _fits(values: Floats, dtype: str) -> bool:
     return not float16.out_of_range(values) and bool(np.all(values.astype(np.float16) == values))
 
 
-def rounded(values: Floats, bits: int) -> LatticeRows:
-    """Codes of 4 or 8 ``bits`` and scales of float32 ``values`` (``[rows, columns]``, whole blocks of 32) on
-    no lattice. Each scale is a float16 number, and every block has the status ``EXACT``.
-
-    The rule is GGML's (``ggml/src/ggml-quants.c``), so that all targets lose the same. With 8 bits
-    (``quantize_row_q8_0_ref``) the largest magnitude has code 127, with 4 (``quantize_row_q4_0_ref``) the
-    extremum has -8. Codes come of the scale before it is rounded to float16. Its magnitude is within
-    float16's range if the caller saw to it (``largest``).
-    """
-    rows, columns = values.shape
-    codes = np.empty((rows, columns), np.int8)
-    scales = np.empty((rows, columns // BLOCK), np.float32)
-    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    (_round_to_8 if bits == 8 else _round_to_4)(flat, codes.reshape(-1), scales.reshape(-1))
-    with np.errstate(over="ignore"):
-        held = scales.astype(np.float16).astype(np.float32)
-    return LatticeRows(codes, held, np.full(scales.shape, EXACT, np.uint8))
-
-
-def naively_rounded(weight: Weight) -> Weight:
-    """A weight that lies on a lattice, with the codes of ``rounded`` to 4 bits instead of its own. It is the
-    weight itself if that lies on none, or if its rows are no whole blocks."""
-    if weight.lattice is None or weight.columns % BLOCK:
+def naively_rounded(weight: Weight, coded: Coded) -> Weight:
+    """A weight that lies on a lattice, with the codes of ``coded.rounded`` instead of its own. It is the
+    weight itself if that lies on none, or if its rows are no whole blocks of ``coded``."""
+    if weight.lattice is None or (coded.block and weight.columns % coded.block):
         return weight
 
     def codes(start: int, stop: int) -> LatticeRows:
-        return rounded(weight.floats(start, stop), 4)
+        return coded.rounded(weight.floats(start, stop))
 
-    return replace(weight, lattice=Lattice(4, BLOCK), codes=codes)
-
-
-def largest(bits: int) -> float:
-    """The largest magnitude that ``rounded`` gives a scale within float16's range."""
-    return (127 if bits == 8 else 8) * float16.LARGEST
-
-
-@compiled(inline="always")
-def _extremum(patterns, first):  # type: ignore[no-untyped-def]
-    """Largest magnitudes of a block's positive and negative values, as bit patterns, which order as they do.
-
-    Flat arrays and no negative index: in this form the compiler vectorises these loops.
-    """
-    positive = np.int32(0)
-    negative = np.int32(0)
-    for i in range(BLOCK):
-        pattern = patterns[first + i]
-        magnitude = pattern & np.int32(0x7FFFFFFF)
-        positive = max(positive, pattern)
-        negative = max(negative, magnitude if pattern < 0 else np.int32(0))
-    return positive, negative
-
-
-@compiled(inline="always")
-def _inverse(scale):  # type: ignore[no-untyped-def]
-    """1 / scale; 0 where that is no number, for a scale that float16 takes for 0 as well."""
-    return np.float32(np.float32(1.0) / scale) if abs(scale) >= _SMALLEST else np.float32(0.0)
-
-
-@compiled()
-def _round_to_8(values, codes, scales):  # type: ignore[no-untyped-def]
-    patterns = values.view(np.int32)
-    for block in range(scales.size):
-        first = block * BLOCK
-        positive, negative = _extremum(patterns, first)
-        scale = np.float32(np.int32(max(positive, negative)).view(np.float32) / np.float32(127.0))
-        scales[block] = scale
-        inverse = _inverse(scale)
-        for i in range(BLOCK):
-            quotient = np.float32(values[first + i] * inverse)
-            magnitude = abs(quotient)
-            whole = np.int32(magnitude)
-            whole += np.int32(
-                np.float32(magnitude - np.float32(whole)) >= np.float32(0.5)
-            )  # ties go outwards
-            codes[first + i] = np.int8(-whole if quotient < 0 else whole)
-
-
-@compiled()
-def _round_to_4(values, codes, scales):  # type: ignore[no-untyped-def]
-    patterns = values.view(np.int32)
-    for block in range(scales.size):
-        first = block * BLOCK
-        positive, negative = _extremum(patterns, first)
-        below = negative > positive
-        if negative == positive:  # of two extremes the first counts
-            for i in range(BLOCK):
-                if (patterns[first + i] & np.int32(0x7FFFFFFF)) == positive:
-                    below = patterns[first + i] < 0
-                    break
-        extremum = np.int32(max(positive, negative)).view(np.float32)
-        scale = np.float32((-extremum if below else extremum) / np.float32(-8.0))
-        scales[block] = scale
-        inverse = _inverse(scale)
-        for i in range(BLOCK):
-            whole = np.int32(np.float32(np.float32(values[first + i] * inverse) + np.float32(8.5)))
-            codes[first + i] = np.int8(min(whole, np.int32(15)) - np.int32(8))
+    return replace(weight, lattice=Lattice(coded.bits, coded.block), codes=codes)

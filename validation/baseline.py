@@ -13,6 +13,7 @@ from pathlib import Path
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import UsageError, ValidationError
 from converter.system.progress import StageProgress, no_progress
+from targets.gguf.storage import Q4_0
 from targets.storing import naively_rounded
 from targets.target import find_target
 
@@ -35,11 +36,11 @@ def write_naive_q4_0(
     """Write the baseline of a target's artifact below ``directory`` and return its first file.
 
     ``options`` are the artifact's own (``Plan.options``), so that nothing but the lattice differs.
-    ``progress`` counts bytes of the checkpoint. Raises ``ValidationError`` when no weight is on the lattice.
+    ``progress`` counts bytes of the checkpoint. Raises ``ValidationError`` when no weight lies on a lattice.
     """
-    weights = {name: naively_rounded(weight) for name, weight in checkpoint.weights.items()}
+    weights = {name: naively_rounded(weight, Q4_0) for name, weight in checkpoint.weights.items()}
     if all(weights[name] is weight for name, weight in checkpoint.weights.items()):
-        raise ValidationError("no weight lies on a 4-bit lattice that a naive Q4_0 could be compared with")
+        raise ValidationError("no weight lies on a lattice that a naive Q4_0 could be compared with")
     naive = replace(checkpoint, weights=weights)
     writer = find_target(target)
     beside = {option.name for option in writer.options if option.extra_files or option.outside}

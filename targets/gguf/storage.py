@@ -16,7 +16,9 @@ OFF_LATTICE: Final = {"q8_0": "Q8_0", "bf16": "BF16", "f16": "F16", "q4_0": "Q4_
 TYPES: Final = tuple(OFF_LATTICE.values())
 
 #: Types of codes and scales (``ggml/src/ggml-common.h``), the smallest first.
-CODED: Final = (Coded("Q4_0", 4, BLOCK), Coded("Q8_0", 8, BLOCK))
+Q4_0: Final = Coded("Q4_0", 4, BLOCK)
+Q8_0: Final = Coded("Q8_0", 8, BLOCK)
+CODED: Final = (Q4_0, Q8_0)
 
 
 def holdings(off_lattice: str) -> Holdings:

@@ -14,7 +14,6 @@ from targets import float16
 from targets.gguf.header import Layout, Place
 from targets.gguf.packing import FROM_CODES, FROM_FLOATS
 from targets.gguf.storage import GGML
-from targets.storing import largest, rounded
 from targets.writing import NO_BLOCKS, RANGE, Bytes, Encoded, Piece, Statuses, Written, reserved, write_pieces
 
 
@@ -65,8 +64,8 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, add: float) ->
         return FROM_CODES[type_name](rows), rows.status.reshape(-1)
     values = weight.floats(start, stop)
     if coded := GGML.find(type_name):
-        _check_range(weight, type_name, values, largest(coded.bits))
-        return FROM_CODES[type_name](rounded(values, coded.bits)), NO_BLOCKS
+        _check_range(weight, type_name, values, coded.largest)
+        return FROM_CODES[type_name](coded.rounded(values)), NO_BLOCKS
     if add and weight.name.endswith("norm.weight"):
         values = values + np.float32(add)
     if type_name == "F16":

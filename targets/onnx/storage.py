@@ -49,7 +49,8 @@ class Storage:
         scale = "F16" if self.scales == "FLOAT16" else "F32"
         return Holdings(
             "onnx",
-            tuple(Coded(name, bits, BLOCK, scale) for name, bits in BITS.items()),
+            # rounding loses what GGML's types lose, whatever the type of scales
+            tuple(Coded(name, bits, BLOCK, scale, rounded_scale="F16") for name, bits in BITS.items()),
             _NUMBERS,
             vectors=self.dtype,
             off_lattice=OFF_LATTICE[self.off_lattice],

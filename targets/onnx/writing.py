@@ -16,7 +16,6 @@ from targets import float16
 from targets.onnx.layout import Layout, Place
 from targets.onnx.packing import FROM_FLOATS, pack_codes, pack_scales
 from targets.onnx.storage import BITS, Storage
-from targets.storing import largest, rounded
 from targets.writing import NO_BLOCKS, RANGE, Bytes, Encoded, Piece, Statuses, Written, reserved, write_pieces
 
 _LARGEST_BFLOAT16: Final = float((2 - 2.0**-7) * 2.0**127)
@@ -24,7 +23,6 @@ _LARGEST_BFLOAT16: Final = float((2 - 2.0**-7) * 2.0**127)
 _LARGEST: Final[Mapping[str, float]] = {
     "FLOAT16": float16.LARGEST,
     "BFLOAT16": _LARGEST_BFLOAT16,
-    **{name: largest(bits) for name, bits in BITS.items()},
 }
 
 
@@ -79,8 +77,10 @@ def quantised(
         packed = pack_codes(rows.codes, BITS[type_name])
         return packed, pack_scales(rows.scales, storage.scales), _statuses(rows, storage)
     values = weight.floats(start, stop)
-    _check_range(weight, type_name, values, _LARGEST[type_name])
-    rows = rounded(values, BITS[type_name])
+    coded = storage.held.find(type_name)
+    assert coded is not None
+    _check_range(weight, type_name, values, coded.largest)
+    rows = coded.rounded(values)
     return pack_codes(rows.codes, BITS[type_name]), pack_scales(rows.scales, storage.scales), NO_BLOCKS
 
 

@@ -12,7 +12,6 @@ from hypothesis.extra import numpy as arrays
 from converter.checkpoint.weight import EXACT, LatticeRows
 from targets.gguf.packing import FROM_CODES, FROM_FLOATS, pack_q4_0, pack_q8_0, unpack_q4_0
 from targets.gguf.storage import GGML
-from targets.storing import rounded
 
 Q4_0, Q8_0 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
@@ -97,7 +96,7 @@ def test_codes_of_8_bits_are_dequantised_as_scale_times_code(codes, scales):
 def test_float_rows_take_the_bytes_that_the_type_says(format):
     values = np.random.default_rng(1).normal(size=(3, 96)).astype(np.float32)
     coded = GGML.find(format)
-    data = FROM_CODES[format](rounded(values, coded.bits)) if coded else FROM_FLOATS[format](values)
+    data = FROM_CODES[format](coded.rounded(values)) if coded else FROM_FLOATS[format](values)
     assert data.nbytes == 3 * GGML.row_bytes(format, 96)
     back = gguf.quants.dequantize(data.reshape(3, -1), gguf.GGMLQuantizationType[format])
     assert np.abs(back - values).max() <= {"F32": 0, "F16": 2e-3, "BF16": 1.6e-2, "Q8_0": 0.02}.get(

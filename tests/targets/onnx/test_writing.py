@@ -17,10 +17,11 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.weight import NEEDS_F32_SCALE
 from converter.errors import CheckpointError, DestinationError, TargetError
 from support.onnx_weights import DATA, computed, planned, write
+from targets.gguf.storage import Q4_0, Q8_0
 from targets.onnx.layout import lay_out
 from targets.onnx.storage import Storage, expert_name, stored_name
 from targets.onnx.writing import write_data
-from targets.storing import is_matrix, rounded
+from targets.storing import is_matrix
 
 ROUTER = ".router.proj.weight"
 
@@ -83,16 +84,16 @@ def test_a_lattice_with_float32_scales_is_exact_with_float32_scales(checkpoint_f
     assert kept.written.blocks == made.written.blocks
 
 
-@pytest.mark.parametrize(("option", "bits"), [("q8_0", 8), ("q4_0", 4)])
+@pytest.mark.parametrize(("option", "ggml"), [("q8_0", Q8_0), ("q4_0", Q4_0)])
 @pytest.mark.parametrize("scales", ["FLOAT", "FLOAT16"])
-def test_matrices_on_no_lattice_are_rounded_to_codes(option, bits, scales, checkpoint_factory, tmp_path):
+def test_matrices_on_no_lattice_are_rounded_to_codes(option, ggml, scales, checkpoint_factory, tmp_path):
     checkpoint = open_checkpoint(checkpoint_factory("26b-a4b", "latent"))
     made = write(checkpoint, tmp_path, Storage(scales=scales, off_lattice=option))
     assert (made.written.blocks, made.written.off_lattice) == (0, {})
     found = computed(made.path, vocabulary(checkpoint))
     for name, weight, start, stop in by_initializer(checkpoint):
         if is_matrix(weight):
-            rows = rounded(weight.floats(start, stop), bits)
+            rows = ggml.rounded(weight.floats(start, stop))
             codes, factors = rows.codes, rows.scales
             np.testing.assert_array_equal(found[name], codes * np.repeat(factors, 32, axis=1), err_msg=name)
 
