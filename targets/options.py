@@ -119,7 +119,7 @@ class OptionGroup:
 #: How what lies on no lattice is stored: the same option in every target that can store it.
 OFF_LATTICE: Final = Option(
     "off_lattice",
-    "How to store matrices that lie on no 4-bit lattice.",
+    "How to store matrices that lie on no lattice.",
     ("--off-lattice",),
     kind="choice",
     choices=("q8_0", "bf16", "f16", "q4_0"),

@@ -200,7 +200,7 @@ class Holdings:
         other = [weight for weight in matrices if self.holding(weight) is None]
         told = []
         for off, what in (
-            ([one for one in other if one.lattice is None], "lie on no 4-bit lattice"),
+            ([one for one in other if one.lattice is None], "lie on no lattice"),
             (
                 [one for one in other if one.lattice is not None],
                 f"have codes that no type of {self.target} holds",
@@ -234,7 +234,7 @@ class Holdings:
         on blocks whose scale is rounded. ``why`` says what does not hold it."""
         told = []
         for name, count in written.off_lattice.items():
-            share = BLOCK * count / weights[name].size
+            share = written.off_values[name] / weights[name].size
             told.append(
                 f"{self.target}: {name}: {count} blocks ({share:.2%} of its weights) lie on no lattice and "
                 "are rounded to the nearest"

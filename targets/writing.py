@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -41,7 +42,9 @@ class Written:
     blocks: int
     #: How many of them lie on no lattice, by weight.
     off_lattice: Mapping[str, int]
-    #: How many of them need a scale that float16 does not hold and have been rounded.
+    #: How many values lie in those, by weight.
+    off_values: Mapping[str, int]
+    #: How many blocks need a scale that float16 does not hold and have been rounded.
     rounded: int
 
 
@@ -130,7 +133,8 @@ class _Crew:
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._blocks = 0
-        self._off_lattice: dict[str, int] = {}
+        self._off_lattice: Counter[str] = Counter()
+        self._off_values: Counter[str] = Counter()
         self._rounded = 0
 
     def run(self, count: int) -> Written:
@@ -147,7 +151,7 @@ class _Crew:
             raise
         if self._failure is not None:
             raise self._failure
-        return Written(self._blocks, self._off_lattice, self._rounded)
+        return Written(self._blocks, self._off_lattice, self._off_values, self._rounded)
 
     def _work(self) -> None:
         try:
@@ -174,7 +178,8 @@ class _Crew:
             self._blocks += statuses.size
             self._rounded += rounded
             if off:
-                self._off_lattice[weight.name] = self._off_lattice.get(weight.name, 0) + off
+                self._off_lattice[weight.name] += off
+                self._off_values[weight.name] += off * values // statuses.size
             self._progress(weight.bytes_of(values))
 
 

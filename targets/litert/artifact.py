@@ -282,6 +282,7 @@ class _Models:
         self._weights, self._types, self._advance = weights, types, advance
         self._blocks = self._rounded = 0
         self._off_lattice: Counter[str] = Counter()
+        self._off_values: Counter[str] = Counter()
         self._narrowed: Counter[str] = Counter()
 
     def write(self, graph: bytes, output: BinaryIO) -> None:
@@ -292,11 +293,12 @@ class _Models:
         self._blocks += filled.blocks
         self._rounded += filled.rounded
         self._off_lattice.update(filled.off_lattice)
+        self._off_values.update(filled.off_values)
         self._narrowed.update(filled.narrowed)
 
     def warnings(self) -> list[str]:
         """A line for each loss."""
-        written = Written(self._blocks, self._off_lattice, self._rounded)
+        written = Written(self._blocks, self._off_lattice, self._off_values, self._rounded)
         why = "float16, LiteRT's type for scales, does not hold and that is rounded"
         told = LITERT.losses(self._weights, written, why)
         if lost := self._narrowed.total():

@@ -88,7 +88,7 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, *, multiplied:
         return StoredRows(values.astype("<f2" if type_name == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
     rows = LITERT.codes(weight, type_name, start, stop)
     if rows is None:
-        raise TargetError(f"litert: {weight.name}: lies on no 4-bit lattice and cannot be {type_name}")
+        raise TargetError(f"litert: {weight.name}: has no codes that {type_name} holds")
     return _coded(weight.name, rows, type_name, multiplied)
 
 

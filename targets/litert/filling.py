@@ -44,9 +44,11 @@ class Filled:
     blocks: int
     #: How many of them lie on no lattice, by weight.
     off_lattice: Mapping[str, int]
-    #: How many of them have a scale that float16 does not hold and that has been rounded.
+    #: How many values lie in those, by weight.
+    off_values: Mapping[str, int]
+    #: How many blocks have a scale that float16 does not hold and that has been rounded.
     rounded: int
-    #: How many of them have a scale that is right in the file but that XNNPACK rounds to bfloat16, by weight.
+    #: How many blocks have a scale that is right in the file but that XNNPACK rounds to bfloat16, by weight.
     narrowed: Mapping[str, int]
 
 
@@ -115,7 +117,15 @@ def fill(
         output.seek(base + end)
     except OSError as error:
         raise destination_error(path, error, base + end) from error
-    return Filled(end, layout.names, written.blocks, written.off_lattice, written.rounded, narrowing.counts())
+    return Filled(
+        end,
+        layout.names,
+        written.blocks,
+        written.off_lattice,
+        written.off_values,
+        written.rounded,
+        narrowing.counts(),
+    )
 
 
 def lay_out(graph: bytes, weights: Mapping[str, Weight], types: Mapping[str, str]) -> Layout:

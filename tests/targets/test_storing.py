@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, Lattice, LatticeRows, Weight
+from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Lattice, LatticeRows, Weight
 from targets.gguf.storage import GGML, holdings
 from targets.gguf.writing import encode
 from targets.litert.encoding import encode as litert_encode
@@ -20,6 +21,7 @@ from targets.litert.storage import LITERT
 from targets.onnx.storage import Storage
 from targets.onnx.writing import quantised
 from targets.storing import BLOCK, Coded, Holdings
+from targets.writing import Encoded, Piece, reserved, write_pieces
 
 ROOT = Path(__file__).parents[2]
 ROWS = 6
@@ -107,14 +109,38 @@ def test_codes_of_every_lattice_are_written_as_they_are(bits: int, block: int) -
 def test_a_lattice_that_no_type_holds_is_told_apart_from_none() -> None:
     on, odd, off = packed(4, 32, name="a"), packed(4, 16, name="b"), replace(numbers(256), name="c")
     first, second = holdings("f16").warnings([on, odd, off])
-    assert first == (
-        "gguf: 33.33% of the weights (1 of 3 matrices) lie on no 4-bit lattice: 1 are stored as F16"
-    )
+    assert first == ("gguf: 33.33% of the weights (1 of 3 matrices) lie on no lattice: 1 are stored as F16")
     assert second == (
         "gguf: 33.33% of the weights (1 of 3 matrices) have codes that no type of gguf holds: "
         "1 are stored as F16"
     )
     assert holdings("f16").warnings([on]) == []
+
+
+@pytest.mark.parametrize("block", [0, 16, 32, 128])
+def test_blocks_that_turn_out_to_be_off_the_lattice_are_told_with_their_share(
+    block: int, tmp_path: Path
+) -> None:
+    held = Holdings("t", (Coded("INT4", 4, block),), {"F32": "F32"}, "F32", "F32")
+    weight = packed(4, block)
+    assert weight.codes is not None
+    rows = weight.codes(0, ROWS)
+    rows.status[2, 0] = OFF_LATTICE
+
+    def encoded(start: int, stop: int) -> Encoded:
+        coded = held.codes(weight, "INT4", start, stop)
+        assert coded is not None
+        return Encoded((), coded.status.reshape(-1))
+
+    pieces = (
+        Piece(weight, start, start + 2, 0, partial(encoded, start, start + 2)) for start in range(0, ROWS, 2)
+    )
+    with reserved([tmp_path / "data"], [0]) as outputs:
+        written = write_pieces(outputs, pieces, lambda count: None)
+    share = (block or weight.columns) / weight.size
+    assert held.losses({weight.name: weight}, written, "") == [
+        f"t: w.weight: 1 blocks ({share:.2%} of its weights) lie on no lattice and are rounded to the nearest"
+    ]
 
 
 def test_a_scale_that_the_type_does_not_hold_is_not_exact() -> None:

@@ -90,7 +90,7 @@ def test_rows_that_are_no_whole_blocks_keep_the_checkpoint_s_type_and_the_first_
     assert found["layers.0.mlp.up_proj.weight"] == "INT8"
     (warning,) = Storage().held.warnings(checkpoint.weights.values())
     assert warning.endswith(
-        "matrices) lie on no 4-bit lattice: 73 are stored as INT8; 10 keep the checkpoint's type, as their "
+        "matrices) lie on no lattice: 73 are stored as INT8; 10 keep the checkpoint's type, as their "
         "rows are no multiple of 32 (the first is layers.0.mlp.down_proj.weight, with an input dimension of "
         "200)"
     )
