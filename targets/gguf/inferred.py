@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -13,8 +12,8 @@ from targets.gguf.description import HUB
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
 from targets.gguf.reading import split_files
-from targets.gguf.storage import GGML, OFF_LATTICE, TYPES, holdings
-from targets.storing import is_matrix
+from targets.gguf.storage import OFF_LATTICE, TYPES, holdings
+from targets.off_lattice import inferred_off_lattice
 
 #: Names that can be part of a file's name; another one is none that a conversion wrote.
 _NAME: Final = re.compile(r"[\w.+-][\w.+ -]{0,199}")
@@ -28,10 +27,16 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
     ``split_max_size``, ``license``, ``repo`` and ``revision``. Raises ``CheckpointError`` for a damaged
     file."""
     contents = [read_contents(file) for file in split_files(artifact)]
+    types = {tensor.name: tensor.type.name for _, tensors in contents for tensor in tensors}
+    names = tensor_names(checkpoint.architecture, checkpoint.weights)
     metadata = contents[0][0]
     found: dict[str, object] = {
         "name": _name(artifact),
-        "off_lattice": _off_lattice([tensor for _, tensors in contents for tensor in tensors], checkpoint),
+        "off_lattice": inferred_off_lattice(
+            checkpoint.weights.values(),
+            {key: types[name] for key, name in names.items() if name in types},
+            {option: holdings(option) for option in OFF_LATTICE},
+        ),
     }
     if len(contents) > 1:
         found["split_max_size"] = _split_size([tensors for _, tensors in contents])
@@ -49,18 +54,6 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
 def _name(artifact: Path) -> str:
     match = _FILE_NAME.fullmatch(artifact.name)
     return match[1] if match and _NAME.fullmatch(match[1]) else "model"
-
-
-def _off_lattice(tensors: Sequence[Tensor], checkpoint: Checkpoint) -> str:
-    """The value of the option that explains the types of most matrices that lie on no lattice."""
-    names = tensor_names(checkpoint.architecture, checkpoint.weights)
-    types = {tensor.name: tensor.type.name for tensor in tensors}
-    fitting: Counter[str] = Counter()
-    for key, weight in checkpoint.weights.items():
-        if is_matrix(weight) and GGML.holding(weight) is None:
-            type = types.get(names[key])
-            fitting.update(option for option in OFF_LATTICE if holdings(option).type_of(weight) == type)
-    return max(OFF_LATTICE, key=lambda option: fitting[option])  # the default is the first, and wins a tie
 
 
 def _split_size(files: Sequence[Sequence[Tensor]]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from converter.errors import UsageError
+from targets.off_lattice import read_off_lattice
 from targets.storing import BLOCK, Coded, Holdings
 
 #: Values of the option ``off_lattice``: the type of matrices that lie on no lattice. ``f32`` is for
@@ -32,8 +32,5 @@ GGML: Final = holdings("q8_0")
 
 
 def off_lattice_option(options: Mapping[str, object]) -> str:
-    """The option ``off_lattice`` (default ``q8_0``), in lower case; raises ``UsageError``."""
-    given = str(options.get("off_lattice") or "q8_0").lower()
-    if given not in OFF_LATTICE:
-        raise UsageError(f"off-lattice type {given!r} is unknown to gguf; known: {', '.join(OFF_LATTICE)}")
-    return given
+    """The option ``off_lattice``, in lower case; raises ``UsageError``."""
+    return read_off_lattice(options, GGML.target, OFF_LATTICE)

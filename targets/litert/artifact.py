@@ -34,6 +34,7 @@ from targets.litert.storage import (
     holdings,
     negative_warnings,
     negative_weights,
+    off_lattice_option,
     operators,
     planned_tensors,
 )
@@ -124,7 +125,7 @@ class LitertTarget:
                 "context_length": chosen.context,
                 "externalize_embedder": chosen.externalize_embedder,
                 "keep_tflite": chosen.keep_tflite,
-                "off_lattice": options.get("off_lattice") or "q8_0",
+                "off_lattice": off_lattice_option(options),
                 "npu": [str(npu) for npu in chosen.npus],
                 "activations": chosen.activations,
             },

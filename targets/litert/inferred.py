@@ -16,12 +16,10 @@ from targets.litert.functions import Content, read_content
 from targets.litert.reading import open_models
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
 from targets.litert.sections import EMBEDDER, MODEL, PREFILL_DECODE
-from targets.litert.storage import HEAD, LITERT
-from targets.storing import is_matrix
+from targets.litert.storage import HEAD, OFF_LATTICE, holdings
+from targets.off_lattice import inferred_off_lattice
 
 _PREFILL: Final = "prefill_"
-#: The option ``off_lattice`` for the type of matrices on no lattice; the first that gives it.
-_OFF_LATTICE: Final[Mapping[str, str]] = {"FLOAT16": "q8_0", "FLOAT": "bf16"}
 
 
 def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, object]:
@@ -43,12 +41,15 @@ def infer_options(artifact: Path, weights: Mapping[str, Weight]) -> dict[str, ob
         "externalize_embedder": EMBEDDER in kinds or _takes(content, "embeddings"),
         "activations": _activations(content, model, {*weights, HEAD}),
     }
-    off = {weight.name for weight in weights.values() if is_matrix(weight) and LITERT.holding(weight) is None}
-    for one in models:
-        for tensor in (tensor for subgraph in one.subgraphs for tensor in subgraph.tensors):
-            if tensor.name in off and (option := _OFF_LATTICE.get(TYPES.get(tensor.type, ""))):
-                options["off_lattice"] = option
-    return options
+    types = {
+        tensor.name: TYPES[tensor.type]
+        for one in models
+        for subgraph in one.subgraphs
+        for tensor in subgraph.tensors
+        if tensor.type in TYPES
+    }
+    held = {option: holdings(type_name) for option, type_name in OFF_LATTICE.items()}
+    return {**options, "off_lattice": inferred_off_lattice(weights.values(), types, held)}
 
 
 def _lengths(content: Content, artifact: Path) -> list[int]:

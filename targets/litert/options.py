@@ -10,7 +10,7 @@ from converter.checkpoint.architecture import Architecture
 from converter.errors import UsageError
 from targets.litert.activations import check_activations, read_activations
 from targets.litert.devices.npu import Npu, parse_all
-from targets.litert.storage import read_off_lattice
+from targets.litert.storage import OFF_LATTICE, off_lattice_option
 
 #: Tokens that a prompt is read in, unless the option says otherwise: enough to keep a phone's cores busy.
 PREFILL: Final = 128
@@ -52,7 +52,7 @@ def read_options(options: Mapping[str, object]) -> Options:
         None if context is None else _tokens("--context-length", context),
         bool(options.get("externalize_embedder")),
         bool(options.get("keep_tflite")),
-        read_off_lattice(options),
+        OFF_LATTICE[off_lattice_option(options)],
         _npus(options.get("npu")),
         read_activations(options.get("activations")),
     )

@@ -20,9 +20,9 @@ from typing import Final
 import numpy as np
 
 from converter.checkpoint.weight import Weight
-from converter.errors import UsageError
 from converter.system.processors import processors
 from converter.system.progress import StageProgress, no_progress
+from targets.off_lattice import read_off_lattice
 from targets.storing import BLOCK, Coded, Holdings
 from targets.target import PlannedTensor
 
@@ -44,12 +44,9 @@ HEAD: Final = "lm_head.weight"
 EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
 
 
-def read_off_lattice(options: Mapping[str, object]) -> str:
-    """Type of matrices on no lattice, from the option ``off_lattice``; raises ``UsageError``."""
-    given = str(options.get("off_lattice") or "q8_0").lower()
-    if given not in OFF_LATTICE:
-        raise UsageError(f"litert: off-lattice type {given!r} is unknown; known: {', '.join(OFF_LATTICE)}")
-    return OFF_LATTICE[given]
+def off_lattice_option(options: Mapping[str, object]) -> str:
+    """The option ``off_lattice``, in lower case; raises ``UsageError``."""
+    return read_off_lattice(options, "litert", OFF_LATTICE)
 
 
 def sums_name(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
+from targets.off_lattice import inferred_off_lattice
 from targets.onnx.accuracy import LEVELS
 from targets.onnx.protobuf import Graph, read_graph
 from targets.onnx.storage import (
@@ -17,7 +18,6 @@ from targets.onnx.storage import (
     scales_name,
     stored_name,
 )
-from targets.storing import is_matrix
 
 _PRODUCTS: Final = "com.microsoft.MatMulNBits"
 _NORM: Final = "norm.weight"
@@ -35,7 +35,11 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
     found: dict[str, object] = {
         "onnx_dtype": "float16" if half else "float32",
         "onnx_scales": "f16" if half or scales == {"FLOAT16"} else "f32",
-        "off_lattice": _off_lattice(graph, checkpoint),
+        "off_lattice": inferred_off_lattice(
+            checkpoint.weights.values(),
+            _types(graph, checkpoint),
+            {option: Storage(off_lattice=option).held for option in OFF_LATTICE},
+        ),
     }
     level = accuracy_level(graph)
     if level in LEVELS:
@@ -57,23 +61,18 @@ def _scales(checkpoint: Checkpoint) -> Iterator[str]:
         yield scales_name(expert_name(name, 0) if len(weight.shape) > 2 else name)
 
 
-def _off_lattice(graph: Graph, checkpoint: Checkpoint) -> str:
-    """The value of the option that explains the types of most matrices that lie on no lattice."""
+def _types(graph: Graph, checkpoint: Checkpoint) -> dict[str, str]:
+    """The type of every weight that the graph has, by canonical name."""
     bits = {
         name: node.attributes.get("bits", 4)
         for node in graph.nodes
         if node.operator.startswith("com.microsoft.")
         for name in node.inputs[:2]
     }
-    fitting: Counter[str] = Counter()
+    found = {}
     for key, weight in checkpoint.weights.items():
         name = stored_name(expert_name(key, 0) if len(weight.shape) > 2 else key)
         one = graph.initializers.get(name)
-        if one is not None and is_matrix(weight) and Storage().held.holding(weight) is None:
-            type_name = f"INT{bits.get(name)}" if one.dtype == "UINT8" else one.dtype
-            fitting.update(
-                option
-                for option in OFF_LATTICE
-                if Storage(off_lattice=option).held.type_of(weight) == type_name
-            )
-    return max(OFF_LATTICE, key=lambda option: fitting[option])  # the default is the first, and wins a tie
+        if one is not None:
+            found[key] = f"INT{bits.get(name)}" if one.dtype == "UINT8" else one.dtype
+    return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from converter.errors import UsageError
+from targets.off_lattice import read_off_lattice
 from targets.storing import BLOCK, Coded, Holdings
 
 #: Values of the option ``off_lattice``, as for GGUF: how matrices that lie on no lattice are held.
@@ -70,8 +71,7 @@ def read_options(options: Mapping[str, object]) -> Storage:
     level = options.get("accuracy_level")
     if level is not None and (type(level) is not int or level not in _LEVELS):
         raise UsageError(f"onnx: accuracy level {level!r} is unknown; known: {', '.join(map(str, _LEVELS))}")
-    off_lattice = _chosen(options, "off_lattice", "off-lattice type", "q8_0", OFF_LATTICE)
-    return Storage(_DTYPES[dtype], _SCALES[scales], off_lattice, level)
+    return Storage(_DTYPES[dtype], _SCALES[scales], read_off_lattice(options, "onnx", OFF_LATTICE), level)
 
 
 def _chosen(options: Mapping[str, object], key: str, what: str, default: str, known: Iterable[str]) -> str:

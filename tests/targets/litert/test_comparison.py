@@ -65,6 +65,7 @@ def test_options_are_inferred(bundle: Path) -> None:
         "context_length": 2048,
         "externalize_embedder": False,
         "activations": "1",
+        "off_lattice": "q8_0",
     }
 
 

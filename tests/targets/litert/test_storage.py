@@ -14,10 +14,11 @@ from targets.litert.storage import (
     EMBEDDING,
     HEAD,
     LITERT,
+    OFF_LATTICE,
     negative_weights,
+    off_lattice_option,
     operators,
     planned_tensors,
-    read_off_lattice,
 )
 
 
@@ -93,10 +94,10 @@ def test_sizes_of_rows():
 
 
 def test_the_option_for_matrices_on_no_lattice():
-    assert read_off_lattice({}) == "FLOAT16"
-    assert read_off_lattice({"off_lattice": "f32"}) == "FLOAT"
-    with pytest.raises(UsageError, match="'int3' is unknown; known: q8_0"):
-        read_off_lattice({"off_lattice": "int3"})
+    assert OFF_LATTICE[off_lattice_option({})] == "FLOAT16"
+    assert OFF_LATTICE[off_lattice_option({"off_lattice": "F32"})] == "FLOAT"
+    with pytest.raises(UsageError, match="'int3' is unknown to litert; known: q8_0"):
+        off_lattice_option({"off_lattice": "int3"})
 
 
 def test_no_warning_where_everything_is_on_the_lattice(checkpoint_factory):

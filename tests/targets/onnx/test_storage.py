@@ -42,7 +42,10 @@ def test_scales_take_the_type_of_float16_activations():
     [
         ({"onnx_dtype": "bfloat16"}, r"activation type 'bfloat16' is unknown; known: float32, float16"),
         ({"onnx_scales": "f8"}, r"type of scales 'f8' is unknown; known: f32, f16"),
-        ({"off_lattice": "q2"}, r"off-lattice type 'q2' is unknown; known: q8_0, bf16, f16, q4_0, f32"),
+        (
+            {"off_lattice": "q2"},
+            r"off-lattice type 'q2' is unknown to onnx; known: q8_0, bf16, f16, q4_0, f32",
+        ),
         ({"accuracy_level": 5}, r"accuracy level 5 is unknown; known: 0, 1, 2, 3, 4"),
         ({"accuracy_level": True}, r"accuracy level True is unknown"),
         ({"accuracy_level": "4"}, r"accuracy level '4' is unknown"),
