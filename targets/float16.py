@@ -31,4 +31,4 @@ def half_bits(bits):  # type: ignore[no-untyped-def]
 
 def out_of_range(values: NDArray[np.float32], limit: float = LARGEST) -> bool:
     """Whether the magnitude of one of ``values`` is above ``limit``."""
-    return bool(max(values.max(initial=0), -values.min(initial=0)) > limit)
+    return limit < np.inf and bool(max(values.max(initial=0), -values.min(initial=0)) > limit)

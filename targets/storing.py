@@ -23,24 +23,33 @@ from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.weight import (
     EXACT,
     NEEDS_F32_SCALE,
+    OFF_LATTICE,
     Lattice,
     LatticeRows,
     Weight,
     sampled_ranges,
 )
+from converter.errors import TargetError
 from targets import float16
 from targets.rounding import largest_code, rounded
-from targets.writing import Written
+from targets.writing import NO_BLOCKS, Statuses, Written
 
 #: Values that share a scale in every blockwise type that is written: GGML's, those of ``MatMulNBits`` and of
 #: LiteRT's blockwise quantization.
 BLOCK: Final = 32
+#: What a user can do with a matrix on no lattice that float16 does not hold, and that bfloat16 does not.
+_OTHER_TYPE: Final = "try --off-lattice bf16"
+_WIDEST_TYPE: Final = "try --off-lattice f32"
 #: How the name of the router's matrix ends.
 _ROUTER: Final = ".router.proj.weight"
 #: Bytes of a number, by safetensors' dtype.
 NUMBER_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
 #: The largest magnitudes that its numbers have.
-LARGEST: Final[Mapping[str, float]] = {"F32": np.inf, "F16": float16.LARGEST}
+LARGEST: Final[Mapping[str, float]] = {
+    "F32": np.inf,
+    "F16": float16.LARGEST,
+    "BF16": float((2 - 2.0**-7) * 2.0**127),
+}
 
 Floats = NDArray[np.float32]
 
@@ -122,6 +131,10 @@ class Holdings:
     vectors: str
     #: The type of matrices whose codes no type holds.
     off_lattice: str
+    #: What a user can do where float16 does not hold the scales of a lattice, and where it does not hold a
+    #: norm or a vector; empty for nothing.
+    wider_scales: str = ""
+    wider_vectors: str = ""
 
     def find(self, name: str) -> Coded | None:
         """The type of codes and scales that is called ``name``; ``None`` for numbers."""
@@ -154,7 +167,8 @@ class Holdings:
 
     def codes(self, weight: Weight, name: str, start: int, stop: int) -> LatticeRows | None:
         """The codes of rows with a scale for each block of the type ``name``, ``None`` if it does not hold
-        them as they are. Raises ``CheckpointError`` if the weight cannot be read."""
+        them as they are. Raises ``TargetError`` for a scale that the type would turn into an infinity, and
+        ``CheckpointError`` if the weight cannot be read."""
         held, preferred = self.find(name), self.holding(weight)
         if held is None or preferred is None or weight.lattice is None or weight.codes is None:
             return None
@@ -162,12 +176,46 @@ class Holdings:
         if held.bits != preferred.bits or not held.holds(weight.lattice, weight.columns):
             return None
         rows = weight.codes(start, stop)
+        if float16.out_of_range(rows.scales, LARGEST[held.scale]):
+            raise self._out_of_range(weight, _scales_of(held), self.wider_scales)
         blocks = weight.columns // held.block if held.block else 1
         if rows.scales.shape[1] == blocks:
             return rows
         times = blocks // rows.scales.shape[1]
         return LatticeRows(
             rows.codes, np.repeat(rows.scales, times, axis=1), np.repeat(rows.status, times, axis=1)
+        )
+
+    def coded_rows(self, weight: Weight, coded: Coded, start: int, stop: int) -> tuple[LatticeRows, Statuses]:
+        """Rows in a type of codes and scales, and the status of each of their blocks on a lattice.
+
+        They have the weight's own codes where the type holds them. Else they are rounded, and no block counts
+        as one on a lattice. Raises ``TargetError`` for values that the type would turn into infinities, and
+        ``CheckpointError`` if the weight cannot be read.
+        """
+        rows = self.codes(weight, coded.name, start, stop)
+        if rows is None:
+            values = weight.floats(start, stop)
+            if float16.out_of_range(values, coded.largest):
+                raise self._out_of_range(weight, _scales_of(coded), _OTHER_TYPE)
+            return coded.rounded(values), NO_BLOCKS
+        statuses = rows.status.reshape(-1)
+        if coded.scale == "F32":  # which holds every scale: nothing is rounded that is on the lattice
+            statuses = np.where(statuses == OFF_LATTICE, statuses, np.uint8(EXACT))
+        return rows, statuses
+
+    def check_numbers(self, weight: Weight, name: str, values: Floats) -> None:
+        """Raise ``TargetError`` if the type of numbers ``name`` would turn one of a weight's ``values`` into
+        an infinity."""
+        dtype = self.dtype(name)
+        if float16.out_of_range(values, LARGEST[dtype]):
+            remedy = _OTHER_TYPE if dtype == "F16" else _WIDEST_TYPE
+            raise self._out_of_range(weight, name, remedy if is_matrix(weight) else self.wider_vectors)
+
+    def _out_of_range(self, weight: Weight, held: str, remedy: str) -> TargetError:
+        return TargetError(
+            f"{self.target}: {weight.name}: a value is beyond the range of {held}; "
+            f"{remedy or f'it cannot be stored in {self.target}'}"
         )
 
     def row_parts(self, name: str, columns: int) -> tuple[int, int, int]:
@@ -254,6 +302,11 @@ def is_matrix(weight: Weight) -> bool:
 def is_router(name: str) -> bool:
     """Whether a canonical name is that of a router's matrix."""
     return name.endswith(_ROUTER)
+
+
+def _scales_of(coded: Coded) -> str:
+    """How a user is told of the scales of a type."""
+    return f"{coded.name}'s float16 scales"
 
 
 def _needs_f32(weight: Weight, start: int, stop: int) -> bool:

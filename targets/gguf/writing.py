@@ -6,11 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converter.checkpoint.weight import Weight
-from converter.errors import TargetError
-from targets import float16
 from targets.gguf.header import Layout, Place
 from targets.gguf.packing import FROM_CODES, FROM_FLOATS
 from targets.gguf.storage import GGML
@@ -58,25 +55,11 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, add: float) ->
     """Rows of a weight as bytes of a GGML type, and the status of every lattice block packed. ``add`` is
     added to norm weights, as the model does before it multiplies. Raises ``TargetError`` for values that the
     type would turn into infinities."""
-    rows = GGML.codes(weight, type_name, start, stop)
-    if rows is not None:
-        _check_range(weight, type_name, rows.scales, float16.LARGEST)
-        return FROM_CODES[type_name](rows), rows.status.reshape(-1)
-    values = weight.floats(start, stop)
     if coded := GGML.find(type_name):
-        _check_range(weight, type_name, values, coded.largest)
-        return FROM_CODES[type_name](coded.rounded(values)), NO_BLOCKS
+        rows, statuses = GGML.coded_rows(weight, coded, start, stop)
+        return FROM_CODES[type_name](rows), statuses
+    values = weight.floats(start, stop)
     if add and weight.name.endswith("norm.weight"):
         values = values + np.float32(add)
-    if type_name == "F16":
-        _check_range(weight, type_name, values, float16.LARGEST)
+    GGML.check_numbers(weight, type_name, values)
     return FROM_FLOATS[type_name](values), NO_BLOCKS
-
-
-def _check_range(weight: Weight, type_name: str, values: NDArray[np.float32], limit: float) -> None:
-    if float16.out_of_range(values, limit):
-        remedy = "it cannot be stored in GGUF" if weight.lattice else "try --off-lattice bf16"
-        raise TargetError(
-            f"gguf: {weight.name}: the values of a block are beyond the range of {type_name}'s float16; "
-            f"{remedy}"
-        )

@@ -11,7 +11,6 @@ from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.weight import EXACT, LatticeRows, Weight
 from converter.errors import TargetError
 from converter.system.compiled import compiled
-from targets import float16
 from targets.litert.storage import CODED, LITERT
 from targets.storing import BLOCK
 from targets.writing import NO_BLOCKS, Bytes, Statuses
@@ -83,8 +82,7 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, *, multiplied:
     """
     if type_name not in CODED:
         values = weight.floats(start, stop)
-        if type_name == "FLOAT16" and float16.out_of_range(values):
-            raise TargetError(f"litert: {weight.name}: a value is beyond FLOAT16; try --off-lattice f32")
+        LITERT.check_numbers(weight, type_name, values)
         return StoredRows(values.astype("<f2" if type_name == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
     rows = LITERT.codes(weight, type_name, start, stop)
     if rows is None:
@@ -94,8 +92,6 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, *, multiplied:
 
 def _coded(name: str, rows: LatticeRows, type_name: str, multiplied: bool) -> StoredRows:
     """Codes, scales and sums as the runtime takes them."""
-    if float16.out_of_range(rows.scales):
-        raise TargetError(f"litert: {name}: a scale is beyond float16, which LiteRT needs")
     exact, scales = rows.scales, rows.scales.astype(np.float16)
     codes = rows.codes.reshape(*scales.shape, BLOCK)
     sums = None

@@ -55,6 +55,8 @@ class Storage:
             _NUMBERS,
             vectors=self.dtype,
             off_lattice=OFF_LATTICE[self.off_lattice],
+            wider_scales="use --onnx-scales f32 and --onnx-dtype float32",
+            wider_vectors="use --onnx-dtype float32",
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, Lattice, LatticeRows, Weight
+from converter.errors import TargetError
 from targets.gguf.storage import GGML, holdings
 from targets.gguf.writing import encode
 from targets.litert.encoding import encode as litert_encode
@@ -40,7 +41,8 @@ def packed(
     blocks = Lattice(bits, block).blocks(columns)
     if scales is None:
         scales = random.uniform(0.01, 0.02, (ROWS, blocks)).astype(np.float16).astype(np.float32)
-    narrow = scales.astype(np.float16).astype(np.float32) == scales
+    with np.errstate(over="ignore"):
+        narrow = scales.astype(np.float16).astype(np.float32) == scales
     status = np.where(narrow, EXACT, NEEDS_F32_SCALE).astype(np.uint8)
 
     def rows(start: int, stop: int) -> LatticeRows:
@@ -150,6 +152,80 @@ def test_a_scale_that_the_type_does_not_hold_is_not_exact() -> None:
     assert not LITERT.is_exact(weight, "INT4")
     assert ONNX.is_exact(weight, "INT4")
     assert not Storage(scales="FLOAT16").held.is_exact(weight, "INT4")
+
+
+def large(value: float, lattice: Lattice | None = None) -> Weight:
+    """A matrix all of whose values, and whose scales if it lies on a lattice, are one number."""
+    if lattice is not None:
+        return packed(lattice.bits, lattice.block, scales=np.full((ROWS, lattice.blocks(256)), value, "f4"))
+    return replace(numbers(256), floats=lambda start, stop: np.full((stop - start, 256), value, np.float32))
+
+
+HALF = Storage("FLOAT16", "FLOAT16").held
+
+
+@pytest.mark.parametrize(
+    ("held", "name", "weight", "message"),
+    [
+        (GGML, "Q4_0", large(1e6, Lattice(4, 32)), "Q4_0's float16 scales; it cannot be stored in gguf"),
+        (GGML, "Q8_0", large(1e7), "Q8_0's float16 scales; try --off-lattice bf16"),
+        (GGML, "Q8_0", large(1e7, Lattice(4, 16)), "Q8_0's float16 scales; try --off-lattice bf16"),
+        (LITERT, "INT4", large(1e6, Lattice(4, 32)), "INT4's float16 scales; it cannot be stored in litert"),
+        (
+            HALF,
+            "INT4",
+            large(-1e6, Lattice(4, 0)),
+            "INT4's float16 scales; use --onnx-scales f32 and --onnx-",
+        ),
+        (ONNX, "INT8", large(1e7), "INT8's float16 scales; try --off-lattice bf16"),
+    ],
+)
+def test_scales_beyond_float16_are_refused_with_what_helps(
+    held: Holdings, name: str, weight: Weight, message: str
+) -> None:
+    coded = held.find(name)
+    assert coded is not None
+    with pytest.raises(TargetError) as error:
+        held.coded_rows(weight, coded, 0, ROWS)
+    assert f"{held.target}: w.weight: a value is beyond the range of {message}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("held", "name", "value", "message"),
+    [
+        (GGML, "F16", 65520.0, "F16; try --off-lattice bf16"),
+        (GGML, "BF16", 3.4e38, "BF16; try --off-lattice f32"),
+        (LITERT, "FLOAT16", -65520.0, "FLOAT16; try --off-lattice bf16"),
+        (ONNX, "BFLOAT16", -3.4e38, "BFLOAT16; try --off-lattice f32"),
+    ],
+)
+def test_numbers_beyond_a_type_are_refused_with_what_helps(
+    held: Holdings, name: str, value: float, message: str
+) -> None:
+    weight = large(value)
+    with pytest.raises(TargetError) as error:
+        held.check_numbers(weight, name, weight.floats(0, ROWS))
+    assert str(error.value) == f"{held.target}: w.weight: a value is beyond the range of {message}"
+    held.check_numbers(weight, name, weight.floats(0, ROWS) * np.float32(0.5))
+    held.check_numbers(weight, held.numbers["F32"], weight.floats(0, ROWS))
+
+
+def test_a_norm_beyond_float16_is_refused_with_what_helps() -> None:
+    norm = numbers(256, shape=(256,))
+    with pytest.raises(TargetError, match="range of FLOAT16; use --onnx-dtype float32"):
+        HALF.check_numbers(norm, "FLOAT16", np.full((1, 256), 1e6, np.float32))
+
+
+def test_only_codes_of_a_lattice_have_statuses() -> None:
+    on, off = packed(4, 32, scales=np.full((ROWS, 8), 0.1, np.float32)), numbers(256)
+    for held, expected in ((GGML, NEEDS_F32_SCALE), (ONNX, EXACT)):
+        rows, statuses = held.coded_rows(on, held.coded[0], 0, ROWS)
+        assert on.codes is not None
+        np.testing.assert_array_equal(rows.codes, on.codes(0, ROWS).codes)
+        assert statuses.tolist() == [expected] * (ROWS * 8)
+        rows, statuses = held.coded_rows(off, held.coded[0], 0, ROWS)
+        np.testing.assert_array_equal(rows.codes, held.coded[0].rounded(off.floats(0, ROWS)).codes)
+        assert statuses.size == 0
 
 
 def test_a_type_that_refuses_negative_scales_is_passed_over() -> None:

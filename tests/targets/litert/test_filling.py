@@ -206,7 +206,9 @@ def test_scales_that_xnnpack_rounds_to_bfloat16_are_counted_and_are_right_in_the
 
 def test_a_scale_beyond_float16_is_refused(tmp_path):
     weight = lattice(MATRIX, (48, 96), 1e6, status=NEEDS_F32_SCALE)
-    with pytest.raises(TargetError, match="beyond float16"):
+    with pytest.raises(
+        TargetError, match="beyond the range of INT4's float16 scales; it cannot be stored in litert"
+    ):
         write(tmp_path / "m.tflite", product_graph(), [weight], {MATRIX: "INT4"})
 
 

@@ -161,7 +161,7 @@ def scaled(checkpoint, name, factor):
 def test_scales_beyond_float16_are_refused_in_float16_only(checkpoint_factory, tmp_path):
     checkpoint = scaled(open_checkpoint(checkpoint_factory("text")), "embed_tokens.weight", 2.0**30)
     with pytest.raises(
-        TargetError, match=r"embed_tokens\.weight: .*float16 scales of INT4; use --onnx-scales f32"
+        TargetError, match=r"embed_tokens\.weight: .*INT4's float16 scales; use --onnx-scales f32"
     ):
         data(checkpoint, tmp_path / DATA, Storage(scales="FLOAT16"))
     assert data(checkpoint, tmp_path / DATA).off_lattice == {}
