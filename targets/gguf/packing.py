@@ -17,9 +17,11 @@ from converter.checkpoint.lattice import bf16_bits
 from converter.checkpoint.weight import LatticeRows
 from converter.system.compiled import compiled
 from targets.float16 import half_bits
-from targets.storing import BLOCK
+from targets.gguf.storage import Q4_0, Q8_0
 
-Q4_0_BYTES: Final = 18
+Q4_0_BYTES: Final = sum(Q4_0.row_parts(Q4_0.block))
+#: What compiled code takes as a constant.
+_BLOCK: Final = Q4_0.block
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -56,7 +58,7 @@ def pack_q4_0(rows: LatticeRows) -> Bytes:
     count, columns = rows.codes.shape
     codes = np.ascontiguousarray(rows.codes).reshape(-1).view("<u8")
     scales = np.ascontiguousarray(rows.scales, "<f4").reshape(-1).view("<i4")
-    out = np.empty((count, columns // BLOCK * Q4_0_BYTES // 2), "<u2")
+    out = np.empty((count, columns // Q4_0.block * Q4_0_BYTES // 2), "<u2")
     _pack_q4_0(codes, scales, out.reshape(-1))
     return out.view(np.uint8)
 
@@ -67,7 +69,7 @@ def pack_q8_0(rows: LatticeRows) -> Bytes:
     count, columns = rows.codes.shape
     with np.errstate(over="ignore"):
         scales = rows.scales.astype("<f2").reshape(count, -1, 1).view(np.uint8)
-    codes = np.ascontiguousarray(rows.codes).view(np.uint8).reshape(count, columns // BLOCK, BLOCK)
+    codes = np.ascontiguousarray(rows.codes).view(np.uint8).reshape(count, columns // Q8_0.block, Q8_0.block)
     return np.concatenate([scales, codes], axis=2).reshape(count, -1)
 
 
@@ -75,10 +77,10 @@ def pack_q8_0(rows: LatticeRows) -> Bytes:
 def _unpack_q4_0(blocks, scales, out):  # type: ignore[no-untyped-def]
     for block in range(scales.size):
         scale = scales[block]
-        for index in range(BLOCK // 2):
+        for index in range(_BLOCK // 2):
             byte = np.int32(blocks[block, 2 + index])
             out[block, index] = scale * np.float32((byte & 15) - 8)
-            out[block, index + BLOCK // 2] = scale * np.float32((byte >> 4) - 8)
+            out[block, index + _BLOCK // 2] = scale * np.float32((byte >> 4) - 8)
 
 
 def unpack_q4_0(data: Bytes) -> Floats:
@@ -86,7 +88,7 @@ def unpack_q4_0(data: Bytes) -> Floats:
     those of gguf-py, which takes four times as long (``benchmarks/gguf_reading.py``)."""
     blocks = np.ascontiguousarray(data).reshape(-1, Q4_0_BYTES)
     scales = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32).reshape(-1)
-    out = np.empty((len(blocks), BLOCK), np.float32)
+    out = np.empty((len(blocks), Q4_0.block), np.float32)
     _unpack_q4_0(blocks, scales, out)
     return out.reshape(len(data), -1)
 

@@ -12,7 +12,6 @@ from converter.checkpoint.weight import EXACT, LatticeRows, Weight
 from converter.errors import TargetError
 from converter.system.compiled import compiled
 from targets.litert.storage import CODED, LITERT
-from targets.storing import BLOCK
 from targets.writing import NO_BLOCKS, Bytes, Statuses
 
 
@@ -93,7 +92,7 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, *, multiplied:
 def _coded(name: str, rows: LatticeRows, type_name: str, multiplied: bool) -> StoredRows:
     """Codes, scales and sums as the runtime takes them."""
     exact, scales = rows.scales, rows.scales.astype(np.float16)
-    codes = rows.codes.reshape(*scales.shape, BLOCK)
+    codes = rows.codes.reshape(*scales.shape, CODED[type_name].block)
     sums = None
     negative = exact < 0
     if type_name == "INT4+sums":

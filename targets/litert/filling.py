@@ -93,7 +93,7 @@ def fill(
     ``graph`` is a flatbuffer whose functions take weights as float32 arguments named as in ``weights``, which
     is by canonical name, or ``lm_head.weight`` for a head tied to the embedding. ``types`` say for each of
     them how it is held (``targets.litert.storage``); ``INT4+sums`` takes an argument ``<name>|sums`` as
-    well, float32 ``[rows, columns / 32]``. A weight of several experts, ``[experts, rows, columns]``, may be
+    well, float32 ``[rows, blocks]``. A weight of several experts, ``[experts, rows, columns]``, may be
     an argument ``[experts * rows, columns]`` or ``[rows, experts * columns]``. ``progress`` is called with
     the bytes of checkpoint read, by one thread at a time.
 

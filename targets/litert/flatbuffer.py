@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from converter.errors import TargetError
 from targets.litert.storage import CODED, sums_name
-from targets.storing import BLOCK
+from targets.storing import Coded
 
 #: Operators, and the place of the input, that take blocks of codes.
 _MULTIPLIED: Final = (schema.BuiltinOperator.FULLY_CONNECTED, 1)
@@ -67,10 +67,10 @@ class Graph:
             raise TargetError(f"litert: {name}: the graph takes it in {len(shapes)} shapes")
         shape = shapes.pop()
         uses = {use for place in places for use in self._uses(place)}
-        if type_name in CODED:
-            self._set_codes(name, places, shape, uses)
-            if type_name == "INT4+sums":
-                self._set_sums(name, shape)
+        if coded := CODED.get(type_name):
+            self._set_codes(name, coded, places, shape, uses)
+            if coded.sums:
+                self._set_sums(name, (shape[0], shape[1] // coded.block))
         else:
             buffer = self._new_buffer()
             for place in places:
@@ -125,20 +125,25 @@ class Graph:
         return self._buffers[-1]
 
     def _set_codes(
-        self, name: str, places: list[_Argument], shape: tuple[int, ...], uses: set[tuple[int, int]]
+        self,
+        name: str,
+        coded: Coded,
+        places: list[_Argument],
+        shape: tuple[int, ...],
+        uses: set[tuple[int, int]],
     ) -> None:
-        if not uses <= {_MULTIPLIED, _LOOKED_UP} or len(shape) != 2 or shape[1] % BLOCK:
+        if not uses <= {_MULTIPLIED, _LOOKED_UP} or len(shape) != 2 or shape[1] % coded.block:
             raise TargetError(f"litert: {name}: the graph uses it in a way that codes cannot be used")
         codes, scales = self._new_buffer(), self._new_buffer()
         for place in places:
             tensors = self._model.subgraphs[place.subgraph].tensors
             scale = schema.TensorT()
             scale.name = f"{name}|scales".encode()
-            scale.shape = np.array([shape[0], shape[1] // BLOCK], np.int32)
+            scale.shape = np.array([shape[0], shape[1] // coded.block], np.int32)
             scale.type, scale.buffer, scale.hasRank = schema.TensorType.FLOAT16, scales, True
             tensors.append(scale)
             details = schema.BlockwiseQuantizationT()
-            details.scales, details.zeroPoints, details.blockSize = len(tensors) - 1, -1, BLOCK
+            details.scales, details.zeroPoints, details.blockSize = len(tensors) - 1, -1, coded.block
             quantization = schema.QuantizationParametersT()
             quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
             quantization.details, quantization.quantizedDimension = details, 0
@@ -146,7 +151,7 @@ class Graph:
             tensor.type, tensor.buffer = schema.TensorType.INT4, codes
             tensor.quantization = quantization
 
-    def _set_sums(self, name: str, shape: tuple[int, ...]) -> None:
+    def _set_sums(self, name: str, shape: tuple[int, int]) -> None:
         places = self._arguments.get(sums_name(name), [])
         functions = {place.subgraph for place in places}
         if functions != {place.subgraph for place in self._arguments[name]}:
@@ -154,7 +159,7 @@ class Graph:
         buffer = self._new_buffer()
         for place in places:
             # a single column becomes a vector, and the product an elementwise one
-            expected = [size for size in (shape[0], shape[1] // BLOCK) if size > 1]
+            expected = [size for size in shape if size > 1]
             if [size for size in self._shape(place) if size > 1] != expected:
                 raise TargetError(f"litert: {name}: the graph takes sums of another shape")
             self._tensor(place).buffer = buffer

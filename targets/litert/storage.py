@@ -4,7 +4,7 @@
 (TFLite's ``BlockwiseQuantization``). LiteRT's processor library, XNNPACK, takes positive ones only in
 ``FULLY_CONNECTED``. A matrix with negative ones is ``INT4+sums``: a block of codes ``c`` with scale ``s < 0``
 holds ``-c - 1`` with scale ``|s|``. As ``s * c = |s| * (-c - 1) + |s|``, a small float32 matrix
-``[rows, columns / 32]`` has ``|s|`` for such blocks and 0 for others. The graph multiplies it with the sums
+``[rows, blocks]`` has ``|s|`` for such blocks and 0 for others. The graph multiplies it with the sums
 of the input's blocks. That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP`` takes any scale.
 ``FLOAT16`` goes through a ``DEQUANTIZE``, ``FLOAT`` is float32.
 """
@@ -26,9 +26,12 @@ from targets.off_lattice import read_off_lattice
 from targets.storing import BLOCK, Coded, Holdings
 from targets.target import PlannedTensor
 
+#: The type whose blocks have sums beside their scales.
+SUMS: Final = Coded("INT4+sums", 4, BLOCK, sums=True)
 #: The types of codes and scales; a look-up takes negative scales in the first too.
-_TYPES: Final = (Coded("INT4", 4, BLOCK, negative=False), Coded("INT4+sums", 4, BLOCK, sums=True))
-CODED: Final = tuple(one.name for one in _TYPES)
+_TYPES: Final = (Coded("INT4", 4, BLOCK, negative=False), SUMS)
+#: The same by name.
+CODED: Final[Mapping[str, Coded]] = {one.name: one for one in _TYPES}
 #: Values of the option ``off_lattice``, as for the other targets. Of the types that LiteRT computes with
 #: exactly, each stands for the smallest that is no less exact.
 OFF_LATTICE: Final[Mapping[str, str]] = {
@@ -142,7 +145,12 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
             add(use, {"FLOAT16": "FLOAT", "INT4+sums": "INT4"}.get(tensor.type, tensor.type))
         if tensor.type == "INT4+sums":
             # litert-torch makes of a product with one column one by element
-            add("MUL" if tensor.shape[-1] == BLOCK and len(tensor.shape) == 2 else "FULLY_CONNECTED", "FLOAT")
+            add(
+                "MUL"
+                if tensor.shape[-1] == CODED[tensor.type].block and len(tensor.shape) == 2
+                else "FULLY_CONNECTED",
+                "FLOAT",
+            )
     return {operator: dict(sorted(types.items())) for operator, types in sorted(found.items())}
 
 

@@ -15,7 +15,7 @@ from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
-from targets.onnx.storage import BITS, Storage, read_options, stored_name
+from targets.onnx.storage import Storage, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.options import Option
 from targets.target import (
@@ -166,7 +166,7 @@ class OnnxTarget:
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: int8 activations, which are fast, and float32 ones, which are
         accurate, unless the option says which."""
-        quantised = any(tensor.type in BITS for tensor in plan.tensors)
+        quantised = any(Storage().held.find(tensor.type) for tensor in plan.tensors)
         if plan.options["accuracy_level"] is not None or not quantised:
             return ()
         return ({"accuracy_level": 4}, {"accuracy_level": 0})

@@ -39,7 +39,7 @@ from targets.onnx.modules import (
     Router,
     TiedProjection,
 )
-from targets.onnx.storage import BITS, Storage
+from targets.onnx.storage import Storage
 
 #: The one set of capabilities that this project builds for: GroupQueryAttention in both float types, nothing
 #: that packs or moves weights, and no ``MoE`` operator.
@@ -61,7 +61,7 @@ class _Leaves:
 
     def __init__(self, architecture: Architecture, types: Mapping[str, str], storage: Storage) -> None:
         self._architecture, self._types, self._storage = architecture, types, storage
-        self._level = storage.accuracy_level or 0
+        self._held, self._level = storage.held, storage.accuracy_level or 0
 
     def projection(self, name: str) -> nn.Module:
         return self._made(self._architecture.tensors[name], self._types[name], None)
@@ -75,14 +75,14 @@ class _Leaves:
         return made
 
     def _made(self, shape: tuple[int, ...], type_name: str, name: str | None) -> nn.Module:
-        if type_name in BITS:
-            return Projection(shape, BITS[type_name], self._storage.scales, self._level, name)
+        if coded := self._held.find(type_name):
+            return Projection(shape, coded, self._storage.scales, self._level, name)
         return FloatProjection(shape, type_name, name)
 
     def embedding(self, name: str, factor: float) -> Embedding | FloatEmbedding:
         shape, type_name = self._architecture.tensors[name], self._types[name]
-        if type_name in BITS:
-            return Embedding(shape, BITS[type_name], self._storage.scales, factor, self._storage.dtype)
+        if coded := self._held.find(type_name):
+            return Embedding(shape, coded, self._storage.scales, factor, self._storage.dtype)
         return FloatEmbedding(shape, type_name, factor, self._storage.dtype)
 
     def head(self, embedding: Embedding | FloatEmbedding) -> Head:

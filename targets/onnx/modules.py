@@ -13,34 +13,35 @@ from typing import Final
 import onnx_ir as ir
 from onnxscript import OpBuilder, nn
 
-from targets.storing import BLOCK
+from targets.storing import Coded
 
 MICROSOFT: Final = "com.microsoft"
 
 
 class Projection(nn.Module):
-    """``x @ W.T`` for a weight of ``shape`` (rows, columns) held as codes and scales of ``scales`` type.
+    """``x @ W.T`` for a weight of ``shape`` (rows, columns) held as ``coded``, with scales of ``scales``
+    type.
 
     ``level`` is ``MatMulNBits``' ``accuracy_level``.
     """
 
     def __init__(
-        self, shape: Sequence[int], bits: int, scales: str, level: int, name: str | None = None
+        self, shape: Sequence[int], coded: Coded, scales: str, level: int, name: str | None = None
     ) -> None:
         super().__init__(name)
         rows, columns = shape
-        self._bits, self._level = bits, level
-        blocks = columns // BLOCK
-        self.weight = nn.Parameter([rows, blocks, BLOCK * bits // 8], dtype=ir.DataType.UINT8)
+        self._coded, self._level = coded, level
+        blocks = columns // coded.block
+        self.weight = nn.Parameter([rows, blocks, _bytes_of_block(coded)], dtype=ir.DataType.UINT8)
         self.scales = nn.Parameter([rows, blocks], dtype=ir.DataType[scales])
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """``x`` float ``[..., columns]`` to ``[..., rows]``."""
-        return matmul_nbits(op, x, self.weight, self.scales, self._bits, self._level)
+        return matmul_nbits(op, x, self.weight, self.scales, self._coded, self._level)
 
 
 def matmul_nbits(
-    op: OpBuilder, x: ir.Value, codes: ir.Value, scales: ir.Value, bits: int, level: int
+    op: OpBuilder, x: ir.Value, codes: ir.Value, scales: ir.Value, coded: Coded, level: int
 ) -> ir.Value:
     """One ``MatMulNBits`` node; scales of another type than ``x`` are cast, which onnxruntime folds."""
     assert codes.shape is not None
@@ -49,10 +50,10 @@ def matmul_nbits(
         x,
         codes,
         as_type(op, scales, x.dtype),
-        K=blocks * BLOCK,
+        K=blocks * coded.block,
         N=rows,
-        bits=bits,
-        block_size=BLOCK,
+        bits=coded.bits,
+        block_size=coded.block,
         accuracy_level=level,
         _domain=MICROSOFT,
     )
@@ -60,6 +61,11 @@ def matmul_nbits(
     if x.shape is not None:
         result.shape = ir.Shape([*x.shape[:-1], rows])
     return result
+
+
+def _bytes_of_block(coded: Coded) -> int:
+    """Bytes that the codes of a block take."""
+    return coded.row_parts(coded.block)[0]
 
 
 def as_type(op: OpBuilder, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:
@@ -89,12 +95,13 @@ class FloatProjection(nn.Module):
 class Embedding(nn.Module):
     """Rows of a table held as codes and scales, times ``factor``."""
 
-    def __init__(self, shape: Sequence[int], bits: int, scales: str, factor: float, dtype: str) -> None:
+    def __init__(self, shape: Sequence[int], coded: Coded, scales: str, factor: float, dtype: str) -> None:
         super().__init__()
         rows, self._columns = shape
-        self._bits, self._factor, self._dtype = bits, factor, ir.DataType[dtype]
-        self.weight = nn.Parameter([rows, self._columns * bits // 8], dtype=ir.DataType.UINT8)
-        self.scales = nn.Parameter([rows, self._columns // BLOCK], dtype=ir.DataType[scales])
+        self._factor, self._dtype = factor, ir.DataType[dtype]
+        self.coded, blocks = coded, self._columns // coded.block
+        self.weight = nn.Parameter([rows, blocks * _bytes_of_block(coded)], dtype=ir.DataType.UINT8)
+        self.scales = nn.Parameter([rows, blocks], dtype=ir.DataType[scales])
 
     def forward(self, op: OpBuilder, input_ids: ir.Value) -> ir.Value:
         """``input_ids`` int64 ``[batch, sequence]`` to float ``[batch, sequence, columns]``."""
@@ -104,8 +111,8 @@ class Embedding(nn.Module):
             self.weight,
             input_ids,
             scales,
-            bits=self._bits,
-            block_size=BLOCK,
+            bits=self.coded.bits,
+            block_size=self.coded.block,
             gather_axis=0,
             quantize_axis=1,
             _domain=MICROSOFT,
@@ -156,14 +163,14 @@ class TiedProjection(nn.Module):
         if isinstance(embedding, Embedding):
             assert embedding.weight.shape is not None
             rows, row_bytes = (int(size) for size in embedding.weight.shape)
-            width = BLOCK * embedding._bits // 8
+            width = _bytes_of_block(embedding.coded)
             self.weight = nn.Parameter([rows, row_bytes // width, width], dtype=ir.DataType.UINT8)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         """``x`` float ``[..., hidden]`` to ``[..., vocabulary]``."""
         table = self._embedding[0]
         if isinstance(table, Embedding):
-            return matmul_nbits(op, x, self.weight, table.scales, table._bits, self._level)
+            return matmul_nbits(op, x, self.weight, table.scales, table.coded, self._level)
         return op.MatMul(x, op.Transpose(as_type(op, table.weight, x.dtype), perm=[1, 0]))
 
 

@@ -22,9 +22,8 @@ from converter.system.untrusted import shown
 from targets.onnx.dequantisation import ITEM_BYTES, Codes, Floats, Numbers, Scheme, Stretch
 from targets.onnx.packing import FROM_FLOATS
 from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
-from targets.onnx.storage import BITS, Storage, expert_name, stored_name
+from targets.onnx.storage import Storage, expert_name, stored_name
 from targets.onnx.writing import quantised
-from targets.storing import BLOCK
 from targets.target import StoredTensor
 
 _MATMUL: Final = "com.microsoft.MatMulNBits"
@@ -111,8 +110,14 @@ def _rule(weight: Weight, matrices: Sequence[_Matrix]) -> Callable[[int, int], F
     if isinstance(first, Numbers):
         return partial(_ruled_numbers, weight, first)
     scheme = first.scheme
-    written = scheme.block == BLOCK and scheme.bits in BITS.values() and scheme.shape[1] % BLOCK == 0
+    coded = Storage().held.find(_type_name(scheme))
+    written = coded is not None and scheme.block == coded.block and scheme.shape[1] % coded.block == 0
     return partial(_ruled_codes, weight, first) if written and first.scales_dtype in _SCALES else None
+
+
+def _type_name(scheme: Scheme) -> str:
+    """The type of codes, as this target calls it."""
+    return f"INT{scheme.bits}"
 
 
 def _form(rows: Numbers | Codes) -> tuple[object, ...]:
@@ -128,7 +133,7 @@ def _ruled_numbers(weight: Weight, stored: Numbers, start: int, stop: int) -> Fl
 
 
 def _ruled_codes(weight: Weight, stored: Codes, start: int, stop: int) -> Floats:
-    storage, type_name = Storage(scales=stored.scales_dtype), f"INT{stored.scheme.bits}"
+    storage, type_name = Storage(scales=stored.scales_dtype), _type_name(stored.scheme)
     parts = [part.tobytes() for part in quantised(weight, type_name, storage, start, stop)[:2]]
     codes, scales = (Stretch(weight.name, len(part), part) for part in parts)
     return Codes(stored.scheme, codes, scales, stored.scales_dtype)(0, stop - start)
@@ -267,7 +272,7 @@ def _coded(graph: _Connected, one: Initializer, shape: tuple[int, ...]) -> _Matr
     codes = graph.stretch(one, ("UINT8",))
     factors = graph.stretch(scales, _NUMBERS)
     rows = Codes(scheme, codes, factors, scales.dtype)
-    return _Matrix(shape[0], f"INT{scheme.bits}", codes.size + factors.size, rows)
+    return _Matrix(shape[0], _type_name(scheme), codes.size + factors.size, rows)
 
 
 def _scheme(graph: _Connected, one: Initializer, node: Node, index: int) -> Scheme:

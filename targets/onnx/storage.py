@@ -8,7 +8,7 @@ A matrix on the 4-bit lattice is held as the codes and scales of ``MatMulNBits``
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from converter.errors import UsageError
@@ -27,8 +27,9 @@ _DTYPES: Final = {"float32": "FLOAT", "float16": "FLOAT16"}
 _SCALES: Final = {"f32": "FLOAT", "f16": "FLOAT16"}
 _LEVELS: Final = range(5)
 _NUMBERS: Final = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
-#: Bits of the types of codes and scales.
-BITS: Final[Mapping[str, int]] = {"INT4": 4, "INT8": 8}
+#: The types of codes and scales, with float16 scales. Rounding loses what GGML's types lose, whatever the
+#: type of scales is.
+_CODED: Final = tuple(Coded(f"INT{bits}", bits, BLOCK, rounded_scale="F16") for bits in (4, 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,7 @@ class Storage:
         scale = "F16" if self.scales == "FLOAT16" else "F32"
         return Holdings(
             "onnx",
-            # rounding loses what GGML's types lose, whatever the type of scales
-            tuple(Coded(name, bits, BLOCK, scale, rounded_scale="F16") for name, bits in BITS.items()),
+            tuple(replace(one, scale=scale) for one in _CODED),
             _NUMBERS,
             vectors=self.dtype,
             off_lattice=OFF_LATTICE[self.off_lattice],

@@ -16,7 +16,6 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from targets.onnx.layout import Layout, Place, lay_out
 from targets.onnx.storage import (
-    BITS,
     Storage,
     expert_name,
     scales_name,
@@ -28,6 +27,8 @@ from targets.writing import Written
 
 DATA = "model.onnx.data"
 FLOAT32 = Storage()
+#: Bits of a code, by the type.
+BITS = {"INT4": 4, "INT8": 8}
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def export_graphs(
     """Write the graphs of a text model below ``directory``; paths by LiteRT-LM's name of the kind.
 
     ``types`` are the plan's, by canonical name. A matrix of ``INT4+sums`` gets a second input,
-    ``<name>|sums`` (float32 ``[rows, columns / 32]``). A tied head becomes an input of its own if
+    ``<name>|sums`` (float32 ``[rows, blocks]``). A tied head becomes an input of its own if
     ``lm_head.weight`` has a type. Of a tensor of experts ``[E, N, K]`` the input is ``[E * N, K]``, and
     ``[N, E * K]`` for ``down_proj``, the experts side by side. ``prefill_lengths`` and ``context_length`` are
     in tokens. With ``externalize_embedder`` the embeddings are graphs of their own. The products of modules
@@ -55,7 +55,7 @@ def export_graphs(
 
     Equal arguments give equal bytes. Raises ``TargetError`` of one line, with the child's log as a note.
     """
-    from targets.storing import BLOCK  # what the child does not import
+    from targets.litert.storage import SUMS  # what the child does not import
 
     vectors = directory / _VECTORS
     try:
@@ -67,7 +67,7 @@ def export_graphs(
             "directory": str(directory.absolute()),
             "externalize_embedder": externalize_embedder,
             "two_rows": sorted(two_rows),
-            "block": BLOCK,
+            "block": SUMS.block,
         }
         files = ask(_MODULE, request, progress, work="the graph's export")
     finally:
