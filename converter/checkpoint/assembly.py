@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.documents import Files
 from converter.checkpoint.parts import TEXT
 from converter.checkpoint.safetensors import Shards, SourceTensor, read_index
 from converter.checkpoint.stored import Head, Layout, Tensors
 from converter.checkpoint.stored.modules import NUMBERS, number_weight
 from converter.checkpoint.weight import Scales, Weight
 from converter.errors import CheckpointError
+from converter.filenames import INDEX
 from converter.system.untrusted import shown
 
 HEAD: Final = "lm_head.weight"
@@ -66,7 +67,7 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
     or of another shape.
     """
     tensors, outside = _sort_out(shards, architecture, layout)
-    assigned = _assign(str(shards.files[0]), tensors, architecture, layout)
+    assigned = _assign(shards.where, tensors, architecture, layout)
     for name in assigned.clip_bounds:
         outside[tensors[name].name] = (TEXT, "clip bound, which the text model does not use")
     left_out = [
@@ -122,15 +123,16 @@ def _sort_out(
     return tensors, outside
 
 
-def check_index(index: Path, architecture: Architecture, layout: Layout) -> None:
+def check_index(files: Files, architecture: Architecture, layout: Layout) -> None:
     """Refuse an index without a tensor that the architecture needs, or with one that it has no place for.
     Raises ``CheckpointError``."""
     known = _stored_names(architecture, layout)
-    listed = [name for name in read_index(index) if _other_part(name, architecture) is None]
+    listed = [name for name in read_index(files) if _other_part(name, architecture) is None]
     names = {canonical_name(name, architecture, known): name for name in listed}
-    assigned = _assign(str(index), names, architecture, layout)
+    index = files.where(INDEX)
+    assigned = _assign(index, names, architecture, layout)
     if assigned.missing:
-        raise _missing(str(index), architecture, list(assigned.missing.values()))
+        raise _missing(index, architecture, list(assigned.missing.values()))
     for name in assigned.unexpected:
         raise _unexpected(f"{index}: tensor {shown(names[name])}", architecture)
 
@@ -294,14 +296,14 @@ def _check(
     """Every weight is there and has the shape that the configuration asks for."""
     for name, shape in architecture.tensors.items():
         if name not in weights:
-            raise _missing(str(shards.files[0]), architecture, list(missing.values()) or [name])
+            raise _missing(shards.where, architecture, list(missing.values()) or [name])
         _check_shape(shards, weights[name], shape)
 
 
 def _check_shape(shards: Shards, weight: Weight, shape: tuple[int, ...]) -> None:
     if weight.shape != shape:
         source = shards.tensors.get(weight.source)
-        where = source.where if source else f"{shards.files[0]}: tensor {shown(weight.source)}"
+        where = source.where if source else f"{shards.where}: tensor {shown(weight.source)}"
         raise CheckpointError(f"{where} has shape {list(weight.shape)}, config.json asks for {list(shape)}")
 
 

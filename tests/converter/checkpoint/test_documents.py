@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.opened import open_checkpoint
-from converter.checkpoint.source import Directory
 from converter.errors import CheckpointError
 from converter.filenames import TOKENIZER
 from converter.system.digests import Digests, sha256
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 def test_a_small_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"a": 1}')
-    documents = Documents(tmp_path)
+    documents = Documents(Directory(tmp_path))
     assert documents.settings("a.json").values == {"a": 1}
     path.unlink()
     assert "a.json" in documents
@@ -34,7 +34,7 @@ def test_a_small_file_is_kept(tmp_path: Path) -> None:
 def test_a_large_file_is_not_kept_and_must_stay_what_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"a" * (2 << 20))
-    documents = Documents(tmp_path)
+    documents = Documents(Directory(tmp_path))
     for _ in range(2):
         assert documents.content("a.txt") == b"a" * (2 << 20)
     path.write_bytes(b"a" * (2 << 20) + b"b")
@@ -46,7 +46,7 @@ def test_a_large_file_is_not_kept_and_must_stay_what_it_was(tmp_path: Path) -> N
 
 
 def test_an_absent_file_is_empty_settings_and_a_link_to_nowhere_is_an_error(tmp_path: Path) -> None:
-    documents = Documents(tmp_path)
+    documents = Documents(Directory(tmp_path))
     assert documents.optional("a.json").values == {}
     os.symlink(tmp_path / "nowhere", tmp_path / "b.json")
     with pytest.raises(CheckpointError, match=r"b\.json: cannot be read"):
