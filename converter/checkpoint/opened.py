@@ -52,7 +52,8 @@ class Checkpoint:
     documents: Documents
     #: The model card.
     card: Card = field(default_factory=Card)
-    #: The weights of other parts that are stored as numbers, by part and name in the checkpoint.
+    #: The weights of other parts by part and name in the checkpoint: numbers, and what the form makes of
+    #: packed tensors.
     parts: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)
     #: Those of activations and caches by module (``layers.0.self_attn``), where the stored form has any.
     scales: Mapping[str, Scales] = field(default_factory=dict)
@@ -83,10 +84,11 @@ class Checkpoint:
 
     def parts_left_out(self, stored: Collection[str] = ()) -> list[dict[str, object]]:
         """What is not converted, as reports have it: the ``part`` for a reader, how many ``tensors`` and
-        ``bytes``, and the part that they are ``of``. Tensors in ``stored`` are converted after all."""
+        ``bytes``, and the part that they are ``of``. Tensors of the weights in ``stored`` are converted after
+        all."""
         found: dict[tuple[str, str], list[int]] = {}
         for item in self.left_out:
-            if item.name not in stored:
+            if item.weight not in stored:
                 key = item.reason.removesuffix(" (clip bound)"), item.part
                 found.setdefault(key, []).append(item.bytes)
         return [
