@@ -1,4 +1,4 @@
-"""What a MODEL argument means: an alias, a repository, a directory or a GGUF file.
+"""What a MODEL argument means: an alias, a repository, a directory or a file.
 
 This module reads no model and imports nothing heavy, because every command's `--help` passes through it.
 """
@@ -33,11 +33,11 @@ _MAPPING_LIMIT = 1 << 20
 class Source:
     """Where a model comes from."""
 
-    kind: Literal["demo", "directory", "gguf", "hub"]
-    #: Safe in a file name: the alias itself, a directory's or GGUF file's own name, or the last part of a
+    kind: Literal["demo", "directory", "file", "gguf", "hub"]
+    #: Safe in a file name: the alias itself, a directory's or file's own name, or the last part of a
     #: repository in lower case.
     name: str
-    #: Set for "demo", "directory" and "gguf".
+    #: Set for all but "hub".
     path: Path | None = None
     #: Set for "hub", as is `revision`.
     repo: str | None = None
@@ -69,12 +69,13 @@ def resolve(name: str) -> Source:
        `@REVISION` if wished. A mapping may take a name of the pattern. It cannot take a built-in alias: such
        a conflict (a hand-written file, or an alias that came with a later version) is an error.
        A directory of the same name in the working directory is not read; `note` says how to mean it.
-    3. A directory or GGUF file that exists. `note` says so where the name could be a repository too.
+    3. A directory that exists, or a file that is GGUF or that a registered kind of source recognises. `note`
+       says so where the name of a directory could be a repository too.
     4. `OWNER/NAME[@REVISION]`, a repository.
 
     Short names do not depend on case. Raises UsageError for anything else (with the names that come close)
-    and for a path that does not exist. Raises CheckpointError for a file that is not GGUF and a damaged
-    mapping.
+    and for a path that does not exist. Raises CheckpointError for any other file and a
+    damaged mapping.
     """
     if not name or len(name) > 4096 or "\0" in name:
         raise UsageError("MODEL is no name: give a short name, OWNER/NAME, a directory or a GGUF file")
@@ -244,9 +245,20 @@ def _local(text: str) -> Source:
                 magic = file.read(4)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{shown}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if magic != b"GGUF":
-        raise CheckpointError(f"{shown}: not a GGUF file (safetensors: give the directory with config.json)")
-    return Source("gguf", file_name(path.name.removesuffix(".gguf")), path=path)
+    if magic == b"GGUF":
+        return Source("gguf", file_name(path.name.removesuffix(".gguf")), path=path)
+    return _other_file(path, shown)
+
+
+def _other_file(path: Path, shown: str) -> Source:
+    """A file that a registered kind of source recognises; raises ``CheckpointError`` for any other one."""
+    from converter.checkpoint.source import find_kind
+
+    kind, broken = find_kind(path) if path.is_file() else (None, ())
+    if kind is None:
+        told = f"{shown}: not a GGUF file (safetensors: give the directory with config.json)"
+        raise CheckpointError("; ".join([told, *broken]))
+    return Source("file", file_name(path.name.removesuffix(kind.suffix)), path=path)
 
 
 def _short_name(name: str) -> Source | None:

@@ -142,7 +142,7 @@ class Plan:
 
     @property
     def beside_text(self) -> frozenset[str]:
-        """Names of the checkpoint's tensors that are stored though they are not the text model's."""
+        """Names of the checkpoint's weights that are stored though they are not the text model's."""
         return frozenset(
             tensor.weight for tensor in self.tensors if tensor.part != TEXT and tensor.weight is not None
         )

@@ -22,7 +22,7 @@ ALLOWED: Mapping[str, set[str]] = {
     "converter.errors": set(),
     "converter.filenames": set(),
     "converter.system": {"converter.errors", "converter.filenames"},
-    "converter.names": BENEATH,
+    "converter.names": MODEL,
     "converter.checkpoint": BENEATH,
     "converter.hub": {*BENEATH, "converter.names"},
     "converter.demo": set(),

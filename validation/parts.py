@@ -38,7 +38,7 @@ def measure_parts(bench: Bench, subject: Subject) -> tuple[MeasuredPart, ...]:
     """Every part beside the text model for which the artifact's plan has a place, by the gates of weights.
 
     A part is compared with the checkpoint tensor by tensor, as far as the plan names its tensors. Raises
-    ``ValidationError`` when the artifact lacks one of them, or the checkpoint does not store it as numbers.
+    ``ValidationError`` when the artifact lacks one of them, or the checkpoint has no such weight.
     """
     return tuple(_measure(bench, subject, part) for part in subject.plan.parts)
 

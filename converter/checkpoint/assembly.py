@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.documents import Files
+from converter.checkpoint.part_weights import part_weights
 from converter.checkpoint.parts import TEXT
 from converter.checkpoint.safetensors import Shards, SourceTensor, read_index
-from converter.checkpoint.stored import Head, Layout, Tensors
-from converter.checkpoint.stored.modules import NUMBERS, number_weight
+from converter.checkpoint.stored import Head, Layout, Tensors, whole_way
 from converter.checkpoint.weight import Scales, Weight
 from converter.errors import CheckpointError
+from converter.filenames import INDEX
 from converter.system.untrusted import shown
 
 HEAD: Final = "lm_head.weight"
@@ -40,7 +41,9 @@ class LeftOut:
     #: Why a text model does without it.
     reason: str
     #: The part that it belongs to.
-    part: str = TEXT
+    part: str
+    #: The weight of ``Assembly.parts`` that it is or belongs to, by name; for any other tensor its own name.
+    weight: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Assembly:
     scales: Mapping[str, Scales]
     #: All other tensors.
     left_out: tuple[LeftOut, ...]
-    #: The weights of other parts that are stored as numbers, by part and name in the checkpoint.
+    #: The weights of other parts, by part and name in the checkpoint: numbers, and what the form makes of
+    #: packed tensors.
     parts: Mapping[str, Mapping[str, Weight]]
 
 
@@ -66,7 +70,7 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
     or of another shape.
     """
     tensors, outside = _sort_out(shards, architecture, layout)
-    assigned = _assign(str(shards.files[0]), tensors, architecture, layout)
+    assigned = _assign(shards.where, tensors, architecture, layout)
     for name in assigned.clip_bounds:
         outside[tensors[name].name] = (TEXT, "clip bound, which the text model does not use")
     left_out = [
@@ -90,15 +94,26 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
         module: layout.read_scales(module, {role: tensors[one] for role, one in roles.items()})
         for module, roles in assigned.scales.items()
     }
-    return Assembly(architecture, weights, scales, tuple(left_out), _parts(shards, left_out))
+    parts = {
+        part: part_weights([shards.tensors[item.name] for item in items], layout)
+        for part, items in _by_part(left_out).items()
+    }
+    belongs = {name: weight for made in parts.values() for name, weight in made.belongs.items()}
+    return Assembly(
+        architecture,
+        weights,
+        scales,
+        tuple(replace(item, weight=belongs.get(item.name, item.name)) for item in left_out),
+        {part: made.weights for part, made in parts.items() if made.weights},
+    )
 
 
-def _parts(shards: Shards, left_out: Iterable[LeftOut]) -> dict[str, dict[str, Weight]]:
-    """The weights of other parts than the text model that are stored as numbers, by part and name."""
-    found: dict[str, dict[str, Weight]] = {}
+def _by_part(left_out: Iterable[LeftOut]) -> dict[str, list[LeftOut]]:
+    """What belongs to other parts than the text model, by part."""
+    found: dict[str, list[LeftOut]] = {}
     for item in left_out:
-        if item.part != TEXT and item.dtype in NUMBERS:
-            found.setdefault(item.part, {})[item.name] = number_weight(shards.tensors[item.name])
+        if item.part != TEXT:
+            found.setdefault(item.part, []).append(item)
     return found
 
 
@@ -122,15 +137,16 @@ def _sort_out(
     return tensors, outside
 
 
-def check_index(index: Path, architecture: Architecture, layout: Layout) -> None:
+def check_index(files: Files, architecture: Architecture, layout: Layout) -> None:
     """Refuse an index without a tensor that the architecture needs, or with one that it has no place for.
     Raises ``CheckpointError``."""
     known = _stored_names(architecture, layout)
-    listed = [name for name in read_index(index) if _other_part(name, architecture) is None]
+    listed = [name for name in read_index(files) if _other_part(name, architecture) is None]
     names = {canonical_name(name, architecture, known): name for name in listed}
-    assigned = _assign(str(index), names, architecture, layout)
+    index = files.where(INDEX)
+    assigned = _assign(index, names, architecture, layout)
     if assigned.missing:
-        raise _missing(str(index), architecture, list(assigned.missing.values()))
+        raise _missing(index, architecture, list(assigned.missing.values()))
     for name in assigned.unexpected:
         raise _unexpected(f"{index}: tensor {shown(names[name])}", architecture)
 
@@ -158,7 +174,7 @@ def _assign(where: str, names: Collection[str], architecture: Architecture, layo
     is stored in two ways; ``where`` begins its message."""
     weights: dict[str, dict[str, str]] = {}
     for weight in _settled(architecture):
-        way = _whole_way(where, weight, names, layout)
+        way = whole_way(where, weight, names, layout)
         if way is not None:
             weights[weight] = way
     serves = {EMBEDDING} if architecture.tied_head and HEAD in weights else set()
@@ -185,18 +201,6 @@ def _assign(where: str, names: Collection[str], architecture: Architecture, layo
         tuple(name for name in rest if name not in without and _is_clip_bound(name)),
         tuple(name for name in rest if name not in without and not _is_clip_bound(name)),
     )
-
-
-def _whole_way(where: str, weight: str, names: Collection[str], layout: Layout) -> dict[str, str] | None:
-    """The way in which a weight is stored: names by role, ``None`` if there is no whole one."""
-    whole = [way for way in layout.parameters(weight) if all(name in names for name in way.needed.values())]
-    if len(whole) > 1:
-        ways = " and as ".join(", ".join(way.needed.values()) for way in whole)
-        raise CheckpointError(f"{where}: weight {weight!r} is stored twice, as {ways}")
-    if not whole:
-        return None
-    beside = {role: name for role, name in whole[0].optional.items() if name in names}
-    return {**whole[0].needed, **beside}
 
 
 def _first_missing(weight: str, names: Collection[str], layout: Layout) -> str:
@@ -294,14 +298,14 @@ def _check(
     """Every weight is there and has the shape that the configuration asks for."""
     for name, shape in architecture.tensors.items():
         if name not in weights:
-            raise _missing(str(shards.files[0]), architecture, list(missing.values()) or [name])
+            raise _missing(shards.where, architecture, list(missing.values()) or [name])
         _check_shape(shards, weights[name], shape)
 
 
 def _check_shape(shards: Shards, weight: Weight, shape: tuple[int, ...]) -> None:
     if weight.shape != shape:
         source = shards.tensors.get(weight.source)
-        where = source.where if source else f"{shards.files[0]}: tensor {shown(weight.source)}"
+        where = source.where if source else f"{shards.where}: tensor {shown(weight.source)}"
         raise CheckpointError(f"{where} has shape {list(weight.shape)}, config.json asks for {list(shape)}")
 
 
@@ -324,4 +328,4 @@ def _unexpected(where: str, architecture: Architecture) -> CheckpointError:
 def _left_out(tensor: SourceTensor, part: str, reason: str) -> LeftOut:
     if not tensor.name.isprintable():  # it will stand in reports, which no terminal should obey
         raise CheckpointError(f"{tensor.where} has a name with unprintable characters; refused")
-    return LeftOut(tensor.name, tensor.shape, tensor.dtype, tensor.bytes, reason, part)
+    return LeftOut(tensor.name, tensor.shape, tensor.dtype, tensor.bytes, reason, part, tensor.name)

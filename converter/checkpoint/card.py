@@ -8,8 +8,6 @@ language.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,9 @@ from typing import Final, TypeGuard
 
 import yaml
 
-from converter.system.untrusted import kind, open_at_once, shown
+from converter.checkpoint.documents import Files
+from converter.errors import CheckpointError
+from converter.system.untrusted import kind, shown
 
 NAME: Final = "README.md"
 #: Longest front matter in bytes; the parser takes a second for this much.
@@ -49,18 +49,16 @@ class Card:
     warnings: tuple[str, ...] = ()
 
 
-def read_card(directory: Path) -> Card:
-    """The model card of a checkpoint's directory; an empty one without ``README.md``. Raises nothing: what
+def read_card(files: Files) -> Card:
+    """The model card among a checkpoint's files; an empty one without ``README.md``. Raises nothing: what
     cannot be read or has the wrong type is left out, and said in ``warnings``."""
-    path = directory / NAME
-    if not os.path.lexists(path):
+    if NAME not in files:
         return Card()
     try:
-        head = _head(path)
-    except OSError as error:
-        return Card(warnings=(f"{NAME}: cannot be read: {error.strerror or error}",))
-    if head is None:
-        return Card(warnings=(f"{NAME}: is not a regular file",))
+        head = files.head(NAME, LONGEST + 1)
+    except CheckpointError as error:
+        return Card(warnings=(f"{NAME}: {str(error).removeprefix(f'{files.where(NAME)}: ')}",))
+    path = files.path(NAME)
     try:
         text = _front_matter(head)
         values = yaml.load(text, yaml.BaseLoader) if text else {}
@@ -74,14 +72,6 @@ def read_card(directory: Path) -> Card:
 def telling_order(names: Iterable[str]) -> list[str]:
     """Names of a checkpoint's files sorted, the card last: that another one differs tells more."""
     return sorted(names, key=lambda name: (name == NAME, name))
-
-
-def _head(path: Path) -> bytes | None:
-    """The file's beginning, ``None`` of what is no regular file."""
-    with open(path, "rb", opener=open_at_once) as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            return None
-        return stream.read(LONGEST + 1)
 
 
 def _front_matter(head: bytes) -> str:

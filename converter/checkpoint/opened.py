@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,12 +12,11 @@ from converter.checkpoint.card import Card, read_card
 from converter.checkpoint.documents import Documents, evaluation_text
 from converter.checkpoint.generation import Generation, read_generation
 from converter.checkpoint.parts import TEXT
-from converter.checkpoint.safetensors import open_shards
-from converter.checkpoint.source import CheckpointSource, Directory
+from converter.checkpoint.source import CheckpointSource, open_source
 from converter.checkpoint.stored import Form, find_form
 from converter.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from converter.checkpoint.weight import Scales, Weight
-from converter.filenames import CONFIG, EVALUATION_TEXT, INDEX, WEIGHTS
+from converter.filenames import CONFIG, EVALUATION_TEXT, INDEX, TOKENIZER, WEIGHTS
 from converter.system.untrusted import Settings
 
 
@@ -54,7 +52,8 @@ class Checkpoint:
     documents: Documents
     #: The model card.
     card: Card = field(default_factory=Card)
-    #: The weights of other parts that are stored as numbers, by part and name in the checkpoint.
+    #: The weights of other parts by part and name in the checkpoint: numbers, and what the form makes of
+    #: packed tensors.
     parts: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)
     #: Those of activations and caches by module (``layers.0.self_attn``), where the stored form has any.
     scales: Mapping[str, Scales] = field(default_factory=dict)
@@ -85,10 +84,11 @@ class Checkpoint:
 
     def parts_left_out(self, stored: Collection[str] = ()) -> list[dict[str, object]]:
         """What is not converted, as reports have it: the ``part`` for a reader, how many ``tensors`` and
-        ``bytes``, and the part that they are ``of``. Tensors in ``stored`` are converted after all."""
+        ``bytes``, and the part that they are ``of``. Tensors of the weights in ``stored`` are converted after
+        all."""
         found: dict[tuple[str, str], list[int]] = {}
         for item in self.left_out:
-            if item.name not in stored:
+            if item.weight not in stored:
                 key = item.reason.removesuffix(" (clip bound)"), item.part
                 found.setdefault(key, []).append(item.bytes)
         return [
@@ -102,40 +102,72 @@ class Checkpoint:
         return sum(weight.stored_bytes for weight in self.weights.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a checkpoint says of its model, whatever it holds of it."""
+
+    architecture: Architecture
+    #: ``None`` without ``tokenizer.json``.
+    tokenizer: Tokenizer | None
+    #: How answers are sampled.
+    generation: Generation
+    #: ``has_weights()`` says whether all its weights are there, so that ``open_checkpoint`` can read them. It
+    #: raises ``CheckpointError`` for a damaged index.
+    has_weights: Callable[[], bool]
+
+
+def read_description(path: Path) -> Description:
+    """Read what the checkpoint at ``path`` says of its model. Neither weights nor tokenizer need be there,
+    and weights may be stored in a form that is not read.
+
+    Raises ``CheckpointError`` for a file that is damaged, hostile or describes no known model.
+    """
+    source = open_source(path)
+    documents = Documents(source)
+    architecture = read_architecture(documents.settings(CONFIG).values)
+    tokenizer = None
+    if TOKENIZER in documents:
+        tokenizer = read_tokenizer(documents, architecture.vocabulary)
+    generation = read_generation(documents, architecture.vocabulary)
+    return Description(architecture, tokenizer, generation, source.has_weights)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open the checkpoint in a directory: headers, configuration, tokenizer and samples of the weights.
+    """Open the checkpoint at ``path``, a directory or another kind of source: headers, configuration,
+    tokenizer and samples of the weights.
 
     Raises ``CheckpointError`` for a file that is missing, damaged, hostile or of a kind that is not read. It
     raises it too for tensors that do not fit the configuration: missing, unexpected or of another shape.
     """
-    shards, documents = open_shards(path), Documents(path)
+    source = open_source(path)
+    shards, documents = source.tensors(), Documents(source)
     config = documents.settings(CONFIG).values
     form = find_form(config)
     assembly = assemble(shards, read_architecture(config), form.layout(config))
-    return _opened(path, documents, config, form, assembly, shards.files)
+    return _opened(source, documents, config, form, assembly, shards.files)
 
 
 def open_description(path: Path) -> Checkpoint:
-    """Open what describes the checkpoint in a directory: configuration, tokenizer, and the names of its
-    tensors if they have an index. The directory need not have the weights yet.
+    """Open what describes the checkpoint at ``path``: configuration, tokenizer, and the names of its tensors
+    if they have an index. The weights need not be there yet.
 
     Raises ``CheckpointError`` for what would make ``open_checkpoint`` fail, as far as it shows there.
     """
-    documents = Documents(path)
+    source = open_source(path)
+    documents = Documents(source)
     config = documents.settings(CONFIG).values
     form = find_form(config)
     architecture, layout = read_architecture(config), form.layout(config)
-    index = path / INDEX
-    described = os.path.lexists(index) and not os.path.lexists(path / WEIGHTS)
+    described = INDEX in source and WEIGHTS not in source
     bare = Assembly(architecture, {}, {}, (), {})
-    opened = _opened(path, documents, config, form, bare, (index,) if described else ())
+    opened = _opened(source, documents, config, form, bare, (source.path(INDEX),) if described else ())
     if described:
-        check_index(index, architecture, layout)
+        check_index(source, architecture, layout)
     return opened
 
 
 def _opened(
-    path: Path,
+    source: CheckpointSource,
     documents: Documents,
     config: Mapping[str, object],
     form: Form,
@@ -144,11 +176,11 @@ def _opened(
 ) -> Checkpoint:
     """The checkpoint with what stands beside its weights, whose ``files`` are given."""
     architecture = assembly.architecture
-    tokenizer, card = read_tokenizer(documents, architecture.vocabulary), read_card(path)
+    tokenizer, card = read_tokenizer(documents, architecture.vocabulary), read_card(source)
     evaluation = (documents.path(EVALUATION_TEXT),) if EVALUATION_TEXT in documents else ()
     files = (documents.path(CONFIG), *files, *tokenizer.files, *_card_files(card), *evaluation)
     return Checkpoint(
-        source=Directory(path, files),
+        source=source.with_files(files),
         form=form,
         config=config,
         architecture=architecture,

@@ -15,17 +15,18 @@ import math
 import os
 import stat
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.documents import Documents, Files
 from converter.errors import CheckpointError
 from converter.filenames import INDEX, WEIGHTS
-from converter.system.untrusted import PICKLES, Settings, kind, parse_object, read_object, shown
+from converter.system.untrusted import PICKLES, kind, parse_object, shown
 
 #: Longest header that the format allows.
 HEADER_BYTES: Final = 100_000_000
@@ -59,13 +60,33 @@ _NUMPY: Final[Mapping[str, str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Consecutive bytes of a file that are a file of their own, such as a member of an archive."""
+
+    #: The name of what lies there.
+    name: str
+    #: Offset of its first byte.
+    begin: int
+    #: Number of its bytes.
+    size: int
+
+
 class Shard:
-    """One open file. ``size`` is its length in bytes; it is closed with its last user."""
+    """One open file, or a stretch of one, which is closed with its last user.
 
-    __slots__ = ("__weakref__", "_descriptor", "path", "size")
+    ``path`` is the file, and ``size`` the length in bytes. ``name`` and ``where`` are what an index and
+    messages call it. Raises ``CheckpointError`` for what cannot be opened, is no regular file, or ends before
+    the stretch does.
+    """
 
-    def __init__(self, path: Path) -> None:
+    __slots__ = ("__weakref__", "_begin", "_descriptor", "name", "path", "size", "where")
+
+    def __init__(self, path: Path, stretch: Stretch | None = None) -> None:
         self.path = path
+        self.name = path.name if stretch is None else stretch.name
+        self.where = str(path) if stretch is None else f"{path}: {stretch.name}"
+        self._begin = 0 if stretch is None else stretch.begin
         try:
             descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         except OSError as error:
@@ -75,20 +96,22 @@ class Shard:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path}: is not a regular file")
-        self.size = status.st_size
+        self.size = status.st_size if stretch is None else stretch.size
+        if self._begin + self.size > status.st_size:
+            raise CheckpointError(f"{self.where}: the file is cut off")
 
     def read_into(self, buffer: memoryview, offset: int, what: str) -> None:
         """Fill ``buffer`` from byte ``offset`` on; raises ``CheckpointError`` that names ``what``."""
-        done = 0
+        done, begin = 0, self._begin + offset
         while done < len(buffer):
             try:
-                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+                count = os.preadv(self._descriptor, [buffer[done:]], begin + done)
             except OSError as error:
                 raise CheckpointError(
-                    f"{self.path}: {what} cannot be read: {error.strerror or error}"
+                    f"{self.where}: {what} cannot be read: {error.strerror or error}"
                 ) from error
             if count == 0:
-                raise CheckpointError(f"{self.path}: ends within {what}; the file is cut off")
+                raise CheckpointError(f"{self.where}: ends within {what}; the file is cut off")
             done += count
 
     def read(self, offset: int, count: int, what: str) -> bytes:
@@ -124,7 +147,7 @@ class SourceTensor:
     @property
     def where(self) -> str:
         """File and tensor, to begin a message with."""
-        return f"{self.shard.path}: tensor {shown(self.name)}"
+        return f"{self.shard.where}: tensor {shown(self.name)}"
 
     def read_raw(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Bytes ``[stop - start]`` of the tensor as stored, whatever its dtype is. Raises ``CheckpointError``
@@ -153,85 +176,95 @@ class SourceTensor:
 
 @dataclass(frozen=True, slots=True)
 class Shards:
-    """A validated checkpoint."""
+    """The tensors of a checkpoint, validated."""
 
-    directory: Path
-    #: Those that were read.
+    #: What messages call the file that lists them.
+    where: str
+    #: The files of the system that were read.
     files: tuple[Path, ...]
     #: By source name.
     tensors: Mapping[str, SourceTensor]
 
 
-def open_shards(directory: Path) -> Shards:
+class ShardFiles(Files, Protocol):
+    """Files among which those with the weights are opened, to be read by byte ranges."""
+
+    def names(self) -> Sequence[str]:
+        """Names of all files, sorted. Raises ``CheckpointError``."""
+
+    def shard(self, name: str) -> Shard:
+        """One of them, open. Raises ``CheckpointError``."""
+
+
+def open_shards(files: ShardFiles) -> Shards:
     """Open ``model.safetensors``, or else what ``model.safetensors.index.json`` names.
 
     Every header is validated here: lengths, offsets, shapes, dtypes, names. Raises ``CheckpointError``.
     """
-    if os.path.lexists(directory / WEIGHTS):
-        path = directory / WEIGHTS
-        return Shards(directory, (path,), {tensor.name: tensor for tensor in read_header(Shard(path))})
-    if os.path.lexists(directory / INDEX):
-        return _open_index(directory)
-    raise _nothing_to_read(directory)
+    if WEIGHTS in files:
+        tensors = {tensor.name: tensor for tensor in read_header(files.shard(WEIGHTS))}
+        return Shards(files.where(WEIGHTS), (files.path(WEIGHTS),), tensors)
+    if INDEX in files:
+        return _open_index(files)
+    raise _nothing_to_read(files)
 
 
-def _nothing_to_read(directory: Path) -> CheckpointError:
-    """Why a directory without a safetensors checkpoint is refused."""
-    try:
-        names = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return CheckpointError(f"{directory}: no such directory")
-    except NotADirectoryError:
-        return CheckpointError(f"{directory}: is not a directory")
-    except OSError as error:
-        return CheckpointError(f"{directory}: cannot be read: {error.strerror or error}")
+def has_shards(files: Files) -> bool:
+    """Whether all files with weights are there; raises ``CheckpointError`` for a damaged index."""
+    if WEIGHTS in files or INDEX not in files:
+        return WEIGHTS in files
+    return all(file in files for file in set(read_index(files).values()))
+
+
+def _nothing_to_read(files: ShardFiles) -> CheckpointError:
+    """Why files without a safetensors checkpoint are refused."""
+    names = files.names()
     pickles = [name for name in names if name.lower().endswith(PICKLES)]
     if pickles:
         return CheckpointError(
-            f"{directory / pickles[0]}: pickle checkpoints are not read, because loading one can run code; "
+            f"{files.where(pickles[0])}: pickle checkpoints are not read, because loading one can run code; "
             "convert it to safetensors first"
         )
     if not names:
-        return CheckpointError(f"{directory}: is empty")
+        return CheckpointError(f"{files}: is empty")
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
-        return CheckpointError(f"{directory}: has {others[0]} but neither {WEIGHTS} nor {INDEX}")
-    return CheckpointError(f"{directory}: holds no checkpoint (neither {WEIGHTS} nor {INDEX})")
+        return CheckpointError(f"{files}: has {others[0]} but neither {WEIGHTS} nor {INDEX}")
+    return CheckpointError(f"{files}: holds no checkpoint (neither {WEIGHTS} nor {INDEX})")
 
 
-def read_index(index: Path) -> dict[str, str]:
+def read_index(files: Files) -> dict[str, str]:
     """The file of every tensor, by name, as ``model.safetensors.index.json`` says; raises
     ``CheckpointError``."""
-    weight_map = Settings(read_object(index, _INDEX_BYTES), str(index)).section("weight_map")
+    index = files.where(INDEX)
+    weight_map = Documents(files).settings(INDEX, _INDEX_BYTES).section("weight_map")
     if not weight_map or not weight_map.values:
         raise CheckpointError(f"{index}: has no weight_map")
     return {name: _shard_name(index, name, file) for name, file in weight_map.values.items()}
 
 
-def _open_index(directory: Path) -> Shards:
-    index = directory / INDEX
-    expected = read_index(index)
+def _open_index(files: ShardFiles) -> Shards:
+    expected = read_index(files)
     tensors: dict[str, SourceTensor] = {}
-    files = [index]
+    read = [files.path(INDEX)]
     for file in sorted(set(expected.values())):
-        path = directory / file
-        if not os.path.lexists(path):
-            raise CheckpointError(f"{path}: is missing; {INDEX} names it")
-        files.append(path)
-        for tensor in read_header(Shard(path)):
+        if file not in files:
+            raise CheckpointError(f"{files.where(file)}: is missing; {INDEX} names it")
+        read.append(files.path(file))
+        for tensor in read_header(files.shard(file)):
             other = tensors.get(tensor.name)
             if other:
-                raise CheckpointError(f"{tensor.where} is in {other.shard.path.name} as well")
+                raise CheckpointError(f"{tensor.where} is in {other.shard.name} as well")
             tensors[tensor.name] = tensor
     for name, file in expected.items():
-        if name not in tensors or tensors[name].shard.path.name != file:
+        if name not in tensors or tensors[name].shard.name != file:
             raise CheckpointError(
-                f"{directory / file}: lacks tensor {shown(name)}, which {INDEX} says it holds"
+                f"{files.where(file)}: lacks tensor {shown(name)}, which {INDEX} says it holds"
             )
-    return Shards(directory, tuple(files), tensors)
+    return Shards(files.where(INDEX), tuple(read), tensors)
 
 
-def _shard_name(index: Path, tensor: str, file: object) -> str:
+def _shard_name(index: str, tensor: str, file: object) -> str:
     """The name of a shard: a plain file name, so that no index leads out of its directory."""
     if not isinstance(file, str):
         raise CheckpointError(f"{index}: tensor {shown(tensor)} is mapped to {kind(file)}, not to a file")
@@ -249,23 +282,23 @@ def _shard_name(index: Path, tensor: str, file: object) -> str:
 
 def read_header(shard: Shard) -> tuple[SourceTensor, ...]:
     """The tensors of one file in the order of their bytes; raises ``CheckpointError``."""
-    path = shard.path
+    where = shard.where
     if shard.size < 8:
-        raise CheckpointError(f"{path}: {shard.size} bytes are too short for a safetensors file")
+        raise CheckpointError(f"{where}: {shard.size} bytes are too short for a safetensors file")
     length = int.from_bytes(shard.read(0, 8, "the header's length"), "little")
     if length > HEADER_BYTES:
         raise CheckpointError(
-            f"{path}: header of {length} bytes is above the format's limit of {HEADER_BYTES}"
+            f"{where}: header of {length} bytes is above the format's limit of {HEADER_BYTES}"
         )
     if length > shard.size - 8:
         raise CheckpointError(
-            f"{path}: header of {length} bytes is larger than the file ({shard.size} bytes)"
+            f"{where}: header of {length} bytes is larger than the file ({shard.size} bytes)"
         )
     try:
         text = shard.read(8, length, "the header").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: header is not UTF-8 at byte {error.start}") from error
-    header = parse_object(text, f"{path}: header")
+        raise CheckpointError(f"{where}: header is not UTF-8 at byte {error.start}") from error
+    header = parse_object(text, f"{where}: header")
     header.pop("__metadata__", None)
     data = 8 + length
     tensors = [_tensor(shard, name, entry, data) for name, entry in header.items()]
@@ -276,7 +309,7 @@ def read_header(shard: Shard) -> tuple[SourceTensor, ...]:
 
 def _tensor(shard: Shard, name: str, entry: object, data: int) -> SourceTensor:
     """One entry of a header, checked by itself; ``data`` is where the tensors' bytes begin."""
-    where = f"{shard.path}: tensor {shown(name)}"
+    where = f"{shard.where}: tensor {shown(name)}"
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where} is described by {kind(entry)}, expected an object")
     dtype = entry.get("dtype")
@@ -315,4 +348,4 @@ def _check_gapless(shard: Shard, tensors: list[SourceTensor], data: int) -> None
             raise CheckpointError(f"{tensor.where} leaves a gap of {tensor.offset - end} bytes before it")
         end += tensor.bytes
     if end != shard.size:
-        raise CheckpointError(f"{shard.path}: has {shard.size - end} bytes behind its last tensor")
+        raise CheckpointError(f"{shard.where}: has {shard.size - end} bytes behind its last tensor")

@@ -83,7 +83,7 @@ def read_tokenizer(documents: Documents, vocabulary: int | None = None) -> Token
     ``vocabulary`` is the number of the model's token embeddings; without it the largest id decides.
     Raises ``CheckpointError`` for files that are missing, damaged or of another kind than BPE.
     """
-    where = str(documents.path(TOKENIZER))
+    where = documents.where(TOKENIZER)
     if TOKENIZER not in documents:
         raise CheckpointError(f"{where}: is missing; the vocabulary is read from it")
     document = documents.settings(TOKENIZER, TOKENIZER_BYTES)

@@ -11,7 +11,6 @@ import click
 
 from converter.cli.console import warn
 from converter.cli.options import DeclaringCommand, OutputPath, take_declared
-from converter.filenames import CONFIG, INDEX, TOKENIZER, WEIGHTS
 
 if TYPE_CHECKING:
     from converter.names import Source
@@ -85,51 +84,36 @@ def command(
 def _of_checkpoint(
     source: Source, path: str | None, options: Mapping[str, object], offline: bool
 ) -> Modelfile:
-    from converter.checkpoint.architecture import read_architecture
-    from converter.checkpoint.documents import Documents
-    from converter.checkpoint.generation import end_texts, read_generation
-    from converter.checkpoint.tokenizer import read_tokenizer
+    from converter.checkpoint.generation import end_texts
+    from converter.checkpoint.opened import read_description
     from targets.gguf.modelfile import modelfile
 
-    directory = source.path
-    if directory is None:
+    place = source.path
+    if place is None:
         from converter.hub import download
 
-        directory = download(source, offline=offline, weights=False).path
-    documents = Documents(directory)
-    architecture = read_architecture(documents.settings(CONFIG).values)
-    stops = []
-    if TOKENIZER in documents:
-        stops = end_texts(architecture, read_tokenizer(documents, architecture.vocabulary))
-    generation = read_generation(documents, architecture.vocabulary)
+        place = download(source, offline=offline, weights=False).path
+    described = read_description(place)
+    architecture, generation = described.architecture, described.generation
     return modelfile(
-        path or _planned_path(directory, source.name),
+        path or _planned_path(place, source.name, described.has_weights()),
         architecture,
         generation.sampling,
         options,
-        stops,
+        [] if described.tokenizer is None else end_texts(architecture, described.tokenizer),
         generation.penalties,
     )
 
 
-def _planned_path(directory: Path, name: str) -> str:
+def _planned_path(place: Path, name: str, has_weights: bool) -> str:
     """Where ``convert`` puts the GGUF, from the Modelfile's place. Without the weights, which say what type
     most bytes have, it is where that of a QAT checkpoint goes."""
     from converter.checkpoint.opened import open_checkpoint
     from targets.gguf import target
 
-    if not _has_weights(directory):
+    if not has_weights:
         return f"../gguf/{name}-q4_0.gguf"
-    return f"../{target.plan(open_checkpoint(directory), name, {}).artifacts[0]}"
-
-
-def _has_weights(directory: Path) -> bool:
-    """Whether all files of weights are there."""
-    from converter.checkpoint.safetensors import read_index
-
-    if os.path.lexists(directory / WEIGHTS) or not os.path.lexists(directory / INDEX):
-        return os.path.lexists(directory / WEIGHTS)
-    return all(os.path.lexists(directory / file) for file in set(read_index(directory / INDEX).values()))
+    return f"../{target.plan(open_checkpoint(place), name, {}).artifacts[0]}"
 
 
 def _of_gguf(gguf: Path, path: str | None, output: Path | None, options: Mapping[str, object]) -> Modelfile:

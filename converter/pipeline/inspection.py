@@ -70,7 +70,7 @@ def inspect(
                 "part": item.part,
             }
             for item in checkpoint.left_out
-            if not plans or not all(item.name in plan.beside_text for plan in plans)
+            if not plans or not all(item.weight in plan.beside_text for plan in plans)
         ],
     }
 

@@ -37,12 +37,12 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a conversion's checkpoint came from: a repository and its commit, or a directory."""
+    """Where a conversion's checkpoint came from: a repository and its commit, or a directory or file."""
 
     repo: str | None
     #: The commit.
     revision: str | None
-    #: The name of the directory.
+    #: The name of the directory or file.
     path: str | None
     #: Those that were read, by name.
     files: Mapping[str, Listed]
@@ -52,7 +52,8 @@ class Origin:
         """The origin in words."""
         if self.repo is not None:
             return f"{self.repo} at commit {self.revision}"
-        return f"the directory {self.path}, which has no commit"
+        what = "file" if self.path in self.files else "directory"
+        return f"the {what} {self.path}, which has no commit"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def build(
 
     ``options`` concern the whole conversion. ``files`` and ``artifacts`` are the digests of what was read and
     written. ``targets`` maps each target to its storage plan and its own options. ``beside_text`` names the
-    tensors beside the text model that a target has a place for.
+    weights beside the text model that a target has a place for.
     """
     from targets.target import find_target  # loads what a verification does without
 
@@ -84,7 +84,7 @@ def build(
                 "part": item.part,
             }
             for item in checkpoint.left_out
-            if item.name not in beside_text
+            if item.weight not in beside_text
         ],
         "artifacts": list(artifacts),
     }

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter.checkpoint.safetensors import open_shards
+from converter.checkpoint.source import find_kind, open_source
 from converter.errors import UsageError
 from converter.filenames import WEIGHTS
 from converter.hub.repository import is_description
 from converter.names import Source, printable, resolve
-from converter.system.files import Watch, watch
+from converter.system.files import FileState, Watch, watch
 from converter.system.progress import Progress, StageProgress, no_progress, stage_of
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Place:
     def shard_files(self) -> Sequence[Path]:
         """The files that hold weights; raises ``CheckpointError`` if one is not what it was."""
         with self.watch.around():
-            return open_shards(self.path).files
+            return open_source(self.path).tensors().files
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,13 @@ def examined_place(
 
 
 def local_place(source: Source) -> Place | None:
-    """A directory's files; ``None`` for a repository. Raises ``UsageError`` for a GGUF."""
-    if source.kind == "gguf":
+    """The files of a local source; ``None`` for a repository. Raises ``UsageError`` for a GGUF that no kind
+    of source reads."""
+    if source.path is None:
+        return None
+    if source.kind == "gguf" and find_kind(source.path)[0] is None:
         raise UsageError(f"{source.path} is a GGUF file already; give the checkpoint that it was made from")
-    return None if source.path is None else Place(source, source.path, watch(source.path, _matters))
+    return Place(source, source.path, _watch(source.path))
 
 
 def download_place(
@@ -133,7 +136,7 @@ def download_place(
         progress=progress,
     )
     compared = {name: check.state for name, check in snapshot.checks.items()}
-    watched = watch(snapshot.path, _matters, compared)
+    watched = _watch(snapshot.path, compared)
     return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
 
 
@@ -145,6 +148,13 @@ def open_place(place: Place) -> Model:
         model = Model(place, open_checkpoint(place.path))
     model.check_unchanged()
     return model
+
+
+def _watch(path: Path, earlier: Mapping[str, FileState] | None = None) -> Watch:
+    """The files of a directory; of a source in one file, that one among those beside it."""
+    if path.is_file():
+        return watch(path.parent, lambda name: name == path.name)
+    return watch(path, _matters, earlier)
 
 
 def _matters(name: str) -> bool:

@@ -55,14 +55,14 @@ def report_of(
 
 
 def stored_beside_text(plans: Sequence[Plan]) -> frozenset[str]:
-    """Names of the tensors beside the text model for which one of ``plans`` has a place."""
+    """Names of the weights beside the text model for which one of ``plans`` has a place."""
     return frozenset().union(*(plan.beside_text for plan in plans))
 
 
 def _left_out_alone(model: Model, plan: Plan, plans: Sequence[Plan]) -> dict[str, object]:
     """For a target's entry, what it leaves out that another target of the run has a place for."""
     checkpoint, others = model.checkpoint, stored_beside_text(plans) - plan.beside_text
-    kept = {item.name for item in checkpoint.left_out} - others
+    kept = {item.weight for item in checkpoint.left_out} - others
     parts = checkpoint.parts_left_out(kept)
     return {"left_out": parts} if parts else {}
 

@@ -36,15 +36,25 @@ def read_text(path: Path, limit: int) -> str:
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most ``limit`` bytes; raises ``CheckpointError``."""
+    return bounded(read_head(path, limit + 1), limit, str(path))
+
+
+def read_head(path: Path, most: int) -> bytes:
+    """The first bytes of a regular file, at most ``most``; raises ``CheckpointError``."""
     try:
         with open(path, "rb", opener=open_at_once) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise CheckpointError(f"{path}: is not a regular file")
-            data = stream.read(limit + 1)
+            return stream.read(most)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def bounded(data: bytes, limit: int, where: str) -> bytes:
+    """``data``, unless it has more than ``limit`` bytes; ``where`` begins the message of the
+    ``CheckpointError``."""
     if len(data) > limit:
-        raise CheckpointError(f"{path}: larger than the {limit} bytes that such a file may have")
+        raise CheckpointError(f"{where}: larger than the {limit} bytes that such a file may have")
     return data
 
 

@@ -189,8 +189,8 @@ def _check_sentencepiece(documents: Documents) -> None:
     SentencePiece's ``ModelProto`` begins with a piece (field 1), which begins with its text (field 1)."""
     data = documents.content(SENTENCEPIECE, TOKENIZER_BYTES)
     if data[:1] != b"\x0a" or data[2:3] != b"\x0a":
-        path = documents.path(SENTENCEPIECE)
-        raise TargetError(f"{path}: is no SentencePiece model, which LiteRT-LM needs without {TOKENIZER}")
+        where = documents.where(SENTENCEPIECE)
+        raise TargetError(f"{where}: is no SentencePiece model, which LiteRT-LM needs without {TOKENIZER}")
 
 
 def _begins_with_bos(tokenizer: Tokenizer) -> bool:

@@ -73,7 +73,7 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     checkpoint was opened.
     """
     documents = checkpoint.documents
-    where = str(documents.path(CONFIG))
+    where = documents.where(CONFIG)
     files = {
         GENAI_CONFIG: _encoded(genai_config(checkpoint), GENAI_CONFIG),
         CONFIG: _encoded(_model_config(checkpoint.config), where),

@@ -17,7 +17,7 @@ from converter.checkpoint.opened import open_checkpoint
 from support.distributions import write_distribution
 from support.raw_safetensors import write_shards, write_tensors
 
-__all__ = ["GROUP", "METHOD", "register", "tensors_of", "unpacked", "write_packed"]
+__all__ = ["GROUP", "METHOD", "packed", "register", "tensors_of", "unpacked", "write_packed"]
 
 Array = NDArray[np.generic]
 OUTSIDE = Path(__file__).parents[1] / "outside"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import EVALUATION_BYTES, Documents, evaluation_text
 from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.demo import DEMO
@@ -36,7 +37,7 @@ def write(directory: Path, content: object) -> Path:
 
 def found_in(directory: Path, text: Path | None = None) -> Evaluation:
     """The text to judge the checkpoint in a directory on."""
-    return find_evaluation(partial(evaluation_text, Documents(directory)), text)
+    return find_evaluation(partial(evaluation_text, Documents(Directory(directory))), text)
 
 
 def test_the_users_text_goes_before_the_checkpoints_and_that_before_the_shipped_one(tmp_path: Path) -> None:

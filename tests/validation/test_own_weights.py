@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.errors import ValidationError
@@ -74,7 +75,7 @@ def test_the_checkpoint_is_sharded_float32_of_the_artifacts_values(
         checkpoint, stored, tmp_path, lambda done, total: seen.append((done, total)), shard=1 << 20
     )
     assert len(list(tmp_path.glob("*.safetensors"))) > 5
-    written = open_shards(tmp_path).tensors
+    written = open_shards(Directory(tmp_path)).tensors
     assert set(written) == {f"model.{name}" for name in checkpoint.weights}
     for name, weight in checkpoint.weights.items():
         tensor = written[f"model.{name}"]
@@ -104,7 +105,7 @@ def test_tables_have_the_rows_that_are_looked_up_and_give_the_same_logits(
         found.append(own_logits(model, SEQUENCES, firsts=[0, 0, 0], output=output, worker=worker).logits)
         sizes.append(needed_disk(checkpoint, given))
         for name in ("embed_tokens_per_layer.weight", "embed_tokens.weight"):
-            tensor = open_shards(own).tensors[f"model.{name}"]
+            tensor = open_shards(Directory(own)).tensors[f"model.{name}"]
             written = set(np.flatnonzero(tensor.read_rows(0, tensor.rows).any(axis=1)))
             whole = given is None or (tied and name == "embed_tokens.weight")
             assert written == (set(range(tensor.rows)) if whole else {0, *tokens})

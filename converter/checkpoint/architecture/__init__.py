@@ -60,6 +60,11 @@ def read_architecture(config: Mapping[str, object]) -> Architecture:
             continue
         if model_type in family.model_types:
             return _checked(family.read(Settings(config, CONFIG), str(model_type)))
+        if model_type in family.drafters:
+            raise CheckpointError(
+                f"config.json: model_type {model_type!r} is a drafter's, which proposes tokens to another "
+                "model and answers nothing by itself: give the model that it belongs to"
+            )
         known += family.model_types
     what = "is missing" if model_type is None else f"{shown(model_type)} is unknown"
     raise CheckpointError(

@@ -301,4 +301,8 @@ def _unused(layers: tuple[Layer, ...]) -> dict[str, str]:
     return unused
 
 
-FAMILY: Final = Family(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), read)
+FAMILY: Final = Family(
+    ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+    read,
+    drafters=("gemma4_assistant", "gemma4_unified_assistant"),
+)

@@ -132,3 +132,5 @@ class Family:
     model_types: tuple[str, ...]
     #: ``read(config, model_type)``; it raises ``CheckpointError``.
     read: Callable[[Settings, str], Architecture]
+    #: The ``model_type`` of drafters that have a repository of their own. They are no models by themselves.
+    drafters: tuple[str, ...] = ()

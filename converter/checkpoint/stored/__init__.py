@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of
+from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of, whole_way
 from converter.checkpoint.stored.modules import Head, Tensors
 from converter.errors import CheckpointError, ExtensionError
 from converter.system.extensions import load, registered
 from converter.system.untrusted import shown
 
-__all__ = ["FORMS", "Form", "Head", "Layout", "Parameters", "Tensors", "find_form", "known_forms"]
+__all__ = [
+    "FORMS",
+    "Form",
+    "Head",
+    "Layout",
+    "Parameters",
+    "Tensors",
+    "find_form",
+    "known_forms",
+    "whole_way",
+]
 
 #: Entry points of forms.
 FORMS: Final = "qatconvert.forms"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from converter.checkpoint.stored.modules import Head, Tensors, named_scales, settle_head
+from converter.checkpoint.stored.modules import Head, Tensors, named_scales, settle_head, shape_of_one
 from converter.checkpoint.weight import Scales, Weight
+from converter.errors import CheckpointError
 
 _SECTIONS = ("quantization_config", "compression_config")
 
@@ -37,6 +38,11 @@ class Layout:
     #: one of these ways, by role. It raises ``CheckpointError`` for tensors that do not fit, before it reads
     #: them: a row of a hostile file may be larger than memory.
     weight: Callable[[str, Shape, Tensors], Weight]
+    #: ``weight_of(name)`` gives the weight that a stored tensor belongs to, the inverse of ``parameters``. It
+    #: finds the packed weights of parts beside the text model, whose names no architecture tells.
+    weight_of: Callable[[str], str] = lambda name: name
+    #: ``shape(tensors)`` gives the shape of such a weight, by what its tensors tell.
+    shape: Callable[[Tensors], Shape] = shape_of_one
     #: ``scales(module)`` names tensors with scales of what goes through a module and of its caches, by role.
     #: The modules are those of the weights and all that these lie in (``layers.0.self_attn``).
     scales: Callable[[str], Mapping[str, str]] = lambda module: {}
@@ -64,6 +70,19 @@ class Form:
     #: transformers loads such a checkpoint. What it does not load is proven by the numbers that its codes and
     #: scales stand for.
     loads_as_stored: bool = True
+
+
+def whole_way(where: str, weight: str, names: Collection[str], layout: Layout) -> dict[str, str] | None:
+    """The way in which a weight is stored, of the tensors that have ``names``: a name for each role, ``None``
+    if there is no whole way. Raises ``CheckpointError`` for two of them; ``where`` begins its message."""
+    whole = [way for way in layout.parameters(weight) if all(name in names for name in way.needed.values())]
+    if len(whole) > 1:
+        ways = " and as ".join(", ".join(way.needed.values()) for way in whole)
+        raise CheckpointError(f"{where}: weight {weight!r} is stored twice, as {ways}")
+    if not whole:
+        return None
+    beside = {role: name for role, name in whole[0].optional.items() if name in names}
+    return {**whole[0].needed, **beside}
 
 
 def quantization_of(config: Mapping[str, object]) -> tuple[str, object] | None:

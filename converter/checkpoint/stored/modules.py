@@ -13,6 +13,7 @@ from converter.checkpoint.lattice import bf16_floats
 from converter.checkpoint.safetensors import SourceTensor
 from converter.checkpoint.weight import Scales, Weight
 from converter.errors import CheckpointError
+from converter.system.untrusted import shown
 
 #: Dtypes of numbers that are read as they are.
 NUMBERS: Final = ("BF16", "F16", "F32")
@@ -58,6 +59,14 @@ def same_bits(one: SourceTensor, other: SourceTensor) -> bool:
 def named_scales(module: str, tensors: Tensors) -> Scales:
     """Scales whose roles are the fields of ``Scales``; raises as ``read_scale`` does."""
     return Scales(**{role: read_scale(tensor) for role, tensor in tensors.items()})
+
+
+def shape_of_one(tensors: Tensors) -> tuple[int, ...]:
+    """The shape of a weight that is one tensor. Raises ``CheckpointError`` for several."""
+    one, *others = tensors.values()
+    if others:
+        raise CheckpointError(f"{one.where} and {shown(others[0].name)} have no shape of one weight")
+    return one.shape
 
 
 def read_scale(tensor: SourceTensor) -> NDArray[np.float32]:

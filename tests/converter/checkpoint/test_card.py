@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.checkpoint.card import LONGEST, Card, read_card
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import open_checkpoint, open_description
 
 
 def card(directory, front, text="\n# A model\n"):
     (directory / "README.md").write_text(f"---\n{front}\n---\n{text}", encoding="utf-8")
-    return read_card(directory)
+    return read_card(Directory(directory))
 
 
 def test_what_a_card_says(tmp_path):
@@ -45,16 +46,16 @@ def test_several_licences_and_models(tmp_path):
 @pytest.mark.parametrize("text", ["", "# A model\n", "--\na: b\n---\n", "---\n---\n", "---\nlicense:\n---\n"])
 def test_a_card_without_front_matter_is_empty(text, tmp_path):
     (tmp_path / "README.md").write_text(text)
-    assert read_card(tmp_path) == Card(file=tmp_path / "README.md")
+    assert read_card(Directory(tmp_path)) == Card(file=tmp_path / "README.md")
 
 
 def test_no_card_is_none(tmp_path):
-    assert read_card(tmp_path) == Card()
+    assert read_card(Directory(tmp_path)) == Card()
 
 
 def test_line_ends_a_byte_order_mark_and_tabs_do_not_matter(tmp_path):
     (tmp_path / "README.md").write_bytes(b"\xef\xbb\xbf---\r\nlicense:\tmit\r\n---\r\n")
-    assert read_card(tmp_path).license == "mit"
+    assert read_card(Directory(tmp_path)).license == "mit"
 
 
 @pytest.mark.parametrize(
@@ -106,20 +107,22 @@ def test_what_stands_for_itself_many_times_is_not_written_out(tmp_path):
 
 def test_front_matter_without_end_or_bound_is_left_out(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n")
-    assert "does not end" in read_card(tmp_path).warnings[0]
+    assert "does not end" in read_card(Directory(tmp_path)).warnings[0]
     assert "more than 65536 bytes" in card(tmp_path, "a: " + "x" * LONGEST).warnings[0]
     assert card(tmp_path, "license: mit", "é" * LONGEST).license == "mit"
 
 
 def test_what_is_no_readable_file_is_said(tmp_path):
     os.mkfifo(tmp_path / "README.md")
-    assert read_card(tmp_path) == Card(warnings=("README.md: is not a regular file",))
+    assert read_card(Directory(tmp_path)) == Card(warnings=("README.md: is not a regular file",))
     (tmp_path / "README.md").unlink()
     (tmp_path / "README.md").symlink_to("nowhere")
-    assert read_card(tmp_path).warnings == ("README.md: cannot be read: No such file or directory",)
+    assert read_card(Directory(tmp_path)).warnings == (
+        "README.md: cannot be read: No such file or directory",
+    )
     (tmp_path / "README.md").unlink()
     (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\n---\n")
-    assert "utf-8" in read_card(tmp_path).warnings[0]
+    assert "utf-8" in read_card(Directory(tmp_path)).warnings[0]
 
 
 def test_the_card_is_one_of_the_checkpoints_files(demo_checkpoint):
@@ -135,6 +138,6 @@ def test_no_front_matter_raises(text, tmp_path_factory):
     directory = tmp_path_factory.getbasetemp() / "card"
     directory.mkdir(exist_ok=True)
     (directory / "README.md").write_bytes(f"---\nlicense: {text}\n---\n".encode("utf-8", "surrogatepass"))
-    found = read_card(directory)
+    found = read_card(Directory(directory))
     assert all("\n" not in line for line in found.warnings)
     assert found.license is None or found.license.isprintable()

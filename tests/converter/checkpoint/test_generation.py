@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.generation import Generation, read_generation
 from converter.checkpoint.opened import open_checkpoint, open_description
@@ -17,11 +18,11 @@ from converter.errors import CheckpointError
 
 def read(directory: Path, settings: dict[str, object]) -> Generation:
     (directory / "generation_config.json").write_text(json.dumps(settings))
-    return read_generation(Documents(directory), 100)
+    return read_generation(Documents(Directory(directory)), 100)
 
 
 def test_without_a_file_nothing_is_asked_for(tmp_path: Path) -> None:
-    assert read_generation(Documents(tmp_path), 100) == Generation()
+    assert read_generation(Documents(Directory(tmp_path)), 100) == Generation()
 
 
 def test_every_setting_has_its_place(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from checkpoints.variants import VARIANTS
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.weight import Lattice
@@ -33,7 +34,7 @@ Tensors = dict[str, NDArray[np.generic]]
 
 
 def tensors_of(directory: Path) -> Tensors:
-    tensors = open_shards(directory).tensors
+    tensors = open_shards(Directory(directory)).tensors
     return {name: one.read_rows(0, one.rows).reshape(one.shape) for name, one in tensors.items()}
 
 
@@ -80,7 +81,7 @@ def test_every_tensor_is_a_weight_or_left_out(checkpoint_factory: Make, variant:
     assert list(checkpoint.weights) == list(checkpoint.architecture.tensors)
     sources = [weight.source for weight in checkpoint.weights.values()]
     sources += [left_out.name for left_out in checkpoint.left_out]
-    assert sorted(sources) == sorted(open_shards(directory).tensors)
+    assert sorted(sources) == sorted(open_shards(Directory(directory)).tensors)
     assert checkpoint.form.name == "bf16-lattice"
 
 

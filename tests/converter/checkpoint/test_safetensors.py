@@ -17,6 +17,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.safetensors import HEADER_BYTES, open_shards
 from converter.errors import CheckpointError
 from support.raw_safetensors import header_of, write_raw, write_shards, write_tensors
@@ -31,7 +32,7 @@ DATA = b"".join(array.tobytes() for array in TENSORS.values())
 
 def refusal(directory: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        open_shards(directory)
+        open_shards(Directory(directory))
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -39,7 +40,7 @@ def refusal(directory: Path) -> str:
 
 def test_rows_come_back_as_they_were_stored(tmp_path: Path) -> None:
     write_tensors(tmp_path / "model.safetensors", TENSORS)
-    shards = open_shards(tmp_path)
+    shards = open_shards(Directory(tmp_path))
     assert list(shards.tensors) == ["a", "b", "c"]
     for name, array in TENSORS.items():
         tensor = shards.tensors[name]
@@ -60,7 +61,7 @@ def test_files_of_the_reference_library_are_read(tmp_path: Path) -> None:
         tmp_path / "model.safetensors",
         metadata={"format": "pt"},
     )
-    tensors = open_shards(tmp_path).tensors
+    tensors = open_shards(Directory(tmp_path)).tensors
     assert set(tensors) == set(arrays)
     assert tensors["s"].read_rows(0, 1) == 3.5
     assert tensors["e"].read_rows(0, 0).shape == (0, 4)
@@ -68,7 +69,7 @@ def test_files_of_the_reference_library_are_read(tmp_path: Path) -> None:
 
 def test_sharded_checkpoints_are_read_through_their_index(tmp_path: Path) -> None:
     write_shards(tmp_path, {"one.safetensors": {"a": TENSORS["a"]}, "two.safetensors": {"b": TENSORS["b"]}})
-    shards = open_shards(tmp_path)
+    shards = open_shards(Directory(tmp_path))
     assert [path.name for path in shards.files] == [
         "model.safetensors.index.json",
         "one.safetensors",
@@ -84,13 +85,13 @@ def test_links_into_a_blob_store_are_followed(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     write_tensors(blobs / "5ee7", TENSORS)
     (snapshot / "model.safetensors").symlink_to(Path("../../blobs/5ee7"))
-    assert set(open_shards(snapshot).tensors) == set(TENSORS)
+    assert set(open_shards(Directory(snapshot)).tensors) == set(TENSORS)
 
 
 def test_threads_read_at_once(tmp_path: Path) -> None:
     array = np.arange(1 << 18, dtype=np.float32).reshape(512, 512)
     write_tensors(tmp_path / "model.safetensors", {"a": array})
-    tensor = open_shards(tmp_path).tensors["a"]
+    tensor = open_shards(Directory(tmp_path)).tensors["a"]
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda row: tensor.read_rows(row, row + 1), range(512)))
     assert np.array_equal(np.concatenate(rows), array)
@@ -102,7 +103,7 @@ def test_reading_a_large_tensor_by_rows_keeps_memory_small(tmp_path: Path) -> No
     entry = {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [0, 2 * rows * columns]}
     write_raw(path, {"a": entry})
     os.truncate(path, path.stat().st_size + 2 * rows * columns)
-    tensor = open_shards(tmp_path).tensors["a"]
+    tensor = open_shards(Directory(tmp_path)).tensors["a"]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for start in range(0, rows, 64):
         tensor.read_rows(start, start + 64)
@@ -112,7 +113,7 @@ def test_reading_a_large_tensor_by_rows_keeps_memory_small(tmp_path: Path) -> No
 def test_a_file_that_shrinks_while_it_is_read_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     write_tensors(path, TENSORS)
-    tensor = open_shards(tmp_path).tensors["a"]
+    tensor = open_shards(Directory(tmp_path)).tensors["a"]
     os.truncate(path, tensor.offset + 20)
     with pytest.raises(CheckpointError, match="ends within tensor 'a'"):
         tensor.read_rows(0, 3)
@@ -320,7 +321,7 @@ headers = st.dictionaries(st.text(max_size=6), entries | json_values, max_size=4
 def check_against_the_reference(path: Path) -> None:
     """Ours may be stricter than the reference implementation, never laxer."""
     try:
-        shards = open_shards(path.parent)
+        shards = open_shards(Directory(path.parent))
     except CheckpointError:
         assert refusal(path.parent)
         return

@@ -15,6 +15,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.tokenizer import AddedToken, Tokenizer, read_tokenizer
 from converter.errors import CheckpointError
@@ -45,7 +46,7 @@ def read(directory: Path, tokenizer: object, vocabulary: int | None = None, **fi
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     for stem, content in files.items():
         (directory / f"{stem}.json").write_text(json.dumps(content))
-    return read_tokenizer(Documents(directory), vocabulary)
+    return read_tokenizer(Documents(Directory(directory)), vocabulary)
 
 
 def refusal(directory: Path, tokenizer: object, vocabulary: int | None = None, **files: object) -> str:
@@ -57,7 +58,7 @@ def refusal(directory: Path, tokenizer: object, vocabulary: int | None = None, *
 
 
 def test_tokens_merges_and_special_tokens_are_those_of_the_library(demo_checkpoint: Path) -> None:
-    tokenizer = read_tokenizer(Documents(demo_checkpoint))
+    tokenizer = read_tokenizer(Documents(Directory(demo_checkpoint)))
     library = tokenizers.Tokenizer.from_file(str(demo_checkpoint / "tokenizer.json"))
     assert len(tokenizer.tokens) == library.get_vocab_size()
     assert tokenizer.tokens == tuple(library.id_to_token(id) for id in range(len(tokenizer.tokens)))
@@ -70,7 +71,7 @@ def test_tokens_merges_and_special_tokens_are_those_of_the_library(demo_checkpoi
 
 
 def test_special_ids_and_template_are_those_of_transformers(demo_checkpoint: Path) -> None:
-    tokenizer = read_tokenizer(Documents(demo_checkpoint))
+    tokenizer = read_tokenizer(Documents(Directory(demo_checkpoint)))
     reference = transformers.AutoTokenizer.from_pretrained(demo_checkpoint)
     assert tokenizer.bos == reference.bos_token_id
     assert tokenizer.eos == reference.eos_token_id
@@ -82,7 +83,7 @@ def test_special_ids_and_template_are_those_of_transformers(demo_checkpoint: Pat
 
 def test_all_files_that_were_read_are_listed(demo_checkpoint: Path) -> None:
     names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
-    assert [path.name for path in read_tokenizer(Documents(demo_checkpoint)).files] == names
+    assert [path.name for path in read_tokenizer(Documents(Directory(demo_checkpoint))).files] == names
 
 
 def test_both_forms_of_merges_are_read(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_hostile_configurations_are_named(tmp_path: Path, files: dict[str, Any],
 def test_a_token_that_is_spelled_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {"a": 0, "a": 1}}}')
     with pytest.raises(CheckpointError, match="key 'a' appears twice"):
-        read_tokenizer(Documents(tmp_path))
+        read_tokenizer(Documents(Directory(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -304,17 +305,17 @@ def test_a_pipe_is_not_waited_for_and_a_link_to_nowhere_is_no_absent_file(tmp_pa
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
-        read_tokenizer(Documents(tmp_path))
+        read_tokenizer(Documents(Directory(tmp_path)))
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("absent")
     with pytest.raises(CheckpointError, match=f"{name}: cannot be read: No such file"):
-        read_tokenizer(Documents(tmp_path))
+        read_tokenizer(Documents(Directory(tmp_path)))
 
 
 def test_a_file_of_very_many_values_is_refused_before_they_are_made(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": [' + "[]," * 2_500_000 + "[]]}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: holds more than 4194304 values"):
-        read_tokenizer(Documents(tmp_path))
+        read_tokenizer(Documents(Directory(tmp_path)))
 
 
 def test_an_endless_template_is_not_read(tmp_path: Path) -> None:

@@ -307,6 +307,11 @@ def test_a_chat_template_that_never_ends_ends_the_validation(qatconvert, model, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "work"]
 
 
+def test_a_drafter_without_its_model(refused, model):
+    with_settings(model, model_type="gemma4_assistant", backbone_hidden_size=1536)
+    assert "model_type 'gemma4_assistant' is a drafter's, which proposes tokens to another" in refused(model)
+
+
 # what only looks like a file
 
 

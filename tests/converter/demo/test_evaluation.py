@@ -12,6 +12,7 @@ import pytest
 from checkpoints import DEMO_BASE
 from checkpoints.evaluation import evaluation_text, write_evaluation_text
 from checkpoints.text import conversations, held_out_topics, training_documents
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.demo import DEMO
 from converter.filenames import EVALUATION_TEXT
@@ -31,7 +32,7 @@ def test_the_file_is_what_the_generator_writes(tmp_path: Path) -> None:
 
 
 def test_no_paragraph_of_it_was_trained_on() -> None:
-    passages = read_own(Documents(DEMO).settings(EVALUATION_TEXT)).passages
+    passages = read_own(Documents(Directory(DEMO)).settings(EVALUATION_TEXT)).passages
     documents = training_documents()
     trained = {part for text in documents.values() for part in text.split("\n\n")}
     chats = conversations(documents, random.Random(0))
@@ -47,7 +48,7 @@ def test_no_paragraph_of_it_was_trained_on() -> None:
 
 
 def test_both_kinds_have_more_than_the_default_positions_need() -> None:
-    passages = read_own(Documents(DEMO).settings(EVALUATION_TEXT)).passages
+    passages = read_own(Documents(Directory(DEMO)).settings(EVALUATION_TEXT)).passages
     assert [passage.kind for passage in passages] == ["help topics"] * 4 + ["chats"] * 4
     assert {role for passage in passages for role, _ in passage.turns} == {"system", "user", "assistant"}
     size = (DEMO / EVALUATION_TEXT).stat().st_size

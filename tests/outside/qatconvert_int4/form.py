@@ -38,7 +38,7 @@ def layout(config: Mapping[str, object]) -> Layout:
     section = config["quantization_config"]
     if not isinstance(section, Mapping) or section.get("symmetric") is not True:
         raise CheckpointError("config.json: quantization_config asks for zero points, which are not read")
-    return Layout(parameters, make, scales)
+    return Layout(parameters, make, weight_of, shape, scales)
 
 
 def parameters(name: str) -> tuple[Parameters, ...]:
@@ -47,6 +47,19 @@ def parameters(name: str) -> tuple[Parameters, ...]:
         Parameters({"packed": f"{name}_packed", "scale": f"{name}_scale"}),
         Parameters({"weight": name}),
     )
+
+
+def weight_of(name: str) -> str:
+    """The weight that a tensor belongs to."""
+    return name.removesuffix("_packed") if name.endswith("_packed") else name.removesuffix("_scale")
+
+
+def shape(tensors: Tensors) -> tuple[int, ...]:
+    """The shape of a weight, by what is packed of it."""
+    if "weight" in tensors:
+        return tensors["weight"].shape
+    *rows, pairs = tensors["packed"].shape or (0,)
+    return (*rows, 2 * pairs)
 
 
 def scales(module: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ import gguf
 import pytest
 from tokenizers import Tokenizer as ReferenceTokenizer
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.opened import open_description
 from converter.checkpoint.tokenizer import AddedToken, read_tokenizer
@@ -115,7 +116,7 @@ def test_a_space_before_the_text_is_known_with_scores_alone(checkpoint_factory, 
 
 
 def test_scores_order_tokens_as_merges_do(checkpoint_factory):
-    tokenizer = read_tokenizer(Documents(checkpoint_factory("text")))
+    tokenizer = read_tokenizer(Documents(Directory(checkpoint_factory("text"))))
     scores = dict(zip(tokenizer.tokens, merge_scores(tokenizer), strict=True))
     made = list(dict.fromkeys(left + right for left, right in tokenizer.merges))
     assert sorted(made, key=lambda token: -scores[token]) == made
@@ -123,7 +124,7 @@ def test_scores_order_tokens_as_merges_do(checkpoint_factory):
 
 
 def test_merges_that_scores_cannot_describe_are_noticed(checkpoint_factory):
-    tokenizer = read_tokenizer(Documents(checkpoint_factory("text")))
+    tokenizer = read_tokenizer(Documents(Directory(checkpoint_factory("text"))))
     few = replace(tokenizer, tokens=("a", "b", "c", "ab", "bc", "abc"), merges=(("a", "b"), ("b", "c")))
     assert not scores_suffice(replace(few, merges=(*few.merges, ("ab", "c"))))
     assert scores_suffice(replace(few, merges=(*few.merges, ("a", "bc"), ("ab", "c"))))
@@ -131,7 +132,7 @@ def test_merges_that_scores_cannot_describe_are_noticed(checkpoint_factory):
 
 
 def test_token_types(checkpoint_factory):
-    tokenizer = read_tokenizer(Documents(checkpoint_factory("gemma3")))
+    tokenizer = read_tokenizer(Documents(Directory(checkpoint_factory("gemma3"))))
     first = tokenizer.tokens.index("the")
     tokenizer = replace(
         tokenizer,

@@ -9,6 +9,7 @@ import zlib
 
 import pytest
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import CheckpointError, TargetError
@@ -198,7 +199,7 @@ def test_caches_are_those_of_layers_with_keys_of_their_own(demo_checkpoint):
 
 
 def test_the_tokenizer_is_compressed_behind_its_length(demo_checkpoint):
-    section = tokenizer_section(Documents(demo_checkpoint))
+    section = tokenizer_section(Documents(Directory(demo_checkpoint)))
     text = (demo_checkpoint / "tokenizer.json").read_bytes()
     assert section.kind == "HF_Tokenizer_Zlib"
     assert int.from_bytes(section.content[:8], "little") == len(text)
@@ -216,7 +217,7 @@ def test_a_sentencepiece_model_serves_where_there_is_no_tokenizer_json(tmp_path)
         minloglevel=2,
     )
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
-    section = tokenizer_section(Documents(tmp_path))
+    section = tokenizer_section(Documents(Directory(tmp_path)))
     assert (section.kind, section.content) == ("SP_Tokenizer", model.getvalue())
     assert spm.SentencePieceProcessor(model_proto=section.content).encode("a house")
 
@@ -236,7 +237,7 @@ def test_another_tokenizer_is_refused_in_one_line(tmp_path, files, problem):
         (tmp_path / name).write_bytes(content)
     for refuse in (tokenizer_file, tokenizer_section):
         with pytest.raises(TargetError, match=problem) as failure:
-            refuse(Documents(tmp_path))
+            refuse(Documents(Directory(tmp_path)))
         assert "\n" not in str(failure.value)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.tokenizer import read_tokenizer
 from converter.pipeline.conversion import Conversion
@@ -172,7 +173,7 @@ def test_chats_are_written_as_transformers_writes_them(messages, prompted, demo,
 
 
 def test_special_tokens_are_the_checkpoints(tokenizer, demo_checkpoint):
-    expected = read_tokenizer(Documents(demo_checkpoint))
+    expected = read_tokenizer(Documents(Directory(demo_checkpoint)))
     assert tokenizer.bos_token_id == expected.bos
     assert tokenizer.pad_token_id == expected.pad
     assert list(tokenizer.eos_token_ids) == list(expected.end_ids)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.stored.modules import as_floats
@@ -249,7 +250,7 @@ def test_weights_that_are_not_the_checkpoints_are_never_made_up(
     source = checkpoint_factory("e2b")
     model = model_of(source)
     shutil.copytree(source, tmp_path / "model")
-    found = open_shards(source).tensors
+    found = open_shards(Directory(source)).tensors
     tensors = {name: one.read_rows(0, one.rows).reshape(one.shape) for name, one in found.items()}
     change(
         tensors,
@@ -332,7 +333,7 @@ def test_the_table_of_per_layer_embeddings_stays_on_the_disk(texts_rows: tuple[P
     assert not any("embed_tokens_per_layer" in name for name, _ in model.named_parameters())
     rows = model.model.embed_tokens_per_layer
     ids = torch.tensor([[5, 900, 5], [table.rows - 1, 0, 7]])
-    stored = open_shards(directory).tensors[table.name]
+    stored = open_shards(Directory(directory)).tensors[table.name]
     whole = torch.tensor(as_floats(stored.read_rows(0, table.rows)))
     scale = model.config.hidden_size_per_layer_input**0.5
     assert torch.equal(rows(ids), whole[ids] * scale)

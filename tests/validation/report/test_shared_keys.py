@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from checkpoints.generate import SHARED
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.errors import CheckpointError, ValidationError
@@ -88,7 +89,7 @@ def test_a_missing_tensor_that_is_used_is_refused(
     source = checkpoint_factory("text")
     for file in source.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    found = open_shards(source).tensors
+    found = open_shards(Directory(source)).tensors
     tensors = {name: one.read_rows(0, one.rows).reshape(one.shape) for name, one in found.items()}
     del tensors[f"model.layers.4.self_attn.{kind}.weight"]  # the layer whose keys and values others use
     write_tensors(tmp_path / "model.safetensors", tensors)

@@ -101,3 +101,21 @@ def test_the_front_and_the_command_line_load_none() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def assistant_types() -> set[str]:
+    """The ``model_type`` of drafters with a repository of their own, by transformers."""
+    from transformers import Gemma4AssistantConfig, Gemma4UnifiedAssistantConfig
+
+    return {Gemma4AssistantConfig.model_type, Gemma4UnifiedAssistantConfig.model_type}
+
+
+def test_a_drafter_by_itself_is_refused_for_what_it_is() -> None:
+    assert set(FAMILY.drafters) == assistant_types()
+    for model_type in FAMILY.drafters:
+        with pytest.raises(CheckpointError) as caught:
+            read_architecture({"model_type": model_type})
+        assert str(caught.value) == (
+            f"config.json: model_type '{model_type}' is a drafter's, which proposes tokens to another model "
+            "and answers nothing by itself: give the model that it belongs to"
+        )

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import Checkpoint, open_checkpoint, open_description
-from converter.checkpoint.stored import find_form, known_forms
+from converter.checkpoint.stored import find_form, known_forms, whole_way
 from converter.checkpoint.weight import EXACT
 from converter.errors import CheckpointError
 from converter.filenames import WEIGHTS
@@ -90,3 +91,14 @@ def test_a_file_that_is_cut_off_is_named(source, tmp_path, share):
     (directory / WEIGHTS).write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match=WEIGHTS):
         open_checkpoint(directory)
+
+
+def test_it_knows_the_weight_and_the_shape_of_tensors_whose_names_no_architecture_tells(checkpoint, source):
+    layout = checkpoint.form.layout(checkpoint.config)
+    stored = Directory(source).tensors().tensors
+    for name, weight in checkpoint.weights.items():
+        whole = f"model.{name}"
+        way = whole_way("", whole, stored, layout)
+        assert weight.source in way.values()
+        assert {layout.weight_of(one) for one in way.values()} == {whole}
+        assert layout.shape({role: stored[one] for role, one in way.items()}) == weight.shape

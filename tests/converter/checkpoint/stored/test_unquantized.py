@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.stored import find_form
@@ -25,7 +26,7 @@ Array = NDArray[np.generic]
 def stored_weight(directory: Path, array: Array) -> Weight:
     directory.mkdir(exist_ok=True)
     write_tensors(directory / "model.safetensors", {"model.w": array})
-    return make_weight("w", open_shards(directory).tensors["model.w"])
+    return make_weight("w", open_shards(Directory(directory)).tensors["model.w"])
 
 
 def lattice_matrix(rows: int, columns: int, *, wide: bool = False, seed: int = 0) -> NDArray[np.float32]:

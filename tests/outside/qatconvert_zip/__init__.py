@@ -1,0 +1,1 @@
+"""A source of checkpoints: one uncompressed ZIP file."""
