@@ -20,6 +20,7 @@ from targets.options import Option, check_names
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
+    from converter.checkpoint.tokenizer_pipeline import Step
 
 
 #: Entry points of targets, each loaded when it is asked for.
@@ -245,6 +246,10 @@ class Target(Protocol):
         not fit it and ``CheckpointError`` for a damaged file. They are raised as far as configuration,
         tokenizer and the files beside them tell: ``checkpoint`` may be without its weights. ``plan`` raises
         the same."""
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """The steps of the checkpoint's tokenizer that the runtime does not do as transformers does: all of
+        them where an artifact holds no tokenizer. Raises ``TargetError`` for a family that is not known."""
 
     def plan(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 
 from converter.checkpoint.generation import end_texts
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
@@ -74,6 +75,11 @@ class GgufTarget:
                 f"gguf: {given[0]} is for the Modelfile, and how Ollama runs the family "
                 f"{architecture.family} is not known"
             )
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """See ``targets.target.Target``."""
+        model = gguf_family(checkpoint.architecture).tokenizer_model(checkpoint.tokenizer)
+        return model.lacking(checkpoint.tokenizer)
 
     def plan(
         self,

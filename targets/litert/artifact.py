@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
@@ -23,6 +24,7 @@ from targets.litert.family import litert_family
 from targets.litert.metadata import (
     check_tokenizer,
     edit_warnings,
+    lacking_steps,
     metadata_sections,
     template_warnings,
     tokenizer_file,
@@ -78,7 +80,11 @@ class LitertTarget:
         litert_family(checkpoint.architecture)
         fitted(read_options(options), checkpoint.architecture)
         tokenizer_file(checkpoint.documents)
-        check_tokenizer(checkpoint.tokenizer)
+        check_tokenizer(checkpoint)
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """See ``targets.target.Target``."""
+        return lacking_steps(checkpoint)
 
     def plan(
         self,

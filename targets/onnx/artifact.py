@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.replacing import write_whole
@@ -14,7 +15,13 @@ from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
 from targets.onnx.layout import lay_out
-from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
+from targets.onnx.side_files import (
+    check_tokenizer,
+    generation_files,
+    generation_warnings,
+    kv_cache,
+    lacking_steps,
+)
 from targets.onnx.storage import BITS, Storage, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.options import Option
@@ -65,6 +72,11 @@ class OnnxTarget:
         check_tokenizer(checkpoint)
         generation_files(checkpoint)
         generation_warnings(checkpoint)
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """See ``targets.target.Target``."""
+        check_family(checkpoint.architecture)
+        return lacking_steps(checkpoint.tokenizer)
 
     def plan(
         self,

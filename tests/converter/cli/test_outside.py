@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unicodedata import is_normalized
 
 import gguf
 import numpy as np
 import pytest
+from qatconvert_qwen3.testing import write_qwen3
 from safetensors.numpy import load_file
 
 from support.distributions import write_distribution
 from support.packed_form import tensors_of, write_packed
-from support.qwen3 import write_qwen3
+from support.tampering import GgufFile
+from validation.tokenization import TEXTS
 
 OUTSIDE = Path(__file__).parents[2] / "outside"
+MERGES = "tokenizer.ggml.merges"
 #: A family that only reads models, as Gemma 3's.
 INVENTED = """
 from dataclasses import replace
@@ -29,6 +37,17 @@ def read(config, model_type):
 
 FAMILY = Family(("invented",), read)
 """
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A conversion with its proof."""
+
+    output: Path
+    #: The target's, of the report.
+    entry: dict[str, Any]
+    #: What stands on standard error.
+    told: str
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +72,127 @@ def qwen3(tmp_path_factory) -> Path:
     return write_qwen3(tmp_path_factory.mktemp("qwen3") / "model")
 
 
-def test_a_model_of_another_family_is_converted_and_proven(qatconvert, outside, qwen3, tmp_path):
-    words = ("convert", qwen3, "--target", "gguf", "-o", tmp_path / "out", "--json", "-q")
-    done = qatconvert(*words, environment=outside)
+@pytest.fixture(scope="module")
+def proven(outside, qwen3, tmp_path_factory) -> Proven:
+    """The model's conversion to GGUF."""
+    work = tmp_path_factory.mktemp("proven")
+    program = str(Path(sys.executable).with_name("qatconvert"))
+    words = [program, "convert", qwen3, "--target", "gguf", "-o", work / "out", "--json", "-q"]
+    environment = {**os.environ, **outside, "QATCONVERT_HOME": str(work / "home")}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "no Modelfile is written: ollama: the family qwen3 is not known" in done.stderr
-    assert not (tmp_path / "out" / "ollama").exists()
-    found = json.loads(done.stdout)["targets"]["gguf"]
+    return Proven(work / "out", json.loads(done.stdout)["targets"]["gguf"], done.stderr)
+
+
+def test_a_model_of_another_family_is_converted_and_proven(proven):
+    assert "no Modelfile is written: ollama: the family qwen3 is not known" in proven.told
+    assert not (proven.output / "ollama").exists()
+    found = proven.entry
     assert found["passed"]
     assert found["weights"]["exact_fraction"] == 1
     assert found["logits"]["mean_kld"] < 1e-3
     (graph,) = (gate for gate in found["gates"] if gate["name"] == "graph_kld")
     assert graph["value"] < 1e-9
+
+
+def test_its_tokenizer_of_bytes_makes_transformers_tokens_and_prompts_in_llama_cpp(proven):
+    (file,) = (proven.output / "gguf").iterdir()
+    fields = gguf.GGUFReader(file).fields
+    stored = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "pre", "add_bos_token")}
+    assert stored == {"model": "gpt2", "pre": "qwen2", "add_bos_token": False}
+    engine = proven.entry["runtime"]["engine"]
+    for part in ("tokenizer", "prompts", "ends"):
+        assert engine[part]["equal_fraction"] == 1
+    assert engine["tokenizer"]["texts"] > len(TEXTS)
+    assert engine["prompts"]["equal"] > 5
+    assert engine["prompts"]["runtime_limits"] == []
+    assert len(engine["ends"]["engine"]) == 2
+
+
+def test_a_text_that_llama_cpp_would_have_to_compose_is_told(proven):
+    assert "gguf: llama.cpp composes no characters (NFC)" in proven.told
+    limits = proven.entry["runtime"]["engine"]["tokenizer"]["runtime_limits"]
+    assert len(limits) == sum(not is_normalized("NFC", text) for text in TEXTS) > 0
+    assert all("e\u0301" in limit["text"] for limit in limits)
+
+
+def reverse_merges(file: GgufFile) -> None:
+    """The last that was learned goes first."""
+    value = dict(file.keys)[MERGES]
+    texts, place = [], 16
+    while place < len(value):
+        stop = place + 8 + int.from_bytes(value[place : place + 8], "little")
+        texts.append(value[place:stop])
+        place = stop
+    replace_key(file, MERGES, value[:16] + b"".join(reversed(texts)))
+
+
+def cut_as_gpt2(file: GgufFile) -> None:
+    """``pre``, a text."""
+    replace_key(file, "tokenizer.ggml.pre", struct.pack("<IQ", 8, 5) + b"gpt-2")
+
+
+def begin(file: GgufFile) -> None:
+    """Prompts begin with BOS."""
+    replace_key(file, "tokenizer.ggml.add_bos_token", struct.pack("<I?", 7, True))
+
+
+def replace_key(file: GgufFile, name: str, value: bytes) -> None:
+    assert dict(file.keys)[name] != value
+    file.keys = [(key, value if key == name else old) for key, old in file.keys]
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        (reverse_merges, "engine_same_tokens"),
+        (cut_as_gpt2, "engine_same_tokens"),
+        (begin, "engine_same_prompts"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_checkpoints_fails_the_proof(
+    change, gate, qatconvert, outside, qwen3, proven, tmp_path
+):
+    (made,) = (proven.output / "gguf").iterdir()
+    file = GgufFile.read(made)
+    change(file)
+    file.write(tmp_path / "m.gguf")
+    words = ("validate", tmp_path / "m.gguf", "--reference", qwen3, "--json", "-q")
+    done = qatconvert(*words, environment=outside)
+    assert done.returncode == 3, done.stderr
+    gates = json.loads(done.stdout)["targets"]["gguf"]["gates"]
+    assert gate in {one["name"] for one in gates if one["passed"] is False}
+
+
+def cut_threes(document: Any) -> None:
+    document["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\p{N}{1,3}"}
+
+
+def cut_nothing(document: Any) -> None:
+    del document["pre_tokenizer"]["pretokenizers"][0]
+
+
+def lower(document: Any) -> None:
+    document["normalizer"] = {"type": "Lowercase"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (cut_threes, "pretokenizers[0] is a Split at '\\\\p{N}{1,3}', which llama.cpp does not follow"),
+        (cut_nothing, "gguf: the tokenizer cuts text otherwise than Qwen2's"),
+        (lower, "gguf: tokenizer.json: normalizer is Lowercase, which llama.cpp does not follow"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
+    edit, told, qatconvert, outside, qwen3, tmp_path, error_of
+):
+    model = shutil.copytree(qwen3, tmp_path / "model")
+    document = json.loads((model / "tokenizer.json").read_text("utf-8"))
+    edit(document)
+    (model / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    words = ("convert", model, "--target", "gguf", "-o", tmp_path / "out", "--no-validate")
+    assert told in error_of(qatconvert(*words, environment=outside))
 
 
 def test_what_is_not_known_of_it_is_one_line(qatconvert, outside, qwen3, tmp_path, error_of):

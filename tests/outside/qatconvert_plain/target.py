@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
@@ -40,6 +41,10 @@ class PlainTarget:
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """Every model has plain numbers."""
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """All: a file holds no tokenizer."""
+        return checkpoint.tokenizer.steps
 
     def plan(
         self,
