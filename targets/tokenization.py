@@ -8,7 +8,7 @@ from contextlib import suppress
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.checkpoint.tokenizer_pipeline import Step
-from converter.errors import QatconvertError, TargetError
+from converter.errors import TargetError
 from targets.target import find_target, known_targets
 
 
@@ -38,6 +38,6 @@ def _takers(target: str, checkpoint: Checkpoint, lacking: Sequence[Step]) -> Ite
     for name in known_targets():
         if name == target:
             continue
-        with suppress(QatconvertError):  # it cannot be loaded, or does not know the family
+        with suppress(Exception):  # it does not know the family, or is another distribution's and broken
             if not any(step in lacking for step in find_target(name).lacking_steps(checkpoint)):
                 yield name

@@ -36,7 +36,17 @@ from targets.gguf.writing import write_data
 from targets.ollama import Modelfile, has_modelfile, write_modelfile
 from targets.options import Option
 from targets.storing import Holdings
-from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.target import (
+    COMPANION,
+    MAIN,
+    SHARD,
+    Difference,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    StoredTensor,
+    begins_with,
+)
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -176,6 +186,10 @@ class GgufTarget:
         """See ``targets.target.Target``. ``artifact`` is the file, or the first of several. Raises
         ``CheckpointError`` for a damaged file."""
         return describe(artifact, checkpoint)
+
+    def recognises(self, artifact: Path) -> bool:
+        """See ``targets.target.Target``."""
+        return begins_with(artifact, b"GGUF")
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """See ``targets.target.Target``. Options of the Modelfile are not inferred."""

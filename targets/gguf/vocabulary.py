@@ -16,20 +16,10 @@ from converter.checkpoint.architecture import Architecture
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.checkpoint.tokenizer_pipeline import SPACE
+from targets.gguf.ends import ENDS_BY_TEXT
 from targets.gguf.family import gguf_family
 from targets.gguf.header import Header, Items
 
-#: Texts of tokens at which llama.cpp ends an answer whatever a file says (``llama_vocab::impl::load``), which
-#: it also hides; found by trying each in xllamacpp 2026.10.11549.
-ENDS_BY_TEXT: Final = frozenset(
-    {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"}
-    | {"<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>"}
-    | {"<|end_of_text|>", "<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~["}
-    | {"<\N{FULLWIDTH VERTICAL LINE}end\u2581of\u2581sentence\N{FULLWIDTH VERTICAL LINE}>"}
-    # ends of pieces of code that is filled in
-    | {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>"}
-    | {"<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"}
-)
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 
 

@@ -15,7 +15,7 @@ from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
-from targets.litert.bundle import Section, StoredSection, copy_section, write_bundle
+from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
 from targets.litert.declared import OPTIONS
 from targets.litert.devices.android import check_assets, check_directory, write_assets
 from targets.litert.devices.npu import Npu, check_installed, compile_bundle
@@ -40,7 +40,7 @@ from targets.litert.storage import (
     planned_tensors,
 )
 from targets.options import Option
-from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor, begins_with
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -219,6 +219,10 @@ class LitertTarget:
         from targets.litert.reading import describe
 
         return describe(artifact, checkpoint)
+
+    def recognises(self, artifact: Path) -> bool:
+        """See ``targets.target.Target``."""
+        return begins_with(artifact, MAGIC)
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """See ``targets.target.Target``. Raises ``CheckpointError`` for a damaged file."""

@@ -9,6 +9,7 @@ from typing import Final
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
+from converter.errors import CheckpointError
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.replacing import write_whole
 from targets.onnx.accuracy import with_accuracy_level
@@ -146,6 +147,16 @@ class OnnxTarget:
         from targets.onnx.reading import describe
 
         return describe(artifact, checkpoint)
+
+    def recognises(self, artifact: Path) -> bool:
+        """See ``targets.target.Target``."""
+        from targets.onnx.protobuf import read_graph
+
+        try:
+            read_graph(artifact)
+        except CheckpointError:
+            return False
+        return True
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """See ``targets.target.Target``."""

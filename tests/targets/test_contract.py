@@ -117,10 +117,19 @@ def test_the_same_checkpoint_gives_the_same_bytes_and_a_stage_that_ends(target, 
 def test_an_artifact_is_found_and_tells_its_own_options(target, made):
     assert target_of(made.artifact).name == target.name
     assert artifact_of(made.artifact) == made.artifact
+    assert target.recognises(made.artifact)
     options = target.infer_options(made.artifact, made.checkpoint)
     again: Plan = target.plan(made.checkpoint, "model", options)
     assert again.tensors == made.plan.tensors
     assert not list(target.differences(made.artifact, made.checkpoint, again))
+
+
+def test_a_file_of_its_name_with_other_content_is_not_recognised(target, tmp_path):
+    for content in (b"", b"{}", bytes(4096)):
+        path = tmp_path / f"other{target.suffix}"
+        path.write_bytes(content)
+        assert not target.recognises(path), content
+    assert not target.recognises(tmp_path / f"missing{target.suffix}")
 
 
 def test_an_artifact_of_other_weights_differs_in_what_decides(target, made, checkpoint_factory):

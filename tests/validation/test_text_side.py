@@ -20,7 +20,7 @@ from converter.checkpoint.tokenizer import AddedToken
 from converter.demo import DEMO
 from converter.system.child import Worker
 from support.tampering import GgufFile
-from targets.gguf.vocabulary import ENDS_BY_TEXT
+from targets.gguf.ends import ENDS_BY_TEXT
 from validation import gates
 from validation.limits import DENSE
 from validation.proof import validate

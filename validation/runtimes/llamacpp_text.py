@@ -18,9 +18,10 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.system.child import Worker
 from converter.system.progress import StageProgress
+from targets.gguf.ends import ENDS_BY_TEXT
 from targets.gguf.family import gguf_family
 from targets.gguf.tokenizer_model import TEMPLATE
-from targets.gguf.vocabulary import ENDS_BY_TEXT, lost_ends
+from targets.gguf.vocabulary import lost_ends
 from validation.runners import Ids, Reading, Render, Template, TextAccount
 from validation.runtimes.llamacpp_server import ENGINE, given, has_server, server_prompts
 

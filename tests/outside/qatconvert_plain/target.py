@@ -123,6 +123,13 @@ class PlainTarget:
             found[weight.name] = stored(weight, name, tensors[name])
         return found
 
+    def recognises(self, artifact: Path) -> bool:
+        """Whether the file's metadata have a configuration."""
+        try:
+            return CONFIG in read(artifact)[1]
+        except CheckpointError:
+            return False
+
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """The type of the numbers."""
         tensors, _ = read(artifact)
