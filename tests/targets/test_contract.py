@@ -13,6 +13,7 @@ import pytest
 from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.errors import CheckpointError
 from support.forms import MAKERS, VARIANT
+from support.outside import BROUGHT
 from targets.target import Plan, Target, artifact_of, find_target, known_targets, target_of
 from validation.exactness import measure
 
@@ -21,7 +22,7 @@ Convert = Callable[..., object]
 OTHER = "learned"
 
 
-@pytest.fixture(params=(*known_targets(), "plain"))
+@pytest.fixture(params=(*known_targets(), *BROUGHT["qatconvert.targets"]))
 def target(request: pytest.FixtureRequest, form_factory: Convert) -> Target:
     """Every registered target, and the one of ``tests/outside``, which is registered with its form."""
     return find_target(request.param)

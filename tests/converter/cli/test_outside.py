@@ -17,15 +17,16 @@ from unicodedata import is_normalized
 import gguf
 import numpy as np
 import pytest
+from qatconvert_int4.testing import tensors_of, write_packed
+from qatconvert_plain.options import OPTIONS, RUNTIME
 from qatconvert_qwen3.testing import write_qwen3
 from safetensors.numpy import load_file
 
 from support.distributions import write_distribution
-from support.packed_form import tensors_of, write_packed
+from support.outside import BROUGHT, OUTSIDE
 from support.tampering import GgufFile
 from validation.tokenization import TEXTS
 
-OUTSIDE = Path(__file__).parents[2] / "outside"
 MERGES = "tokenizer.ggml.merges"
 #: A family that only reads models, as Gemma 3's.
 INVENTED = """
@@ -288,14 +289,14 @@ def test_codes_that_are_not_the_checkpoints_fail_the_proof_of_such_a_form(
 def test_a_target_of_another_distribution_is_written_proven_and_read_by_its_own_package(
     qatconvert, outside, packed, tmp_path
 ):
-    words = ("convert", packed, "--target", "plain", "--plain-type", "float32", "--plain-memory", "1")
+    words = ("convert", packed, "--target", "plain-numbers", "--plain-type", "float32", "--plain-memory", "1")
     done = qatconvert(*words, "-o", tmp_path / "out", "--json", "-q", environment=outside)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["targets"]["plain"]
+    found = json.loads(done.stdout)["targets"]["plain-numbers"]
     assert found["passed"]
     assert found["weights"]["exact_fraction"] == 1
     assert found["logits"]["mean_kld"] < 1e-9
-    assert found["runtime"]["runner"] == "plain.transformers"
+    assert found["runtime"]["runner"] == "plain-numbers.transformers"
     assert found["runtime"]["plain_memory"] == 1
     tensors = load_file(tmp_path / "out" / found["artifact"])
     assert tensors["model.norm.weight"].dtype == np.float32
@@ -304,7 +305,16 @@ def test_a_target_of_another_distribution_is_written_proven_and_read_by_its_own_
 
 
 def test_a_wrong_number_in_its_artifact_fails_the_proof(qatconvert, outside, demo_checkpoint, tmp_path):
-    words = ("convert", demo_checkpoint, "--target", "plain", "--no-validate", "-o", tmp_path / "out", "-q")
+    words = (
+        "convert",
+        demo_checkpoint,
+        "--target",
+        "plain-numbers",
+        "--no-validate",
+        "-o",
+        tmp_path / "out",
+        "-q",
+    )
     assert qatconvert(*words, environment=outside).returncode == 0
     (file,) = (tmp_path / "out" / "plain").iterdir()
     content = bytearray(file.read_bytes())
@@ -313,7 +323,7 @@ def test_a_wrong_number_in_its_artifact_fails_the_proof(qatconvert, outside, dem
     words = ("validate", file, "--reference", demo_checkpoint, "--json", "-q")
     done = qatconvert(*words, environment=outside)
     assert done.returncode == 3, done.stderr
-    gates = json.loads(done.stdout)["targets"]["plain"]["gates"]
+    gates = json.loads(done.stdout)["targets"]["plain-numbers"]["gates"]
     assert "same_as_built" in {gate["name"] for gate in gates if not gate["passed"]}
 
 
@@ -324,17 +334,62 @@ def test_its_options_stand_in_the_help_and_belong_to_it(qatconvert, outside, tmp
     assert "--plain-memory" in told
     words = ("convert", "gemma4-demo", "-o", tmp_path / "out", "--plain-type", "float16")
     line = error_of(qatconvert(*words, environment=outside), status=2)
-    assert "--plain-type has no effect without target plain" in line
+    assert "--plain-type has no effect without target plain-numbers" in line
     assert "--plain-type" not in qatconvert("convert", "--help").stdout
 
 
-def test_nothing_that_is_shipped_names_what_the_distribution_brings():
-    root = OUTSIDE.parents[1]
-    names = re.compile(
-        r"qwen|int4-groups|int4_groups|qatconvert_plain|plain_type|plain_memory", re.IGNORECASE
+#: Folders of a checkout; what else there is, is not ours.
+ROOMS = (".ci", "benchmarks", "converter", "docs", "targets", "tests", "validation")
+#: Who may name what the distribution brings: itself, this file, and the page that shows its lines.
+WITHIN = ("tests/outside/", "tests/converter/cli/test_outside.py", "docs/extending.md")
+
+
+def brought_names() -> re.Pattern[str]:
+    """Whatever the distribution registers, its packages and their options, and the family's name."""
+    entries = {name for group in BROUGHT.values() for name in group}
+    modules = {value.partition(".")[0] for group in BROUGHT.values() for value in group.values()}
+    options = {option.name for group in (OPTIONS, RUNTIME) for option in group.options}
+    spelled = {name.replace("-", "_") for name in entries}
+    return re.compile(
+        "|".join(map(re.escape, entries | modules | options | spelled | {"qwen"})), re.IGNORECASE
     )
-    rooms = ("converter", "targets", "validation", "benchmarks")
-    files = [root / "pyproject.toml", *(file for room in rooms for file in (root / room).rglob("*.py"))]
-    assert len(files) > 200
-    assert [file for file in files if names.search(file.read_text("utf-8"))] == []
-    assert names.search((OUTSIDE / "pyproject.toml").read_text("utf-8"))
+
+
+def naming(root: Path) -> list[str]:
+    """The files of a checkout, named from ``root``, that name any of it."""
+    names = brought_names()
+    files = [file for room in ROOMS for file in (root / room).rglob("*") if "__pycache__" not in file.parts]
+    named = [file.relative_to(root).as_posix() for file in (*root.iterdir(), *files) if file.is_file()]
+    return [
+        name
+        for name in named
+        if not name.startswith(WITHIN)
+        and names.search(f"{name}\n{(root / name).read_text(errors='replace')}")
+    ]
+
+
+def test_no_file_outside_the_distribution_names_what_it_brings():
+    root = OUTSIDE.parents[1]
+    assert all((root / room).is_dir() for room in ROOMS)
+    assert naming(root) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from qatconvert_int4.form import FORM",
+        "METHOD = 'int4-groups'",
+        "int4_groups = 3",
+        'find_target("plain-numbers")',
+        "--runtime plain-numbers.transformers",
+        "plain_memory = 1",
+        "# as Qwen2's",
+        "family == 'qwen3'",
+    ],
+)
+def test_a_file_that_names_any_of_it_is_found(line, tmp_path):
+    places = ["README.md", "converter/a.py", "tests/support/b.py", "docs/c.md", "tests/outside/d.py"]
+    for name in places:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"plain text\n{line}\n")
+    assert sorted(naming(tmp_path)) == sorted(places[:-1])

@@ -28,7 +28,7 @@ CONFIG = "config"
 class PlainTarget:
     """Option: ``plain_type`` (``float32``, ``float16``)."""
 
-    name = "plain"
+    name = "plain-numbers"
     suffix = ".plain.safetensors"
     extra = ""
     modules = ("safetensors",)
