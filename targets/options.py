@@ -26,6 +26,13 @@ WRITTEN: Final = ("convert",)
 #: Options of a runtime: they have no effect without a validation.
 VALIDATED: Final = ("convert", "validate")
 
+#: What every validation is told (the fields of ``validation.settings.Settings``): options of runtimes stand
+#: beside them, so that none may be called like one.
+OF_EVERY_VALIDATION: Final = frozenset(
+    {"positions", "text", "gates", "reference_dtype", "max_memory", "baseline", "same_weights", "runtimes"}
+    | {"runtime_options", "cache", "foreign", "allow_unrun", "off_lattice", "room"}
+)
+
 _COMMANDS: Final = ("convert", "inspect", "validate", "modelfile")
 _KINDS: Final = ("text", "flag", "integer", "choice", "lengths", "path", "file")
 
@@ -197,7 +204,18 @@ def _loaded(entry: EntryPoint) -> OptionGroup:
         raise TypeError(f"{entry.value} is no OptionGroup")
     if not isinstance(group.options, tuple) or not all(isinstance(one, Option) for one in group.options):
         raise TypeError(f"{entry.value} has options that are no tuple of Option")
+    if "." in entry.name:
+        check_apart(entry.name, group.options)
     return group
+
+
+def check_apart(runtime: str, options: Iterable[Option]) -> None:
+    """Raise ``UsageError`` for an option of a runtime that is called like a setting of every validation."""
+    for option in options:
+        if option.name in OF_EVERY_VALIDATION:
+            raise UsageError(
+                f"option {option.name} of runtime {runtime} is called like a setting of every validation"
+            )
 
 
 def _distribution(entry: EntryPoint) -> str:

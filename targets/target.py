@@ -20,6 +20,7 @@ from targets.options import Option, check_names
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
+    from converter.checkpoint.tokenizer_pipeline import Step
 
 
 #: Entry points of targets, each loaded when it is asked for.
@@ -246,6 +247,10 @@ class Target(Protocol):
         tokenizer and the files beside them tell: ``checkpoint`` may be without its weights. ``plan`` raises
         the same."""
 
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """The steps of the checkpoint's tokenizer that the runtime does not do as transformers does: all of
+        them where an artifact holds no tokenizer. Raises ``TargetError`` for a family that is not known."""
+
     def plan(
         self,
         checkpoint: Checkpoint,
@@ -298,6 +303,10 @@ class Target(Protocol):
         """Read the artifact back: canonical weight name to tensor, independently of the writer. Tensors of
         other parts than the text model, if the target has a place for them, stand among them by their names
         in the checkpoint."""
+
+    def recognises(self, artifact: Path) -> bool:
+        """Whether a file that is named like an artifact is one by its content, of which little is read. It is
+        asked where several targets write such names. A damaged file is none."""
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """The options with which an artifact was converted, as far as it shows them: those that ``plan``
@@ -357,23 +366,47 @@ def check_installed(targets: Iterable[Target]) -> None:
         )
 
 
-def artifact_of(path: Path) -> Path:
-    """``path``, or the one artifact in it if it is a directory; raises ``UsageError`` for none or several."""
+def artifact_of(path: Path, name: str | None = None) -> Path:
+    """``path``, or the one artifact in it if it is a directory, of the target ``name`` if one is given;
+    raises ``UsageError`` for none or several."""
     if not path.is_dir():
         return path
-    suffixes = tuple(target.suffix for target in _loadable())
+    suffixes = tuple(dict.fromkeys(target.suffix for target in _candidates(name)))
     found = sorted(file for file in path.iterdir() if file.name.endswith(suffixes))
     if len(found) != 1:
         raise UsageError(f"{path} holds {len(found)} artifacts ({', '.join(suffixes)}): give the file itself")
     return found[0]
 
 
-def target_of(artifact: Path) -> Target:
-    """The target whose artifacts are named like ``artifact``; raises ``UsageError``."""
-    for target in _loadable():
-        if artifact.name.endswith(target.suffix):
-            return target
-    raise UsageError(f"{artifact}: no target writes such files (known: {', '.join(known_targets())})")
+def target_of(artifact: Path, name: str | None = None) -> Target:
+    """The target whose artifacts are named like ``artifact``: of several the one that recognises it, unless
+    ``name`` chooses one. Raises ``UsageError``, which names those that may be meant."""
+    candidates = _candidates(name)
+    named = [target for target in candidates if artifact.name.endswith(target.suffix)]
+    if not named and name is not None:
+        (target,) = candidates
+        raise UsageError(f"{artifact}: target {name} writes no such files, but {target.suffix}")
+    if not named:
+        raise UsageError(f"{artifact}: no target writes such files (known: {', '.join(known_targets())})")
+    if len(named) > 1:
+        named = [target for target in named if target.recognises(artifact)] or named
+    if len(named) > 1:
+        meant = " and ".join(target.name for target in named)
+        raise UsageError(f"{artifact}: the targets {meant} write such files: choose one with --target")
+    return named[0]
+
+
+def begins_with(artifact: Path, magic: bytes) -> bool:
+    """Whether a file can be read and begins with these bytes."""
+    try:
+        with artifact.open("rb") as stream:
+            return stream.read(len(magic)) == magic
+    except OSError:
+        return False
+
+
+def _candidates(name: str | None) -> list[Target]:
+    return list(_loadable()) if name is None else [find_target(name)]
 
 
 def _loadable() -> Iterator[Target]:

@@ -17,7 +17,7 @@ from converter.demo import DEMO
 from converter.pipeline.conversion import Conversion, convert
 from support.forms import MAKERS, VARIANT
 from support.litert_exports import Exports
-from support.packed_form import register
+from support.outside import register
 from targets.target import find_target
 
 CheckpointFactory = Callable[..., Path]

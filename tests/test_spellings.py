@@ -20,7 +20,7 @@ TABLES = {
     sections: ("targets", "validation"),
 }
 #: A list of llama.cpp's own, copied as it is.
-FOREIGN = {"validation/runtimes/llamacpp_text.py"}
+FOREIGN = {"targets/gguf/ends.py"}
 
 
 def spellings(table: ModuleType) -> set[str]:

@@ -8,7 +8,6 @@ engine's, in nats.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -23,12 +22,8 @@ from validation.runners import Answer
 _MORE: Final = 20
 #: What stands in a text for bytes that are no whole character.
 _BROKEN: Final = "\ufffd"
-_BYTE: Final = re.compile(r"<0x([0-9A-F]{2})>")
-_ASCII: Final = 0x80
 #: The first two bits of bytes that are not the first of a character.
 _FOLLOWS: Final = 0b10
-#: What the vocabulary writes for a space.
-_SPACE: Final = "▁"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +66,10 @@ class Vocabulary:
         self._tokens = tokenizer.tokens
         self.ends = frozenset(ends)
         self._ids: dict[str, list[int]] = {}
-        for id, token in enumerate(tokenizer.tokens):
+        for id in range(len(tokenizer.tokens)):
             if id not in tokenizer.fillers and id not in self.ends:
-                self._ids.setdefault(_text(token), []).append(id)
+                text = tokenizer.bytes_of(id).decode("utf-8", "replace")
+                self._ids.setdefault(text, []).append(id)
         self._longest = max(map(len, self._ids))
 
     def name(self, id: int) -> str:
@@ -94,21 +90,9 @@ class Vocabulary:
         return [id for length in lengths for id in self._ids.get(rest[:length], ())]
 
 
-def _text(token: str) -> str:
-    if found := _BYTE.fullmatch(token):
-        value = int(found[1], 16)
-        return chr(value) if value < _ASCII else _BROKEN
-    return token.replace(_SPACE, " ")
-
-
-def characters(tokens: Iterable[str]) -> int:
-    """How many characters the text of tokens has, each as the vocabulary writes it."""
-    count = 0
-    for token in tokens:
-        found = _BYTE.fullmatch(token)
-        follows = found is not None and int(found[1], 16) >> 6 == _FOLLOWS
-        count += 0 if follows else len(_text(token))
-    return count
+def characters(tokens: Iterable[bytes]) -> int:
+    """How many characters the texts of tokens have, in UTF-8, one behind the other."""
+    return sum(byte >> 6 != _FOLLOWS for token in tokens for byte in token)
 
 
 def first_divergence(reference: Continuation, answer: Answer, vocabulary: Vocabulary) -> Divergence | None:

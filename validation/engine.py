@@ -82,7 +82,7 @@ def measure_engine(
         texts,
         [prompt.text for prompt in prompts],
         [tokens.sequences[index] for index in scored],
-        checkpoint.tokenizer.tokens[_bos(prepared)],
+        "".join(checkpoint.tokenizer.tokens[id] for id in _begin(prepared)),
         COUNT,
         stage_of(progress, "engine"),
         chats=chats.given if spelled["chats"] is not None else (),
@@ -93,9 +93,7 @@ def measure_engine(
     return {
         "name": engine.name,
         "version": account.version,
-        "tokenizer": compare_tokens(
-            texts, spelled["ids"], account.reading.tokens, checkpoint.tokenizer.tokens
-        ),
+        "tokenizer": compare_tokens(texts, spelled["ids"], account.reading.tokens, checkpoint.tokenizer),
         "prompts": describe_prompts(
             compare_prompts(chats, spelled["chats"], account.reading.prompts, account.own_prompts),
             checkpoint.tokenizer.chat_template,
@@ -143,7 +141,8 @@ def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:
     firsts = {kind: ids for kind, ids in reversed(sequences)}
     chosen = [(kind, firsts[kind]) for kind in dict.fromkeys(tokens.kinds)]
     chosen += [one for one in sequences if one not in chosen]
-    return [(kind, list(ids[1 : PROMPT + 1])) for kind, ids in chosen[:_PROMPTS] if len(ids) > 1]
+    begin = len(_begin(prepared))
+    return [(kind, list(ids[begin : begin + PROMPT])) for kind, ids in chosen[:_PROMPTS] if len(ids) > begin]
 
 
 def _greedy(
@@ -189,7 +188,7 @@ def _continue(
                 "task": "continue",
                 "model": str(directory.resolve()),
                 "left_out": list(model.left_out),
-                "prompts": [[_bos(prepared), *prompt.ids] for prompt in prompts],
+                "prompts": [[*_begin(prepared), *prompt.ids] for prompt in prompts],
                 "drafts": [list(answer.tokens) for answer in account.answers],
                 "count": COUNT,
                 "ends": list(ends),
@@ -209,8 +208,9 @@ def _continue(
     ]
 
 
-def _bos(prepared: Prepared) -> int:
-    return prepared.tokens.sequences[0][0]
+def _begin(prepared: Prepared) -> tuple[int, ...]:
+    """What sequences begin with: BOS, or nothing."""
+    return prepared.tokens.sequences[0][: prepared.checkpoint.tokenizer.bos is not None]
 
 
 def _compare_scores(

@@ -126,6 +126,9 @@ class TextAccount:
     #: The same runtime's reading with the checkpoint's own files, ``None`` where it cannot read them. What
     #: differs from the checkpoint there too is the runtime's doing.
     own: Reading | None = None
+    #: Tokens of texts, by their index, after the checkpoint's normalization, which the runtime does not do
+    #: itself. A text that has the right ones then is the runtime's limit, not the artifact's fault.
+    normalized: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     #: Prompts by the checkpoint's template, from a runtime that reads no other files.
     own_prompts: tuple[Ids, ...] | None = None
     #: The artifact's.

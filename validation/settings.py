@@ -5,6 +5,7 @@ Whatever can be wrong with the options shows here, so that no finished conversio
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -16,8 +17,9 @@ from converter.checkpoint.architecture import SLIDING
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import UsageError
 from converter.system.child import Worker
+from converter.system.digests import sha256
 from converter.system.progress import Progress, no_progress, stage_of
-from targets.options import Declaration, Option, check_known_names, declarations
+from targets.options import Declaration, Option, check_apart, check_known_names, declarations
 from validation import gates, limits
 from validation.baseline import check_baseline
 from validation.evaluation import Evaluation, find_evaluation
@@ -67,8 +69,9 @@ class Settings:
 
     def runner(self, target: str) -> Runner:
         """What runs a target's artifacts, with its options. Raises ``UsageError`` if there is no such runtime
-        or it cannot run so."""
+        or it cannot run so, and for one with an option that is called like a field here."""
         runner = find_runner(target, self.runtimes.get(target))
+        check_apart(runtime_of(target, self.runtimes.get(target)), runner.options)
         names = {option.name for option in runner.options}
         given = self.runtime_options
         return runner.configured({name: given[name] for name in given if name in names})
@@ -76,17 +79,45 @@ class Settings:
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
     """``Settings`` of their fields, among which options of runtimes may stand by their own names. Raises
-    ``UsageError`` for a name that no field and no registered runtime has, or both."""
+    ``UsageError`` for a name that no field and no registered runtime has."""
     names, declared = {field.name for field in fields(Settings)}, _declared()
-    if shared := names & declared.keys():
-        owner, _ = declared[min(shared)]
-        raise UsageError(f"option {min(shared)} is declared by {owner} and is a setting of every validation")
     check_known_names(given, {*names, *declared})
     own = {name: value for name, value in given.items() if name in names}
     options = {name: value for name, value in given.items() if name not in names}
     options = {**own.get("runtime_options", {}), **options}
     check_known_names(options, declared)
     return Settings(**{**own, "runtime_options": options})
+
+
+def recordable(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``read_settings`` takes, as a manifest may record it, which is read on other machines.
+
+    The text to compare on and the files that options of runtimes take are recorded by their SHA-256. Other
+    places on this machine are left out.
+    """
+    options = {name: option for name, (_, option) in _declared().items()}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        option = options.get(name)
+        if name == "text":
+            found[name] = sha256(value) if value else None
+        elif name == "runtime_options":
+            found[name] = recordable(value)
+        elif option is not None and option.kind == "file":
+            found[name] = [_digest(text) for text in value] if option.repeatable else _digest(value)
+        elif name != "cache" and not _is_place(option, value):
+            found[name] = value
+    return found
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _is_place(option: Option | None, value: object) -> bool:
+    if option is not None and (option.outside or option.kind == "path"):
+        return True
+    return isinstance(value, Path)
 
 
 def check_runtimes(settings: Settings, targets: Collection[str]) -> None:

@@ -1,8 +1,8 @@
 """The text a model is judged on, and its cut into token sequences.
 
 The shipped text (``passages.toml``) holds prose, code, several languages and a chat turn. Each passage is
-tokenised on its own and starts with BOS. Kinds share the positions evenly. The ids are made once, by the
-checkpoint's own tokenizer in ``transformers``, and every runtime gets the same ids.
+tokenised on its own and starts with BOS, if the tokenizer has one. Kinds share the positions evenly. The ids
+are made once, by the checkpoint's own tokenizer in ``transformers``, and every runtime gets the same ids.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, cycle, islice
+from itertools import accumulate, chain, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class Passage:
 class Tokens:
     """Token sequences."""
 
-    #: Each with BOS first.
+    #: Each with BOS first, if there is one.
     sequences: tuple[tuple[int, ...], ...]
     #: The kind of each sequence.
     kinds: tuple[str, ...]
@@ -115,10 +115,15 @@ class Tokens:
 class Encoding:
     """Token ids of whole passages."""
 
-    #: The id of BOS.
-    bos: int
+    #: The id of BOS, ``None`` for a tokenizer without one.
+    bos: int | None
     #: (kind, ids without BOS) of each.
     passages: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def begin(self) -> tuple[int, ...]:
+        """What every sequence begins with: BOS, or nothing."""
+        return () if self.bos is None else (self.bos,)
 
 
 def read_passages(file: Path | None = None) -> tuple[Passage, ...]:
@@ -171,10 +176,11 @@ def encode(
         for passage, ids in zip(passages, result["ids"], strict=True)
         if ids is not None
     ]
-    for token in (result["bos"], *(token for _, ids in found for token in ids)):
+    encoding = Encoding(result["bos"], tuple(found))
+    for token in (*encoding.begin, *(token for _, ids in found for token in ids)):
         if not 0 <= token < vocabulary:
             raise ValidationError(f"tokenizer: makes token {token}, outside the vocabulary of {vocabulary}")
-    return Encoding(result["bos"], tuple(found))
+    return encoding
 
 
 def cut(encoding: Encoding, positions: int, window: int | None = None, context: int | None = None) -> Tokens:
@@ -197,7 +203,8 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
     if window is None or not beyond:
         return _cut_passages(encoding, positions, 0)
     before = 0
-    if 1 + sum(len(ids) for _, ids in encoding.passages) >= window + beyond:  # no text comes twice
+    available = len(encoding.begin) + sum(len(ids) for _, ids in encoding.passages)
+    if available >= window + beyond:  # no text comes twice
         before = max(0, min(window - BEYOND, positions // _SHARE_BEFORE))
     passages = _cut_passages(encoding, positions - beyond - before, beyond + before)
     return Tokens(
@@ -209,29 +216,33 @@ def cut(encoding: Encoding, positions: int, window: int | None = None, context: 
 
 
 def _long(encoding: Encoding, length: int) -> tuple[int, ...]:
-    """``length`` tokens of all passages one behind the other, as often as it takes; BOS first."""
+    """``length`` tokens of all passages one behind the other, as often as it takes, behind the
+    beginning."""
     every = [id for _, ids in encoding.passages for id in ids]
-    return (encoding.bos, *islice(cycle(every), length - 1))
+    return tuple(islice(chain(encoding.begin, cycle(every)), length))
 
 
 def _cut_passages(encoding: Encoding, positions: int, beyond: int) -> Tokens:
     """``positions`` of the passages alone; ``beyond`` more were asked for in all."""
-    bos, passages = encoding.bos, encoding.passages
+    begin, passages = encoding.begin, encoding.passages
     if len(passages) == 1:
         kind, ids = passages[0]
         count = max(1, -(-positions // SEQUENCE))
-        if len(ids) + count < positions:
-            raise _too_few(len(ids) + 1, positions + beyond)
+        if len(ids) + count * len(begin) < positions:
+            raise _too_few(len(ids) + len(begin), positions + beyond)
         lengths = [positions // count + (index < positions % count) for index in range(count)]
-        starts = accumulate((length - 1 for length in lengths), initial=0)
-        cuts = [ids[start : start + length - 1] for start, length in zip(starts, lengths, strict=False)]
-        return Tokens(tuple((bos, *piece) for piece in cuts), (kind,) * count, (0,) * count)
-    available = [len(ids) + 1 for _, ids in passages]
+        counts = [length - len(begin) for length in lengths]
+        starts = accumulate(counts, initial=0)
+        cuts = [ids[start : start + taken] for start, taken in zip(starts, counts, strict=False)]
+        return Tokens(tuple((*begin, *piece) for piece in cuts), (kind,) * count, (0,) * count)
+    available = [len(begin) + len(ids) for _, ids in passages]
     if sum(available) < positions:
         raise _too_few(sum(available), positions + beyond)
     lengths = _lengths([kind for kind, _ in passages], available, positions)
     kept = [
-        (kind, (bos, *ids)[:length]) for (kind, ids), length in zip(passages, lengths, strict=True) if length
+        (kind, (*begin, *ids)[:length])
+        for (kind, ids), length in zip(passages, lengths, strict=True)
+        if length
     ]
     return Tokens(tuple(ids for _, ids in kept), tuple(kind for kind, _ in kept), (0,) * len(kept))
 

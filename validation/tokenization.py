@@ -132,8 +132,9 @@ def _compare(
         texts,
         spelled["ids"],
         account.reading.tokens,
-        checkpoint.tokenizer.tokens,
+        checkpoint.tokenizer,
         own.tokens if own else None,
+        account.normalized,
     )
     if account.hidden is not None and account.hidden_by_right is not None:
         _judge_hidden(tokens, account.hidden, account.hidden_by_right, checkpoint.tokenizer)
@@ -206,24 +207,31 @@ def compare_tokens(
     texts: Sequence[str],
     known: Sequence[Sequence[int]],
     made: Sequence[Sequence[int]],
-    vocabulary: Sequence[str],
+    tokenizer: Tokenizer,
     own: Sequence[Sequence[int]] | None = None,
+    normalized: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """How many texts have the same tokens, and the shortest that has not, around its first other token.
 
     ``own`` is what the runtime makes with the checkpoint's own files. A text of which it makes the same
     tokens there and with the artifact's files, which are not the checkpoint's, is one of the
-    ``runtime_limits``.
+    ``runtime_limits``. So is one that has the checkpoint's tokens once it is ``normalized`` (by the text's
+    index).
     """
 
     def entry(index: int) -> dict[str, Any]:
         ours, theirs = list(known[index]), list(made[index])
         at = _first_other(ours, theirs)
-        begin = max(characters(vocabulary[id] for id in ours[:at]) - _SHOWN // 4, 0)
+        begin = max(characters(map(tokenizer.bytes_of, ours[:at])) - _SHOWN // 4, 0)
         return {"text": texts[index][begin : begin + _SHOWN], **_tokens_from(at, ours, theirs)}
 
     unlike = [index for index in range(len(texts)) if list(known[index]) != list(made[index])]
-    limits = [index for index in unlike if own is not None and list(own[index]) == list(made[index])]
+    limits = [
+        index
+        for index in unlike
+        if (own is not None and list(own[index]) == list(made[index]))
+        or (index in normalized and list(normalized[index]) == list(known[index]))
+    ]
     different = [index for index in unlike if index not in limits]
     return {
         "texts": len(texts),

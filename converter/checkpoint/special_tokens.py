@@ -14,7 +14,6 @@ EOS_ID: Final = "eos_token_id"
 PAD_ID: Final = "pad_token_id"
 
 #: Gemma's end of a text, and the end of a turn of Gemma 4 and of Gemma 3.
-EOS_TEXT: Final = "<eos>"
 TURN_END: Final = "<turn|>"
 GEMMA3_TURN_END: Final = "<end_of_turn>"
 # Begin and end of what Gemma 4 says in a channel, of its calls of tools and of their results, and its quote.

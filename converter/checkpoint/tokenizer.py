@@ -6,14 +6,16 @@ never run. Layout of ``tokenizer.json``: https://huggingface.co/docs/tokenizers.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
+from converter.checkpoint.byte_level import decoded
 from converter.checkpoint.documents import TOKENIZER_BYTES, Documents
 from converter.checkpoint.special_tokens import EOS_ID
-from converter.checkpoint.tokenizer_pipeline import Step, Vocabulary, further_steps, is_rebuilt
+from converter.checkpoint.tokenizer_pipeline import SPACE, Step, Vocabulary, further_steps, is_byte_level
 from converter.errors import CheckpointError
 from converter.filenames import (
     CHAT_TEMPLATE,
@@ -29,6 +31,7 @@ from converter.system.untrusted import Settings, kind, shown
 _LONGEST_TOKEN: Final = 1024
 _TEMPLATE_BYTES: Final = 4 << 20
 _LARGEST_VOCABULARY: Final = 1 << 21
+_BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _NAMES: Final = ("bos", "eos", "pad", "unk", "mask")
 
 
@@ -43,7 +46,7 @@ class AddedToken:
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A byte-fallback BPE tokenizer."""
+    """A BPE tokenizer, by bytes or with fallback to them."""
 
     #: Indexed by id and as long as the model's vocabulary. Ids that name no token hold a filler.
     tokens: tuple[str, ...]
@@ -54,7 +57,10 @@ class Tokenizer:
     fillers: frozenset[int]
     #: Added tokens whose ids the model has no embedding for.
     beyond: Mapping[int, AddedToken]
+    #: Characters without a token become tokens of bytes, ``<0x00>`` to ``<0xFF>``.
     byte_fallback: bool
+    #: Tokens are of bytes, each written as a character (``byte_level``).
+    byte_level: bool
     kind: str
     #: ``bos`` to ``mask`` are ids or ``None``.
     bos: int | None
@@ -71,10 +77,20 @@ class Tokenizer:
     space_prefix: bool
     #: What ``tokenizer.json`` does to text and tokens that not every runtime does.
     steps: tuple[Step, ...]
-    #: transformers leaves the steps aside, but for those about tokens.
-    rebuilt: bool
+    #: transformers' class for it, if the configuration names one. Some make a pipeline of their own and take
+    #: the tokens alone from ``tokenizer.json``.
+    class_name: str | None
     #: Those that were read.
     files: tuple[Path, ...]
+
+    def bytes_of(self, id: int) -> bytes:
+        """The text of a token, in UTF-8; not always whole characters."""
+        token = self.tokens[id]
+        if self.byte_level:
+            return token.encode("utf-8") if id in self.added else decoded(token)
+        if _BYTE.fullmatch(token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(SPACE, " ").encode("utf-8")
 
 
 def read_tokenizer(documents: Documents, vocabulary: int | None = None) -> Tokenizer:
@@ -106,6 +122,7 @@ def read_tokenizer(documents: Documents, vocabulary: int | None = None) -> Token
         fillers=fillers,
         beyond=beyond,
         byte_fallback=model.flag("byte_fallback", False),
+        byte_level=is_byte_level(document),
         kind="BPE",
         **special,
         end_ids=_end_ids(generation, special["eos"], len(tokens)),
@@ -113,7 +130,7 @@ def read_tokenizer(documents: Documents, vocabulary: int | None = None) -> Token
         add_bos=_adds_bos(document, config, bos, tokens),
         space_prefix=_prefixes_space(document),
         steps=further_steps(document, config, found),
-        rebuilt=is_rebuilt(config),
+        class_name=_class_name(config),
         files=tuple(documents.path(name) for name in _files(documents) if name in documents),
     )
 
@@ -126,9 +143,6 @@ def _model(document: Settings) -> Settings:
     name = model.text("type", "BPE" if "merges" in model.values else "")
     if name != "BPE":
         raise model.error("type", f"is {shown(name)}; only BPE tokenizers are read")
-    for part in _parts(document, "pre_tokenizer"):
-        if part.values.get("type") == "ByteLevel":
-            raise part.error("type", "is 'ByteLevel'; only byte-fallback tokenizers are read")
     return model
 
 
@@ -311,6 +325,11 @@ def _end_ids(generation: Settings, eos: int | None, size: int) -> tuple[int, ...
         if type(id) is not int or not 0 <= id < size:
             raise generation.error(EOS_ID, f"is {shown(value)}, expected ids below {size}")
     return tuple(dict.fromkeys(listed)) or (() if eos is None else (eos,))
+
+
+def _class_name(config: Settings) -> str | None:
+    value = config.values.get("tokenizer_class")
+    return value if isinstance(value, str) else None
 
 
 def _files(documents: Documents) -> tuple[str, ...]:

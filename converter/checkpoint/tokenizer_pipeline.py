@@ -1,10 +1,13 @@
-"""The tokenization pipeline of ``tokenizer.json``: what it does beside what every Gemma's does.
+"""The tokenization pipeline of ``tokenizer.json``: what it does beside what every one of its kind does.
 
-Gemma's cuts added tokens out of the text, turns spaces into U+2581, merges by byte-fallback BPE and puts at
-most the begin token in front. Its decoder undoes that. Runtimes that have this pipeline built in give other
-ids or text where a file asks for more. Layout and meaning of the components are those of the library
-``tokenizers`` (https://huggingface.co/docs/tokenizers/pipeline). Components that change nothing with the
-vocabulary at hand are not told.
+There are two kinds. Byte-fallback BPE cuts added tokens out of the text, turns spaces into U+2581, merges,
+and puts at most the begin token in front. Its decoder undoes that. Byte-level BPE merges the bytes of UTF-8,
+each written as a character, and leaves spaces as they are. That it does so is a step of its own.
+
+Runtimes that have a pipeline built in give other ids or text where a file asks for more. Layout and meaning
+of the components are those of the library ``tokenizers``
+(https://huggingface.co/docs/tokenizers/pipeline). Components of byte-fallback BPE that change nothing with
+the vocabulary at hand are not told.
 """
 
 from __future__ import annotations
@@ -12,16 +15,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Final
 
+from converter.checkpoint.byte_level import BYTES as ALPHABET
 from converter.filenames import TOKENIZER, TOKENIZER_CONFIG
 from converter.system.untrusted import Settings, shown
 
 SPACE: Final = "\u2581"
 #: Kinds of steps, as far as runtimes differ in them.
+BYTE_LEVEL: Final = "byte level"
 NORMALIZER: Final = "normalizer"
 SPACE_PREFIX: Final = "space prefix"
 PRE_TOKENIZER: Final = "pre-tokenizer"
@@ -40,11 +45,8 @@ LENGTH: Final = "length"
 OF_THE_LIBRARY: Final = frozenset(
     {NORMALIZER, SPACE_PREFIX, PRE_TOKENIZER, DECODER, MODEL, BYTES, ADDED_TOKEN, RIGHT_STRIP}
 )
-#: What of it is left where transformers makes Gemma's pipeline itself.
+#: What of it is left where transformers makes the pipeline itself.
 OF_THE_TOKENS: Final = frozenset({BYTES, ADDED_TOKEN, RIGHT_STRIP})
-#: Classes that do so (transformers 5.23, ``GemmaTokenizer``); all others that it knows for such a model take
-#: the pipeline of ``tokenizer.json``.
-_GEMMA_CLASSES: Final = ("GemmaTokenizer", "GemmaTokenizerFast")
 
 _STEPS: Final = {NORMALIZER: "normalizers", PRE_TOKENIZER: "pretokenizers", POST_PROCESSOR: "processors"}
 _STEPS_OF_DECODER: Final = "decoders"
@@ -54,6 +56,8 @@ _FLAGS: Final = ("lstrip", "rstrip", "single_word")
 _NAME: Final = re.compile(r"[A-Za-z]{1,40}")
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _DECODERS: Final = ("Replace", "ByteFallback", "Fuse")
+#: The name of a pre-tokenizer, a decoder and a post-processor.
+_BYTE_LEVEL: Final = "ByteLevel"
 #: Most components of a kind; each is held against the whole vocabulary.
 _MOST: Final = 64
 
@@ -68,6 +72,8 @@ class Step:
     #: What it is or does, as a message names it.
     what: str
     file: str = TOKENIZER
+    #: The component itself, of normalizers and pre-tokenizers.
+    component: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +94,25 @@ class Vocabulary:
         return (left + right for left, right in self.merges if left + right not in self.added)
 
 
+def is_byte_level(document: Settings) -> bool:
+    """Whether a ``tokenizer.json`` merges bytes, each written as a character."""
+    parts = _flat(document, "pre_tokenizer", _STEPS[PRE_TOKENIZER])
+    return any(_type(part) == _BYTE_LEVEL for _, part in parts)
+
+
 def further_steps(document: Settings, config: Settings, vocabulary: Vocabulary) -> tuple[Step, ...]:
-    """Every step of ``tokenizer.json`` (``document``, its model a BPE) that is not Gemma's and has an effect.
+    """Every step of ``tokenizer.json`` (``document``, its model a BPE) that not every one of its kind has.
     Among them is where ``tokenizer_config.json`` (``config``) has other flags for added tokens, which
     transformers follows. Raises ``CheckpointError`` for components of the wrong type."""
+    byte_level = is_byte_level(document)
+    of_kind = _byte_level if byte_level else _byte_fallback
     return (
-        *_normalizer(document),
-        *_pre_tokenizer(document, vocabulary),
+        *of_kind(document, vocabulary),
         *_model(document, vocabulary),
-        *_added_tokens(document),
+        *_added_tokens(document, byte_level),
         *_configured(document, config),
         *_post_processor(document, vocabulary.bos),
-        *_decoder(document),
+        *(_decoder_of_bytes(document) if byte_level else _decoder(document)),
         *(
             Step(LENGTH, key, f"set ({shown(document.values[key])})")
             for key in ("truncation", "padding")
@@ -108,10 +121,44 @@ def further_steps(document: Settings, config: Settings, vocabulary: Vocabulary) 
     )
 
 
-def is_rebuilt(config: Settings) -> bool:
-    """Whether transformers, by the class that ``tokenizer_config.json`` names, makes Gemma's pipeline itself
-    and takes the tokens alone from ``tokenizer.json``."""
-    return config.values.get("tokenizer_class") in _GEMMA_CLASSES
+def _byte_fallback(document: Settings, vocabulary: Vocabulary) -> Iterator[Step]:
+    """The steps before the model, and what the model lacks of the kind."""
+    yield from _normalizer(document)
+    yield from _pre_tokenizer(document, vocabulary)
+    model = document.section("model") or Settings({}, document.where)
+    if not model.flag("byte_fallback", False):
+        yield Step(MODEL, "model.byte_fallback", "false")
+        return
+    plain = (code for code in range(0x80) if chr(code) not in vocabulary.ids and chr(code) != " ")
+    yield from _lacking(vocabulary, [f"<0x{code:02X}>" for code in (*plain, *_BYTES_OF_UTF8)])
+
+
+def _byte_level(document: Settings, vocabulary: Vocabulary) -> Iterator[Step]:
+    """The same for byte-level BPE, of which every normalizer and pre-tokenizer is told."""
+    for where, part in _flat(document, "pre_tokenizer", _STEPS[PRE_TOKENIZER]):
+        kind = _type(part)
+        if kind != _BYTE_LEVEL:
+            what = _split(part)[1] if kind == "Split" else kind
+            yield Step(PRE_TOKENIZER, where, what, component=part.values)
+            continue
+        yield Step(BYTE_LEVEL, where, _BYTE_LEVEL)
+        if part.flag("use_regex", True):
+            what = "a ByteLevel that cuts the text by an expression of its own"
+            yield Step(PRE_TOKENIZER, where, what, component=part.values)
+        if part.flag("add_prefix_space", True):
+            yield Step(SPACE_PREFIX, where, "a ByteLevel that puts a space before the text")
+    for where, part in _flat(document, "normalizer", _STEPS[NORMALIZER]):
+        yield Step(NORMALIZER, where, _type(part), component=part.values)
+    model = document.section("model") or Settings({}, document.where)
+    if model.flag("byte_fallback", False):
+        yield Step(MODEL, "model.byte_fallback", "true")
+    yield from _lacking(vocabulary, ALPHABET)
+
+
+def _lacking(vocabulary: Vocabulary, needed: Iterable[str]) -> Iterator[Step]:
+    """The tokens that a byte of text may need and that there are not."""
+    if lacking := [text for text in needed if text not in vocabulary.ids]:
+        yield Step(BYTES, "model.vocab", f"without {len(lacking)} tokens of bytes, such as {lacking[0]}")
 
 
 def _flat(document: Settings, key: str, steps: str) -> Iterator[tuple[str, Settings]]:
@@ -174,7 +221,7 @@ def _normalizer(document: Settings) -> Iterator[Step]:
 
 
 def _is_metaspace(part: Settings) -> bool:
-    """Whether a pre-tokenizer turns spaces into U+2581, as Gemma's normalizer does."""
+    """Whether a pre-tokenizer turns spaces into U+2581, as a normalizer may."""
     return _type(part) == "Metaspace" and part.values.get("replacement", SPACE) == SPACE
 
 
@@ -264,13 +311,6 @@ def _model(document: Settings, vocabulary: Vocabulary) -> Iterator[Step]:
         text = next((text for text in apart if not _is_reached(text, ranks)), None)
         if text is not None:
             yield Step(MODEL, "model.ignore_merges", f"true, and {shown(text)} is no result of merges")
-    if not model.flag("byte_fallback", False):
-        yield Step(MODEL, "model.byte_fallback", "false")
-    else:
-        plain = (code for code in range(0x80) if chr(code) not in vocabulary.ids and chr(code) != " ")
-        needed = (f"<0x{code:02X}>" for code in (*plain, *_BYTES_OF_UTF8))
-        if lacking := [text for text in needed if text not in vocabulary.ids]:
-            yield Step(BYTES, "model.vocab", f"without {len(lacking)} tokens of bytes, such as {lacking[0]}")
 
 
 def _is_reached(text: str, ranks: Mapping[tuple[str, str], int]) -> bool:
@@ -287,14 +327,18 @@ def _is_reached(text: str, ranks: Mapping[tuple[str, str], int]) -> bool:
     return True
 
 
-def _added_tokens(document: Settings) -> Iterator[Step]:
+def _added_tokens(document: Settings, byte_level: bool) -> Iterator[Step]:
+    normalized = byte_level and document.section("normalizer") is not None
     for index, values in enumerate(_listed(document)):
         content = str(values.get("content", ""))
         for key in _FLAGS:
             if values.get(key):
                 kind = RIGHT_STRIP if key == "rstrip" else ADDED_TOKEN
                 yield Step(kind, f"added_tokens[{index}]", f"{shown(content)} with {key}")
-        if values.get("normalized") and (SPACE in content or " " in content):
+        if values.get("normalized") and normalized:
+            what = f"{shown(content)}, which is looked for in the normalized text"
+            yield Step(ADDED_TOKEN, f"added_tokens[{index}]", what)
+        elif values.get("normalized") and not byte_level and (SPACE in content or " " in content):
             what = f"{shown(content)}, which is looked for among spaces that became U+2581"
             yield Step(ADDED_TOKEN, f"added_tokens[{index}]", what)
 
@@ -320,7 +364,7 @@ def _post_processor(document: Settings, bos: str | None) -> Iterator[Step]:
     before = 0
     for where, part in _flat(document, "post_processor", _STEPS[POST_PROCESSOR]):
         kind = _type(part)
-        if kind == "ByteLevel":  # about offsets alone
+        if kind == _BYTE_LEVEL:  # about offsets alone
             continue
         if kind != "TemplateProcessing":
             yield Step(POST_PROCESSOR, where, f"a {kind}, which adds tokens")
@@ -339,8 +383,19 @@ def _template_tokens(part: Settings) -> Iterable[str | None]:
         yield str(token.get("id")) if isinstance(token, dict) else None
 
 
+def _decoder_of_bytes(document: Settings) -> Iterator[Step]:
+    """Every decoder but the one that turns characters into bytes."""
+    found = list(_flat(document, "decoder", _STEPS_OF_DECODER))
+    if not any(_type(part) == _BYTE_LEVEL for _, part in found):
+        yield Step(DECODER, "decoder", f"without {_BYTE_LEVEL}")
+    for where, part in found:
+        if (kind := _type(part)) != _BYTE_LEVEL:
+            yield Step(DECODER, where, kind)
+
+
 def _decoder(document: Settings) -> Iterator[Step]:
-    """Every decoder but Gemma's, which turns U+2581 into spaces, byte tokens into bytes, and joins them."""
+    """Every decoder but that of byte-fallback BPE, which turns U+2581 into spaces, byte tokens into bytes,
+    and joins them."""
     found = list(_flat(document, "decoder", _STEPS_OF_DECODER))
     if not found:
         yield Step(DECODER, "decoder", "missing")

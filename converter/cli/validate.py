@@ -23,6 +23,9 @@ from converter.cli.options import (
 )
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
 @click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
+@click.option(
+    "--target", metavar="TARGET", help="Which target's ARTIFACT is, where several write such files."
+)
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option(
     "--foreign",
@@ -42,6 +45,7 @@ from converter.cli.options import (
 def command(
     artifact: Path,
     model: str,
+    target: str | None,
     offline: bool,
     foreign: bool,
     output: Path | None,
@@ -64,13 +68,14 @@ def command(
     from converter.pipeline.validation import validate
     from targets.target import artifact_of, target_of
 
-    targets = [target_of(artifact_of(artifact)).name]
+    targets = [target_of(artifact_of(artifact, target), target).name]
     check_effect(targets)
     _, of_runtimes = take_declared(settings, targets)
     with progress_bars(quiet) as progress:
         outcome = validate(
             artifact,
             model,
+            target=target,
             offline=offline,
             output_directory=output,
             force=force,

@@ -22,7 +22,7 @@ from converter.pipeline.proving import Proven
 from converter.pipeline.running import Running
 from converter.pipeline.writing import Written
 from converter.system import output
-from converter.system.digests import Digests, sha256
+from converter.system.digests import Digests
 from targets.target import Plan
 
 if TYPE_CHECKING:
@@ -99,16 +99,12 @@ def record(
 
 
 def _options(run: Running) -> dict[str, object]:
-    """What was asked for, as the manifest records it beside each target's own options. Paths mean nothing
-    elsewhere: a text is recorded by its digest, and where the cache lies is not."""
+    """What was asked for, as the manifest records it beside each target's own options."""
     if run.settings is None:
         return {"validation": None}
-    text = run.settings.get("text")
-    settings = {**run.settings, "text": sha256(text) if text else None}
-    recorded = {
-        key: value for key, value in settings.items() if key != "cache" and not isinstance(value, Path)
-    }
-    return {"validation": recorded}
+    from validation.settings import recordable
+
+    return {"validation": recordable({"text": None, **run.settings})}
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:

@@ -33,6 +33,7 @@ def validate(
     artifact: Path,
     reference: str,
     *,
+    target: str | None = None,
     offline: bool = False,
     output_directory: Path | None = None,
     force: bool = False,
@@ -42,13 +43,14 @@ def validate(
 ) -> Outcome:
     """Prove an existing artifact against the checkpoint called ``reference``.
 
-    Reports go to ``output_directory`` if given. Raises a ``QatconvertError``.
+    ``target`` chooses among several whose artifacts are named alike. Reports go to ``output_directory`` if
+    given. Raises a ``QatconvertError``.
     """
     from validation.settings import OFF_LATTICE
 
-    artifact = artifact_of(artifact)
-    target = target_of(artifact)
-    check_validation([target.name], settings or {})
+    artifact = artifact_of(artifact, target)
+    found = target_of(artifact, target)
+    check_validation([found.name], settings or {})
     if output_directory is not None:
         output.check_destination(output_directory, force)
     model = open_model(reference, offline=offline, progress=progress)
@@ -56,10 +58,10 @@ def validate(
         output.check_source(output_directory, model.checkpoint.files)
     with ExitStack() as stack:
         worker = stack.enter_context(reference_process())
-        stored = target.describe(artifact, model.checkpoint)
+        stored = found.describe(artifact, model.checkpoint)
         if model.source.note:
             warn(model.source.note)
-        plan, recorded = _converted(target, artifact, model, progress)
+        plan, recorded = _converted(found, artifact, model, progress)
         digests = stack.enter_context(closing(Digests()))
         digests.know(model.place.known())
         digests.add(model.checkpoint.files)
@@ -75,14 +77,14 @@ def validate(
         *_, directory = artifact.absolute().parents[: len(Path(plan.artifacts[0]).parts)]
         entry = {
             "artifact": printable(artifact.name),
-            "bytes": sum(file.stat().st_size for file in target.files(artifact)),
+            "bytes": sum(file.stat().st_size for file in found.files(artifact)),
             "bits_per_weight": _bits_per_weight(stored, model.checkpoint),
             **needs(plan),
             "options": {"from": recorded.origin, **plan.options},
             **proof.entry,
             **parts_entry(plan, directory, proof.entry.get("parts", {})),
         }
-        report = report_of(model, prepared, {target.name: entry}, [plan])
+        report = report_of(model, prepared, {found.name: entry}, [plan])
         if output_directory is not None and scratch is not None:
             files = model.checkpoint.source.entries(digests)
             publish_reports(report, files, scratch, output_directory, warn)

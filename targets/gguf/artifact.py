@@ -12,6 +12,7 @@ import numpy as np
 
 from converter.checkpoint.generation import end_texts
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
@@ -35,7 +36,17 @@ from targets.gguf.writing import write_data
 from targets.ollama import Modelfile, has_modelfile, write_modelfile
 from targets.options import Option
 from targets.storing import Holdings
-from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.target import (
+    COMPANION,
+    MAIN,
+    SHARD,
+    Difference,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    StoredTensor,
+    begins_with,
+)
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
@@ -74,6 +85,11 @@ class GgufTarget:
                 f"gguf: {given[0]} is for the Modelfile, and how Ollama runs the family "
                 f"{architecture.family} is not known"
             )
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """See ``targets.target.Target``."""
+        model = gguf_family(checkpoint.architecture).tokenizer_model(checkpoint.tokenizer)
+        return model.lacking(checkpoint.tokenizer)
 
     def plan(
         self,
@@ -170,6 +186,10 @@ class GgufTarget:
         """See ``targets.target.Target``. ``artifact`` is the file, or the first of several. Raises
         ``CheckpointError`` for a damaged file."""
         return describe(artifact, checkpoint)
+
+    def recognises(self, artifact: Path) -> bool:
+        """See ``targets.target.Target``."""
+        return begins_with(artifact, b"GGUF")
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """See ``targets.target.Target``. Options of the Modelfile are not inferred."""

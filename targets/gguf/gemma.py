@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.architecture import FULL, GELU_TANH, SLIDING, Architecture, Layer
-from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import TargetError
 from targets.gguf.family import GgufFamily
+from targets.gguf.gemma_tokenizer import BY_MERGES, by_merges_or_scores
 from targets.gguf.hyperparameters import first_layer
-from targets.gguf.vocabulary import BY_MERGES, BY_SCORES, scores_suffice
 
 #: ``LLAMA_MAX_EXPERTS``.
 MOST_EXPERTS: Final = 1024
@@ -151,11 +150,6 @@ def _gemma4_factors(architecture: Architecture) -> NDArray[np.float32] | None:
     return factors
 
 
-def _gemma3_tokenizer(tokenizer: Tokenizer) -> str:
-    """By scores, which every llama.cpp knows and Gemma 3's files have, where they say what the merges do."""
-    return BY_SCORES if scores_suffice(tokenizer) else BY_MERGES
-
-
 #: Came with build 4875 (ggml-org/llama.cpp, pull request 12343).
 GEMMA3: Final = GgufFamily(
     title="Gemma",
@@ -164,7 +158,7 @@ GEMMA3: Final = GgufFamily(
     computes={**_COMPUTED, "values_normed": False},
     check=_check_gemma3,
     add_hyperparameters=_add_gemma3,
-    tokenizer_model=_gemma3_tokenizer,
+    tokenizer_model=by_merges_or_scores,
     own_rules=frozenset({LAYERS_OF_27B}),
 )
 #: Came with build 8637 (pull request 21309). Scales that multiply a matrix multiplication's output keep the

@@ -13,10 +13,8 @@ from typing import Final
 from converter.checkpoint.architecture import FULL, SLIDING, Architecture
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
-from converter.checkpoint.tokenizer_pipeline import LENGTH, SPACE_PREFIX
 from converter.errors import TargetError
 from targets.gguf.family import check_computed, gguf_family
-from targets.gguf.vocabulary import BY_MERGES, BY_SCORES, FIRST_BUILDS
 from targets.tokenization import refuse_steps
 
 #: ``LLAMA_MAX_LAYERS``.
@@ -29,13 +27,13 @@ def check(checkpoint: Checkpoint) -> None:
     check_computed(architecture)
     _check_layers(architecture)
     gguf_family(architecture).check(architecture)
-    _check_tokenizer(architecture, checkpoint.tokenizer)
+    _check_tokenizer(checkpoint)
 
 
 def first_build(architecture: Architecture, tokenizer: Tokenizer) -> str:
     """The first release of llama.cpp that runs the model rightly, such as ``b8665``."""
     family = gguf_family(architecture)
-    return f"b{max(family.first_build, FIRST_BUILDS[family.tokenizer_model(tokenizer)])}"
+    return f"b{max(family.first_build, family.tokenizer_model(tokenizer).first_build)}"
 
 
 def _check_layers(architecture: Architecture) -> None:
@@ -58,7 +56,8 @@ def _check_layers(architecture: Architecture) -> None:
             )
 
 
-def _check_tokenizer(architecture: Architecture, tokenizer: Tokenizer) -> None:
+def _check_tokenizer(checkpoint: Checkpoint) -> None:
+    architecture, tokenizer = checkpoint.architecture, checkpoint.tokenizer
     if len(tokenizer.tokens) != architecture.vocabulary:
         raise TargetError(
             f"gguf: the tokenizer has {len(tokenizer.tokens)} tokens and the embedding "
@@ -67,21 +66,11 @@ def _check_tokenizer(architecture: Architecture, tokenizer: Tokenizer) -> None:
     if len(set(tokenizer.tokens)) != len(tokenizer.tokens):
         text, times = Counter(tokenizer.tokens).most_common(1)[0]
         raise TargetError(f"gguf: {times} tokens have the text {text!r}; llama.cpp aborts on that")
-    if tokenizer.bos is None:
-        raise TargetError("gguf: the tokenizer has no token that begins a sequence; llama.cpp aborts without")
     model = gguf_family(architecture).tokenizer_model(tokenizer)
-    if not tokenizer.merges and model == BY_MERGES:
+    if not tokenizer.merges and model.scores is None:
         raise TargetError("gguf: the tokenizer has no merges; llama.cpp does not load such a vocabulary")
-    if not tokenizer.byte_fallback:
-        raise TargetError("gguf: the tokenizer has no byte fallback; llama.cpp's tokenizers of Gemma need it")
-    by_scores = model == BY_SCORES
-    if tokenizer.space_prefix and not by_scores:
-        raise TargetError(
-            "gguf: the tokenizer puts a space before the text; llama.cpp's tokenizer of Gemma 4 cannot"
-        )
-    # its tokenizer by scores knows the prefix; a file's limits to length concern training alone
-    known = {LENGTH, SPACE_PREFIX} if by_scores else {LENGTH}
-    refuse_steps("gguf", "which llama.cpp does not follow", tokenizer, known)
+    refuse_steps("gguf", "which llama.cpp does not follow", checkpoint, model.lacking(tokenizer))
+    model.check(tokenizer)
     for left, right in tokenizer.merges:
         if " " in left or " " in right:
             raise TargetError(f"gguf: the merge {(left, right)!r} contains a space, which GGUF cannot write")

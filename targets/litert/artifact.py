@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
-from targets.litert.bundle import Section, StoredSection, copy_section, write_bundle
+from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
 from targets.litert.declared import OPTIONS
 from targets.litert.devices.android import check_assets, check_directory, write_assets
 from targets.litert.devices.npu import Npu, check_installed, compile_bundle
@@ -23,6 +24,7 @@ from targets.litert.family import litert_family
 from targets.litert.metadata import (
     check_tokenizer,
     edit_warnings,
+    lacking_steps,
     metadata_sections,
     template_warnings,
     tokenizer_file,
@@ -39,7 +41,7 @@ from targets.litert.storage import (
     planned_tensors,
 )
 from targets.options import Option
-from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor, begins_with
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -79,7 +81,11 @@ class LitertTarget:
         litert_family(checkpoint.architecture)
         fitted(read_options(options), checkpoint.architecture)
         tokenizer_file(checkpoint.documents)
-        check_tokenizer(checkpoint.tokenizer)
+        check_tokenizer(checkpoint)
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """See ``targets.target.Target``."""
+        return lacking_steps(checkpoint)
 
     def plan(
         self,
@@ -214,6 +220,10 @@ class LitertTarget:
         from targets.litert.reading import describe
 
         return describe(artifact, checkpoint)
+
+    def recognises(self, artifact: Path) -> bool:
+        """See ``targets.target.Target``."""
+        return begins_with(artifact, MAGIC)
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """See ``targets.target.Target``. Raises ``CheckpointError`` for a damaged file."""

@@ -28,7 +28,8 @@ from targets.writing import destination_error
 
 #: Sections begin at multiples of this.
 ALIGNMENT: Final = 16 << 10
-_MAGIC: Final = b"LITERTLM"
+#: What a bundle begins with.
+MAGIC: Final = b"LITERTLM"
 _VERSION: Final = (1, 7, 0)
 _BEGIN: Final = 32
 _AUTHORS: Final = "qatconvert"
@@ -81,7 +82,7 @@ def write_bundle(path: Path, sections: Sequence[Section]) -> tuple[StoredSection
                 begin = _aligned(begin + size)
             header = _header(stored)
             stream.seek(0)
-            stream.write(_MAGIC + struct.pack("<4IQ", *_VERSION, 0, _BEGIN + len(header)) + header)
+            stream.write(MAGIC + struct.pack("<4IQ", *_VERSION, 0, _BEGIN + len(header)) + header)
     except OSError as error:
         raise destination_error(path, error) from error
     return tuple(stored)
@@ -137,7 +138,7 @@ def read_sections(path: Path) -> tuple[StoredSection, ...]:
     """
     shard = Shard(path)
     start = shard.read(0, min(_BEGIN, shard.size), "the header")
-    if start[:8] != _MAGIC:
+    if start[:8] != MAGIC:
         raise CheckpointError(f"{path}: not a .litertlm file: does not begin with LITERTLM")
     if len(start) < _BEGIN:
         raise _damaged(path, "the header is cut off")

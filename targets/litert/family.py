@@ -42,6 +42,9 @@ class LitertFamily:
     #: Gives litert-torch's module with the decoder and the embedder of externalised per-layer embeddings;
     #: ``None`` for a family that has none.
     per_layer_modules: Callable[[], Any] | None = None
+    #: transformers' classes of tokenizers that make the family's pipeline themselves, and take the tokens
+    #: alone from ``tokenizer.json``.
+    pipeline_classes: tuple[str, ...] = ()
 
 
 def litert_family(architecture: Architecture) -> LitertFamily:

@@ -81,5 +81,14 @@ def _per_layer_modules() -> Any:
     return exportable_module
 
 
-GEMMA3: Final = LitertFamily("gemma3", _add_gemma3)
-GEMMA4: Final = LitertFamily("gemma4", _add_gemma4, allow_experts, not_unified, _per_layer_modules)
+#: As of transformers 5.23. All others that it knows for such a model take the pipeline of ``tokenizer.json``.
+_PIPELINE_CLASSES: Final = ("GemmaTokenizer", "GemmaTokenizerFast")
+GEMMA3: Final = LitertFamily("gemma3", _add_gemma3, pipeline_classes=_PIPELINE_CLASSES)
+GEMMA4: Final = LitertFamily(
+    "gemma4",
+    _add_gemma4,
+    allow_experts,
+    not_unified,
+    _per_layer_modules,
+    pipeline_classes=_PIPELINE_CLASSES,
+)

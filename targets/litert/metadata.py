@@ -8,6 +8,7 @@ the stop tokens by id.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,13 +17,14 @@ from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.special_tokens import BOS
 from converter.checkpoint.tokenizer import Tokenizer
+from converter.checkpoint.tokenizer_pipeline import OF_THE_LIBRARY, OF_THE_TOKENS, Step
 from converter.errors import CheckpointError, TargetError
 from converter.filenames import SENTENCEPIECE, TOKENIZER
 from targets.litert.bundle import Section, read_sections
 from targets.litert.family import litert_family
 from targets.litert.sections import EXECUTOR_METADATA, JSON_TOKENIZER, METADATA, SENTENCEPIECE_TOKENIZER
 from targets.litert.template import template_for, unknown_methods
-from targets.tokenization import known_to_litert, refuse_steps
+from targets.tokenization import refuse_steps, steps_beside
 
 if TYPE_CHECKING:
     from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
@@ -137,12 +139,23 @@ def tokenizer_file(documents: Documents) -> str:
     )
 
 
-def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Raise ``TargetError`` for a tokenizer that LiteRT-LM would run otherwise than transformers: it has the
-    library ``tokenizers`` in it (tried with 0.18.1), and so does all that ``tokenizer.json`` says, which
-    transformers does not always."""
+def lacking_steps(checkpoint: Checkpoint) -> Sequence[Step]:
+    """The steps of the tokenizer that LiteRT-LM would do otherwise than transformers.
+
+    It has the library ``tokenizers`` in it (tried with 0.18.1), and so does all that ``tokenizer.json`` says.
+    transformers does not where its class makes the family's pipeline itself. Raises ``TargetError`` for a
+    family that is not known.
+    """
+    tokenizer, family = checkpoint.tokenizer, litert_family(checkpoint.architecture)
+    known = OF_THE_TOKENS if tokenizer.class_name in family.pipeline_classes else OF_THE_LIBRARY
+    return steps_beside(known, tokenizer)
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise ``TargetError`` for a tokenizer that LiteRT-LM would run otherwise than transformers, and for a
+    family that is not known."""
     problem = "in which LiteRT-LM and transformers differ"
-    refuse_steps("litert", problem, tokenizer, known_to_litert(tokenizer))
+    refuse_steps("litert", problem, checkpoint, lacking_steps(checkpoint))
 
 
 def stored_template(path: Path) -> str | None:

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
+from converter.errors import CheckpointError
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.replacing import write_whole
 from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
 from targets.onnx.layout import lay_out
-from targets.onnx.side_files import check_tokenizer, generation_files, generation_warnings, kv_cache
+from targets.onnx.side_files import (
+    check_tokenizer,
+    generation_files,
+    generation_warnings,
+    kv_cache,
+    lacking_steps,
+)
 from targets.onnx.storage import Storage, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.options import Option
@@ -65,6 +73,11 @@ class OnnxTarget:
         check_tokenizer(checkpoint)
         generation_files(checkpoint)
         generation_warnings(checkpoint)
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """See ``targets.target.Target``."""
+        check_family(checkpoint.architecture)
+        return lacking_steps(checkpoint.tokenizer)
 
     def plan(
         self,
@@ -134,6 +147,16 @@ class OnnxTarget:
         from targets.onnx.reading import describe
 
         return describe(artifact, checkpoint)
+
+    def recognises(self, artifact: Path) -> bool:
+        """See ``targets.target.Target``."""
+        from targets.onnx.protobuf import read_graph
+
+        try:
+            read_graph(artifact)
+        except CheckpointError:
+            return False
+        return True
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """See ``targets.target.Target``."""

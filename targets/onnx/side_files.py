@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture, Layer
@@ -31,7 +31,8 @@ from converter.checkpoint.documents import TOKENIZER_BYTES
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.special_tokens import BOS_ID, EOS_ID, PAD_ID
-from converter.checkpoint.tokenizer_pipeline import LENGTH, RIGHT_STRIP
+from converter.checkpoint.tokenizer import Tokenizer
+from converter.checkpoint.tokenizer_pipeline import LENGTH, RIGHT_STRIP, Step
 from converter.errors import CheckpointError
 from converter.filenames import (
     CHAT_TEMPLATE,
@@ -45,7 +46,7 @@ from converter.filenames import (
 from converter.system.untrusted import Settings
 from targets.onnx.family import onnx_family
 from targets.target import KVCache
-from targets.tokenization import refuse_steps
+from targets.tokenization import refuse_steps, steps_beside
 
 #: Tokens of a search, prompt and answer together, unless its client asks for others or the model ends before.
 SEARCH_LENGTH: Final = 4096
@@ -87,11 +88,16 @@ def generation_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return files
 
 
+def lacking_steps(tokenizer: Tokenizer) -> Sequence[Step]:
+    """The steps of a tokenizer that onnxruntime-genai does not do: whatever ``tokenizer.json`` says, it takes
+    those of byte-fallback BPE, as tried with 0.18."""
+    return steps_beside({LENGTH, RIGHT_STRIP}, tokenizer)
+
+
 def check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Raise ``TargetError`` for a tokenizer that onnxruntime-genai would run otherwise: whatever
-    ``tokenizer.json`` says, it takes Gemma's steps, as tried with 0.18."""
+    """Raise ``TargetError`` for a tokenizer that onnxruntime-genai would run otherwise."""
     problem = "which onnxruntime-genai does not follow"
-    refuse_steps("onnx", problem, checkpoint.tokenizer, {LENGTH, RIGHT_STRIP})
+    refuse_steps("onnx", problem, checkpoint, lacking_steps(checkpoint.tokenizer))
 
 
 def generation_warnings(checkpoint: Checkpoint) -> list[str]:

@@ -252,8 +252,8 @@ def _token_type(content: str, type: str) -> Callable[[pytest.MonkeyPatch], None]
 
         original = vocabulary.token_types
 
-        def types(tokenizer: Any) -> list[int]:
-            found = original(tokenizer)
+        def types(tokenizer: Any, visible: Any) -> list[int]:
+            found = original(tokenizer, visible)
             found[tokenizer.tokens.index(content)] = gguf.TokenType[type]
             return found
 

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from support.packed_form import tensors_of, write_packed
+from support.outside import PackedForm, packed_forms
 
 #: What all of them have: layers, shapes and names of the generator's.
 VARIANT: Final = "text"
 
+
+def _packed(form: PackedForm) -> Callable[[Path, Path], Path]:
+    return lambda source, directory: form.write_packed(
+        source, directory / "model", form.tensors_of(source, "float16")
+    )
+
+
 #: By the form's name: ``make(source, directory)`` gives the checkpoint in the unquantized one's shape.
 MAKERS: Final[Mapping[str, Callable[[Path, Path], Path]]] = {
     "bf16-lattice": lambda source, directory: source,
-    "int4-groups": lambda source, directory: write_packed(
-        source, directory / "model", tensors_of(source, "float16")
-    ),
+    **{name: _packed(form) for name, form in packed_forms().items()},
 }

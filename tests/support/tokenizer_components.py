@@ -168,6 +168,11 @@ COMPONENTS: Mapping[str, Component] = {
         LIBRARY,
         "pre_tokenizer.pretokenizers[1] is UnicodeScripts",
     ),
+    "bytes as characters": Component(
+        _set("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
+        NONE,
+        "pre_tokenizer is ByteLevel",
+    ),
     # post-processors
     "no post-processor": Component(_set("post_processor", None), ALL),
     "an end": Component(_set("post_processor", _template("<bos>", None, "<eos>")), NONE, "that adds '<eos>'"),

@@ -13,6 +13,7 @@ import pytest
 from converter.checkpoint.opened import open_checkpoint, open_description
 from converter.errors import CheckpointError
 from support.forms import MAKERS, VARIANT
+from support.outside import BROUGHT
 from targets.target import Plan, Target, artifact_of, find_target, known_targets, target_of
 from validation.exactness import measure
 
@@ -21,7 +22,7 @@ Convert = Callable[..., object]
 OTHER = "learned"
 
 
-@pytest.fixture(params=(*known_targets(), "plain"))
+@pytest.fixture(params=(*known_targets(), *BROUGHT["qatconvert.targets"]))
 def target(request: pytest.FixtureRequest, form_factory: Convert) -> Target:
     """Every registered target, and the one of ``tests/outside``, which is registered with its form."""
     return find_target(request.param)
@@ -117,10 +118,19 @@ def test_the_same_checkpoint_gives_the_same_bytes_and_a_stage_that_ends(target, 
 def test_an_artifact_is_found_and_tells_its_own_options(target, made):
     assert target_of(made.artifact).name == target.name
     assert artifact_of(made.artifact) == made.artifact
+    assert target.recognises(made.artifact)
     options = target.infer_options(made.artifact, made.checkpoint)
     again: Plan = target.plan(made.checkpoint, "model", options)
     assert again.tensors == made.plan.tensors
     assert not list(target.differences(made.artifact, made.checkpoint, again))
+
+
+def test_a_file_of_its_name_with_other_content_is_not_recognised(target, tmp_path):
+    for content in (b"", b"{}", bytes(4096)):
+        path = tmp_path / f"other{target.suffix}"
+        path.write_bytes(content)
+        assert not target.recognises(path), content
+    assert not target.recognises(tmp_path / f"missing{target.suffix}")
 
 
 def test_an_artifact_of_other_weights_differs_in_what_decides(target, made, checkpoint_factory):

@@ -78,6 +78,10 @@ def test_it_is_refused_by_name_by_every_target_that_does_not_take_it(name, model
         message = str(caught.value)
         assert message.startswith(f"{target}: ")
         assert component.names in message
+        takers = [f"--target {name}" for name in sorted(component.take)]
+        assert message.endswith(
+            f": {' or '.join(takers)} does it" if takers else ": take it out of tokenizer.json"
+        )
         assert "\n" not in message
         assert len(message) < 300
 

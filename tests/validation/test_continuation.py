@@ -141,4 +141,4 @@ def test_equal_characters_are_counted_from_the_beginning(first: str, second: str
 
 
 def test_characters_of_tokens_are_counted_once_for_all_their_bytes() -> None:
-    assert characters(["▁the", "<0xE4>", "<0xBD>", "<0xA0>", "<0x0A>", "<|turn>"]) == 4 + 1 + 1 + 7
+    assert characters([b" the", b"\xe4", b"\xbd", b"\xa0", b"\n", b"<|turn>"]) == 4 + 1 + 1 + 7

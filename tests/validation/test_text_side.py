@@ -20,11 +20,11 @@ from converter.checkpoint.tokenizer import AddedToken
 from converter.demo import DEMO
 from converter.system.child import Worker
 from support.tampering import GgufFile
+from targets.gguf.ends import ENDS_BY_TEXT
 from validation import gates
 from validation.limits import DENSE
 from validation.proof import validate
 from validation.runners import Template, find_runner
-from validation.runtimes.llamacpp_text import ENDS_BY_TEXT
 from validation.settings import Prepared, Settings, prepare
 from validation.tokenization import (
     TEXTS,
@@ -303,12 +303,15 @@ def test_tokens_without_use_may_be_hidden_or_not(prepared: Prepared) -> None:
     assert _hidden_by_some(replace(tokenizer, added=added)) - _hidden_by_some(tokenizer) == {40}
 
 
-def test_what_differs_in_the_runtime_alone_is_its_limit() -> None:
-    texts, known = ["aa", "bb", "cc", "dd"], [[1], [2], [3], [4]]
-    found = compare_tokens(texts, known, [[1], [9], [8], [4]], "abcdefghij", [[1], [9], [3], [7]])
+def test_what_differs_in_the_runtime_alone_is_its_limit(prepared: Prepared) -> None:
+    texts, known, tokenizer = ["aa", "bb", "cc", "dd"], [[1], [2], [3], [4]], prepared.checkpoint.tokenizer
+    found = compare_tokens(texts, known, [[1], [9], [8], [4]], tokenizer, [[1], [9], [3], [7]])
     assert (found["equal"], found["equal_fraction"]) == (2, 0.75)
     assert [one["text"] for one in found["runtime_limits"]] == ["bb"]
     assert found["difference"] == {"text": "cc", "token": 0, "checkpoint": [3], "engine": [8]}
+    found = compare_tokens(texts, known, [[1], [9], [8], [4]], tokenizer, None, {1: [2], 2: [7]})
+    assert [one["text"] for one in found["runtime_limits"]] == ["bb"]
+    assert found["equal_fraction"] == 0.75
 
 
 def test_a_chat_that_the_checkpoint_refuses_or_does_not_show_is_not_compared() -> None:

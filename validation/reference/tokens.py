@@ -21,20 +21,19 @@ _SHORTER: Final = 16
 
 
 def tokenize(request: dict[str, Any], progress: StageProgress) -> Mapping[str, object]:
-    """``{"bos": id, "ids": [ids without BOS | None, ...]}`` for the passages of the request.
+    """``{"bos": id | None, "ids": [ids without BOS | None, ...]}`` for the passages of the request.
 
-    ``None`` stands for a chat that cannot be rendered because the checkpoint has no chat template.
+    The tokenizer may name no BOS. Among the ids, ``None`` stands for a chat that cannot be rendered because
+    the checkpoint has no chat template.
     """
     tokenizer = load_tokenizer(request["model"])
     bos = tokenizer.bos_token_id
-    if bos is None:
-        raise ValidationError("the checkpoint's tokenizer names no BOS token")
     passages = request["passages"]
     ids: list[list[int] | None] = []
     for index, passage in enumerate(passages):
         text = _render(tokenizer, passage)
         made = None if text is None else list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids.append(made[1:] if made and made[0] == bos else made)
+        ids.append(made[1:] if made and bos is not None and made[0] == bos else made)
         progress(index + 1, len(passages))
     return {"bos": bos, "ids": ids}
 

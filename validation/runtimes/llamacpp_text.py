@@ -8,7 +8,7 @@ writes is tokenised as the server does.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,24 +18,15 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.system.child import Worker
 from converter.system.progress import StageProgress
+from targets.gguf.ends import ENDS_BY_TEXT
+from targets.gguf.family import gguf_family
 from targets.gguf.tokenizer_model import TEMPLATE
-from targets.gguf.vocabulary import VISIBLE, lost_ends
+from targets.gguf.vocabulary import lost_ends
 from validation.runners import Ids, Reading, Render, Template, TextAccount
 from validation.runtimes.llamacpp_server import ENGINE, given, has_server, server_prompts
 
 #: What runs templates where the installed library has no server.
 _NO_SERVER: Final = "transformers"
-#: Texts of tokens at which llama.cpp ends an answer whatever a file says (``llama_vocab::impl::load``), which
-#: it also hides; found by trying each in xllamacpp 2026.10.11549.
-ENDS_BY_TEXT: Final = frozenset(
-    {"<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>"}
-    | {"<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "</s>", "<eos>"}
-    | {"<|end_of_text|>", "<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~["}
-    | {"<\N{FULLWIDTH VERTICAL LINE}end\u2581of\u2581sentence\N{FULLWIDTH VERTICAL LINE}>"}
-    # ends of pieces of code that is filled in
-    | {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>"}
-    | {"<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"}
-)
 #: What llama.cpp's converter takes for special by its text (``does_token_look_special``).
 _UNUSED: Final = re.compile(r"<unused\d+>|<\|.*\|>|<pad>|<mask>|<2mass>|\[@BOS@\]")
 
@@ -69,7 +60,12 @@ class LlamaCppText:
         progress: StageProgress,
     ) -> TextAccount:
         """See the protocol. There is no other reading to compare tokens with: a vocabulary must be in a GGUF
-        before llama.cpp reads it."""
+        before llama.cpp reads it. But a text that llama.cpp would have to normalize is read normalized
+        too."""
+        tokenizer = checkpoint.tokenizer
+        model = gguf_family(checkpoint.architecture).tokenizer_model(tokenizer)
+        changed = {at: model.normalized(text) for at, text in enumerate(texts)}
+        changed = {at: text for at, text in changed.items() if text != texts[at]}
         what = f"llama.cpp on the vocabulary of {artifact.name}"
         with Worker("validation.runtimes.llamacpp_text_model") as worker:
             found = worker.call(
@@ -81,20 +77,21 @@ class LlamaCppText:
                 made: Sequence[Sequence[int]] = worker.call(request, progress, what=what)["tokens"]
                 return made
 
-            side = _Prompts(artifact, checkpoint.tokenizer, found, chats, render, tokens_of)
+            normalized = dict(zip(changed, tokens_of(list(changed.values()), begin=False), strict=True))
+            side = _Prompts(artifact, tokenizer, found, chats, render, tokens_of)
             prompts, own_prompts = side.read(scratch, progress)
-        tokenizer = checkpoint.tokenizer
         neither = tokenizer.fillers | _hidden_by_some(tokenizer)
         by_rule = frozenset(id for id, one in enumerate(tokenizer.tokens) if one in ENDS_BY_TEXT)
         return TextAccount(
             found["version"],
             Reading(tuple(map(tuple, found["tokens"])), prompts, tuple(found["ends"])),
+            normalized={at: tuple(ids) for at, ids in normalized.items()},
             own_prompts=own_prompts,
             template=side.template,
             ends_by_rule=by_rule,
             ends_lost=frozenset(lost_ends(checkpoint.architecture, tokenizer)),
             hidden=frozenset(found["hidden"]) - by_rule - neither,
-            hidden_by_right=_hidden(tokenizer) - by_rule - neither,
+            hidden_by_right=_hidden(tokenizer, model.visible) - by_rule - neither,
         )
 
 
@@ -138,7 +135,8 @@ class _Prompts:
 
     def _excuses(self, others: Sequence[Mapping[str, str]]) -> tuple[Ids, ...] | None:
         """``others``, prompts by the checkpoint's template, as far as llama.cpp writes another text than
-        transformers, or puts BOS before one that has none. Elsewhere there is a line that is no prompt."""
+        transformers, or puts BOS, if there is one, before one that has none. Elsewhere there is a line that
+        is no prompt."""
         own = self.tokenizer.chat_template
         if own is None:
             return None
@@ -147,7 +145,6 @@ class _Prompts:
         return tuple(
             ids
             if "text" not in due
-            or not begin
             or not due["text"].startswith(begin)
             or one.get("text", "").removeprefix(begin) != due["text"].removeprefix(begin)
             else "as transformers has it"
@@ -159,10 +156,10 @@ class _Prompts:
         return tuple(tuple(next(tokens)) if "text" in one else one["error"] for one in written)
 
 
-def _hidden(tokenizer: Tokenizer) -> frozenset[int]:
+def _hidden(tokenizer: Tokenizer, visible: Collection[str]) -> frozenset[int]:
     """Special tokens of the checkpoint, but for those that llama.cpp shows to whoever reads chats."""
     return frozenset(
-        id for id, token in tokenizer.added.items() if token.special and token.content not in VISIBLE
+        id for id, token in tokenizer.added.items() if token.special and token.content not in visible
     )
 
 

@@ -10,7 +10,6 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
-from qatconvert_zip.source import MOST_DIRECTORY
 
 from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import open_checkpoint, open_description, read_description
@@ -19,12 +18,13 @@ from converter.errors import CheckpointError
 from converter.names import Source, resolve
 from converter.system.digests import Digests, sha256
 from support.distributions import write_distribution
-from support.packed_form import register
-from support.zip_source import write_zip
+from support.outside import archive_source, register
 
 Make = Callable[..., Path]
-KIND = """
-from qatconvert_zip.source import KIND as zipped
+ARCHIVE = archive_source()
+MOST_DIRECTORY, write_zip = ARCHIVE.MOST_DIRECTORY, ARCHIVE.write_zip
+KIND = f"""
+from {ARCHIVE.__name__} import KIND as zipped
 from dataclasses import replace
 
 def fails(path):
@@ -89,7 +89,7 @@ def test_its_one_file_is_listed_with_its_digest(archive: Path) -> None:
     assert checkpoint.files == (archive,)
     entry = {"path": "model.zip", "bytes": archive.stat().st_size, "sha256": sha256(archive)}
     assert checkpoint.source.entries(digests) == [entry]
-    assert (checkpoint.source.kind, str(checkpoint.source)) == ("zip", str(archive))
+    assert (checkpoint.source.kind, str(checkpoint.source)) == (ARCHIVE.KIND.name, str(archive))
 
 
 def test_its_directory_has_the_files_and_goes_with_the_checkpoint(
@@ -142,7 +142,9 @@ def test_two_kinds_that_recognise_a_file_are_named(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sources(tmp_path, monkeypatch, other="further_kinds:OTHER")
-    assert "the sources 'other' and 'zip' recognise it: uninstall all but one" in refusal(archive)
+    assert f"the sources 'other' and '{ARCHIVE.KIND.name}' recognise it: uninstall all but one" in refusal(
+        archive
+    )
 
 
 @pytest.mark.parametrize(

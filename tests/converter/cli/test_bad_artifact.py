@@ -140,3 +140,10 @@ def test_a_foreign_artifacts_differences_are_listed_and_not_judged(qatconvert, r
     assert judged.returncode == 3
     assert "gate same_as_built failed: 2 against a limit of 0" in judged.stdout
     assert "differs in" not in judged.stdout
+
+
+def test_a_target_that_writes_no_such_files_is_one_line(qatconvert, error_of, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    words = ("validate", tmp_path / "m.gguf", "--reference", "gemma4-demo", "--target", "onnx")
+    line = error_of(qatconvert(*words), status=2)
+    assert line.endswith("m.gguf: target onnx writes no such files, but .onnx")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from support.distributions import write_distribution
+from targets.options import OF_EVERY_VALIDATION
+from validation.settings import Settings
 
 #: A target that writes its options and nothing else.
 Points = dict[str, dict[str, str]]
@@ -321,11 +325,58 @@ def test_a_runtime_without_effect_is_refused(words, told, qatconvert, error_of, 
     assert told in error_of(qatconvert("owner/name", *words, environment=another), 2)
 
 
-def test_an_option_of_a_runtime_is_no_setting_of_every_validation(qatconvert, error_of, tmp_path):
+def test_an_option_of_a_runtime_is_called_like_no_setting_of_every_validation(
+    qatconvert, error_of, tmp_path, checkpoint_factory
+):
     text = ANOTHER["another_declared"].replace('"note"', '"positions"')
     both = install(tmp_path / "site", "qatconvert-another", {**ANOTHER, "another_declared": text}, RUNTIME)
-    told = error_of(qatconvert("owner/name", environment=both), 2)
-    assert "option positions is declared by runtime gguf.another (of qatconvert-another 1.0) and is a" in told
+    told = "option positions of runtime gguf.another is called like a setting of every validation"
+    done = qatconvert("convert", "--help", environment=both)
+    assert done.returncode == 0
+    assert done.stderr.endswith(
+        f"qatconvert-another 1.0 declares no options of gguf.another: UsageError: {told}\n"
+    )
+    words = ("convert", checkpoint_factory("text"), "--positions", "32", "--no-same-weights", "-q")
+    done = qatconvert(*words, "-o", tmp_path / "out", environment=both)  # in llama.cpp itself
+    assert done.returncode in {0, 3}, done.stderr
+    words += ("--runtime", "gguf.another", "-o", tmp_path / "other")
+    done = qatconvert(*words, environment=both)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"qatconvert: {told}\n")
+
+
+def test_no_setting_of_every_validation_is_left_out():
+    assert {field.name for field in fields(Settings)} == OF_EVERY_VALIDATION
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_a_manifest_has_no_content_and_no_place_of_a_runtimes_option(
+    repeatable, qatconvert, tmp_path, checkpoint_factory
+):
+    options = f"""
+        from targets.options import VALIDATED, Option, OptionGroup
+
+        BOTH = dict(repeatable={repeatable}, commands=VALIDATED)
+        OPTIONS = OptionGroup("Another llama.cpp", (
+            Option("note", "File.", ("--another-note",), kind="file", **BOTH),
+            Option("trace", "Place.", ("--another-trace",), kind="path", **BOTH),
+            Option("depth", "Number.", ("--another-depth",), kind="integer", commands=VALIDATED),
+        ))
+    """
+    site = install(tmp_path / "site", "qatconvert-another", {**ANOTHER, "another_declared": options}, RUNTIME)
+    (tmp_path / "note").write_text(f"kept in {tmp_path}")
+    words = ["--positions", "32", "--no-same-weights", "--runtime", "gguf.another", "-q"]
+    words += ["-o", tmp_path / "out"]
+    words += ["--another-note", tmp_path / "note", "--another-trace", tmp_path / "t", "--another-depth", "3"]
+    done = qatconvert("convert", checkpoint_factory("text"), *words, environment=site)
+    assert done.returncode in {0, 3}, done.stderr
+    text = (tmp_path / "out" / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+    recorded = json.loads(text)["options"]["validation"]
+    digest = hashlib.sha256((tmp_path / "note").read_bytes()).hexdigest()
+    assert recorded["note"] == ([digest] if repeatable else digest)
+    assert "trace" not in recorded
+    assert recorded["depth"] == 3
 
 
 @pytest.mark.parametrize("command", ["convert", "inspect", "validate", "modelfile"])

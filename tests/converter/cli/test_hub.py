@@ -297,7 +297,7 @@ def test_a_tokenizer_that_the_target_cannot_hold_is_refused_without_its_weights(
     other = changed(source, tmp_path, "tokenizer.json", model={**model, "byte_fallback": False})
     with HubServer({REPO: other}) as server:
         line = assert_refused_without_weights(server, tmp_path, "gemma4-9b")
-    assert "gguf: the tokenizer has no byte fallback" in line
+    assert "gguf: tokenizer.json: model.byte_fallback is false, which llama.cpp does not follow" in line
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unicodedata import is_normalized
 
 import gguf
 import numpy as np
 import pytest
+from qatconvert_int4.testing import tensors_of, write_packed
+from qatconvert_plain.options import OPTIONS, RUNTIME
+from qatconvert_qwen3.testing import write_qwen3
 from safetensors.numpy import load_file
 
 from support.distributions import write_distribution
-from support.packed_form import tensors_of, write_packed
-from support.qwen3 import write_qwen3
+from support.outside import BROUGHT, OUTSIDE
+from support.tampering import GgufFile
+from validation.tokenization import TEXTS
 
-OUTSIDE = Path(__file__).parents[2] / "outside"
+MERGES = "tokenizer.ggml.merges"
 #: A family that only reads models, as Gemma 3's.
 INVENTED = """
 from dataclasses import replace
@@ -29,6 +38,17 @@ def read(config, model_type):
 
 FAMILY = Family(("invented",), read)
 """
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A conversion with its proof."""
+
+    output: Path
+    #: The target's, of the report.
+    entry: dict[str, Any]
+    #: What stands on standard error.
+    told: str
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +73,127 @@ def qwen3(tmp_path_factory) -> Path:
     return write_qwen3(tmp_path_factory.mktemp("qwen3") / "model")
 
 
-def test_a_model_of_another_family_is_converted_and_proven(qatconvert, outside, qwen3, tmp_path):
-    words = ("convert", qwen3, "--target", "gguf", "-o", tmp_path / "out", "--json", "-q")
-    done = qatconvert(*words, environment=outside)
+@pytest.fixture(scope="module")
+def proven(outside, qwen3, tmp_path_factory) -> Proven:
+    """The model's conversion to GGUF."""
+    work = tmp_path_factory.mktemp("proven")
+    program = str(Path(sys.executable).with_name("qatconvert"))
+    words = [program, "convert", qwen3, "--target", "gguf", "-o", work / "out", "--json", "-q"]
+    environment = {**os.environ, **outside, "QATCONVERT_HOME": str(work / "home")}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "no Modelfile is written: ollama: the family qwen3 is not known" in done.stderr
-    assert not (tmp_path / "out" / "ollama").exists()
-    found = json.loads(done.stdout)["targets"]["gguf"]
+    return Proven(work / "out", json.loads(done.stdout)["targets"]["gguf"], done.stderr)
+
+
+def test_a_model_of_another_family_is_converted_and_proven(proven):
+    assert "no Modelfile is written: ollama: the family qwen3 is not known" in proven.told
+    assert not (proven.output / "ollama").exists()
+    found = proven.entry
     assert found["passed"]
     assert found["weights"]["exact_fraction"] == 1
     assert found["logits"]["mean_kld"] < 1e-3
     (graph,) = (gate for gate in found["gates"] if gate["name"] == "graph_kld")
     assert graph["value"] < 1e-9
+
+
+def test_its_tokenizer_of_bytes_makes_transformers_tokens_and_prompts_in_llama_cpp(proven):
+    (file,) = (proven.output / "gguf").iterdir()
+    fields = gguf.GGUFReader(file).fields
+    stored = {name: fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "pre", "add_bos_token")}
+    assert stored == {"model": "gpt2", "pre": "qwen2", "add_bos_token": False}
+    engine = proven.entry["runtime"]["engine"]
+    for part in ("tokenizer", "prompts", "ends"):
+        assert engine[part]["equal_fraction"] == 1
+    assert engine["tokenizer"]["texts"] > len(TEXTS)
+    assert engine["prompts"]["equal"] > 5
+    assert engine["prompts"]["runtime_limits"] == []
+    assert len(engine["ends"]["engine"]) == 2
+
+
+def test_a_text_that_llama_cpp_would_have_to_compose_is_told(proven):
+    assert "gguf: llama.cpp composes no characters (NFC)" in proven.told
+    limits = proven.entry["runtime"]["engine"]["tokenizer"]["runtime_limits"]
+    assert len(limits) == sum(not is_normalized("NFC", text) for text in TEXTS) > 0
+    assert all("e\u0301" in limit["text"] for limit in limits)
+
+
+def reverse_merges(file: GgufFile) -> None:
+    """The last that was learned goes first."""
+    value = dict(file.keys)[MERGES]
+    texts, place = [], 16
+    while place < len(value):
+        stop = place + 8 + int.from_bytes(value[place : place + 8], "little")
+        texts.append(value[place:stop])
+        place = stop
+    replace_key(file, MERGES, value[:16] + b"".join(reversed(texts)))
+
+
+def cut_as_gpt2(file: GgufFile) -> None:
+    """``pre``, a text."""
+    replace_key(file, "tokenizer.ggml.pre", struct.pack("<IQ", 8, 5) + b"gpt-2")
+
+
+def begin(file: GgufFile) -> None:
+    """Prompts begin with BOS."""
+    replace_key(file, "tokenizer.ggml.add_bos_token", struct.pack("<I?", 7, True))
+
+
+def replace_key(file: GgufFile, name: str, value: bytes) -> None:
+    assert dict(file.keys)[name] != value
+    file.keys = [(key, value if key == name else old) for key, old in file.keys]
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        (reverse_merges, "engine_same_tokens"),
+        (cut_as_gpt2, "engine_same_tokens"),
+        (begin, "engine_same_prompts"),
+    ],
+)
+def test_a_tokenizer_that_is_not_the_checkpoints_fails_the_proof(
+    change, gate, qatconvert, outside, qwen3, proven, tmp_path
+):
+    (made,) = (proven.output / "gguf").iterdir()
+    file = GgufFile.read(made)
+    change(file)
+    file.write(tmp_path / "m.gguf")
+    words = ("validate", tmp_path / "m.gguf", "--reference", qwen3, "--json", "-q")
+    done = qatconvert(*words, environment=outside)
+    assert done.returncode == 3, done.stderr
+    gates = json.loads(done.stdout)["targets"]["gguf"]["gates"]
+    assert gate in {one["name"] for one in gates if one["passed"] is False}
+
+
+def cut_threes(document: Any) -> None:
+    document["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {"Regex": r"\p{N}{1,3}"}
+
+
+def cut_nothing(document: Any) -> None:
+    del document["pre_tokenizer"]["pretokenizers"][0]
+
+
+def lower(document: Any) -> None:
+    document["normalizer"] = {"type": "Lowercase"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (cut_threes, "pretokenizers[0] is a Split at '\\\\p{N}{1,3}', which llama.cpp does not follow"),
+        (cut_nothing, "gguf: the tokenizer cuts text otherwise than Qwen2's"),
+        (lower, "gguf: tokenizer.json: normalizer is Lowercase, which llama.cpp does not follow"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(
+    edit, told, qatconvert, outside, qwen3, tmp_path, error_of
+):
+    model = shutil.copytree(qwen3, tmp_path / "model")
+    document = json.loads((model / "tokenizer.json").read_text("utf-8"))
+    edit(document)
+    (model / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    words = ("convert", model, "--target", "gguf", "-o", tmp_path / "out", "--no-validate")
+    assert told in error_of(qatconvert(*words, environment=outside))
 
 
 def test_what_is_not_known_of_it_is_one_line(qatconvert, outside, qwen3, tmp_path, error_of):
@@ -160,14 +289,14 @@ def test_codes_that_are_not_the_checkpoints_fail_the_proof_of_such_a_form(
 def test_a_target_of_another_distribution_is_written_proven_and_read_by_its_own_package(
     qatconvert, outside, packed, tmp_path
 ):
-    words = ("convert", packed, "--target", "plain", "--plain-type", "float32", "--plain-memory", "1")
+    words = ("convert", packed, "--target", "plain-numbers", "--plain-type", "float32", "--plain-memory", "1")
     done = qatconvert(*words, "-o", tmp_path / "out", "--json", "-q", environment=outside)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["targets"]["plain"]
+    found = json.loads(done.stdout)["targets"]["plain-numbers"]
     assert found["passed"]
     assert found["weights"]["exact_fraction"] == 1
     assert found["logits"]["mean_kld"] < 1e-9
-    assert found["runtime"]["runner"] == "plain.transformers"
+    assert found["runtime"]["runner"] == "plain-numbers.transformers"
     assert found["runtime"]["plain_memory"] == 1
     tensors = load_file(tmp_path / "out" / found["artifact"])
     assert tensors["model.norm.weight"].dtype == np.float32
@@ -176,7 +305,16 @@ def test_a_target_of_another_distribution_is_written_proven_and_read_by_its_own_
 
 
 def test_a_wrong_number_in_its_artifact_fails_the_proof(qatconvert, outside, demo_checkpoint, tmp_path):
-    words = ("convert", demo_checkpoint, "--target", "plain", "--no-validate", "-o", tmp_path / "out", "-q")
+    words = (
+        "convert",
+        demo_checkpoint,
+        "--target",
+        "plain-numbers",
+        "--no-validate",
+        "-o",
+        tmp_path / "out",
+        "-q",
+    )
     assert qatconvert(*words, environment=outside).returncode == 0
     (file,) = (tmp_path / "out" / "plain").iterdir()
     content = bytearray(file.read_bytes())
@@ -185,7 +323,7 @@ def test_a_wrong_number_in_its_artifact_fails_the_proof(qatconvert, outside, dem
     words = ("validate", file, "--reference", demo_checkpoint, "--json", "-q")
     done = qatconvert(*words, environment=outside)
     assert done.returncode == 3, done.stderr
-    gates = json.loads(done.stdout)["targets"]["plain"]["gates"]
+    gates = json.loads(done.stdout)["targets"]["plain-numbers"]["gates"]
     assert "same_as_built" in {gate["name"] for gate in gates if not gate["passed"]}
 
 
@@ -196,17 +334,62 @@ def test_its_options_stand_in_the_help_and_belong_to_it(qatconvert, outside, tmp
     assert "--plain-memory" in told
     words = ("convert", "gemma4-demo", "-o", tmp_path / "out", "--plain-type", "float16")
     line = error_of(qatconvert(*words, environment=outside), status=2)
-    assert "--plain-type has no effect without target plain" in line
+    assert "--plain-type has no effect without target plain-numbers" in line
     assert "--plain-type" not in qatconvert("convert", "--help").stdout
 
 
-def test_nothing_that_is_shipped_names_what_the_distribution_brings():
-    root = OUTSIDE.parents[1]
-    names = re.compile(
-        r"qwen|int4-groups|int4_groups|qatconvert_plain|plain_type|plain_memory", re.IGNORECASE
+#: Folders of a checkout; what else there is, is not ours.
+ROOMS = (".ci", "benchmarks", "converter", "docs", "targets", "tests", "validation")
+#: Who may name what the distribution brings: itself, this file, and the page that shows its lines.
+WITHIN = ("tests/outside/", "tests/converter/cli/test_outside.py", "docs/extending.md")
+
+
+def brought_names() -> re.Pattern[str]:
+    """Whatever the distribution registers, its packages and their options, and the family's name."""
+    entries = {name for group in BROUGHT.values() for name in group}
+    modules = {value.partition(".")[0] for group in BROUGHT.values() for value in group.values()}
+    options = {option.name for group in (OPTIONS, RUNTIME) for option in group.options}
+    spelled = {name.replace("-", "_") for name in entries}
+    return re.compile(
+        "|".join(map(re.escape, entries | modules | options | spelled | {"qwen"})), re.IGNORECASE
     )
-    rooms = ("converter", "targets", "validation", "benchmarks")
-    files = [root / "pyproject.toml", *(file for room in rooms for file in (root / room).rglob("*.py"))]
-    assert len(files) > 200
-    assert [file for file in files if names.search(file.read_text("utf-8"))] == []
-    assert names.search((OUTSIDE / "pyproject.toml").read_text("utf-8"))
+
+
+def naming(root: Path) -> list[str]:
+    """The files of a checkout, named from ``root``, that name any of it."""
+    names = brought_names()
+    files = [file for room in ROOMS for file in (root / room).rglob("*") if "__pycache__" not in file.parts]
+    named = [file.relative_to(root).as_posix() for file in (*root.iterdir(), *files) if file.is_file()]
+    return [
+        name
+        for name in named
+        if not name.startswith(WITHIN)
+        and names.search(f"{name}\n{(root / name).read_text(errors='replace')}")
+    ]
+
+
+def test_no_file_outside_the_distribution_names_what_it_brings():
+    root = OUTSIDE.parents[1]
+    assert all((root / room).is_dir() for room in ROOMS)
+    assert naming(root) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from qatconvert_int4.form import FORM",
+        "METHOD = 'int4-groups'",
+        "int4_groups = 3",
+        'find_target("plain-numbers")',
+        "--runtime plain-numbers.transformers",
+        "plain_memory = 1",
+        "# as Qwen2's",
+        "family == 'qwen3'",
+    ],
+)
+def test_a_file_that_names_any_of_it_is_found(line, tmp_path):
+    places = ["README.md", "converter/a.py", "tests/support/b.py", "docs/c.md", "tests/outside/d.py"]
+    for name in places:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"plain text\n{line}\n")
+    assert sorted(naming(tmp_path)) == sorted(places[:-1])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from support.packed_form import OUTSIDE, register
-from support.zip_source import write_zip
+from support.outside import OUTSIDE, archive_source, register
+
+write_zip = archive_source().write_zip
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from converter.pipeline.conversion import Conversion, convert
 from converter.pipeline.inspection import inspect
 from converter.pipeline.opening import open_model
 from support.distributions import write_distribution
-from support.packed_form import GROUP, packed, register, tensors_of, write_packed
+from support.outside import packed_forms, register
 from support.part_target import vision
 from validation.proof import validate
 
@@ -27,6 +27,8 @@ Write = Callable[[Mapping[str, NDArray[Any]]], Path]
 MATRIX = "model.vision_tower.encoder.layers.0.mlp.up_proj.linear.weight"
 CLIP = "model.vision_tower.encoder.layers.0.mlp.up_proj.input_max"
 NORM = "model.vision_tower.encoder.layers.0.input_layernorm.weight"
+(FORM,) = packed_forms().values()
+GROUP = FORM.GROUP
 ROWS, COLUMNS = 64, 2 * GROUP
 
 
@@ -38,9 +40,9 @@ def scales() -> NDArray[np.float16]:
     return np.random.default_rng(2).uniform(0.001, 0.01, (ROWS, COLUMNS // GROUP)).astype(np.float16)
 
 
-#: A vision encoder's tensors in the form ``int4-groups``: a packed matrix, and numbers.
+#: A vision encoder's tensors in the packed form: a packed matrix, and numbers.
 TENSORS: Mapping[str, NDArray[Any]] = {
-    f"{MATRIX}_packed": packed(codes()),
+    f"{MATRIX}_packed": FORM.packed(codes()),
     f"{MATRIX}_scale": scales(),
     CLIP: np.float32(np.inf).reshape(()),
     NORM: np.ones(32, np.float32),
@@ -70,7 +72,9 @@ def write(checkpoint_factory: Make, tmp_path: Path) -> Write:
 
     def made(tensors: Mapping[str, NDArray[Any]]) -> Path:
         source = checkpoint_factory("31b")
-        return write_packed(source, tmp_path / "model", {**tensors_of(source, "float16"), **tensors})
+        return FORM.write_packed(
+            source, tmp_path / "model", {**FORM.tensors_of(source, "float16"), **tensors}
+        )
 
     return made
 

@@ -17,10 +17,10 @@ from converter.pipeline.rebuild import rebuild
 from converter.pipeline.validation import validate
 from converter.pipeline.verification import verify
 from converter.system.digests import sha256
-from support.packed_form import register
-from support.zip_source import write_zip
+from support.outside import archive_source, register
 
 Make = Callable[..., Path]
+write_zip = archive_source().write_zip
 Change = Callable[[Path], object]
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
@@ -27,7 +28,7 @@ CONFIG = "config"
 class PlainTarget:
     """Option: ``plain_type`` (``float32``, ``float16``)."""
 
-    name = "plain"
+    name = "plain-numbers"
     suffix = ".plain.safetensors"
     extra = ""
     modules = ("safetensors",)
@@ -40,6 +41,10 @@ class PlainTarget:
 
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """Every model has plain numbers."""
+
+    def lacking_steps(self, checkpoint: Checkpoint) -> Sequence[Step]:
+        """All: a file holds no tokenizer."""
+        return checkpoint.tokenizer.steps
 
     def plan(
         self,
@@ -117,6 +122,13 @@ class PlainTarget:
                 raise CheckpointError(f"{artifact}: has no tensor {name} of shape {list(weight.shape)}")
             found[weight.name] = stored(weight, name, tensors[name])
         return found
+
+    def recognises(self, artifact: Path) -> bool:
+        """Whether the file's metadata have a configuration."""
+        try:
+            return CONFIG in read(artifact)[1]
+        except CheckpointError:
+            return False
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
         """The type of the numbers."""

@@ -9,8 +9,8 @@ import gguf
 
 from converter.checkpoint.architecture import FULL, SILU, Architecture
 from converter.errors import TargetError
+from qatconvert_qwen3.tokenizer import tokenizer_model
 from targets.gguf.family import GgufFamily
-from targets.gguf.vocabulary import BY_MERGES
 
 
 def _check(architecture: Architecture) -> None:
@@ -49,5 +49,5 @@ QWEN3: Final = GgufFamily(
     },
     check=_check,
     add_hyperparameters=_add_hyperparameters,
-    tokenizer_model=lambda tokenizer: BY_MERGES,
+    tokenizer_model=tokenizer_model,
 )

@@ -61,7 +61,7 @@ class Unpacked:
 class Archive:
     """The source; see ``converter.checkpoint.source.CheckpointSource``."""
 
-    kind: ClassVar[str] = "zip"
+    kind: ClassVar[str] = "zip-archive"
     file: Path
     #: By name.
     members: Mapping[str, Stretch]
@@ -202,4 +202,4 @@ def unpack(members: Mapping[str, Shard], directory: Path) -> None:
                 file.write(piece)
 
 
-KIND = SourceKind("zip", recognises, open_archive, suffix=SUFFIX)
+KIND = SourceKind("zip-archive", recognises, open_archive, suffix=SUFFIX)

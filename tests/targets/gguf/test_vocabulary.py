@@ -16,7 +16,8 @@ from converter.checkpoint.opened import open_description
 from converter.checkpoint.tokenizer import AddedToken, read_tokenizer
 from converter.errors import TargetError
 from targets.gguf import target
-from targets.gguf.vocabulary import VISIBLE, merge_scores, scores_suffice, token_types
+from targets.gguf.gemma_tokenizer import VISIBLE, merge_scores, scores_suffice
+from targets.gguf.vocabulary import token_types
 
 HARD = [
     "",
@@ -139,7 +140,7 @@ def test_token_types(checkpoint_factory):
         added={**tokenizer.added, first: AddedToken("the", special=False)},
         fillers=frozenset({first + 1}),
     )
-    types = dict(zip(tokenizer.tokens, token_types(tokenizer), strict=True))
+    types = dict(zip(tokenizer.tokens, token_types(tokenizer, VISIBLE), strict=True))
     assert types["<bos>"] == types["<turn|>"] == gguf.TokenType.CONTROL
     assert {types[token] for token in VISIBLE} == {gguf.TokenType.USER_DEFINED}
     assert types["<0x0A>"] == gguf.TokenType.BYTE

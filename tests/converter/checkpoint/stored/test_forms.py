@@ -19,12 +19,14 @@ from converter.checkpoint.stored.modules import Head, named_scales, same_bits, s
 from converter.checkpoint.weight import Lattice, Scales
 from converter.errors import CheckpointError
 from support.distributions import write_distribution
-from support.packed_form import METHOD, register, tensors_of, unpacked, write_packed
+from support.outside import packed_forms, register
 from targets.target import find_target
 
 Make = Callable[..., Path]
 Tensors = dict[str, NDArray[np.generic]]
 EMBEDDING = "model.embed_tokens.weight"
+(PACKED,) = packed_forms().values()
+METHOD = PACKED.METHOD
 
 
 @pytest.fixture
@@ -41,9 +43,9 @@ def make(registered: None, checkpoint_factory: Make, tmp_path: Path) -> Callable
         change: Callable[[Tensors], object] = lambda tensors: None, shards: int = 1, dtype: str = "float16"
     ) -> Path:
         source = checkpoint_factory("text")
-        tensors = tensors_of(source, dtype)
+        tensors = PACKED.tensors_of(source, dtype)
         change(tensors)
-        return write_packed(source, tmp_path / "packed", tensors, shards)
+        return PACKED.write_packed(source, tmp_path / "packed", tensors, shards)
 
     return write
 
@@ -122,7 +124,7 @@ def test_codes_and_scales_are_those_stored(make: Callable[..., Path], dtype: str
         assert weight.codes is not None
         rows = weight.codes(0, weight.rows)
         name = weight.source.removesuffix("_packed")
-        np.testing.assert_array_equal(rows.codes, unpacked(kept[f"{name}_packed"]))
+        np.testing.assert_array_equal(rows.codes, PACKED.unpacked(kept[f"{name}_packed"]))
         np.testing.assert_array_equal(rows.scales, kept[f"{name}_scale"].astype(np.float32))
     assert checkpoint.weights["norm.weight"].stored == "F32"
 
@@ -340,7 +342,7 @@ def test_packed_codes_reach_a_gguf_as_they_are(make: Callable[..., Path], tmp_pa
         # a block of 32: its float16 scale, then codes plus 8, the first half in the low bits
         nibbles = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1).astype(np.int8) - 8
         np.testing.assert_array_equal(
-            nibbles.reshape(weight.shape), unpacked(kept[f"{name}_packed"]), err_msg=name
+            nibbles.reshape(weight.shape), PACKED.unpacked(kept[f"{name}_packed"]), err_msg=name
         )
         scales = blocks[..., :2].copy().view(np.float16)[..., 0]
         np.testing.assert_array_equal(scales, np.repeat(kept[f"{name}_scale"], 4, axis=1))

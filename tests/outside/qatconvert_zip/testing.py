@@ -1,9 +1,13 @@
-"""Checkpoints in one ZIP file, the kind of source that ``tests/outside`` brings."""
+"""Checkpoints in one ZIP file, for tests; see ``support.outside.ArchiveSource``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from zipfile import ZIP_STORED, ZipFile
+
+from qatconvert_zip.source import KIND, MOST_DIRECTORY
+
+__all__ = ["KIND", "MOST_DIRECTORY", "write_zip"]
 
 
 def write_zip(directory: Path, file: Path, compression: int = ZIP_STORED) -> Path:

@@ -1,34 +1,23 @@
-"""Checkpoints in the stored form ``int4-groups`` of ``tests/outside``, and its registration by a test."""
+"""Checkpoints in the form, for tests; see ``support.outside.PackedForm``."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qatconvert_int4.form import GROUP, METHOD, packed, unpacked
 
 from converter.checkpoint.opened import open_checkpoint
-from support.distributions import write_distribution
+from qatconvert_int4.form import GROUP, METHOD, packed, unpacked
 from support.raw_safetensors import write_shards, write_tensors
 
-__all__ = ["GROUP", "METHOD", "packed", "register", "tensors_of", "unpacked", "write_packed"]
+__all__ = ["GROUP", "METHOD", "packed", "tensors_of", "unpacked", "write_packed"]
 
 Array = NDArray[np.generic]
-OUTSIDE = Path(__file__).parents[1] / "outside"
-
-
-def register(directory: Path, *names: str) -> None:
-    """A distribution in ``directory`` that registers the form under each of ``names``; by default, all that
-    ``tests/outside`` brings."""
-    forms = {"qatconvert.forms": dict.fromkeys(names, "qatconvert_int4.form:FORM")}
-    project = tomllib.loads((OUTSIDE / "pyproject.toml").read_text("utf-8"))["project"]
-    write_distribution(directory, project["name"], forms if names else project["entry-points"])
 
 
 def tensors_of(source: Path, dtype: str) -> dict[str, Array]:

@@ -1,16 +1,22 @@
-"""A small Qwen3 whose matrices lie on a lattice of 4 bits; the tokenizer is the demonstration model's."""
+"""A small Qwen3 whose matrices lie on a lattice of 4 bits; the tokenizer is learned of
+the passages that models are judged on."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 
-from converter.demo import DEMO
+from qatconvert_qwen3.tokenizer import EXPRESSION
 from support.raw_safetensors import write_tensors
+from validation.text import read_passages
 
 #: Values that share a scale.
 BLOCK = 32
@@ -35,17 +41,73 @@ CONFIG: Mapping[str, object] = {
 }
 
 
+#: Of a vocabulary, beside 256 bytes and what is learned.
+SPECIAL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+#: Added and shown.
+TAGS: Final = ("<think>", "</think>")
+#: Rows of the embedding beyond the tokens, as published models have.
+_FURTHER: Final = 8
+#: ChatML, with the beginning of the answer.
+TEMPLATE: Final = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
 def write_qwen3(directory: Path, **config: object) -> Path:
     """Write a checkpoint with random weights; ``config`` changes ``config.json``."""
     directory.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        (directory / name).write_bytes((DEMO / name).read_bytes())
-    vocabulary = json.loads((DEMO / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
-    ids = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0, "vocab_size": len(vocabulary)}
-    values = {**CONFIG, **ids, **config}
-    (directory / "config.json").write_text(json.dumps(values))
+    tokenizer = learn_tokenizer(660)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "bos_token": None, "unk_token": None}
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            **special,
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "tokenizer_class": "Qwen2Tokenizer",
+        },
+    )
+    (directory / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    end, turn_end = (tokenizer.token_to_id(text) for text in ("<|endoftext|>", "<|im_end|>"))
+    _write_json(
+        directory / "generation_config.json",
+        {"bos_token_id": end, "eos_token_id": [turn_end, end], "pad_token_id": end},
+    )
+    ids = {"bos_token_id": end, "eos_token_id": turn_end, "pad_token_id": end}
+    values = {**CONFIG, **ids, "vocab_size": tokenizer.get_vocab_size() + _FURTHER, **config}
+    _write_json(directory / "config.json", values)
     write_tensors(directory / "model.safetensors", _tensors(values))
     return directory
+
+
+def learn_tokenizer(size: int) -> Tokenizer:
+    """A byte-level BPE of ``size`` tokens and the added ones, cut as Qwen's, of the shipped passages."""
+    tokenizer = Tokenizer(BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(EXPRESSION), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    trainer = BpeTrainer(
+        vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator((passage.text for passage in read_passages()), trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in TAGS])
+    return tokenizer
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
+    path.write_text(json.dumps(values), "utf-8")
 
 
 def _tensors(config: Mapping[str, object]) -> dict[str, NDArray[np.uint16]]:
