@@ -99,7 +99,11 @@ def reference_ahead(proving: Proving) -> Iterator[Progress]:
 
     progress = one_at_a_time(proving.progress)
     with computed_ahead(proving.prepared, proving.source, proving.model.check_unchanged, progress):
-        yield progress
+        try:
+            yield progress
+        except BaseException:
+            proving.digests.close()  # the other thread may be waiting for them
+            raise
 
 
 @dataclass(frozen=True, slots=True)

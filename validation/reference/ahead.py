@@ -62,8 +62,9 @@ def computed_ahead(
     there, or what failed is left to whoever asks for them. Nothing is done where no cache can be written, nor
     for a form whose numbers would have to be written first.
 
-    An error in the block ends the computation. ``prepared.worker`` must not be used in the block.
-    ``progress`` is called from another thread.
+    An error in the block ends the computation at once, and ``prepared.worker`` for good. It is waited for
+    until ``source`` returns or raises: whoever has an error there should have ``source`` raise.
+    ``prepared.worker`` must not be used in the block. ``progress`` is called from another thread.
     """
     if not prepared.checkpoint.form.loads_as_stored or not is_writable(_cache(prepared)):
         yield
@@ -78,7 +79,7 @@ def computed_ahead(
     try:
         yield
     except BaseException:
-        prepared.worker.close()
+        prepared.worker.give_up()
         raise
     finally:
         thread.join()

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -99,6 +101,35 @@ def test_an_interrupted_request_leaves_no_process(
     with pytest.raises(KeyboardInterrupt):
         worker.call(request, interrupt, what="here")
     assert children() == before
+
+
+def test_requests_that_another_thread_gives_up_fail_at_once_and_start_no_process(
+    checkpoint_factory: Callable[..., Path],
+) -> None:
+    request = {
+        "task": "tokenize",
+        "model": str(checkpoint_factory("text")),
+        "passages": [{"text": "Hello.", "turns": []}] * 200_000,
+    }
+    done: list[int] = []
+    before = children()
+    with Worker("validation.reference.process") as worker, ThreadPoolExecutor() as pool:
+        under_way = Event()
+
+        def show(count: int, total: int) -> None:
+            done.append(count)
+            under_way.set()
+
+        answer = pool.submit(worker.call, request, show, what="here")
+        assert under_way.wait(60)
+        worker.give_up()
+        with pytest.raises(ValidationError, match=r"^here: given up$"):
+            answer.result(5)
+        assert done[-1] < 200_000
+        with pytest.raises(ValidationError, match=r"^here: given up$"):
+            worker.call({"task": "juggle"}, silent, what="here")
+        worker.start()
+        assert children() == before
 
 
 def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -53,25 +54,60 @@ def test_at_the_end_of_the_block_the_logits_are_there(prepared: Prepared, tmp_pa
     np.testing.assert_array_equal(found, np.load(kept.with_suffix(".npy")))
 
 
-def test_an_error_in_the_block_ends_the_computation(
-    checkpoint_factory: Callable[..., Path], tmp_path: Path
-) -> None:
+@pytest.fixture
+def long(checkpoint_factory: Callable[..., Path], tmp_path: Path) -> Iterator[Prepared]:
+    """A validation whose reference has work for some fifteen seconds."""
+    text = tmp_path / "text.txt"
+    text.write_text("A river winds through the valley, and nobody counts the stones. " * 16_384)
+    settings = Settings(positions=65_536, text=text, cache=tmp_path / "cache")
     checkpoint = open_checkpoint(checkpoint_factory("text"))
-    with (
-        reference_worker() as own,
-        prepare(checkpoint, Settings(positions=64, cache=tmp_path / "cache"), worker=own) as made,
-    ):
+    with reference_worker() as own, prepare(checkpoint, settings, worker=own) as made:
+        yield made
 
-        def slow() -> dict[str, object]:
-            time.sleep(1)
-            return SOURCE
 
-        began = time.monotonic()
-        with pytest.raises(ZeroDivisionError), computed_ahead(made, slow, lambda: None, silent):
-            raise ZeroDivisionError
-        assert time.monotonic() - began < 60
-        # the worker serves whoever comes next
-        logits_of(made, SOURCE, tmp_path, lambda: None, silent)
+def test_an_error_in_the_block_ends_a_long_computation_at_once(long: Prepared, tmp_path: Path) -> None:
+    under_way = Event()
+    done: list[int] = []
+    began: list[float] = []
+
+    def show(stage: str, count: int, total: int) -> None:
+        done.append(count)
+        under_way.set()
+
+    def fail() -> None:
+        assert under_way.wait(60)
+        began.append(time.monotonic())
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), computed_ahead(long, lambda: SOURCE, lambda: None, show):
+        fail()
+    assert time.monotonic() - began[0] < 10
+    assert done[-1] < long.tokens.positions
+    assert not list((tmp_path / "cache").iterdir())
+    with pytest.raises(ValidationError, match=r"^reference: given up$"):
+        logits_of(long, SOURCE, tmp_path, lambda: None, silent)
+
+
+def test_after_an_error_in_the_block_no_computation_begins(long: Prepared, tmp_path: Path) -> None:
+    failed = Event()
+    done: list[int] = []
+
+    def late() -> dict[str, object]:
+        failed.wait(60)
+        time.sleep(0.5)  # the block has ended meanwhile
+        return SOURCE
+
+    def fail() -> None:
+        failed.set()
+        raise ZeroDivisionError
+
+    def show(stage: str, count: int, total: int) -> None:
+        done.append(count)
+
+    with pytest.raises(ZeroDivisionError), computed_ahead(long, late, lambda: None, show):
+        fail()
+    assert not done
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_what_fails_is_left_to_whoever_asks(prepared: Prepared, tmp_path: Path) -> None:
