@@ -182,7 +182,7 @@ def _continue(
     checkpoint, output = prepared.checkpoint, scratch / "continuations.npy"
     offload = scratch / "offload"
     offload.mkdir()
-    model = reference_model(checkpoint, scratch)
+    model = reference_model(checkpoint, scratch, progress=stage_of(progress, "reference text weights"))
     with model.files() as directory:
         result = prepared.worker.call(
             {

@@ -37,7 +37,7 @@ def logits_of(
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
     return reference_logits(
-        reference_model(checkpoint, scratch, tokens.ids),
+        reference_model(checkpoint, scratch, tokens.ids, stage_of(progress, "reference weights")),
         tokens.sequences,
         firsts=tokens.firsts,
         source=_identity(checkpoint, source, stage_of(progress, "checksums")),
