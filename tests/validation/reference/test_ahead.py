@@ -13,11 +13,12 @@ import pytest
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import ValidationError
 from converter.system.child import Worker
-from validation.reference.ahead import computed_ahead, logits_of
+from validation.reference.ahead import Identity, computed_ahead, logits_of
 from validation.reference.process import reference_worker
 from validation.settings import Prepared, Settings, prepare
 
-SOURCE = {"files": ["0" * 64]}
+FILES = ["0" * 64]
+IDENTITY = Identity(lambda: FILES)
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -34,9 +35,7 @@ def prepared(checkpoint_factory: Callable[..., Path], tmp_path: Path, worker: Wo
 
 def test_at_the_end_of_the_block_the_logits_are_there(prepared: Prepared, tmp_path: Path) -> None:
     seen: list[tuple[str, int]] = []
-    with computed_ahead(
-        prepared, lambda: SOURCE, lambda: None, lambda stage, done, total: seen.append((stage, done))
-    ):
+    with computed_ahead(prepared, IDENTITY, lambda stage, done, total: seen.append((stage, done))):
         began = list((tmp_path / "cache").glob("*.json"))
     assert not began
     (kept,) = (tmp_path / "cache").glob("*.json")
@@ -45,9 +44,8 @@ def test_at_the_end_of_the_block_the_logits_are_there(prepared: Prepared, tmp_pa
     seen.clear()
     found = logits_of(
         prepared,
-        SOURCE,
+        IDENTITY,
         tmp_path,
-        lambda: None,
         lambda stage, done, total: seen.append((stage, done)),
     )
     assert seen == [("reference", 64)]  # what was kept, at once
@@ -79,23 +77,23 @@ def test_an_error_in_the_block_ends_a_long_computation_at_once(long: Prepared, t
         began.append(time.monotonic())
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), computed_ahead(long, lambda: SOURCE, lambda: None, show):
+    with pytest.raises(ZeroDivisionError), computed_ahead(long, IDENTITY, show):
         fail()
     assert time.monotonic() - began[0] < 10
     assert done[-1] < long.tokens.positions
     assert not list((tmp_path / "cache").iterdir())
     with pytest.raises(ValidationError, match=r"^reference: given up$"):
-        logits_of(long, SOURCE, tmp_path, lambda: None, silent)
+        logits_of(long, IDENTITY, tmp_path, silent)
 
 
 def test_after_an_error_in_the_block_no_computation_begins(long: Prepared, tmp_path: Path) -> None:
     failed = Event()
     done: list[int] = []
 
-    def late() -> dict[str, object]:
+    def late() -> list[str]:
         failed.wait(60)
         time.sleep(0.5)  # the block has ended meanwhile
-        return SOURCE
+        return FILES
 
     def fail() -> None:
         failed.set()
@@ -104,7 +102,7 @@ def test_after_an_error_in_the_block_no_computation_begins(long: Prepared, tmp_p
     def show(stage: str, count: int, total: int) -> None:
         done.append(count)
 
-    with pytest.raises(ZeroDivisionError), computed_ahead(long, late, lambda: None, show):
+    with pytest.raises(ZeroDivisionError), computed_ahead(long, Identity(late), show):
         fail()
     assert not done
     assert not list((tmp_path / "cache").iterdir())
@@ -114,11 +112,12 @@ def test_what_fails_is_left_to_whoever_asks(prepared: Prepared, tmp_path: Path) 
     def changed() -> None:
         raise ValidationError("the checkpoint changed")
 
-    with computed_ahead(prepared, lambda: SOURCE, changed, silent):
+    identity = Identity(lambda: FILES, changed)
+    with computed_ahead(prepared, identity, silent):
         pass
     assert not list((tmp_path / "cache").glob("*.json"))
     with pytest.raises(ValidationError, match="the checkpoint changed"):
-        logits_of(prepared, SOURCE, tmp_path, changed, silent)
+        logits_of(prepared, identity, tmp_path, silent)
 
 
 def test_where_a_file_stands_in_the_place_of_the_cache_nothing_is_computed(
@@ -126,6 +125,11 @@ def test_where_a_file_stands_in_the_place_of_the_cache_nothing_is_computed(
 ) -> None:
     (tmp_path / "cache").write_text("no directory")
     asked: list[int] = []
-    with computed_ahead(prepared, lambda: asked.append(1) or SOURCE, lambda: None, silent):  # type: ignore[func-returns-value]
+
+    def hashed() -> list[str]:
+        asked.append(1)
+        return FILES
+
+    with computed_ahead(prepared, Identity(hashed), silent):
         pass
     assert not asked

@@ -22,7 +22,7 @@ def test_the_numbers_of_a_packed_form_are_counted_while_they_are_written(
         stages.setdefault(stage, []).append((done, total))
 
     with prepare(checkpoint, Settings(positions=64, cache=tmp_path / "cache"), worker=worker) as prepared:
-        logits_of(prepared, None, tmp_path, lambda: None, show)
+        logits_of(prepared, None, tmp_path, show)
     assert list(stages) == ["checksums", "reference weights", "reference"]
     written = [done for done, _ in stages["reference weights"]]
     (total,) = {total for _, total in stages["reference weights"]}

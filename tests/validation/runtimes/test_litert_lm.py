@@ -29,7 +29,7 @@ from validation.gates import judge_engine
 from validation.limits import DENSE, EXPERTS
 from validation.logits import map_logits
 from validation.proof import validate
-from validation.reference.logits import Model, reference_logits
+from validation.reference.logits import Cache, Computation, Model, reference_logits
 from validation.runtimes import litert, llamacpp, onnxruntime
 from validation.runtimes.litert_lm import engine
 from validation.runtimes.litert_lm_engine import run_engine
@@ -53,12 +53,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str
         with prepare(checkpoint, Settings(cache=home)) as prepared:
             reference = reference_logits(
                 Model(directory, tuple(left.name for left in checkpoint.left_out), 1280),
-                prepared.tokens.sequences,
-                source={"path": str(directory)},
-                scratch=scratch,
-                worker=prepared.worker,
-                firsts=prepared.tokens.firsts,
-                cache=home,
+                prepared.tokens,
+                Computation(prepared.worker),
+                scratch,
+                Cache(home, {"path": str(directory)}),
             )
             return measure_engine(prepared, engine, artifact, reference, scratch, quiet)
 
