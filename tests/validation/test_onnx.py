@@ -29,12 +29,6 @@ LEVELS = [{"accuracy_level": 4}, {"accuracy_level": 0}]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of reference logits."""
-    return tmp_path_factory.mktemp("reference-cache")
-
-
-@pytest.fixture(scope="module")
 def artifact(
     checkpoint_factory: Callable[..., Path],
     write_onnx: Callable[..., Any],

@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from converter.checkpoint.safetensors import HEADER_BYTES, open_shards
 from converter.errors import CheckpointError
+from support.errors import refusal_of
 from support.raw_safetensors import header_of, write_raw, write_shards, write_tensors
 
 TENSORS = {
@@ -29,12 +31,7 @@ TENSORS = {
 DATA = b"".join(array.tobytes() for array in TENSORS.values())
 
 
-def refusal(directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        open_shards(directory)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refusal = partial(refusal_of, CheckpointError, open_shards)
 
 
 def test_rows_come_back_as_they_were_stored(tmp_path: Path) -> None:

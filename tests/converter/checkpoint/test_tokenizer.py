@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from converter.checkpoint.documents import Documents
 from converter.checkpoint.tokenizer import AddedToken, Tokenizer, read_tokenizer
 from converter.errors import CheckpointError
+from support.errors import refusal_of
 
 Files = dict[str, Any]
 
@@ -48,12 +50,7 @@ def read(directory: Path, tokenizer: object, vocabulary: int | None = None, **fi
     return read_tokenizer(Documents(directory), vocabulary)
 
 
-def refusal(directory: Path, tokenizer: object, vocabulary: int | None = None, **files: object) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read(directory, tokenizer, vocabulary, **files)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refusal = partial(refusal_of, CheckpointError, read)
 
 
 def test_tokens_merges_and_special_tokens_are_those_of_the_library(demo_checkpoint: Path) -> None:

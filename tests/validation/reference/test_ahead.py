@@ -13,16 +13,13 @@ import pytest
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import ValidationError
 from converter.system.child import Worker
+from converter.system.progress import no_progress
 from validation.reference.ahead import Identity, computed_ahead, logits_of
 from validation.reference.process import reference_worker
 from validation.settings import Prepared, Settings, prepare
 
 FILES = ["0" * 64]
 IDENTITY = Identity(lambda: FILES)
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
 
 
 @pytest.fixture
@@ -83,7 +80,7 @@ def test_an_error_in_the_block_ends_a_long_computation_at_once(long: Prepared, t
     assert done[-1] < long.tokens.positions
     assert not list((tmp_path / "cache").iterdir())
     with pytest.raises(ValidationError, match=r"^reference: given up$"):
-        logits_of(long, IDENTITY, tmp_path, silent)
+        logits_of(long, IDENTITY, tmp_path, no_progress)
 
 
 def test_after_an_error_in_the_block_no_computation_begins(long: Prepared, tmp_path: Path) -> None:
@@ -113,11 +110,11 @@ def test_what_fails_is_left_to_whoever_asks(prepared: Prepared, tmp_path: Path) 
         raise ValidationError("the checkpoint changed")
 
     identity = Identity(lambda: FILES, changed)
-    with computed_ahead(prepared, identity, silent):
+    with computed_ahead(prepared, identity, no_progress):
         pass
     assert not list((tmp_path / "cache").glob("*.json"))
     with pytest.raises(ValidationError, match="the checkpoint changed"):
-        logits_of(prepared, identity, tmp_path, silent)
+        logits_of(prepared, identity, tmp_path, no_progress)
 
 
 def test_where_a_file_stands_in_the_place_of_the_cache_nothing_is_computed(
@@ -130,6 +127,6 @@ def test_where_a_file_stands_in_the_place_of_the_cache_nothing_is_computed(
         asked.append(1)
         return FILES
 
-    with computed_ahead(prepared, Identity(hashed), silent):
+    with computed_ahead(prepared, Identity(hashed), no_progress):
         pass
     assert not asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -19,6 +20,7 @@ from converter.checkpoint.stored.modules import Head, named_scales, same_bits, s
 from converter.checkpoint.weight import Lattice, Scales
 from converter.errors import CheckpointError
 from support.distributions import write_distribution
+from support.errors import refusal_of
 from support.packed_form import METHOD, register, tensors_of, unpacked, write_packed
 from targets.target import find_target
 
@@ -48,11 +50,7 @@ def make(registered: None, checkpoint_factory: Make, tmp_path: Path) -> Callable
     return write
 
 
-def refusal(opening: Callable[[Path], Checkpoint], directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        opening(directory)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+refusal = partial(refusal_of, CheckpointError)
 
 
 def add_head(tensors: Tensors, step: int = 0) -> None:
