@@ -21,7 +21,7 @@ from converter.system.progress import Progress, stage_of
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
 from validation.reference.source import reference_model
-from validation.runners import Account, Engine, Scores
+from validation.runners import Account, Engine, Questions, Scores
 from validation.settings import Prepared
 from validation.text import Tokens
 from validation.tokenization import (
@@ -79,14 +79,16 @@ def measure_engine(
     scored = scored_sequences(prepared)
     account = engine.run(
         artifact,
-        texts,
-        [prompt.text for prompt in prompts],
-        [tokens.sequences[index] for index in scored],
-        checkpoint.tokenizer.tokens[_bos(prepared)],
-        COUNT,
+        Questions(
+            texts,
+            [prompt.text for prompt in prompts],
+            [tokens.sequences[index] for index in scored],
+            checkpoint.tokenizer.tokens[_bos(prepared)],
+            COUNT,
+            chats.given if spelled["chats"] is not None else (),
+            checkpoint.tokenizer,
+        ),
         stage_of(progress, "engine"),
-        chats=chats.given if spelled["chats"] is not None else (),
-        tokenizer=checkpoint.tokenizer,
     )
     scores = dict(zip(scored, account.scores, strict=True))
     greedy = _greedy(prepared, prompts, account, scratch, progress)

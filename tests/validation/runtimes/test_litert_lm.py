@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from converter.system.progress import no_progress
+from validation.runners import Questions
 
 pytest.importorskip("litert_torch")
 pytest.importorskip("litert_lm")
@@ -174,7 +175,7 @@ def test_a_template_with_another_part_makes_other_prompts_of_its_chats(
     wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
     tokenizer = open_checkpoint(DEMO).tokenizer
     given = conversations()
-    account = engine.run(wrong, [], [], [], "<bos>", 4, no_progress, chats=given, tokenizer=tokenizer)
+    account = engine.run(wrong, Questions([], [], [], "<bos>", 4, given, tokenizer), no_progress)
     assert account.own_prompts is not None
     pairs = zip(given, account.reading.prompts, account.own_prompts, strict=True)
     assert {chat.name for chat, made, own in pairs if made != own} == chats | {"thinking with tools"}
@@ -365,7 +366,7 @@ def test_a_damaged_bundle_is_one_line(damage: Callable[[bytes], bytes], demo: Pa
     path = tmp_path / "m.litertlm"
     path.write_bytes(damage(demo.read_bytes()))
     with pytest.raises(ValidationError) as caught:
-        engine.run(path, ["a"], ["def"], [[2, 460, 382, 353]], "<bos>", 4, no_progress)
+        engine.run(path, Questions(["a"], ["def"], [[2, 460, 382, 353]], "<bos>", 4), no_progress)
     told = str(caught.value)
     assert told.startswith("LiteRT-LM on m.litertlm: ")
     assert "\n" not in told
@@ -375,4 +376,4 @@ def test_a_damaged_bundle_is_one_line(damage: Callable[[bytes], bytes], demo: Pa
 
 def test_what_the_engine_logs_explains_its_error(demo: Path) -> None:
     with pytest.raises(ValidationError, match="Exceeding the maximum number of tokens allowed"):
-        engine.run(demo, [], ["word " * 9000], [], "<bos>", 4, no_progress)
+        engine.run(demo, Questions([], ["word " * 9000], [], "<bos>", 4), no_progress)
