@@ -47,14 +47,14 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
 
     * ``model``: directory
     * ``sequences``: token ids
-    * ``firsts``: for each sequence the index of the first position whose logits are wanted; absent: 0
+    * ``firsts``: for each sequence the index of the first position whose logits are wanted
     * ``output``
     * ``dtype``: a torch name
     * ``max_memory``: bytes or null
     * ``scratch``: directory for what must be rewritten to be offloaded
     * ``left_out``: names of tensors that are known not to be text weights
     * ``batch_bytes``: most bytes of float32 logits of one pass of a model that is read from disk; null: 1 GiB
-    * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does; absent: it does not
+    * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does
     * ``gelu_noise``: whether to measure what that costs; for dense models
 
     Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``, and with ``gelu_noise``
