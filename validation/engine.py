@@ -77,19 +77,16 @@ def measure_engine(
     ]
     tokens = prepared.tokens
     scored = scored_sequences(prepared)
-    account = engine.run(
-        artifact,
-        Questions(
-            texts,
-            [prompt.text for prompt in prompts],
-            [tokens.sequences[index] for index in scored],
-            checkpoint.tokenizer.tokens[_bos(prepared)],
-            COUNT,
-            chats.given if spelled["chats"] is not None else (),
-            checkpoint.tokenizer,
-        ),
-        stage_of(progress, "engine"),
+    questions = Questions(
+        texts,
+        [prompt.text for prompt in prompts],
+        [tokens.sequences[index] for index in scored],
+        checkpoint.tokenizer.tokens[_bos(prepared)],
+        COUNT,
+        chats.given if spelled["chats"] is not None else (),
+        checkpoint.tokenizer,
     )
+    account = engine.run(artifact, questions, stage_of(progress, "engine"))
     scores = dict(zip(scored, account.scores, strict=True))
     greedy = _greedy(prepared, prompts, account, scratch, progress)
     return {
