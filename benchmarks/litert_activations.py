@@ -22,7 +22,7 @@ from converter.checkpoint.opened import open_checkpoint
 from targets.target import find_target
 from validation.logits import map_logits, next_tokens
 from validation.metrics import LogitMetrics, compare
-from validation.reference.logits import Model, reference_logits
+from validation.reference.logits import Computation, Model, reference_logits
 from validation.runners import find_runner
 from validation.settings import Settings, prepare
 
@@ -49,11 +49,9 @@ def measure(checkpoint: Path, bundles: dict[str, Path], directory: Path) -> dict
         tokens = prepared.tokens
         reference = reference_logits(
             Model(model.path, (), model.architecture.vocabulary),
-            tokens.sequences,
-            firsts=tokens.firsts,
-            source={},
-            scratch=directory,
-            worker=prepared.worker,
+            tokens,
+            Computation(prepared.worker),
+            directory,
         )
         following = next_tokens(tokens.sequences, tokens.firsts)
         for way, bundle in bundles.items():

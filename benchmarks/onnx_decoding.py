@@ -27,8 +27,9 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.system.child import Worker
 from validation.logits import next_tokens
 from validation.metrics import compare
-from validation.reference.logits import Model, reference_logits
+from validation.reference.logits import Computation, Model, reference_logits
 from validation.runtimes.onnxruntime import runner
+from validation.text import Tokens
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def compare_all(
     sequences = [[2, *ids.tolist()]]
     model = Model(checkpoint, tuple(left.name for left in opened.left_out), vocabulary)
     with Worker("validation.reference.process") as worker:
-        reference = reference_logits(model, sequences, source={}, scratch=work, worker=worker)
+        reference = reference_logits(model, Tokens.of(sequences), Computation(worker), work)
     found: dict[str, list[Result]] = {name: [] for name in artifacts}
     for _ in range(runs):
         for name, artifact in artifacts.items():

@@ -21,7 +21,7 @@ from converter.system.progress import Progress, stage_of
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
 from validation.reference.source import reference_model
-from validation.runners import Account, Engine, Scores
+from validation.runners import Account, Engine, Questions, Scores
 from validation.settings import Prepared
 from validation.text import Tokens
 from validation.tokenization import (
@@ -77,17 +77,16 @@ def measure_engine(
     ]
     tokens = prepared.tokens
     scored = scored_sequences(prepared)
-    account = engine.run(
-        artifact,
+    questions = Questions(
         texts,
         [prompt.text for prompt in prompts],
         [tokens.sequences[index] for index in scored],
         "".join(checkpoint.tokenizer.tokens[id] for id in _begin(prepared)),
         COUNT,
-        stage_of(progress, "engine"),
-        chats=chats.given if spelled["chats"] is not None else (),
-        tokenizer=checkpoint.tokenizer,
+        chats.given if spelled["chats"] is not None else (),
+        checkpoint.tokenizer,
     )
+    account = engine.run(artifact, questions, stage_of(progress, "engine"))
     scores = dict(zip(scored, account.scores, strict=True))
     greedy = _greedy(prepared, prompts, account, scratch, progress)
     return {
@@ -181,7 +180,7 @@ def _continue(
     checkpoint, output = prepared.checkpoint, scratch / "continuations.npy"
     offload = scratch / "offload"
     offload.mkdir()
-    model = reference_model(checkpoint, scratch)
+    model = reference_model(checkpoint, scratch, progress=stage_of(progress, "reference text weights"))
     with model.files() as directory:
         result = prepared.worker.call(
             {

@@ -8,7 +8,7 @@ model like E2B has half of its weights in one.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from converter.errors import ValidationError
 from converter.filenames import CONFIG, INDEX
 from converter.system.amounts import amount
 from converter.system.processors import processors
-from converter.system.progress import StageProgress, no_progress
+from converter.system.progress import StageProgress, counted, no_progress
 from targets.target import StoredTensor
 from validation.parallel import in_flight
 
@@ -49,18 +49,17 @@ def write_checkpoint(
     tensor has another number of values.
     """
     weights = list(checkpoint.weights.values())
-    total = _values(checkpoint, tokens)
     for weight in weights:
         if weight.name not in stored:
             raise ValidationError(f"the artifact has no tensor for {weight.name}")
     shards = _shards(weights, shard)
     index: dict[str, str] = {}
-    done = 0
+    advance = counted(progress, _values(checkpoint, tokens))
     for number, members in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         index |= {_text_name(weight): file for weight in members}
         ranges = [(weight, rows) for weight in members for rows in _ranges(checkpoint, weight, tokens)]
-        done = _write_shard(directory / file, members, ranges, stored, done, total, progress)
+        _write_shard(directory / file, members, ranges, stored, advance)
     size = 4 * sum(weight.size for weight in weights)
     (directory / INDEX).write_text(
         json.dumps({"metadata": {"total_size": size}, "weight_map": index}), "utf-8"
@@ -141,10 +140,8 @@ def _write_shard(
     weights: list[Weight],
     ranges: Iterable[tuple[Weight, tuple[int, int]]],
     stored: Mapping[str, StoredTensor],
-    done: int,
-    total: int,
-    progress: StageProgress,
-) -> int:
+    advance: Callable[[int], None],
+) -> None:
     """One safetensors file: length of the header (8 bytes), header in JSON, tensors without gaps, of which
     ``ranges`` of rows are written."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -174,9 +171,7 @@ def _write_shard(
         for place, rows in in_flight(read, ranges, processors()):
             file.seek(place)
             file.write(rows.data)
-            done += rows.size
-            progress(done, total)
-    return done
+            advance(rows.size)
 
 
 def _rows(stored: Mapping[str, StoredTensor], weight: Weight, start: int, stop: int) -> NDArray[np.float32]:

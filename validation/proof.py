@@ -19,7 +19,7 @@ from validation.choice import Trial
 from validation.exactness import measure
 from validation.logits import map_logits
 from validation.parts import measure_parts
-from validation.reference.ahead import logits_of
+from validation.reference.ahead import Identity, logits_of
 from validation.report.entries import logits_entry, weights_entry
 from validation.runners import AS_IT_IS, runtime_of
 from validation.running import Bench, compare_logits, run
@@ -43,13 +43,29 @@ class Proof:
     artifact: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact that is to be proven."""
+
+    #: Its main file; of a split GGUF, the first.
+    path: Path
+    #: How it is to be, which also says whose target it is.
+    plan: Plan
+    #: Ways to run it, of the target's ``choices``: ``path`` is what the first one takes. Each is measured and
+    #: judged, and ``choice.best`` says which one the proof is about. Without any, the artifact is run as it
+    #: was written.
+    choices: Sequence[Mapping[str, object]] = ()
+    #: The directory below which the artifacts of other choices are written, in order, until one passes.
+    #: ``None`` for one that is gone at the end.
+    others: Path | None = None
+
+
 def validate(
     checkpoint: Checkpoint,
     target: str,
     artifact: Path,
     *,
     plan: Plan | None = None,
-    source: Mapping[str, object] | None = None,
     scratch: Path | None = None,
     progress: Progress = no_progress,
     **settings: Any,
@@ -63,10 +79,7 @@ def validate(
     with prepare(checkpoint, chosen, progress) as prepared:
         proof = prove(
             prepared,
-            target,
-            artifact,
-            plan or inferred_plan(target, artifact, checkpoint, progress),
-            source=source,
+            Artifact(artifact, plan or inferred_plan(target, artifact, checkpoint, progress)),
             scratch=scratch,
             progress=progress,
         )
@@ -93,41 +106,27 @@ def inferred_plan(
 
 def prove(
     prepared: Prepared,
-    target: str,
-    artifact: Path,
-    plan: Plan,
+    artifact: Artifact,
     *,
-    choices: Sequence[Mapping[str, object]] = (),
-    source: Mapping[str, object] | None = None,
+    identity: Identity | None = None,
     scratch: Path | None = None,
-    others: Path | None = None,
     settle: Callable[[], object] = lambda: None,
-    unchanged: Callable[[], object] = lambda: None,
     progress: Progress = no_progress,
 ) -> Proof:
-    """Measure ``artifact`` (a path; the first file of a split GGUF) and judge it by the gates. A gate that
-    fails is a result.
+    """Measure an artifact and judge it by the gates. A gate that fails is a result.
 
-    ``plan`` is how it is to be. With ``choices`` (the target's), each is measured and judged, and
-    ``choice.best`` says which one the proof is about. Without, the artifact is run as it was written. Where a
-    choice takes an artifact of its own, ``artifact`` is that of the first. The others are written below the
-    directory ``others`` (default: one that is gone at the end), in order, until one passes. ``settle`` is
-    called before the runtime is: whoever has other work going on waits for its end there, since speed is
-    measured.
-
-    ``source`` identifies the checkpoint for the cache of reference logits: a mapping with the digests of its
-    ``files``. Without it they are hashed. A commit does not identify it, as files can be damaged.
-    ``unchanged`` raises if a file is not what was hashed any more: logits that were computed of it are not
-    kept. Temporary files go to a directory in ``scratch`` that is gone at the end (default: where ``TMPDIR``
-    says). Raises ``ValidationError`` for what cannot be run or measured.
+    ``identity`` finds the checkpoint's reference logits in the cache. Without it, files are hashed.
+    ``settle`` is called before the runtime is: whoever has other work going on waits for its end there, since
+    speed is measured. Temporary files go to a directory in ``scratch`` that is gone at the end (default:
+    where ``TMPDIR`` says). Raises ``ValidationError`` for what cannot be run or measured.
     """
-    settings = prepared.settings
+    settings, target = prepared.settings, artifact.plan.target
     writer, runner = find_target(target), settings.runner(target)
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
-        reference = logits_of(prepared, source, Path(name), unchanged, progress)
+        reference = logits_of(prepared, identity, Path(name), progress)
         bench = Bench(prepared, writer, runner, reference, Path(name), progress)
         settle()
-        proof, options = _prove(bench, artifact, plan, choices, others or Path(name))
+        proof, options = _prove(bench, artifact)
         proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
         if settings.baseline is not None:
             measured = _measure_baseline(bench, options, _way(proof))
@@ -135,15 +134,14 @@ def prove(
     return proof
 
 
-def _prove(
-    bench: Bench, artifact: Path, plan: Plan, choices: Sequence[Mapping[str, object]], others: Path
-) -> tuple[Proof, Mapping[str, object]]:
+def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object]]:
     """The artifact's entry of the report, in the best way to run it, and the options by which it is
     written."""
+    plan, choices = artifact.plan, artifact.choices
     first = bench.target.written(plan, choices[0]) if choices else plan
-    given = read_subject(bench.target, bench.checkpoint, artifact, first, bench.progress)
+    given = read_subject(bench.target, bench.checkpoint, artifact.path, first, bench.progress)
     own = own_weights(bench, given.stored)  # first, since limits may go by what each way loses beside them
-    tried = try_ways(bench, given, choices, own, others)
+    tried = try_ways(bench, given, choices, own, artifact.others or bench.scratch)
     trials = [trial for trial in tried if isinstance(trial, Trial)]
     chosen = choosing.best(trials)
     subject = chosen.subject

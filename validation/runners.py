@@ -48,6 +48,27 @@ class Runtime:
 
 
 @dataclass(frozen=True, slots=True)
+class Questions:
+    """What an engine is asked of an artifact."""
+
+    #: Texts to tokenise.
+    texts: Sequence[str]
+    #: Prompts to continue, plain text to which no template is applied.
+    prompts: Sequence[str]
+    #: Sequences of token ids to score; they begin with BOS.
+    sequences: Sequence[Sequence[int]]
+    #: The text of BOS, for an engine that would not put it before a prompt of itself.
+    begin: str
+    #: Each prompt is continued by at least this many of the likeliest tokens, or to its end.
+    count: int
+    #: Chats that become prompts: by the artifact's own template, and by the one that the converter makes of
+    #: ``tokenizer``.
+    chats: Sequence[Conversation] = ()
+    #: The checkpoint's.
+    tokenizer: Tokenizer | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """An engine's text after a prompt."""
 
@@ -202,28 +223,10 @@ class Engine(Protocol):
     def given(self, chat: Conversation) -> Conversation | Inexpressible:
         """A chat as the engine can be given it, or that it cannot."""
 
-    def run(
-        self,
-        artifact: Path,
-        texts: Sequence[str],
-        prompts: Sequence[str],
-        sequences: Sequence[Sequence[int]],
-        begin: str,
-        count: int,
-        progress: StageProgress,
-        *,
-        chats: Sequence[Conversation] = (),
-        tokenizer: Tokenizer | None = None,
-    ) -> Account:
-        """Tokenise ``texts``, continue ``prompts`` and score ``sequences``.
+    def run(self, artifact: Path, questions: Questions, progress: StageProgress) -> Account:
+        """Run ``artifact``: tokenise texts, continue prompts, score sequences. BOS is put before each prompt.
 
-        Each prompt is continued by at least ``count`` of the likeliest tokens or to its end. The
-        ``sequences`` are token ids and begin with BOS. Prompts are plain text to which no template is
-        applied. The engine puts BOS before them, with the text ``begin`` if it would not of itself.
-
-        ``chats`` become prompts by the artifact's own template, and by the one that the converter makes of
-        the checkpoint's ``tokenizer``. Raises ``ValidationError`` when the engine cannot load or run the
-        artifact, however it ends.
+        Raises ``ValidationError`` when the engine cannot load or run the artifact, however it ends.
         """
 
 

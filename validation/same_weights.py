@@ -23,7 +23,7 @@ from validation.exactness import WeightExactness
 from validation.limits import OwnLoss
 from validation.metrics import LogitMetrics
 from validation.own_weights import disk_shortage, write_checkpoint
-from validation.reference.logits import Model, OwnLogits, own_logits
+from validation.reference.logits import Computation, Model, OwnLogits, own_logits
 from validation.report.entries import number
 from validation.running import Bench, compare_logits
 from validation.text import Tokens
@@ -63,19 +63,21 @@ def logits_of_weights(
 ) -> OwnLogits:
     """Logits of transformers on ``checkpoint`` with an artifact's weights, at the positions of ``tokens``
     (default: all). Raises ``ValidationError`` for weights of which it makes no model."""
-    tokens = tokens or bench.tokens
+    tokens, architecture = tokens or bench.tokens, checkpoint.architecture
+    computation = Computation(
+        bench.prepared.worker,
+        max_memory=bench.settings.max_memory,
+        float16_gelu=bench.runner.float16_gelu and architecture.activation == GELU_TANH,
+    )
     with bench.directory() as name:
         directory = Path(name)
         write_checkpoint(checkpoint, stored, directory, bench.stage(stage), tokens=tokens.ids)
         return own_logits(
             Model(directory, (), bench.vocabulary),
-            tokens.sequences,
-            firsts=tokens.firsts,
-            output=bench.file(f"{stage} reference"),
-            worker=bench.prepared.worker,
-            max_memory=bench.settings.max_memory,
-            float16_gelu=bench.runner.float16_gelu and checkpoint.architecture.activation == GELU_TANH,
-            dense=checkpoint.architecture.experts is None,
+            tokens,
+            computation,
+            bench.file(f"{stage} reference"),
+            dense=architecture.experts is None,
             progress=bench.stage(f"{stage} reference"),
         )
 

@@ -62,6 +62,15 @@ class Tokens:
     #: How many positions of the last sequence lie beyond the sliding window.
     far: int = 0
 
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]], firsts: Sequence[int] | None = None) -> Tokens:
+        """Sequences of one kind. ``firsts`` is 0 for each by default."""
+        return cls(
+            tuple(map(tuple, sequences)),
+            ("text",) * len(sequences),
+            (0,) * len(sequences) if firsts is None else tuple(firsts),
+        )
+
     @property
     def positions(self) -> int:
         """Positions of all sequences whose logits are compared."""

@@ -82,7 +82,7 @@ def command(
         force,
         offline,
         options,
-        {**validation_settings(targets, **settings), **of_runtimes} if validate else None,
+        {**validation_settings(targets, settings), **of_runtimes} if validate else None,
     )
     with progress_bars(quiet) as progress:
         outcome = convert(conversion, progress, warn)

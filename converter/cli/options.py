@@ -6,7 +6,7 @@ A command's declared options are found when they are needed, so that help of oth
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -82,6 +82,19 @@ class Lengths(click.ParamType[tuple[int, ...]]):
 #: Headings in the help; declared options stand under those of their owners.
 _GENERAL: Final = "Options"
 _VALIDATION: Final = "Validation"
+#: Gates without which a user may go on: ``validation.gates.MAY_NOT_RUN``, which a help need not load.
+_MAY_NOT_RUN: Final = (
+    "graph_kld",
+    "same_as_built",
+    "engine_same_tokens",
+    "engine_same_prompts",
+    "engine_same_ends",
+    "mean_kld",
+    "same_top_p",
+    "decode_mean_kld",
+    "engine_gap",
+    "engine_mean_abs",
+)
 
 
 class ValidationOption(click.Option):
@@ -231,121 +244,101 @@ def read_text(path: Path) -> str:
         raise click.UsageError(f"{path}: no UTF-8 text ({error})") from error
 
 
+_validation = partial(click.option, cls=ValidationOption)
+#: Everything that says how an artifact is proven, whatever its runtime, in the order of the help.
+_VALIDATION_OPTIONS: Final = (
+    _validation(
+        "--positions",
+        type=click.IntRange(2),
+        default=512,
+        show_default=True,
+        help="Token positions to compare.",
+    ),
+    _validation(
+        "--text",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Evaluate on this UTF-8 text instead of the checkpoint's own or the built-in one.",
+    ),
+    _validation(
+        "--reference-dtype",
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        default="float32",
+        show_default=True,
+        help="Type in which transformers computes the reference logits.",
+    ),
+    _validation(
+        "--max-memory",
+        type=click.FloatRange(0, min_open=True),
+        metavar="GB",
+        help="Memory that the reference model may use; beyond it, weights are read from disk. Default: what "
+        "the machine has.",
+    ),
+    _validation(
+        "--gate",
+        "gates",
+        type=Gate(),
+        multiple=True,
+        help="Set the limit of a gate: exact_fraction, mean_kld, same_top_p or another figure.",
+    ),
+    _validation(
+        "--allow-unrun",
+        multiple=True,
+        type=click.Choice(_MAY_NOT_RUN),
+        metavar="GATE",
+        help="Go on without this gate where it cannot run, for want of room, memory, packages or of what its "
+        f"limit is relative to: {', '.join(_MAY_NOT_RUN[:-1])} or {_MAY_NOT_RUN[-1]}. The result is not "
+        "fully proven then. Repeatable.",
+    ),
+    _validation(
+        "--baseline",
+        type=click.Choice(["naive-q4_0"]),
+        help="Measure a naive requantisation of the same checkpoint beside it.",
+    ),
+    _validation(
+        "--same-weights/--no-same-weights",
+        default=True,
+        show_default=True,
+        help="Also measure the runtime against float32 logits of the artifact's own weights (4 bytes per "
+        "parameter of temporary files).",
+    ),
+    _validation(
+        "--runtime",
+        "runtimes",
+        multiple=True,
+        metavar="TARGET.RUNTIME",
+        help="Run a target's artifact in this one of its runtimes, as in gguf.llamacpp. Default: the "
+        "target's own. Repeatable.",
+    ),
+)
+
+
 def validation_options(command: Command) -> Command:
-    """Everything that says how an artifact is proven, whatever its runtime."""
-    option = partial(click.option, cls=ValidationOption)
-    for one in reversed(
-        (
-            option(
-                "--positions",
-                type=click.IntRange(2),
-                default=512,
-                show_default=True,
-                help="Token positions to compare.",
-            ),
-            option(
-                "--text",
-                "text_file",
-                type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="Evaluate on this UTF-8 text instead of the checkpoint's own or the built-in one.",
-            ),
-            option(
-                "--reference-dtype",
-                type=click.Choice(["float32", "bfloat16", "float16"]),
-                default="float32",
-                show_default=True,
-                help="Type in which transformers computes the reference logits.",
-            ),
-            option(
-                "--max-memory",
-                type=click.FloatRange(0, min_open=True),
-                metavar="GB",
-                help="Memory that the reference model may use; beyond it, weights are read from disk. "
-                "Default: what the machine has.",
-            ),
-            option(
-                "--gate",
-                "gates",
-                type=Gate(),
-                multiple=True,
-                help="Set the limit of a gate: exact_fraction, mean_kld, same_top_p or another figure.",
-            ),
-            option(
-                "--allow-unrun",
-                "allow_unrun",
-                multiple=True,
-                type=click.Choice(
-                    [
-                        "graph_kld",
-                        "same_as_built",
-                        "engine_same_tokens",
-                        "engine_same_prompts",
-                        "engine_same_ends",
-                        "mean_kld",
-                        "same_top_p",
-                        "decode_mean_kld",
-                        "engine_gap",
-                        "engine_mean_abs",
-                    ]
-                ),
-                metavar="GATE",
-                help="Go on without this gate where it cannot run, for want of room, memory, packages or of "
-                "what its limit is relative to: graph_kld, same_as_built, engine_same_tokens, "
-                "engine_same_prompts, engine_same_ends, mean_kld, same_top_p, decode_mean_kld, engine_gap or "
-                "engine_mean_abs. The result is not fully proven then. Repeatable.",
-            ),
-            option(
-                "--baseline",
-                type=click.Choice(["naive-q4_0"]),
-                help="Measure a naive requantisation of the same checkpoint beside it.",
-            ),
-            option(
-                "--same-weights/--no-same-weights",
-                default=True,
-                show_default=True,
-                help="Also measure the runtime against float32 logits of the artifact's own weights "
-                "(4 bytes per parameter of temporary files).",
-            ),
-            option(
-                "--runtime",
-                "runtimes",
-                multiple=True,
-                metavar="TARGET.RUNTIME",
-                help="Run a target's artifact in this one of its runtimes, as in gguf.llamacpp. Default: the "
-                "target's own. Repeatable.",
-            ),
-        )
-    ):
-        command = one(command)
+    """Give a command the options of every validation."""
+    for add in reversed(_VALIDATION_OPTIONS):
+        command = add(command)
     return command
 
 
-def validation_settings(
-    targets: Collection[str],
-    *,
-    positions: int,
-    text_file: Path | None,
-    reference_dtype: str,
-    max_memory: float | None,
-    gates: tuple[tuple[str, float], ...],
-    allow_unrun: tuple[str, ...],
-    baseline: str | None,
-    same_weights: bool,
-    runtimes: tuple[str, ...],
-) -> dict[str, Any]:
-    """The fields of ``validation.settings.Settings`` that these options stand for, for ``targets``."""
+def validation_settings(targets: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of ``validation.settings.Settings`` that ``given`` stands for: values of
+    ``validation_options`` by their names, for ``targets``.
+
+    Raises ``click.BadParameter`` for an amount of memory that no machine has, and ``UsageError`` for a
+    runtime that is none or has no effect.
+    """
+    max_memory = given["max_memory"]
     if max_memory is not None and not max_memory < _MOST_GB:
         raise click.BadParameter(f"{max_memory} is no amount of memory", param_hint="--max-memory")
     return {
-        "positions": positions,
-        "text": text_file,
-        "reference_dtype": reference_dtype,
+        "positions": given["positions"],
+        "text": given["text"],
+        "reference_dtype": given["reference_dtype"],
         "max_memory": None if max_memory is None else int(max_memory * 1e9),
-        "gates": dict(gates),
-        "allow_unrun": allow_unrun,
-        "baseline": baseline,
-        "same_weights": same_weights,
-        **({"runtimes": _chosen(runtimes, targets)} if runtimes else {}),
+        "gates": dict(given["gates"]),
+        "allow_unrun": given["allow_unrun"],
+        "baseline": given["baseline"],
+        "same_weights": given["same_weights"],
+        **({"runtimes": _chosen(given["runtimes"], targets)} if given["runtimes"] else {}),
     }
 
 

@@ -79,7 +79,7 @@ def command(
             offline=offline,
             output_directory=output,
             force=force,
-            settings={**validation_settings(targets, **settings), **of_runtimes, "foreign": foreign},
+            settings={**validation_settings(targets, settings), **of_runtimes, "foreign": foreign},
             progress=progress,
             warn=warn,
         )

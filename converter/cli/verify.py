@@ -61,20 +61,12 @@ def command(
         if convert_again:
             from converter.pipeline.rebuild import rebuild
 
-            again = rebuild(
-                output,
-                found.manifest,
-                found.regular,
-                reference=reference,
-                offline=offline,
-                progress=progress,
-                tell=warn,
-            )
+            again = rebuild(found, reference=reference, offline=offline, progress=progress, tell=warn)
             found = replace(found, rebuild=again)
     if as_json:
         click.echo(json.dumps(_as_json(found), indent=2))
     else:
-        _print(output, found)
+        _print(found)
     return found.exit_status
 
 
@@ -108,7 +100,7 @@ def _as_json(found: Verification) -> dict[str, object]:
     }
 
 
-def _print(output: Path, found: Verification) -> None:
+def _print(found: Verification) -> None:
     """The differences, the first one first, what the report says if it is not ``passed``, and a verdict."""
     from converter.names import one_line
     from converter.system.amounts import amount
@@ -130,9 +122,10 @@ def _print(output: Path, found: Verification) -> None:
         reason = ""
         if all(one.versions_differ for one in differences):
             reason = "; other versions wrote these files, and may be the whole reason"
-        say(f"{output}: {count}, the first in {differences[0].path}{reason}; {written}")
+        say(f"{found.output}: {count}, the first in {differences[0].path}{reason}; {written}")
         return
-    say(f"{output}: {len(manifest.files)} files ({amount(found.bytes)}) are as its manifest says; {written}")
+    files = f"{len(manifest.files)} files ({amount(found.bytes)})"
+    say(f"{found.output}: {files} are as its manifest says; {written}")
     if found.rebuild is not None:
         again = found.rebuild
         for target, options in again.options.items():

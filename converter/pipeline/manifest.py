@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from converter.checkpoint.opened import Checkpoint
+    from converter.checkpoint.assembly import LeftOut
 
 #: Version of the manifest's layout.
 SCHEMA: Final = 1
@@ -53,18 +53,16 @@ def library_versions(more: Iterable[str] = ()) -> dict[str, str]:
 
 def build(
     options: Mapping[str, object],
-    checkpoint: Checkpoint,
     source: Mapping[str, object],
-    files: Sequence[Mapping[str, object]],
     targets: Mapping[str, Mapping[str, object]],
+    left_out: Iterable[LeftOut],
     artifacts: Sequence[Mapping[str, object]],
-    beside_text: Collection[str] = (),
 ) -> dict[str, object]:
     """The manifest of a conversion; holds no time, host or outside path.
 
-    ``options`` concern the whole conversion. ``files`` and ``artifacts`` are the digests of what was read and
-    written. ``targets`` maps each target to its storage plan and its own options. ``beside_text`` names the
-    weights beside the text model that a target has a place for.
+    ``options`` concern the whole conversion. ``source`` says what was read, with the digests of its
+    ``files``, and ``artifacts`` are the digests of what was written. ``targets`` maps each target to its
+    storage plan and its own options. ``left_out`` are the tensors that no target has a place for.
     """
     from targets.target import find_target  # loads what a verification does without
 
@@ -73,7 +71,7 @@ def build(
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
         "libraries": library_versions(library for name in targets for library in find_target(name).libraries),
         "options": dict(options),
-        "source": {**source, "format": checkpoint.form.name, "files": list(files)},
+        "source": dict(source),
         "targets": dict(targets),
         "left_out": [
             {
@@ -83,8 +81,7 @@ def build(
                 "reason": item.reason,
                 "part": item.part,
             }
-            for item in checkpoint.left_out
-            if item.weight not in beside_text
+            for item in left_out
         ],
         "artifacts": list(artifacts),
     }

@@ -23,7 +23,8 @@ from targets.target import Plan
 
 if TYPE_CHECKING:
     from converter.system.child import Worker
-    from validation.proof import Proof
+    from validation.proof import Artifact, Proof
+    from validation.reference.ahead import Identity
     from validation.settings import Prepared
 
 
@@ -57,9 +58,14 @@ class Proving:
     digests: Digests
     progress: Progress
 
-    def source(self) -> dict[str, object]:
-        """What identifies the checkpoint: digests of its files."""
-        return {"files": [entry["sha256"] for entry in self.model.checkpoint.source.entries(self.digests)]}
+    def identity(self) -> Identity:
+        """What tells the checkpoint from every other."""
+        from validation.reference.ahead import Identity
+
+        def hashed() -> list[str]:
+            return [str(entry["sha256"]) for entry in self.model.checkpoint.source.entries(self.digests)]
+
+        return Identity(hashed, self.model.check_unchanged)
 
 
 @contextmanager
@@ -98,8 +104,12 @@ def reference_ahead(proving: Proving) -> Iterator[Progress]:
     from validation.reference.ahead import computed_ahead
 
     progress = one_at_a_time(proving.progress)
-    with computed_ahead(proving.prepared, proving.source, proving.model.check_unchanged, progress):
-        yield progress
+    with computed_ahead(proving.prepared, proving.identity(), progress):
+        try:
+            yield progress
+        except BaseException:
+            proving.digests.close()  # the other thread may be waiting for them
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +151,12 @@ def prove(proving: Proving | None, made: Written) -> Proven:
 
 def _measured(proving: Proving, made: Written) -> tuple[dict[str, Any], Mapping[str, object] | None]:
     """The measured part of the entry, and the choice, whose files are put in their place."""
+    from validation.proof import Artifact
+
     choices = made.target.choices(made.plan)
     with tempfile.TemporaryDirectory(prefix=".others-", dir=made.scratch) as name:
-        proof = measure(proving, made.plan, made.artifact, made.scratch, choices, Path(name))
+        artifact = Artifact(made.artifact, made.plan, choices, Path(name))
+        proof = measure(proving, artifact, made.scratch)
         _take(proof.artifact, made)
     return proof.entry, proof.choice if choices else None
 
@@ -158,29 +171,17 @@ def _take(chosen: Path, made: Written) -> None:
         os.replace(directory / file.path, made.scratch / file.path)
 
 
-def measure(
-    proving: Proving,
-    plan: Plan,
-    artifact: Path,
-    scratch: Path | None,
-    choices: Sequence[Mapping[str, object]] = (),
-    others: Path | None = None,
-) -> Proof:
+def measure(proving: Proving, artifact: Artifact, scratch: Path | None) -> Proof:
     """The measured part of a target's entry. Temporary files lie in ``scratch``, where there is room for
-    models, and are gone when this returns. Artifacts of other choices than the first lie in ``others``."""
+    models, and are gone when this returns."""
     from validation.proof import prove as prove_artifact
 
     return prove_artifact(
         proving.prepared,
-        plan.target,
         artifact,
-        plan,
-        choices=choices,
-        source=proving.source(),
+        identity=proving.identity(),
         scratch=scratch,
-        others=others,
         settle=proving.digests.wait,
-        unchanged=proving.model.check_unchanged,
         progress=proving.progress,
     )
 

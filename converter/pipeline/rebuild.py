@@ -22,7 +22,7 @@ from converter.names import DEMO, file_name, printable, resolve
 from converter.pipeline.listing import Listed, Manifest
 from converter.pipeline.manifest import library_versions
 from converter.pipeline.opening import Model, open_model
-from converter.pipeline.verification import Finding, Rebuild
+from converter.pipeline.verification import Finding, Rebuild, Verification
 from converter.system.amounts import amount
 from converter.system.digests import Digests
 from converter.system.memory import check_memory
@@ -38,9 +38,7 @@ _PLANNED: Final = ("bytes", "bits_per_weight", "operators", "memory", "kv_cache"
 
 
 def rebuild(
-    output: Path,
-    manifest: Manifest,
-    present: frozenset[str],
+    found: Verification,
     *,
     reference: str | None = None,
     offline: bool = False,
@@ -49,15 +47,16 @@ def rebuild(
 ) -> Rebuild:
     """Convert the manifest's source again with the manifest's options and choices, and compare each file.
 
-    ``present`` are the listed files that are in ``output``. ``reference`` is the source where the manifest
+    ``found`` is what ``verify`` found in an output directory. ``reference`` is the source where the manifest
     has but a directory's name. ``tell`` gets a line for each program of another version before the work
-    begins. What is made lies in a temporary directory beside ``output`` (or where ``TMPDIR`` says) and is
+    begins. What is made lies in a temporary directory beside the output (or where ``TMPDIR`` says) and is
     gone at the end. Nothing is validated, and reports, which hold measured figures, are not made again.
 
     Raises ``CheckpointError`` for another source than the manifest's and for a manifest that no conversion
     leaves. Raises ``DestinationError`` where there is no room, ``UsageError`` for packages that are not
     installed, and whatever opening and converting a checkpoint raises.
     """
+    manifest = found.manifest
     targets = _targets(manifest)
     check_installed(target for target, _ in targets)
     others = {target.name: _other_versions(manifest, target) for target, _ in targets}
@@ -68,31 +67,30 @@ def rebuild(
     planned = [_plan(manifest, model, target, record, progress) for target, record in targets]
     for one in planned:
         check_memory(one.plan.target, one.plan.memory)
-    largest = max((one.plan.size for one in planned), default=0)
-    findings: list[Finding] = [finding for one in planned for finding in one.findings]
     same: list[str] = []
-    with _scratch(output, largest) as scratch:
+    findings: list[Finding] = [finding for one in planned for finding in one.findings]
+    with _scratch(found.output, max((one.plan.size for one in planned), default=0)) as scratch:
         for one in planned:
             made = _make(one, model, scratch, progress)
-            differing = _differing(made, scratch, output, present, others[one.target.name], progress)
+            differing = _differing(made, scratch, found, others[one.target.name], progress)
             findings += differing
-            same += [
-                name for name in made if name in present and name not in {item.path for item in differing}
-            ]
+            same += sorted({*made} & found.regular - {finding.path for finding in differing})
             _clear(scratch)
-    made_again = {name for one in planned for name in one.files}
     apart = {name: "holds measured figures" for name in REPORTS if name in manifest.files}
-    findings += [
-        Finding(name, "is made by none of the manifest's targets")
-        for name in sorted(
-            set(manifest.files) - made_again - set(apart) - {name for one in planned for name in one.lacking}
-        )
-    ]
-    findings += [
-        Finding(name, f"was not made again: {why}") for one in planned for name, why in one.lacking.items()
-    ]
+    findings += _not_made(manifest, planned, apart)
     options = {one.target.name: {**one.plan.options, **(one.choice or {})} for one in planned}
     return Rebuild(versions, options, sorted(same), apart, findings)
+
+
+def _not_made(manifest: Manifest, planned: Sequence[_Planned], apart: Mapping[str, str]) -> Iterator[Finding]:
+    """The listed files that no target makes, but for those that are kept ``apart``, and then those that
+    cannot be made here."""
+    lacking = {name: why for one in planned for name, why in one.lacking.items()}
+    made = {name for one in planned for name in one.files}
+    for name in sorted(set(manifest.files) - made - set(apart) - set(lacking)):
+        yield Finding(name, "is made by none of the manifest's targets")
+    for name, why in lacking.items():
+        yield Finding(name, f"was not made again: {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,22 +283,18 @@ def _make(one: _Planned, model: Model, scratch: Path, progress: Progress) -> tup
 
 
 def _differing(
-    names: Sequence[str],
-    scratch: Path,
-    output: Path,
-    present: frozenset[str],
-    others: Sequence[str],
-    progress: Progress,
+    names: Sequence[str], scratch: Path, found: Verification, others: Sequence[str], progress: Progress
 ) -> list[Finding]:
-    """The files in ``scratch`` that are not the same in ``output``. ``others`` are the programs of other
+    """The files in ``scratch`` that are not the same in the output. ``others`` are the programs of other
     versions that may be the reason."""
     total = sum((scratch / name).stat().st_size for name in names)
     findings, done = [], 0
     for name in names:
-        place = _first_difference(scratch / name, output / name) if name in present else None
+        there = name in found.regular
+        place = _first_difference(scratch / name, found.output / name) if there else None
         done += (scratch / name).stat().st_size
         progress("compare files", done, total)
-        if name not in present:
+        if not there:
             findings.append(Finding(name, "is not there or not listed, and the source gives such a file"))
         elif place is not None:
             problem = f"is not what the source gives, from byte {place} on"

@@ -84,14 +84,13 @@ def record(
             stored[one.target]["chosen"] = dict(one.choice)
     write(scratch, report)
     run.digests.add(manifest.files_of(scratch))
+    checkpoint, beside = run.model.checkpoint, stored_beside_text([one.plan for one in made])
     content = manifest.build(
         _options(run),
-        run.model.checkpoint,
-        run.model.record(),
-        _source_files(run.model, run.digests),
+        _source(run),
         stored,
+        [item for item in checkpoint.left_out if item.weight not in beside],
         run.digests.entries(scratch),
-        stored_beside_text([one.plan for one in made]),
     )
     if earlier is not None:
         content = with_earlier_manifest(earlier, content)
@@ -105,6 +104,12 @@ def _options(run: Running) -> dict[str, object]:
     from validation.settings import recordable
 
     return {"validation": recordable({"text": None, **run.settings})}
+
+
+def _source(run: Running) -> dict[str, object]:
+    """What was read, as the manifest records it."""
+    files = _source_files(run.model, run.digests)
+    return {**run.model.record(), "format": run.model.checkpoint.form.name, "files": files}
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:

@@ -46,6 +46,7 @@ def validate(
     ``target`` chooses among several whose artifacts are named alike. Reports go to ``output_directory`` if
     given. Raises a ``QatconvertError``.
     """
+    from validation.proof import Artifact
     from validation.settings import OFF_LATTICE
 
     artifact = artifact_of(artifact, target)
@@ -73,7 +74,8 @@ def validate(
             scratch = stack.enter_context(output.scratch_directory(output_directory, work))
             output.check_destination(output_directory, force)  # another run may have come before this one
         with model.unchanged():
-            proof = measure(Proving(prepared, model, digests, progress), plan, artifact, scratch)
+            proving = Proving(prepared, model, digests, progress)
+            proof = measure(proving, Artifact(artifact, plan), scratch)
         *_, directory = artifact.absolute().parents[: len(Path(plan.artifacts[0]).parts)]
         entry = {
             "artifact": printable(artifact.name),

@@ -53,6 +53,8 @@ class Rebuild:
 class Verification:
     """What an output directory is beside its ``manifest``."""
 
+    #: The directory.
+    output: Path
     manifest: Manifest
     #: The listed files that are there.
     regular: frozenset[str]
@@ -91,6 +93,7 @@ def verify(output: Path, progress: Progress = no_progress) -> Verification:
     problems |= dict(_unlisted(manifest.files, found))
     findings = [Finding(name, problems[name]) for name in sorted(problems)]
     return Verification(
+        output,
         manifest,
         frozenset(present),
         sum(found[name].bytes for name in present),

@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType, TracebackType
 from typing import IO, Any, Final
 
@@ -91,6 +92,8 @@ class Worker:
     slow to import is imported once. After a crash, or if it was ended while it waited, the next request
     starts another. ``environment`` is added to what it gets of the parent's (``child_environment``). What the
     process leaves lying about goes to ``directory``. ``error`` is what ``call`` raises.
+
+    One thread at a time makes requests. Any other may end them for good (``give_up``).
     """
 
     def __init__(
@@ -107,13 +110,17 @@ class Worker:
         self._error = error
         self._child: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
+        self._given_up = False
+        self._starting = Lock()  # no process may start once requests are given up
 
     def __enter__(self) -> Worker:
         return self
 
     def start(self) -> None:
         """Start the process before there is a request, so that it imports what it needs meanwhile."""
-        self._started()
+        with self._starting:
+            if not self._given_up:
+                self._started()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -133,13 +140,25 @@ class Worker:
             self._log.close()
         self._child = self._log = None
 
+    def give_up(self) -> None:
+        """Kill the process, and start no other. A request under way in another thread fails at once, and so
+        does every later one."""
+        with self._starting:
+            self._given_up = True
+            child = self._child
+        if child is not None:
+            child.kill()
+
     def call(self, request: Mapping[str, object], progress: StageProgress, *, what: str) -> dict[str, Any]:
         """The result of one request (anything that JSON can hold).
 
         ``what`` opens the message of the error that is raised when the child reports one, crashes or is
         killed. What it printed meanwhile is added to the exception as a note.
         """
-        child, log = self._started()
+        with self._starting:
+            if self._given_up:
+                raise self._error(f"{what}: given up")
+            child, log = self._started()
         printed = log.seek(0, os.SEEK_END)
         try:
             answer = _converse(child, request, progress)
@@ -154,6 +173,8 @@ class Worker:
             raise
         if answer is None:
             self.close()
+            if self._given_up:
+                raise self._error(f"{what}: given up")
         cause = answer["error"] if answer is not None else _ending(status or 0, text)
         error = self._error(f"{what}: {cause}")
         error.add_note(text[-20_000:])

@@ -18,7 +18,7 @@ from targets.gguf.declared import MODELFILE
 from targets.gguf.family import family_named
 from targets.gguf.metadata import Metadata, decoded, item_count, read_entries, read_metadata
 from targets.gguf.reading import split_files
-from targets.ollama import Modelfile, family_modelfile, printed
+from targets.ollama import Model, Modelfile, family_modelfile, printed
 
 #: Options that concern the Modelfile alone.
 OPTIONS: Final = tuple(option.name for option in MODELFILE)
@@ -41,19 +41,18 @@ def modelfile(
     penalties: Mapping[str, float] | None = None,
 ) -> Modelfile:
     """The Modelfile of a model whose GGUF lies at ``path`` as seen from the Modelfile; of ``options``,
-    ``system``, ``licenses`` and ``num_ctx`` count. See ``family_modelfile`` for the rest, and for
-    what is raised."""
-    return _modelfile(
-        path,
+    ``system``, ``licenses`` and ``num_ctx`` count. See ``targets.ollama.Model`` for the rest, and
+    ``family_modelfile`` for what is raised."""
+    model = Model(
         architecture.family,
         sum(math.prod(shape) for shape in architecture.tensors.values()),
         architecture.per_layer_input is not None,
         architecture.context,
-        sampling,
-        options,
+        sampling or {},
         stops,
-        penalties,
+        penalties or {},
     )
+    return _modelfile(path, model, options)
 
 
 def modelfile_of_gguf(file: Path, path: str, options: Mapping[str, object]) -> Modelfile:
@@ -72,43 +71,26 @@ def modelfile_of_gguf(file: Path, path: str, options: Mapping[str, object]) -> M
             f"(known: {', '.join(known_families('ollama'))})"
         )
     table = metadata.values.get(f"{metadata.architecture}.embedding_length_per_layer_input")
-    return _modelfile(
-        path,
+    model = Model(
         found[0],
         metadata.parameters + sum(read_metadata(other).parameters for other in files[1:]),
         isinstance(table, int) and table > 0,
         metadata.context,
         _sampling(file, metadata, _SAMPLING),
-        options,
         _stops(dict(contents.entries)),
         _sampling(file, metadata, _PENALTIES),
     )
+    return _modelfile(path, model, options)
 
 
-def _modelfile(
-    path: str,
-    family: str,
-    parameters: int,
-    per_layer_embeddings: bool,
-    context: int | None,
-    sampling: Mapping[str, float] | None,
-    options: Mapping[str, object],
-    stops: Sequence[str],
-    penalties: Mapping[str, float] | None,
-) -> Modelfile:
+def _modelfile(path: str, model: Model, options: Mapping[str, object]) -> Modelfile:
     num_ctx = options.get("num_ctx")
     return family_modelfile(
         path,
-        family,
-        parameters,
-        per_layer_embeddings=per_layer_embeddings,
-        context=context,
+        model,
         num_ctx=num_ctx if isinstance(num_ctx, int) else None,
-        sampling=sampling,
         system=str(options["system"]) if options.get("system") else None,
         licenses=_licenses(options),
-        stops=stops,
-        penalties=penalties,
     )
 
 

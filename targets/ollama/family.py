@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from targets.families import family_of, known_families
@@ -44,37 +44,47 @@ def has_modelfile(family: str) -> bool:
     return family in known_families("ollama")
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What a Modelfile goes by."""
+
+    #: The name of the model's family.
+    family: str
+    #: The number of weights.
+    parameters: int
+    #: Whether there are embeddings for each layer (E2B, E4B).
+    per_layer_embeddings: bool
+    #: The trained context length in tokens, ``None`` where it is not known.
+    context: int | None = None
+    #: Values of temperature, top_p and top_k; the family's recommended ones stand for the others.
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    #: Texts of tokens that end an answer beside the family's end of a turn.
+    stops: Sequence[str] = ()
+    #: Values of min_p and repetition_penalty where they change anything, and of repeat_last_n where it is not
+    #: the whole text.
+    penalties: Mapping[str, float] = field(default_factory=dict)
+
+
 def family_modelfile(
-    model: str,
-    family: str,
-    parameters: int,
+    path: str,
+    model: Model,
     *,
-    per_layer_embeddings: bool,
-    context: int | None = None,
     num_ctx: int | None = None,
-    sampling: Mapping[str, float] | None = None,
     system: str | None = None,
     licenses: Sequence[str] = (),
-    stops: Sequence[str] = (),
-    penalties: Mapping[str, float] | None = None,
 ) -> Modelfile:
     """The Modelfile of a model.
 
-    ``model`` is the path of the GGUF relative to the Modelfile (of its directory, if it has several files).
-    ``family`` is the name of the model's family, ``parameters`` the number of weights.
-    ``per_layer_embeddings`` says whether the model has such (E2B, E4B). ``context`` is the trained context
-    length. ``num_ctx`` defaults to 8192 or the trained context, whichever is less. ``sampling`` has the
-    values of temperature, top_p and top_k (default: the recommended). ``stops`` are the texts of tokens that
-    end an answer beside the family's end of a turn. ``penalties`` has the values of min_p and
-    repetition_penalty where they change anything, and of repeat_last_n where it is not the whole text. Of
-    ``licenses``, which only people read, what Ollama would drop is replaced (``printed``). Raises
-    ``TargetError`` for a family of which Ollama's commands are not known.
+    ``path`` is that of the GGUF relative to the Modelfile (of its directory, if it has several files).
+    ``num_ctx`` defaults to 8192 or the trained context, whichever is less. Of ``licenses``, which only people
+    read, what Ollama would drop is replaced (``printed``). Raises ``TargetError`` for a family of which
+    Ollama's commands are not known.
     """
-    known = family_of("ollama", family, OllamaFamily)
-    commands = known.commands(parameters, per_layer_embeddings)
-    values: dict[str, object] = {**known.sampling, **(sampling or {})}
-    values["num_ctx"] = num_ctx or min(CONTEXT, context or CONTEXT)
-    penalties = penalties or {}
+    known = family_of("ollama", model.family, OllamaFamily)
+    commands = known.commands(model.parameters, model.per_layer_embeddings)
+    values: dict[str, object] = {**known.sampling, **model.sampling}
+    values["num_ctx"] = num_ctx or min(CONTEXT, model.context or CONTEXT)
+    penalties = model.penalties
     if "min_p" in penalties:
         values["min_p"] = penalties["min_p"]
     if "repetition_penalty" in penalties:  # over the whole text, as in transformers
@@ -82,12 +92,12 @@ def family_modelfile(
         values |= {"repeat_penalty": penalties["repetition_penalty"], "repeat_last_n": last}
     # a stop from the Modelfile replaces the one that Ollama sets by itself, so it is always given
     return Modelfile(
-        model=model,
+        model=path,
         renderer=commands.renderer,
         parser=commands.parser,
         parameters=(
             *((name, str(value)) for name, value in values.items()),
-            *(("stop", text) for text in _stops(known.end_of_turn, stops)),
+            *(("stop", text) for text in _stops(known.end_of_turn, model.stops)),
         ),
         system=system,
         requires=commands.requires,

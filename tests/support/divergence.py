@@ -48,9 +48,13 @@ def divergence_from_transformers(checkpoint: Checkpoint, artifact: Path, runner:
         "model": str(checkpoint.source.directory()),
         "left_out": [one.name for one in checkpoint.left_out],
         "sequences": ids,
+        "firsts": [0],
         "output": str(scratch / "reference.npy"),
         "dtype": "float32",
         "max_memory": None,
+        "batch_bytes": None,
+        "float16_gelu": False,
+        "gelu_noise": False,
         "scratch": str(scratch),
     }
     write_logits(request, lambda done, total: None)

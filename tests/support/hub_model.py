@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from support.hub_server import HubServer
+from converter.hub import Snapshot
+from support.hub_server import HubServer, sha256
 
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -26,6 +27,10 @@ BESIDE = (
     "chat_template.jinja",
     "README.md",
 )
+#: Every file of a sharded model that a conversion reads.
+NEEDED = (*BESIDE, "LICENSE", INDEX, *SHARDS)
+#: The file of a model that is not sharded.
+WEIGHTS = "model.safetensors"
 UNUSED = (
     "picture.png",
     "pytorch_model.bin",
@@ -48,7 +53,7 @@ def write_model(directory: Path, *, sharded: bool = True, rows: int = 64, seed: 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"file": name, "seed": seed}))
     (directory / "LICENSE").write_text("Apache-2.0\n")
-    names = SHARDS if sharded else ("model.safetensors",)
+    names = SHARDS if sharded else (WEIGHTS,)
     for number, name in enumerate(names):
         values = random.standard_normal((rows, 1024), dtype=np.float32)
         save_file({f"weight.{number}": values}, directory / name)
@@ -74,6 +79,19 @@ def use_only(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "huggingface" / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     close_session()
+
+
+def assert_whole(snapshot: Snapshot, folder: Path) -> None:
+    """What was downloaded is all that is needed of the model in ``folder / "repository"``, as it is there."""
+    assert {path.name for path in snapshot.files} == set(NEEDED)
+    for path in snapshot.files:
+        assert path.read_bytes() == (folder / "repository" / path.name).read_bytes()
+
+
+def partial_weights(folder: Path) -> Path:
+    """Where what has arrived of `WEIGHTS` of the model in ``folder / "repository"`` lies."""
+    blobs = folder / "huggingface" / "hub" / f"models--{REPO.replace('/', '--')}" / "blobs"
+    return blobs / f"{sha256(folder / 'repository' / WEIGHTS)}.incomplete"
 
 
 def run_python(code: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from support.tampering import Tampering, file_tamperings
+from support.tampering import Tampering, append, file_tamperings
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -52,7 +52,7 @@ def onnx_tamperings(directory: Path, file: str) -> Iterator[Tampering]:
     yield from _value_tamperings(model.graph, edit)
     yield from _model_tamperings(model, edit)
     for label, data in (("unknown field", b"\xfa\x3e\x01x"), ("another graph", b"\x3a\x00")):
-        yield Tampering(f"{label} behind the end", lambda copy, data=data: _append(copy / file, data))
+        yield Tampering(f"{label} behind the end", lambda copy, data=data: append(copy / file, data))
 
 
 _Edit = Callable[..., Tampering]
@@ -193,8 +193,3 @@ def _backdoor(graph: GraphProto) -> None:
         "If", ["condition"], ["logits"], then_branch=branches[0], else_branch=branches[1]
     )
     graph.node.extend([trigger, equal, cast, any_of, condition, branch])
-
-
-def _append(path: Path, data: bytes) -> None:
-    with path.open("ab") as stream:
-        stream.write(data)

@@ -181,7 +181,7 @@ def gguf_tamperings(directory: Path, file: str) -> Iterator[Tampering]:
     whole, edit = GgufFile.read(directory / file), _editor(file)
     yield from _key_tamperings(whole, edit)
     yield from _structure_tamperings(whole, edit)
-    yield Tampering("bytes behind the end", lambda copy: _append(copy / file, bytes(32)))
+    yield Tampering("bytes behind the end", lambda copy: append(copy / file, bytes(32)))
     yield Tampering("the last byte cut off", lambda copy: _cut(copy / file))
 
 
@@ -309,7 +309,8 @@ def _set(one: GgufFile, key: str, value: bytes) -> None:
     one.keys[[name for name, _ in one.keys].index(key)] = (key, value)
 
 
-def _append(path: Path, data: bytes) -> None:
+def append(path: Path, data: bytes) -> None:
+    """Write ``data`` behind the end of a file."""
     with path.open("ab") as stream:
         stream.write(data)
 

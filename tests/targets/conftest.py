@@ -29,6 +29,12 @@ Convert = Callable[..., Converted]
 
 
 @pytest.fixture(scope="session")
+def demo(demo_checkpoint: Path) -> Checkpoint:
+    """The shipped checkpoint."""
+    return open_checkpoint(demo_checkpoint)
+
+
+@pytest.fixture(scope="session")
 def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     """``convert(directory, target="gguf", **options)`` writes the artifact of a checkpoint; equal calls
     share it."""

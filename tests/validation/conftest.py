@@ -1,4 +1,4 @@
-"""Artifacts to validate, and the cache of reference logits that these tests share."""
+"""Artifacts to validate, and what tests share of the reference: its process and its cache."""
 
 from __future__ import annotations
 
@@ -56,6 +56,12 @@ def e2b(
 ) -> Artifact:
     """The GGUF of a random E2B-like checkpoint; nobody may change it."""
     return write_gguf(checkpoint_factory("e2b"), tmp_path_factory.mktemp("e2b-gguf"))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of reference logits of a module's tests."""
+    return tmp_path_factory.mktemp("reference-cache")
 
 
 @pytest.fixture(scope="session")

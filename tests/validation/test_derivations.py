@@ -15,7 +15,8 @@ from converter.demo import DEMO
 from support.derivations import BUILT, DERIVATIONS, ENDS, GRAPH, PROMPTS, TOKENS, VALUES, Derivation
 from targets.onnx import comparison
 from targets.target import find_target
-from validation.proof import prove
+from validation.proof import Artifact, prove
+from validation.reference.ahead import Identity
 from validation.settings import Prepared, Settings, prepare
 
 CASES = [
@@ -86,8 +87,8 @@ def failing(prepared: Prepared, target: str, artifact: Path) -> dict[str, Any]:
     """The gates that an artifact fails, by name, with their values; all have run."""
     checkpoint = prepared.checkpoint
     plan = find_target(target).plan(checkpoint, "model", {})
-    source = {"files": [str(checkpoint.source.directory())]}  # known to this cache alone
-    gates = prove(prepared, target, artifact, plan, source=source).entry["gates"]
+    identity = Identity(lambda: [str(checkpoint.source.directory())])  # known to this cache alone
+    gates = prove(prepared, Artifact(artifact, plan), identity=identity).entry["gates"]
     assert None not in [gate["passed"] for gate in gates]
     return {gate["name"]: gate["value"] for gate in gates if not gate["passed"]}
 

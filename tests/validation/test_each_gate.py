@@ -20,11 +20,6 @@ from validation.proof import validate
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reference-cache")
-
-
-@pytest.fixture(scope="module")
 def demo(write_gguf: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     return write_gguf(DEMO, tmp_path_factory.mktemp("demo"))
 

@@ -22,7 +22,8 @@ from support.tampering import GgufFile
 from targets.target import find_target
 from validation.excerpt import cut_checkpoint
 from validation.own_weights import needed_disk
-from validation.proof import prove
+from validation.proof import Artifact, prove
+from validation.reference.ahead import Identity
 from validation.room import Room
 from validation.runners import find_runner
 from validation.settings import Prepared, Settings, prepare
@@ -67,13 +68,10 @@ class Case:
         checkpoint = self.prepared.checkpoint
         changed = replace(self.prepared.settings, room=lambda directory: room, **settings)
         plan = find_target(self.target).plan(checkpoint, "model", {})
-        source = {"files": [str(checkpoint.source.directory())]}  # known to this cache alone
         return prove(
             replace(self.prepared, settings=changed),
-            self.target,
-            artifact or self.artifact,
-            plan,
-            source=source,
+            Artifact(artifact or self.artifact, plan),
+            identity=Identity(lambda: [str(checkpoint.source.directory())]),  # known to this cache alone
         ).entry
 
 

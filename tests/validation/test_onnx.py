@@ -21,17 +21,11 @@ from converter.errors import ValidationError
 from converter.pipeline.conversion import Conversion, convert
 from targets.onnx.accuracy import accuracy_levels, with_accuracy_level
 from validation.limits import ANSWERS, DENSE
-from validation.proof import inferred_plan, prove, validate
+from validation.proof import Artifact, inferred_plan, prove, validate
 from validation.settings import Settings, prepare
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 LEVELS = [{"accuracy_level": 4}, {"accuracy_level": 0}]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of reference logits."""
-    return tmp_path_factory.mktemp("reference-cache")
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +175,9 @@ def test_a_way_that_the_runtime_refuses_is_told_and_another_is_chosen(artifact: 
     settings = Settings(positions=64, cache=home, same_weights=False)
     with prepare(artifact.checkpoint, settings) as prepared:
         plan = inferred_plan("onnx", artifact.path, artifact.checkpoint)
-        proof = prove(prepared, "onnx", artifact.path, plan, choices=choices)
+        proof = prove(prepared, Artifact(artifact.path, plan, choices))
         with pytest.raises(ValidationError, match="accuracy_level"):
-            prove(prepared, "onnx", artifact.path, plan, choices=choices[:1] * 2)
+            prove(prepared, Artifact(artifact.path, plan, choices[:1] * 2))
     assert proof.choice == {"accuracy_level": 0}
     refused, kept = proof.entry["alternatives"]
     assert (refused["accuracy_level"], refused["passed"], refused["chosen"]) == ("high", False, False)
@@ -199,10 +193,7 @@ def test_other_work_ends_before_the_runtime_is_timed_and_the_reference_is_comput
     with prepare(artifact.checkpoint, settings) as prepared:
         proof = prove(
             prepared,
-            "onnx",
-            artifact.path,
-            inferred_plan("onnx", artifact.path, artifact.checkpoint),
-            choices=LEVELS,
+            Artifact(artifact.path, inferred_plan("onnx", artifact.path, artifact.checkpoint), LEVELS),
             settle=lambda: happened.append("settled"),
             progress=lambda stage, done, total: happened.append(stage) if done == total else None,
         )

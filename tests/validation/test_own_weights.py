@@ -19,9 +19,11 @@ from converter.system.child import Worker
 from targets.target import StoredTensor
 from validation.metrics import compare
 from validation.own_weights import disk_shortage, needed_disk, write_checkpoint
-from validation.reference.logits import Model, own_logits, reference_logits
+from validation.reference.logits import Computation, Model, own_logits, reference_logits
+from validation.text import Tokens
 
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
+TOKENS = Tokens.of(SEQUENCES)
 
 
 def unchanged(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -51,7 +53,7 @@ def test_unchanged_weights_give_the_logits_of_the_whole_original(
     (tmp_path / "own").mkdir()
     write_checkpoint(checkpoint, unchanged(checkpoint), tmp_path / "own", shard=1 << 20)
     model = Model(tmp_path / "own", (), checkpoint.architecture.vocabulary)
-    own = reference_logits(model, SEQUENCES, source={}, scratch=tmp_path, worker=worker)
+    own = reference_logits(model, TOKENS, Computation(worker), tmp_path)
     whole = AutoModelForCausalLM.from_pretrained(
         original, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
     )
@@ -94,21 +96,20 @@ def test_tables_have_the_rows_that_are_looked_up_and_give_the_same_logits(
     tied: bool, checkpoint_factory: Callable[..., Path], worker: Worker, tmp_path: Path
 ) -> None:
     checkpoint = open_checkpoint(checkpoint_factory("e2b", tied=tied))
-    tokens = {id for ids in SEQUENCES for id in ids}
     found, sizes = [], []
-    for number, given in enumerate((None, tokens)):
+    for number, given in enumerate((None, TOKENS.ids)):
         own = tmp_path / str(number)
         own.mkdir()
         write_checkpoint(checkpoint, unchanged(checkpoint), own, shard=1 << 20, tokens=given)
         model = Model(own, (), checkpoint.architecture.vocabulary)
         output = tmp_path / f"{number}.npy"
-        found.append(own_logits(model, SEQUENCES, firsts=[0, 0, 0], output=output, worker=worker).logits)
+        found.append(own_logits(model, TOKENS, Computation(worker), output).logits)
         sizes.append(needed_disk(checkpoint, given))
         for name in ("embed_tokens_per_layer.weight", "embed_tokens.weight"):
             tensor = open_shards(Directory(own)).tensors[f"model.{name}"]
             written = set(np.flatnonzero(tensor.read_rows(0, tensor.rows).any(axis=1)))
             whole = given is None or (tied and name == "embed_tokens.weight")
-            assert written == (set(range(tensor.rows)) if whole else {0, *tokens})
+            assert written == (set(range(tensor.rows)) if whole else {0, *TOKENS.ids})
     np.testing.assert_array_equal(*found)
     assert sizes[1] < sizes[0]
 
@@ -121,15 +122,13 @@ def test_gelu_through_float16_costs_what_is_told(
     (tmp_path / "own").mkdir()
     write_checkpoint(checkpoint, unchanged(checkpoint), tmp_path / "own")
     own = Model(tmp_path / "own", (), checkpoint.architecture.vocabulary)
-    firsts = [10, 0, 0]
+    tokens = Tokens.of(SEQUENCES, [10, 0, 0])
     made = [
         own_logits(
             own,
-            SEQUENCES,
-            firsts=firsts,
-            output=tmp_path / f"{rounded}.npy",
-            worker=worker,
-            float16_gelu=rounded,
+            tokens,
+            Computation(worker, float16_gelu=rounded),
+            tmp_path / f"{rounded}.npy",
         )
         for rounded in (False, True)
     ]

@@ -48,11 +48,6 @@ def test_a_checkpoint_is_told_from_others_by_its_files_and_never_by_a_commit(
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("reference-cache")
-
-
-@pytest.fixture(scope="module")
 def artifact(
     demo_checkpoint: Path, write_gguf: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Any:

@@ -16,7 +16,7 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
-from validation.proof import inferred_plan, prove
+from validation.proof import Artifact, inferred_plan, prove
 from validation.settings import Settings, prepare
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
@@ -115,9 +115,9 @@ def test_a_preparation_serves_several_artifacts_with_one_process_and_leaves_no_f
     settings = Settings(positions=64, cache=tmp_path / "cache")
     with prepare(e2b.checkpoint, settings) as prepared:
         plan = inferred_plan("gguf", e2b.path, e2b.checkpoint)
-        first = prove(prepared, "gguf", e2b.path, plan, scratch=scratch, progress=look)
+        first = prove(prepared, Artifact(e2b.path, plan), scratch=scratch, progress=look)
         process = prepared.worker._child
-        second = prove(prepared, "gguf", e2b.path, plan, scratch=scratch)
+        second = prove(prepared, Artifact(e2b.path, plan), scratch=scratch)
         assert prepared.worker._child is process
     assert first == second
     assert own

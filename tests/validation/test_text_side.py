@@ -19,6 +19,7 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.tokenizer import AddedToken
 from converter.demo import DEMO
 from converter.system.child import Worker
+from converter.system.progress import no_progress
 from support.tampering import GgufFile
 from targets.gguf.ends import ENDS_BY_TEXT
 from validation import gates
@@ -40,10 +41,6 @@ TEMPLATE = "tokenizer.chat_template"
 ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
-def quiet(*_: object) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def prepared() -> Iterator[Prepared]:
     with prepare(open_checkpoint(DEMO), Settings()) as made:
@@ -62,7 +59,7 @@ def read(prepared: Prepared, tmp_path: Path) -> Read:
         assert runtime is not None
         scratch = tmp_path / "scratch"
         scratch.mkdir()
-        return read_text_side(prepared, runtime, artifact, scratch, quiet)
+        return read_text_side(prepared, runtime, artifact, scratch, no_progress)
 
     return measure
 
@@ -272,7 +269,7 @@ def test_the_ends_that_llama_cpp_knows_by_text_are_its_own(gguf: Path, tmp_path:
     with Worker("validation.runtimes.llamacpp_text_model") as worker:
         for index, text in enumerate([*sorted(ENDS_BY_TEXT - {"</s>"}), "<|of no kind|>"]):
             path, token = renamed(gguf, tmp_path / f"{index}.gguf", text)
-            ends = worker.call({"artifact": str(path), "texts": []}, quiet, what="llama.cpp")["ends"]
+            ends = worker.call({"artifact": str(path), "texts": []}, no_progress, what="llama.cpp")["ends"]
             assert (token in ends) == (text in ENDS_BY_TEXT), text
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -18,52 +20,53 @@ from converter.checkpoint.stored import FORMS
 from converter.system.digests import hexdigest
 from converter.system.extensions import provider
 from converter.system.progress import Progress, StageProgress, counted, stage_of
-from validation.reference.logits import default_cache, is_writable, reference_logits
+from validation.reference.logits import Cache, Computation, default_cache, is_writable, reference_logits
 from validation.reference.source import reference_model
 from validation.settings import Prepared
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells a checkpoint from every other: its files. A commit does not, as files can be damaged."""
+
+    #: Gives the digests of all of them, in the order of their names. It may wait for them.
+    digests: Callable[[], Sequence[str]]
+    #: Raises if a file is not what was hashed any more: logits that were computed of it are not kept.
+    unchanged: Callable[[], object] = lambda: None
+
+
 def logits_of(
-    prepared: Prepared,
-    source: Mapping[str, object] | None,
-    scratch: Path,
-    unchanged: Callable[[], object],
-    progress: Progress,
+    prepared: Prepared, identity: Identity | None, scratch: Path, progress: Progress
 ) -> NDArray[np.float32]:
     """Reference logits of the positions that ``prepared`` compares, float32 ``[positions, vocabulary]``.
 
-    ``source`` has the digests of the checkpoint's ``files``, which are computed otherwise. ``unchanged`` and
-    ``scratch`` are as for ``reference_logits``, and so is what it raises.
+    Without the checkpoint's ``identity``, its files are hashed. ``scratch`` is as for ``reference_logits``,
+    and so is what is raised.
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
+    if identity is None:
+        identity = Identity(partial(_hashed, checkpoint, stage_of(progress, "checksums")))
+    form = {} if checkpoint.form.loads_as_stored else {"form": _made_by(checkpoint)}
+    source = {"files": list(identity.digests()), **form}
     return reference_logits(
-        reference_model(checkpoint, scratch, tokens.ids),
-        tokens.sequences,
-        firsts=tokens.firsts,
-        source=_identity(checkpoint, source, stage_of(progress, "checksums")),
-        scratch=scratch,
-        worker=prepared.worker,
-        dtype=settings.reference_dtype,
-        cache=_cache(prepared),
-        max_memory=settings.max_memory,
-        unchanged=unchanged,
-        progress=stage_of(progress, "reference"),
+        reference_model(checkpoint, scratch, tokens.ids, stage_of(progress, "reference weights")),
+        tokens,
+        Computation(prepared.worker, settings.reference_dtype, settings.max_memory),
+        scratch,
+        Cache(_cache(prepared), source, identity.unchanged),
+        stage_of(progress, "reference"),
     )
 
 
 @contextmanager
-def computed_ahead(
-    prepared: Prepared,
-    source: Callable[[], Mapping[str, object]],
-    unchanged: Callable[[], object],
-    progress: Progress,
-) -> Iterator[None]:
+def computed_ahead(prepared: Prepared, identity: Identity, progress: Progress) -> Iterator[None]:
     """While the block runs, have the logits of ``logits_of`` computed into the cache. At its end they are
     there, or what failed is left to whoever asks for them. Nothing is done where no cache can be written, nor
     for a form whose numbers would have to be written first.
 
-    An error in the block ends the computation. ``prepared.worker`` must not be used in the block.
-    ``progress`` is called from another thread.
+    An error in the block ends the computation at once, and ``prepared.worker`` for good. It is waited for
+    until ``identity.digests`` returns or raises: whoever has an error there should have it raise.
+    ``prepared.worker`` must not be used in the block. ``progress`` is called from another thread.
     """
     if not prepared.checkpoint.form.loads_as_stored or not is_writable(_cache(prepared)):
         yield
@@ -71,14 +74,14 @@ def computed_ahead(
 
     def compute() -> None:
         with suppress(Exception), tempfile.TemporaryDirectory() as scratch:
-            logits_of(prepared, source(), Path(scratch), unchanged, progress)
+            logits_of(prepared, identity, Path(scratch), progress)
 
     thread = Thread(target=compute, name="reference", daemon=True)
     thread.start()
     try:
         yield
     except BaseException:
-        prepared.worker.close()
+        prepared.worker.give_up()
         raise
     finally:
         thread.join()
@@ -95,14 +98,8 @@ def _cache(prepared: Prepared) -> Path:
     return prepared.settings.cache or default_cache()
 
 
-def _identity(
-    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: StageProgress
-) -> dict[str, object]:
-    """What tells this checkpoint from every other: the digests of its files."""
-    form = {} if checkpoint.form.loads_as_stored else {"form": _made_by(checkpoint)}
-    if source and source.get("files") is not None:
-        return {"files": source["files"], **form}
+def _hashed(checkpoint: Checkpoint, progress: StageProgress) -> list[str]:
+    """SHA-256 of a checkpoint's files."""
     files = sorted(checkpoint.files)
-    total = sum(file.stat().st_size for file in files)
-    advance = counted(progress, total)
-    return {"files": [hexdigest(file, hashlib.sha256(), advance=advance) for file in files], **form}
+    advance = counted(progress, sum(file.stat().st_size for file in files))
+    return [hexdigest(file, hashlib.sha256(), advance=advance) for file in files]

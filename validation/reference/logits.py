@@ -15,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from converter.system.child import Worker
 from converter.system.progress import StageProgress, no_progress
 from converter.system.replacing import UNFINISHED, replacing, write_whole
 from validation.logits import checksum, map_logits
+from validation.text import Tokens
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.
@@ -75,9 +76,14 @@ def default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "qatconvert" / "reference"
 
 
-def is_writable(cache: Path | None) -> bool:
+def is_writable(cache: Path) -> bool:
     """Whether logits can be kept in a directory, which is made if need be."""
-    return _writable(cache) is not None
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return True
+    except OSError:
+        return False
 
 
 def check_dtype(dtype: str) -> None:
@@ -86,52 +92,69 @@ def check_dtype(dtype: str) -> None:
         raise UsageError(f"unknown reference dtype {dtype!r}; known: {', '.join(DTYPES)}")
 
 
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """How ``transformers`` computes logits."""
+
+    #: A ``reference_worker``.
+    worker: Worker
+    #: One of ``DTYPES``.
+    dtype: str = "float32"
+    #: Most bytes of weights in memory, the rest stays on disk. ``None`` for what the machine has.
+    max_memory: int | None = None
+    #: Bytes of logits of one pass where weights are read from disk. ``None`` for 1 GiB.
+    batch_bytes: int | None = None
+    #: GELU goes through float16, as llama.cpp's does.
+    float16_gelu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Where the logits of a checkpoint are kept, and how they are found."""
+
+    #: Is made if need be. One that cannot be written is done without.
+    directory: Path
+    #: What tells the checkpoint from every other: the digests of its files.
+    source: Mapping[str, object]
+    #: Raises if the checkpoint is not what ``source`` says any more: such logits are not kept.
+    unchanged: Callable[[], object] = lambda: None
+
+
 def reference_logits(
     model: Model,
-    sequences: Sequence[Sequence[int]],
-    *,
-    source: Mapping[str, object],
+    tokens: Tokens,
+    computation: Computation,
     scratch: Path,
-    worker: Worker,
-    firsts: Sequence[int] | None = None,
-    dtype: str = "float32",
-    cache: Path | None = None,
-    max_memory: int | None = None,
-    batch_bytes: int | None = None,
-    unchanged: Callable[[], object] = lambda: None,
+    cache: Cache | None = None,
     progress: StageProgress = no_progress,
 ) -> NDArray[np.float32]:
-    """Logits of ``model`` for ``sequences``: a float32 map ``[positions, vocabulary]``.
+    """Logits of ``model`` at the positions of ``tokens``: a float32 map ``[positions, vocabulary]``.
 
-    The positions are all of each sequence, or those from its index in ``firsts`` on. ``source`` identifies
-    the checkpoint by the digests of its files. ``cache`` is the directory of the cache, ``None`` for none.
-    ``scratch`` holds what is not cached and must outlive the result. ``worker`` is a ``reference_worker``,
-    which is not asked for what is cached.
-
-    ``max_memory`` in bytes limits the weights kept in memory, and the rest stays on disk. ``batch_bytes``
-    then limits the logits of one pass (default: 1 GiB). ``unchanged`` raises if the checkpoint is not what
-    ``source`` says any more: such logits are not kept. Raises ``UsageError`` for an unknown ``dtype`` and
-    ``ValidationError`` when the checkpoint cannot be loaded exactly or does not run.
+    The worker is not asked for what is in ``cache``. ``scratch`` holds what is not kept there and must
+    outlive the result. Raises ``UsageError`` for an unknown dtype, ``ValidationError`` when the checkpoint
+    cannot be loaded exactly or does not run, and what the cache's ``unchanged`` raises.
     """
-    check_dtype(dtype)
-    starts = list(firsts or [0] * len(sequences))
-    made_from = _ingredients(sequences, starts, source, dtype)
-    positions = sum(map(len, sequences)) - sum(starts)
+    check_dtype(computation.dtype)
+    if cache is None:
+        output = scratch / "reference-logits.npy"
+        with replacing(output) as fresh:
+            _compute(model, tokens, computation, fresh, progress)
+        return map_logits(output, tokens.positions)
+    made_from = _ingredients(tokens, cache.source, computation.dtype)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
-    if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
-        progress(positions, positions)
+    if (found := _lookup(cache.directory, key, tokens.positions, model.vocabulary)) is not None:
+        progress(tokens.positions, tokens.positions)
         return found
-    kept = _writable(cache)
-    output = (kept or scratch) / f"{key}.npy"
-    options = {"dtype": dtype, "max_memory": max_memory, "batch_bytes": batch_bytes}
+    kept = is_writable(cache.directory)
+    output = (cache.directory if kept else scratch) / f"{key}.npy"
     with replacing(output) as fresh:
-        _compute(model, sequences, starts, fresh, worker, options, progress)
-        unchanged()
+        _compute(model, tokens, computation, fresh, progress)
+        cache.unchanged()
         entry = {**made_from, "crc32": checksum(fresh)} if kept else {}
     if kept:
-        write_whole(kept / f"{key}.json", json.dumps(entry, indent=1, sort_keys=True))
-        _prune(kept)
-    return map_logits(output, positions)
+        write_whole(output.with_suffix(".json"), json.dumps(entry, indent=1, sort_keys=True))
+        _prune(cache.directory)
+    return map_logits(output, tokens.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,49 +163,35 @@ class OwnLogits:
 
     #: Float32 ``[positions, vocabulary]``.
     logits: NDArray[np.float32]
-    #: The mean divergence that comes of a rounding of the runtime's that the logits have too
-    #: (``own_logits``), as it shows in this model.
+    #: The mean divergence that comes of ``float16_gelu``, as it shows in this model. 0 where it was not
+    #: measured.
     noise: float = 0.0
 
 
 def own_logits(
     model: Model,
-    sequences: Sequence[Sequence[int]],
-    *,
+    tokens: Tokens,
+    computation: Computation,
     output: Path,
-    worker: Worker,
-    firsts: Sequence[int],
-    max_memory: int | None = None,
-    float16_gelu: bool = False,
     dense: bool = True,
     progress: StageProgress = no_progress,
 ) -> OwnLogits:
     """Logits of ``model``, a checkpoint of an artifact's own weights, in the file ``output``.
 
-    ``float16_gelu`` has GELU go through float16, as llama.cpp's does. What it costs is measured for ``dense``
-    models alone. The other arguments and what it raises are as for ``reference_logits``.
+    What ``float16_gelu`` costs is measured for ``dense`` models alone. Raises what ``reference_logits`` does.
     """
-    options = {
-        "dtype": "float32",
-        "max_memory": max_memory,
-        "float16_gelu": float16_gelu,
-        "gelu_noise": float16_gelu and dense,
-    }
-    answer = _compute(model, sequences, firsts, output, worker, options, progress)
-    logits = map_logits(output, sum(map(len, sequences)) - sum(firsts))
-    return OwnLogits(logits, float(answer.get("gelu_kld", 0.0)))
+    check_dtype(computation.dtype)
+    answer = _compute(model, tokens, computation, output, progress, computation.float16_gelu and dense)
+    return OwnLogits(map_logits(output, tokens.positions), float(answer.get("gelu_kld", 0.0)))
 
 
-def _ingredients(
-    sequences: Sequence[Sequence[int]], firsts: Sequence[int], source: Mapping[str, object], dtype: str
-) -> dict[str, object]:
+def _ingredients(tokens: Tokens, source: Mapping[str, object], dtype: str) -> dict[str, object]:
     """All that the logits depend on; what is equal has one entry in the cache."""
+    ids = [list(tokens.firsts), [list(ids) for ids in tokens.sequences]]
     return {
         "schema": 2,
         "source": dict(source),
-        "sequences": hashlib.sha256(
-            json.dumps([list(firsts), [list(ids) for ids in sequences]]).encode()
-        ).hexdigest(),
+        "sequences": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
         "dtype": dtype,
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
@@ -190,28 +199,32 @@ def _ingredients(
 
 def _compute(
     model: Model,
-    sequences: Sequence[Sequence[int]],
-    firsts: Sequence[int],
+    tokens: Tokens,
+    computation: Computation,
     output: Path,
-    worker: Worker,
-    options: Mapping[str, object],
     progress: StageProgress,
+    gelu_noise: bool = False,
 ) -> Mapping[str, Any]:
-    """Have the child process write the logits, and give its answer. Leaves no file behind when it fails."""
+    """Have the child process write the logits, and give its answer: with ``gelu_noise``, what
+    ``float16_gelu`` costs too. Leaves no file behind when it fails."""
     _clear_offload(output.parent)
     with _offload(output.parent) as offload, model.files() as directory:
         request: Mapping[str, object] = {
             "task": "logits",
             "model": str(directory.resolve()),
             "left_out": list(model.left_out),
-            "sequences": [list(ids) for ids in sequences],
-            "firsts": list(firsts),
+            "sequences": [list(ids) for ids in tokens.sequences],
+            "firsts": list(tokens.firsts),
             "output": str(output),
             "scratch": offload,
-            **options,
+            "dtype": computation.dtype,
+            "max_memory": computation.max_memory,
+            "batch_bytes": computation.batch_bytes,
+            "float16_gelu": computation.float16_gelu,
+            "gelu_noise": gelu_noise,
         }
         try:
-            result = worker.call(request, progress, what="reference")
+            result = computation.worker.call(request, progress, what="reference")
         except BaseException:
             output.unlink(missing_ok=True)
             raise
@@ -271,18 +284,6 @@ def _lookup(cache: Path, key: str, positions: int, vocabulary: int) -> NDArray[n
         return None
     os.utime(path)  # the least recently used entries go first
     return logits
-
-
-def _writable(cache: Path | None) -> Path | None:
-    """The cache's directory, made if need be. ``None`` where nothing can be written."""
-    if cache is None:
-        return None
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=cache):
-            return cache
-    except OSError:
-        return None
 
 
 def _prune(cache: Path) -> None:

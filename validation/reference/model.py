@@ -47,14 +47,14 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
 
     * ``model``: directory
     * ``sequences``: token ids
-    * ``firsts``: for each sequence the index of the first position whose logits are wanted; absent: 0
+    * ``firsts``: for each sequence the index of the first position whose logits are wanted
     * ``output``
     * ``dtype``: a torch name
     * ``max_memory``: bytes or null
     * ``scratch``: directory for what must be rewritten to be offloaded
     * ``left_out``: names of tensors that are known not to be text weights
     * ``batch_bytes``: most bytes of float32 logits of one pass of a model that is read from disk; null: 1 GiB
-    * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does; absent: it does not
+    * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does
     * ``gelu_noise``: whether to measure what that costs; for dense models
 
     Answer: ``versions`` of the libraries, ``offloaded``, ``vocabulary``, and with ``gelu_noise``
@@ -69,18 +69,18 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
     model = load_model(request)
     offloaded = is_offloaded(model)
     sequences = request["sequences"]
-    firsts = request.get("firsts") or [0] * len(sequences)
+    firsts = request["firsts"]
     vocabulary = model.config.get_text_config().vocab_size
     positions = sum(map(len, sequences)) - sum(firsts)
-    gelu = Float16Gelu(model) if request.get("float16_gelu") else None
+    gelu = Float16Gelu(model) if request["float16_gelu"] else None
     noise = {}
     with torch.inference_mode(), LogitRows(Path(request["output"]), positions, vocabulary) as output:
         # reading a model from disk costs more than padding: as few passes as memory for their logits allows
-        most = (request.get("batch_bytes") or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
+        most = (request["batch_bytes"] or _BATCH_BYTES) // (4 * vocabulary) if offloaded else 0
         done, wanted = 0, iter(firsts)
         for batch in batches(sequences, most):
             starts = list(islice(wanted, len(batch)))
-            if gelu is not None and request.get("gelu_noise") and not done:
+            if gelu is not None and request["gelu_noise"] and not done:
                 with gelu.leaving_last():
                     *every, plain = forward(model, [*batch, batch[0]], [*starts, starts[0]])
                 exact, rounded = plain.float().numpy(), every[0].float().numpy()

@@ -9,17 +9,23 @@ from pathlib import Path
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import ValidationError
 from converter.system.amounts import amount
+from converter.system.progress import StageProgress, no_progress
 from targets.target import StoredTensor
 from validation.own_weights import needed_disk, write_checkpoint
 from validation.reference.logits import Model
 
 
-def reference_model(checkpoint: Checkpoint, scratch: Path, tokens: Collection[int] | None = None) -> Model:
+def reference_model(
+    checkpoint: Checkpoint,
+    scratch: Path,
+    tokens: Collection[int] | None = None,
+    progress: StageProgress = no_progress,
+) -> Model:
     """The model whose logits are the reference's, of sequences of ``tokens`` (default: of any).
 
     A stored form that ``transformers`` does not load is written out below ``scratch`` as float32 numbers:
-    codes times scales, 4 bytes per parameter, each time that the model is used. That raises
-    ``ValidationError`` where there is no room for it.
+    codes times scales, 4 bytes per parameter, each time that the model is used. ``progress`` counts these
+    numbers. That raises ``ValidationError`` where there is no room for it.
     """
     vocabulary = checkpoint.architecture.vocabulary
     if checkpoint.form.loads_as_stored:
@@ -39,6 +45,6 @@ def reference_model(checkpoint: Checkpoint, scratch: Path, tokens: Collection[in
             )
             for name, weight in checkpoint.weights.items()
         }
-        write_checkpoint(checkpoint, numbers, directory, tokens=tokens)
+        write_checkpoint(checkpoint, numbers, directory, progress, tokens=tokens)
 
     return Model(scratch / "reference-model", (), vocabulary, write)

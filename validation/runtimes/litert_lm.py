@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from converter.checkpoint.chats import Conversation, Inexpressible
-from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import CheckpointError, ValidationError
 from converter.system.child import run_worker, without_directories
 from converter.system.progress import StageProgress
 from targets.litert.metadata import stored_template
 from targets.litert.template import sent, template_for
-from validation.runners import Account, Answer, Ids, Reading, Scores, Template
+from validation.runners import Account, Answer, Ids, Questions, Reading, Scores, Template
 
 #: The kind of file that the engine opens.
 SUFFIX: Final = ".litertlm"
@@ -43,30 +42,19 @@ class LiteRtLm:
         """Every chat as it is; ``run`` sends results of tools as an app does."""
         return chat
 
-    def run(
-        self,
-        artifact: Path,
-        texts: Sequence[str],
-        prompts: Sequence[str],
-        sequences: Sequence[Sequence[int]],
-        begin: str,
-        count: int,
-        progress: StageProgress,
-        *,
-        chats: Sequence[Conversation] = (),
-        tokenizer: Tokenizer | None = None,
-    ) -> Account:
+    def run(self, artifact: Path, questions: Questions, progress: StageProgress) -> Account:
         """Run ``artifact``; see the protocol. The engine writes no cache beside it, or anywhere."""
+        tokenizer = questions.tokenizer
         template, own = _stored_template(artifact), template_for(tokenizer) if tokenizer else None
         same = own is not None and own.text == template
         request: Mapping[str, object] = {
             "artifact": str(artifact.resolve()),
-            "texts": list(texts),
-            "prompts": list(prompts),
-            "sequences": [list(ids) for ids in sequences],
-            "begin": begin,
-            "count": count,
-            "chats": [sent(chat).request() for chat in chats],
+            "texts": list(questions.texts),
+            "prompts": list(questions.prompts),
+            "sequences": [list(ids) for ids in questions.sequences],
+            "begin": questions.begin,
+            "count": questions.count,
+            "chats": [sent(chat).request() for chat in questions.chats],
             "template": None if own is None or same else own.text,
         }
         what = f"{self.name} on {artifact.name}"

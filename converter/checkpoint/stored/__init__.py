@@ -11,8 +11,8 @@ from typing import Final
 
 from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of, whole_way
 from converter.checkpoint.stored.modules import Head, Tensors
-from converter.errors import CheckpointError, ExtensionError
-from converter.system.extensions import load, registered
+from converter.errors import CheckpointError, ExtensionError, QatconvertError
+from converter.system.extensions import load, provider, registered
 from converter.system.untrusted import shown
 
 __all__ = [
@@ -33,31 +33,37 @@ FORMS: Final = "qatconvert.forms"
 
 def known_forms() -> tuple[Form, ...]:
     """The registered forms that can be loaded, by name."""
-    return _loaded()[0]
+    return tuple(_loaded()[0].values())
 
 
-def _loaded() -> tuple[tuple[Form, ...], tuple[str, ...]]:
-    """The registered forms, and a line for each that cannot be loaded."""
-    forms, broken = [], []
+def _loaded() -> tuple[dict[str, Form], list[str]]:
+    """The registered forms by the names of their entry points, and a line for each that cannot be loaded."""
+    forms, broken = {}, []
     for name in registered(FORMS):
         try:
-            forms.append(load(FORMS, name, Form))
+            forms[name] = load(FORMS, name, Form)
         except ExtensionError as error:
             broken.append(str(error))
-    return tuple(forms), tuple(broken)
+    return forms, broken
 
 
 def find_form(config: Mapping[str, object]) -> Form:
-    """The form that recognises the checkpoint, the last resort if no other does. Raises ``CheckpointError``
-    that names what is not read, or two forms that both recognise it."""
+    """The form that recognises the checkpoint, the last resort if no other does.
+
+    Raises ``CheckpointError`` that names what is not read, or two forms that both recognise it. Raises what a
+    form does if that is a ``QatconvertError``. A form that fails otherwise does not recognise it.
+    """
     forms, broken = _loaded()
     found = []
-    for form in forms:
+    for name, form in forms.items():
         try:
             if form.recognises(config):
                 found.append(form)
+        except QatconvertError:
+            raise
         except Exception as error:  # another package's code, which must not take all checkpoints away
-            broken += (f"the form {form.name} fails on it: {type(error).__name__}: {error}",)
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            broken.append(f"the form {form.name} of {provider(FORMS, name)} fails on it: {cause}")
     found = [form for form in found if not form.last_resort] or found
     if len(found) > 1:
         names = " and ".join(repr(form.name) for form in found)
@@ -66,7 +72,7 @@ def find_form(config: Mapping[str, object]) -> Form:
         return found[0]
     where, section = quantization_of(config) or ("quantization_config", None)
     method = section.get("quant_method") if isinstance(section, Mapping) else section
-    read = "; ".join([*(form.describes for form in forms), *broken])
+    read = "; ".join([*(form.describes for form in forms.values()), *broken])
     raise CheckpointError(
         f"config.json: {where} has quant_method {shown(method)}, which is not read; read are: {read}"
     )

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 
+from converter.system.progress import no_progress
+
 pytest.importorskip("transformers")
 
 from converter.checkpoint.chats import Conversation, conversations
 from converter.checkpoint.rendering import render, write_chats
 from converter.errors import ValidationError
 from converter.system.child import run_worker
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 def written(template: str, *chats: Conversation) -> list[dict[str, str]]:
@@ -25,7 +23,7 @@ def written(template: str, *chats: Conversation) -> list[dict[str, str]]:
         "chats": [chat.request() for chat in chats],
         "what": "a template",
     }
-    made: Any = render(request, quiet)["prompts"]
+    made: Any = render(request, no_progress)["prompts"]
     found: list[dict[str, str]] = made[0]
     return found
 
@@ -80,7 +78,7 @@ def test_templates_run_in_a_child_process_and_in_a_sandbox() -> None:
         "chats": [conversations()[0].request()],
         "what": "it",
     }
-    refused, fine = run_worker("converter.checkpoint.rendering", request, quiet, what="transformers")[
+    refused, fine = run_worker("converter.checkpoint.rendering", request, no_progress, what="transformers")[
         "prompts"
     ]
     assert "unsafe" in refused[0]["error"]

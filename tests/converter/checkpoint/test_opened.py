@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.weight import Lattice
 from converter.errors import CheckpointError
+from support.errors import refusal_of
 from support.raw_safetensors import write_raw, write_tensors
 
 Make = Callable[..., Path]
@@ -61,12 +63,7 @@ def altered(checkpoint_factory: Make, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
-def refusal(directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(directory)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refusal = partial(refusal_of, CheckpointError, open_checkpoint)
 
 
 def reasons(checkpoint: Checkpoint) -> dict[str, str]:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from converter.checkpoint.directory import Directory
 from converter.checkpoint.safetensors import HEADER_BYTES, open_shards
 from converter.errors import CheckpointError
+from support.errors import refusal_of
 from support.raw_safetensors import header_of, write_raw, write_shards, write_tensors
 
 TENSORS = {
@@ -31,11 +32,7 @@ DATA = b"".join(array.tobytes() for array in TENSORS.values())
 
 
 def refusal(directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        open_shards(Directory(directory))
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return refusal_of(CheckpointError, open_shards, Directory(directory))
 
 
 def test_rows_come_back_as_they_were_stored(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,7 @@ from converter.checkpoint.tokenizer_pipeline import (
     SPACE_PREFIX,
 )
 from converter.errors import CheckpointError
+from support.errors import refusal_of
 
 Files = dict[str, Any]
 
@@ -57,12 +59,7 @@ def read(directory: Path, tokenizer: object, vocabulary: int | None = None, **fi
     return read_tokenizer(Documents(Directory(directory)), vocabulary)
 
 
-def refusal(directory: Path, tokenizer: object, vocabulary: int | None = None, **files: object) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        read(directory, tokenizer, vocabulary, **files)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+refusal = partial(refusal_of, CheckpointError, read)
 
 
 def test_tokens_merges_and_special_tokens_are_those_of_the_library(demo_checkpoint: Path) -> None:

@@ -41,6 +41,12 @@ def qatconvert(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.fixture(scope="session")
+def reference(checkpoint_factory: Callable[..., Path]) -> Path:
+    """A small checkpoint that nobody may change."""
+    return checkpoint_factory("text")
+
+
 @pytest.fixture
 def model(checkpoint_factory: Callable[..., Path], tmp_path: Path) -> Path:
     """A small checkpoint in one file that the test may damage."""

@@ -12,12 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from support.directories import listing
+
 BEL = "\x1b]0;title\x07"
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
-
-
-def listing(directory: Path) -> list[str]:
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
 
 
 @pytest.fixture

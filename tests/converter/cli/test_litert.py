@@ -29,11 +29,6 @@ REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint_factory) -> Path:
-    return checkpoint_factory("text")
-
-
-@pytest.fixture(scope="module")
 def nine(checkpoint_factory, tmp_path_factory) -> Path:
     """What ``qatconvert gemma4-9b --target litert`` leaves the day the Hub has such a repository; the
     assets of an app lie beside it."""

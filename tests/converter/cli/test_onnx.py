@@ -18,11 +18,6 @@ PACKAGES = ("mobius", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint_factory) -> Path:
-    return checkpoint_factory("text")
-
-
-@pytest.fixture(scope="module")
 def artifact(reference, tmp_path_factory) -> Path:
     """The directory of an ONNX artifact of ``reference``; nobody may change it."""
     out = tmp_path_factory.mktemp("onnx") / "out"

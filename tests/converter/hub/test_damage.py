@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,14 @@ import pytest
 from converter.errors import CheckpointError, HubError
 from converter.hub import Snapshot, download
 from converter.names import resolve
-from support.hub_model import BESIDE, INDEX, REPO, SHARDS, run_python, use_only, write_model
+from support.hub_model import (
+    NEEDED,
+    REPO,
+    SHARDS,
+    assert_whole,
+    run_python,
+)
 from support.hub_server import PLAIN, HubServer, content_id
-
-EVERY = [*BESIDE, "LICENSE", INDEX, *SHARDS]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer({REPO: write_model(tmp_path / "repository")}) as server:
-        use_only(server, tmp_path, monkeypatch)
-        yield server
 
 
 def damage(path: Path) -> None:
@@ -35,12 +32,6 @@ def damage(path: Path) -> None:
     blob.write_bytes(content)
     os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert blob.stat().st_size == before.st_size
-
-
-def assert_whole(snapshot: Snapshot, tmp_path: Path) -> None:
-    assert {path.name for path in snapshot.files} == set(EVERY)
-    for path in snapshot.files:
-        assert path.read_bytes() == (tmp_path / "repository" / path.name).read_bytes()
 
 
 def record_of(tmp_path: Path, snapshot: Snapshot) -> Path:
@@ -67,7 +58,7 @@ Forget = Callable[[Path], None]
 FORGET = [keep_record, forget_digests, forget_record]
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", NEEDED)
 def test_a_damaged_file_is_fetched_anew_and_no_other_is(hub: HubServer, tmp_path: Path, name: str) -> None:
     damage(download(resolve(REPO)).path / name)
     hub.requests.clear()
@@ -86,7 +77,7 @@ def test_a_damaged_file_of_a_pinned_commit_is_fetched_anew(hub: HubServer, tmp_p
 
 
 @pytest.mark.parametrize("forget", FORGET)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", NEEDED)
 def test_offline_a_damaged_file_is_an_error_that_names_it(
     hub: HubServer, tmp_path: Path, name: str, forget: Forget
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,15 +11,8 @@ import pytest
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import add_model, resolve
-from support.hub_model import DOWNLOAD, REPO, SHARDS, run_python, use_only, write_model
+from support.hub_model import DOWNLOAD, REPO, SHARDS, run_python, write_model
 from support.hub_server import PLAIN, TOKEN, HubServer
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer({REPO: write_model(tmp_path / "repository")}) as server:
-        use_only(server, tmp_path, monkeypatch)
-        yield server
 
 
 @pytest.fixture

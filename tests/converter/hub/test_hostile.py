@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,8 @@ import pytest
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import resolve
-from support.hub_model import INDEX, REPO, SHARDS, use_only, write_model
+from support.hub_model import INDEX, REPO, SHARDS, write_model
 from support.hub_server import PLAIN, HubServer, blob_id, files_of
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer({REPO: write_model(tmp_path / "repository")}) as server:
-        use_only(server, tmp_path, monkeypatch)
-        yield server
 
 
 def change(hub: HubServer, name: str, **values: object) -> None:

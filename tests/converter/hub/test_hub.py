@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,8 @@ import pytest
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import resolve
-from support.hub_model import BESIDE, DOWNLOAD, INDEX, REPO, SHARDS, run_python, use_only, write_model
+from support.hub_model import BESIDE, DOWNLOAD, INDEX, REPO, SHARDS, run_python, write_model
 from support.hub_server import HubServer, files_of
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer({REPO: write_model(tmp_path / "repository")}) as server:
-        use_only(server, tmp_path, monkeypatch)
-        yield server
 
 
 def test_only_the_files_that_make_the_model_are_fetched(hub: HubServer) -> None:

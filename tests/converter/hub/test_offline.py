@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,15 +9,8 @@ import pytest
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import resolve
-from support.hub_model import DOWNLOAD, INDEX, REPO, SHARDS, run_python, use_only, write_model
+from support.hub_model import DOWNLOAD, INDEX, REPO, SHARDS, run_python
 from support.hub_server import HubServer
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer({REPO: write_model(tmp_path / "repository")}) as server:
-        use_only(server, tmp_path, monkeypatch)
-        yield server
 
 
 def test_a_downloaded_model_is_found_without_any_request(hub: HubServer) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from converter.errors import HubError
-from converter.hub import Snapshot, download
+from converter.hub import download
 from converter.names import resolve
-from support.hub_model import BESIDE, INDEX, REPO, SHARDS, run_python, use_only, write_model
+from support.hub_model import REPO, SHARDS, assert_whole, run_python, use_only, write_model
 from support.hub_server import PLAIN, HubServer, content_id, sha256
 
 DROP = 50_003
@@ -30,12 +30,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 def plain_sha1(path: Path) -> str:
     return hashlib.sha1(path.read_bytes()).hexdigest()
-
-
-def assert_whole(snapshot: Snapshot, tmp_path: Path) -> None:
-    assert {path.name for path in snapshot.files} == {*BESIDE, "LICENSE", INDEX, *SHARDS}
-    for path in snapshot.files:
-        assert path.read_bytes() == (tmp_path / "repository" / path.name).read_bytes()
 
 
 LACKING = [

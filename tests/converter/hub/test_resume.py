@@ -16,10 +16,9 @@ import pytest
 from converter.errors import HubError
 from converter.hub import download
 from converter.names import resolve
-from support.hub_model import DOWNLOAD, REPO, run_python, use_only, write_model
-from support.hub_server import HubServer, sha256
+from support.hub_model import DOWNLOAD, REPO, WEIGHTS, partial_weights, run_python, use_only, write_model
+from support.hub_server import HubServer
 
-WEIGHTS = "model.safetensors"
 DROP = 100_003
 
 
@@ -37,11 +36,6 @@ def size(tmp_path: Path) -> int:
 
 def sent(hub: HubServer) -> int:
     return sum(request.sent for request in hub.asked_for(WEIGHTS))
-
-
-def partial(tmp_path: Path) -> Path:
-    blobs = tmp_path / "huggingface" / "hub" / f"models--{REPO.replace('/', '--')}" / "blobs"
-    return blobs / f"{sha256(tmp_path / 'repository' / WEIGHTS)}.incomplete"
 
 
 def test_the_next_run_asks_for_the_missing_range_only(hub: HubServer, tmp_path: Path) -> None:
@@ -64,11 +58,11 @@ def test_a_run_that_is_killed_leaves_what_arrived_to_the_next(hub: HubServer, tm
     with subprocess.Popen([sys.executable, "-c", patient, REPO], env=environment) as process:
         deadline = time.monotonic() + 30
         while process.poll() is None and time.monotonic() < deadline:
-            if partial(tmp_path).exists() and partial(tmp_path).stat().st_size:
+            if partial_weights(tmp_path).exists() and partial_weights(tmp_path).stat().st_size:
                 break
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    arrived = partial(tmp_path).stat().st_size
+    arrived = partial_weights(tmp_path).stat().st_size
     assert 0 < arrived <= DROP
     hub.drop_after.clear()
     assert run_python(DOWNLOAD, environment, REPO).returncode == 0
@@ -93,7 +87,7 @@ def test_nothing_unfinished_has_the_name_of_a_finished_file(hub: HubServer, tmp_
     with pytest.raises(HubError):
         download(resolve(REPO), waits=())
     assert not list((tmp_path / "huggingface").rglob(WEIGHTS))
-    assert partial(tmp_path).stat().st_size == DROP
+    assert partial_weights(tmp_path).stat().st_size == DROP
 
 
 def test_progress_begins_with_what_arrived_before(hub: HubServer) -> None:
@@ -123,7 +117,7 @@ def test_content_that_is_not_the_listed_one_is_refused_and_not_kept(hub: HubServ
     hub.corrupt.add(WEIGHTS)
     with pytest.raises(HubError, match=rf"{WEIGHTS}: .* digest .* deleted"):
         download(resolve(REPO))
-    assert not partial(tmp_path).exists()
+    assert not partial_weights(tmp_path).exists()
     hub.corrupt.clear()
     assert (download(resolve(REPO)).path / WEIGHTS).stat().st_size == size(tmp_path)
 
@@ -139,7 +133,7 @@ def test_a_damaged_partial_file_is_noticed_and_the_run_after_is_whole(hub: HubSe
     with pytest.raises(HubError):
         download(resolve(REPO), waits=())
     hub.drop_after.clear()
-    partial(tmp_path).write_bytes(bytes(DROP))
+    partial_weights(tmp_path).write_bytes(bytes(DROP))
     with pytest.raises(HubError, match="digest"):
         download(resolve(REPO))
     assert (download(resolve(REPO)).path / WEIGHTS).stat().st_size == size(tmp_path)

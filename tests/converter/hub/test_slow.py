@@ -12,10 +12,9 @@ from converter.errors import HubError
 from converter.hub import download
 from converter.hub.connection import SLOWEST, Rate
 from converter.names import resolve
-from support.hub_model import REPO, use_only, write_model
-from support.hub_server import HubServer, sha256
+from support.hub_model import REPO, WEIGHTS, partial_weights, use_only, write_model
+from support.hub_server import HubServer
 
-WEIGHTS = "model.safetensors"
 #: A server of these tests sends 20 bytes a second where it drips.
 QUICK = Rate(1000, 0.5)
 
@@ -32,11 +31,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         server.drip_after.clear()
 
 
-def partial(tmp_path: Path) -> Path:
-    blobs = tmp_path / "huggingface" / "hub" / f"models--{REPO.replace('/', '--')}" / "blobs"
-    return blobs / f"{sha256(tmp_path / 'repository' / WEIGHTS)}.incomplete"
-
-
 @pytest.mark.parametrize("before", [0, 100_000])
 def test_a_file_that_drips_ends_with_one_line_and_is_gone_on_from(
     hub: HubServer, tmp_path: Path, before: int
@@ -49,7 +43,7 @@ def test_a_file_that_drips_ends_with_one_line_and_is_gone_on_from(
     ):
         download(resolve(REPO), waits=(0.0, 0.0), slowest=QUICK)
     assert time.monotonic() - began < 30
-    arrived = partial(tmp_path).stat().st_size
+    arrived = partial_weights(tmp_path).stat().st_size
     assert arrived > before
     hub.drip_after.clear()
     snapshot = download(resolve(REPO), slowest=QUICK)

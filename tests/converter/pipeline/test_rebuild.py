@@ -52,7 +52,7 @@ def again(output: Path, **options: object) -> Rebuild:
     assert found.findings == []
     told = options.pop("told", [])
     assert isinstance(told, list)
-    return rebuild(output, found.manifest, found.regular, tell=told.append, **options)
+    return rebuild(found, tell=told.append, **options)
 
 
 def problems(output: Path, **options: object) -> dict[str, str]:
@@ -283,9 +283,7 @@ def test_another_version_is_named_before_the_work_and_is_no_tampering_by_itself(
     order: list[str] = []
     found = verify(output)
     result = rebuild(
-        output,
-        found.manifest,
-        found.regular,
+        found,
         tell=lambda text: (told.append(text), order.append("told")),
         progress=lambda stage, done, total: order.append("work"),
     )

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from converter.errors import ValidationError
 from converter.system.child import Worker, _ending, run_worker
+from converter.system.progress import no_progress
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +24,6 @@ def worker() -> Iterator[Worker]:
     """A process that serves requests one after the other."""
     with Worker("validation.reference.process") as one:
         yield one
-
-
-def silent(done: int, total: int) -> None:
-    """Report no progress."""
 
 
 def children() -> set[str]:
@@ -41,8 +40,9 @@ def is_running(pid: int) -> bool:
 
 def test_an_error_is_one_line_and_the_process_lives_on(worker: Worker, tmp_path: Path) -> None:
     for _ in range(2):
+        request = {"task": "tokenize", "model": str(tmp_path), "passages": []}
         with pytest.raises(ValidationError, match=r"^here: \w+Error: ") as caught:
-            worker.call({"task": "tokenize", "model": str(tmp_path), "passages": []}, silent, what="here")
+            worker.call(request, no_progress, what="here")
         assert "\n" not in str(caught.value)
         assert "Traceback" in caught.value.__notes__[0]
         assert caught.value.__notes__[0].count("Traceback (most recent call last)") < 6
@@ -50,12 +50,12 @@ def test_an_error_is_one_line_and_the_process_lives_on(worker: Worker, tmp_path:
 
 def test_an_unknown_task_is_an_error(worker: Worker) -> None:
     with pytest.raises(ValidationError, match="here: KeyError: 'juggle'"):
-        worker.call({"task": "juggle"}, silent, what="here")
+        worker.call({"task": "juggle"}, no_progress, what="here")
 
 
 def test_a_module_that_cannot_start_says_why() -> None:
     with pytest.raises(ValidationError, match=r"ended with status 1: .*No module named validation\.nothing"):
-        run_worker("validation.nothing", {}, silent, what="here")
+        run_worker("validation.nothing", {}, no_progress, what="here")
 
 
 def test_a_killed_process_is_explained_and_replaced(checkpoint_factory: Callable[..., Path]) -> None:
@@ -71,7 +71,7 @@ def test_a_killed_process_is_explained_and_replaced(checkpoint_factory: Callable
         ):
             worker.call(request, lambda done, total: child.kill(), what="here")
         with pytest.raises(ValidationError, match="KeyError: 'juggle'"):
-            worker.call({"task": "juggle"}, silent, what="here")
+            worker.call({"task": "juggle"}, no_progress, what="here")
 
 
 def test_a_process_that_was_killed_while_it_waited_is_replaced() -> None:
@@ -80,7 +80,7 @@ def test_a_process_that_was_killed_while_it_waited_is_replaced() -> None:
         child.kill()
         child.wait()
         with pytest.raises(ValidationError, match="KeyError: 'juggle'"):
-            worker.call({"task": "juggle"}, silent, what="here")
+            worker.call({"task": "juggle"}, no_progress, what="here")
 
 
 def test_an_interrupted_request_leaves_no_process(
@@ -99,6 +99,35 @@ def test_an_interrupted_request_leaves_no_process(
     with pytest.raises(KeyboardInterrupt):
         worker.call(request, interrupt, what="here")
     assert children() == before
+
+
+def test_requests_that_another_thread_gives_up_fail_at_once_and_start_no_process(
+    checkpoint_factory: Callable[..., Path],
+) -> None:
+    request = {
+        "task": "tokenize",
+        "model": str(checkpoint_factory("text")),
+        "passages": [{"text": "Hello.", "turns": []}] * 200_000,
+    }
+    done: list[int] = []
+    before = children()
+    with Worker("validation.reference.process") as worker, ThreadPoolExecutor() as pool:
+        under_way = Event()
+
+        def show(count: int, total: int) -> None:
+            done.append(count)
+            under_way.set()
+
+        answer = pool.submit(worker.call, request, show, what="here")
+        assert under_way.wait(60)
+        worker.give_up()
+        with pytest.raises(ValidationError, match=r"^here: given up$"):
+            answer.result(5)
+        assert done[-1] < 200_000
+        with pytest.raises(ValidationError, match=r"^here: given up$"):
+            worker.call({"task": "juggle"}, no_progress, what="here")
+        worker.start()
+        assert children() == before
 
 
 def test_a_process_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
@@ -159,7 +188,7 @@ def environment_of_child(**added: str) -> dict[str, str]:
     with Worker("validation.reference.process", environment=added) as worker:
         child, _ = worker._started()
         with pytest.raises(ValidationError, match="KeyError: 'juggle'"):  # it has started when it answers
-            worker.call({"task": "juggle"}, silent, what="here")
+            worker.call({"task": "juggle"}, no_progress, what="here")
         words = Path(f"/proc/{child.pid}/environ").read_text().split("\0")
     return dict(word.split("=", 1) for word in words if word)
 

@@ -23,12 +23,7 @@ from converter.system.output import (
     scratch_directory,
     write_file,
 )
-
-
-def write(directory: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text)
+from support.directories import write_files
 
 
 def manifest(*paths: str) -> str:
@@ -43,14 +38,14 @@ def test_an_absent_or_empty_destination_is_accepted(tmp_path):
 
 
 def test_existing_output_is_refused_without_force(tmp_path):
-    write(tmp_path / "out", {"a": "x"})
+    write_files(tmp_path / "out", {"a": "x"})
     with pytest.raises(DestinationError, match=r"not empty.*--force"):
         check_destination(tmp_path / "out", force=False)
     check_destination(tmp_path / "out", force=True)
 
 
 def test_a_file_in_the_way_is_refused_even_with_force(tmp_path):
-    write(tmp_path, {"out": "x"})
+    write_files(tmp_path, {"out": "x"})
     with pytest.raises(DestinationError, match="is a file"):
         check_destination(tmp_path / "out", force=True)
 
@@ -63,7 +58,7 @@ def test_too_little_room_is_refused_with_both_figures(tmp_path):
 def test_the_scratch_directory_goes_when_the_run_fails(tmp_path):
     def fail() -> None:
         with scratch_directory(tmp_path / "out") as scratch:
-            write(scratch, {"gguf/half": "x"})
+            write_files(scratch, {"gguf/half": "x"})
             raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
@@ -99,14 +94,14 @@ def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path):
     assert (tmp_path / ".out.partial" / "half").exists()
     with scratch_directory(out) as scratch:
         assert list(scratch.iterdir()) == []
-        write(scratch, {MANIFEST: manifest(), "whole": "y"})
+        write_files(scratch, {MANIFEST: manifest(), "whole": "y"})
         publish(scratch, out)
     assert sorted(path.name for path in out.iterdir()) == [MANIFEST, "whole"]
     assert not (tmp_path / ".out.partial").exists()
 
 
 def test_a_symbolic_link_in_place_of_the_scratch_directory_is_not_followed(tmp_path):
-    write(tmp_path / "elsewhere", {"precious": "x"})
+    write_files(tmp_path / "elsewhere", {"precious": "x"})
     (tmp_path / ".out.partial").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(DestinationError, match="Not a directory"):
         scratch_directory(tmp_path / "out").__enter__()
@@ -115,10 +110,11 @@ def test_a_symbolic_link_in_place_of_the_scratch_directory_is_not_followed(tmp_p
 
 def test_replacing_removes_only_what_the_earlier_manifest_lists(tmp_path):
     out = tmp_path / "out"
-    write(out, {MANIFEST: manifest("gguf/old.gguf", "../precious"), "gguf/old.gguf": "o", "notes.txt": "n"})
-    write(tmp_path, {"precious": "p"})
+    listed = manifest("gguf/old.gguf", "../precious")
+    write_files(out, {MANIFEST: listed, "gguf/old.gguf": "o", "notes.txt": "n"})
+    write_files(tmp_path, {"precious": "p"})
     with scratch_directory(out) as scratch:
-        write(scratch, {MANIFEST: manifest("gguf/new.gguf"), "gguf/new.gguf": "w"})
+        write_files(scratch, {MANIFEST: manifest("gguf/new.gguf"), "gguf/new.gguf": "w"})
         publish(scratch, out)
     left = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     assert left == ["gguf/new.gguf", MANIFEST, "notes.txt"]
@@ -127,7 +123,7 @@ def test_replacing_removes_only_what_the_earlier_manifest_lists(tmp_path):
 
 def test_a_new_output_appears_in_one_step(tmp_path):
     with scratch_directory(tmp_path / "out") as scratch:
-        write(scratch, {MANIFEST: manifest("gguf/z"), "gguf/z": "w"})
+        write_files(scratch, {MANIFEST: manifest("gguf/z"), "gguf/z": "w"})
         whole = scratch.stat().st_ino
         publish(scratch, tmp_path / "out")
         assert not scratch.exists()
@@ -139,7 +135,7 @@ def test_the_manifest_arrives_last_in_an_earlier_output(tmp_path):
     out, before = tmp_path / "out", time.time_ns()
     out.mkdir()
     with scratch_directory(out) as scratch:
-        write(scratch, {MANIFEST: manifest("z"), "z": "w"})
+        write_files(scratch, {MANIFEST: manifest("z"), "z": "w"})
         publish(scratch, out)
     assert (out / MANIFEST).stat().st_ctime_ns >= (out / "z").stat().st_ctime_ns > before - 10**9
 
@@ -147,7 +143,7 @@ def test_the_manifest_arrives_last_in_an_earlier_output(tmp_path):
 def published(scratch_files: dict[str, str], out: Path, keep: bool = False) -> list[str]:
     """Publish some files to ``out`` and return what is there then."""
     with scratch_directory(out) as scratch:
-        write(scratch, scratch_files)
+        write_files(scratch, scratch_files)
         publish(scratch, out, keep=keep)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
@@ -164,14 +160,14 @@ def test_a_way_through_an_absent_directory_is_refused(tmp_path):
 
 
 def test_a_file_among_the_parents_is_named(tmp_path):
-    write(tmp_path, {"file": ""})
+    write_files(tmp_path, {"file": ""})
     with pytest.raises(DestinationError, match="file is a file"):
         check_destination(tmp_path / "file" / "out", force=False)
 
 
 @pytest.mark.parametrize("output", [".", "model", "model/../model", "link", "to-parent"])
 def test_a_directory_that_holds_the_source_is_refused(tmp_path, output):
-    write(tmp_path, {"model/config.json": "{}"})
+    write_files(tmp_path, {"model/config.json": "{}"})
     (tmp_path / "link").symlink_to("model")
     (tmp_path / "to-parent").symlink_to(".")
     with pytest.raises(DestinationError, match="holds the checkpoint itself"):
@@ -179,7 +175,7 @@ def test_a_directory_that_holds_the_source_is_refused(tmp_path, output):
 
 
 def test_the_blob_behind_a_link_is_part_of_the_source(tmp_path):
-    write(tmp_path, {"blobs/5ee7": "x"})
+    write_files(tmp_path, {"blobs/5ee7": "x"})
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/5ee7")
     with pytest.raises(DestinationError, match="holds the checkpoint itself"):
@@ -187,14 +183,14 @@ def test_the_blob_behind_a_link_is_part_of_the_source(tmp_path):
 
 
 def test_a_directory_beside_or_below_the_source_is_accepted(tmp_path):
-    write(tmp_path, {"model/config.json": "{}"})
+    write_files(tmp_path, {"model/config.json": "{}"})
     for output in ("out", "model/out", "model-2"):
         check_source(tmp_path / output, [tmp_path / "model" / "config.json"])
 
 
 def test_what_is_in_the_way_is_named_and_nothing_is_removed(tmp_path):
     out = tmp_path / "out"
-    write(out, {MANIFEST: manifest("old"), "old": "o", "gguf": "mine", "report.md/mine": "m"})
+    write_files(out, {MANIFEST: manifest("old"), "old": "o", "gguf": "mine", "report.md/mine": "m"})
     with pytest.raises(DestinationError, match="gguf is a file in the way"):
         check_places(out, [Path("gguf/new.gguf")])
     with pytest.raises(DestinationError, match=r"report\.md is a directory in the way"):
@@ -206,8 +202,8 @@ def test_what_is_in_the_way_is_named_and_nothing_is_removed(tmp_path):
 
 def test_nothing_is_removed_through_a_link(tmp_path):
     out = tmp_path / "out"
-    write(tmp_path, {"elsewhere/precious": "p"})
-    write(out, {MANIFEST: manifest("link/precious", str(tmp_path / "elsewhere" / "precious"))})
+    write_files(tmp_path, {"elsewhere/precious": "p"})
+    write_files(out, {MANIFEST: manifest("link/precious", str(tmp_path / "elsewhere" / "precious"))})
     (out / "link").symlink_to("../elsewhere")
     published({"new": "n"}, out)
     assert (tmp_path / "elsewhere" / "precious").read_text() == "p"
@@ -224,7 +220,7 @@ def test_nothing_is_removed_through_a_link(tmp_path):
     ],
 )
 def test_a_manifest_of_another_kind_removes_nothing(tmp_path, text):
-    write(tmp_path / "out", {MANIFEST: text, "old": "o"})
+    write_files(tmp_path / "out", {MANIFEST: text, "old": "o"})
     assert {"new", "old"} <= set(published({"new": "n"}, tmp_path / "out"))
 
 
@@ -235,7 +231,7 @@ def test_a_pipe_for_a_manifest_is_not_waited_for(tmp_path):
 
 
 def test_files_can_be_added_to_an_earlier_conversion(tmp_path):
-    write(tmp_path / "out", {MANIFEST: manifest("gguf/a.gguf"), "gguf/a.gguf": "a"})
+    write_files(tmp_path / "out", {MANIFEST: manifest("gguf/a.gguf"), "gguf/a.gguf": "a"})
     assert published({"report.md": "r"}, tmp_path / "out", keep=True) == [
         "gguf/a.gguf",
         MANIFEST,
@@ -247,7 +243,7 @@ def test_a_single_file_replaces_no_device_and_follows_no_link(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DestinationError, match="pipe is no regular file"):
         write_file(tmp_path / "pipe", "x")
-    write(tmp_path, {"precious": "p"})
+    write_files(tmp_path, {"precious": "p"})
     (tmp_path / ".Modelfile.partial").symlink_to("precious")
     write_file(tmp_path / "Modelfile", "x")
     assert sorted(os.listdir(tmp_path)) == [".Modelfile.partial", "Modelfile", "pipe", "precious"]

@@ -13,6 +13,7 @@ import pytest
 from converter.errors import DestinationError
 from converter.filenames import MANIFEST
 from converter.system.output import check_places, publish, scratch_directory, settle
+from support.directories import write_files
 
 #: An earlier conversion with a file that stays, some that are replaced, one that goes, and the user's own.
 EARLIER = {
@@ -34,12 +35,6 @@ NEW = {
     "report.md": "R",
 }
 AFTER = {**{name: text for name, text in EARLIER.items() if name != "old/c"}, **NEW}
-
-
-def write(directory: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_text(text)
 
 
 def content(directory: Path) -> dict[str, str]:
@@ -81,16 +76,16 @@ def publish_counted(output: Path, last: int) -> None:
         return call
 
     with scratch_directory(output) as scratch:
-        write(scratch, NEW)
+        write_files(scratch, NEW)
         for name in ("rename", "replace", "fsync", "unlink", "mkdir", "rmdir"):
             setattr(os, name, counted(getattr(os, name)))
         publish(scratch, output)
 
 
 def test_what_the_new_manifest_lists_stays_and_what_it_does_not_list_goes(tmp_path):
-    write(tmp_path / "out", EARLIER)
+    write_files(tmp_path / "out", EARLIER)
     with scratch_directory(tmp_path / "out") as scratch:
-        write(scratch, NEW)
+        write_files(scratch, NEW)
         publish(scratch, tmp_path / "out")
     assert content(tmp_path / "out") == AFTER
     assert not any(path.name.startswith(".") for path in (tmp_path / "out").iterdir())
@@ -102,7 +97,7 @@ def test_a_kill_at_any_step_leaves_the_earlier_conversion_or_the_new_one(tmp_pat
     while killed:
         step += 1
         out = tmp_path / str(step)
-        write(out, EARLIER)
+        write_files(out, EARLIER)
         killed = publish_and_be_killed(out, step)
         manifest = out / MANIFEST
         if manifest.exists() and manifest.read_text() == NEW[MANIFEST]:  # it looks finished, and so it is
@@ -119,7 +114,7 @@ def test_a_kill_at_any_step_leaves_the_earlier_conversion_or_the_new_one(tmp_pat
 
 def test_an_error_in_the_middle_brings_the_earlier_conversion_back(tmp_path, monkeypatch):
     out, replace = tmp_path / "out", os.replace
-    write(out, EARLIER)
+    write_files(out, EARLIER)
 
     def fail(source, place):
         if Path(place) == out / "report.md" and Path(source).parent.name == ".qatconvert.partial":
@@ -127,7 +122,7 @@ def test_an_error_in_the_middle_brings_the_earlier_conversion_back(tmp_path, mon
         replace(source, place)
 
     with scratch_directory(out) as scratch:
-        write(scratch, NEW)
+        write_files(scratch, NEW)
         monkeypatch.setattr(os, "replace", fail)
         with pytest.raises(DestinationError, match=r"report\.md: No space left on device"):
             publish(scratch, out)
@@ -138,12 +133,12 @@ def test_a_signal_while_files_are_replaced_waits_until_they_are(tmp_path, monkey
     from converter.system import interruption
 
     out, replace = tmp_path / "out", os.replace
-    write(out, EARLIER)
+    write_files(out, EARLIER)
     before = {number: signal.getsignal(number) for number in interruption.STATUSES}
     interruption.install()
     try:
         with scratch_directory(out) as scratch:
-            write(scratch, NEW)
+            write_files(scratch, NEW)
 
             def interrupt(source, place):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -162,13 +157,13 @@ def test_a_signal_while_files_are_replaced_waits_until_they_are(tmp_path, monkey
 @pytest.mark.parametrize("folder", ["gguf", "new"])
 def test_nothing_is_written_through_a_link(tmp_path, folder):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    write(out, {MANIFEST: EARLIER[MANIFEST], "notes.txt": "n"})
+    write_files(out, {MANIFEST: EARLIER[MANIFEST], "notes.txt": "n"})
     elsewhere.mkdir()
     (out / folder).symlink_to(elsewhere)
     with pytest.raises(DestinationError, match=f"{folder} is a link in the way"):
         check_places(out, [Path(folder, "file")])
     with scratch_directory(out) as scratch:
-        write(scratch, {f"{folder}/file": "x", MANIFEST: NEW[MANIFEST]})
+        write_files(scratch, {f"{folder}/file": "x", MANIFEST: NEW[MANIFEST]})
         with pytest.raises(DestinationError, match=f"{folder} is a link in the way"):
             publish(scratch, out)
     assert list(elsewhere.iterdir()) == []
@@ -177,9 +172,9 @@ def test_nothing_is_written_through_a_link(tmp_path, folder):
 
 def test_without_force_a_file_of_the_users_is_never_replaced(tmp_path):
     out = tmp_path / "out"
-    write(out, {**EARLIER, "new/d": "mine"})
+    write_files(out, {**EARLIER, "new/d": "mine"})
     with scratch_directory(out) as scratch:
-        write(scratch, NEW)
+        write_files(scratch, NEW)
         with pytest.raises(DestinationError, match="new/d is in the way and no conversion wrote it"):
             publish(scratch, out, force=False)
     assert content(out) == {**EARLIER, "new/d": "mine"}
@@ -193,7 +188,7 @@ def test_files_are_on_the_disk_before_the_rename_that_shows_them(tmp_path, monke
     )
     monkeypatch.setattr(os, "rename", lambda *paths: (order.append("rename"), rename(*paths)))
     with scratch_directory(tmp_path / "out") as scratch:
-        write(scratch, {MANIFEST: "{}", "gguf/z": "w"})
+        write_files(scratch, {MANIFEST: "{}", "gguf/z": "w"})
         publish(scratch, tmp_path / "out")
     at = order.index("rename")
     partial = str(tmp_path / ".out.partial")
@@ -205,12 +200,12 @@ def test_files_are_on_the_disk_before_the_rename_that_shows_them(tmp_path, monke
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "another user's"])
 def test_what_is_not_ours_under_the_name_of_a_replacement_is_refused(tmp_path, kind):
     out = tmp_path / "out"
-    write(out, EARLIER)
+    write_files(out, EARLIER)
     aside = out / ".qatconvert.earlier"
     if kind == "file":
         aside.write_text("mine")
     elif kind == "directory":
-        write(aside, {"mine": "m"})
+        write_files(aside, {"mine": "m"})
     elif kind == "link":
         aside.symlink_to(tmp_path)
     else:
@@ -225,8 +220,8 @@ def test_what_is_not_ours_under_the_name_of_a_replacement_is_refused(tmp_path, k
 
 def test_a_hostile_journal_removes_nothing_outside(tmp_path):
     out = tmp_path / "out"
-    write(out, EARLIER)
-    write(tmp_path, {"precious": "p", "elsewhere/x": "x"})
+    write_files(out, EARLIER)
+    write_files(tmp_path, {"precious": "p", "elsewhere/x": "x"})
     (out / "link").symlink_to("../elsewhere")
     names = [
         "../precious",
@@ -237,7 +232,7 @@ def test_a_hostile_journal_removes_nothing_outside(tmp_path):
         "a\u0000b",
         "absent/../../precious",
     ]
-    write(out / ".qatconvert.earlier", {"arriving.json": json.dumps({"new": names})})
+    write_files(out / ".qatconvert.earlier", {"arriving.json": json.dumps({"new": names})})
     settle(out, "test")
     assert (tmp_path / "precious").read_text() == "p"
     assert (tmp_path / "elsewhere" / "x").read_text() == "x"

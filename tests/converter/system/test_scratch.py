@@ -12,6 +12,7 @@ import pytest
 
 from converter.errors import DestinationError
 from converter.system.output import scratch_directory
+from support.directories import listing
 
 RUN = """
 import sys
@@ -42,10 +43,6 @@ class Run:
     def let_go(self) -> None:
         self.process.communicate("", timeout=10)
         assert self.process.returncode == 0
-
-
-def listing(directory: Path) -> list[str]:
-    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*"))
 
 
 def refusal(output: Path) -> str:

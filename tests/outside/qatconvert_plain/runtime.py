@@ -13,9 +13,10 @@ from converter.system.progress import StageProgress
 from qatconvert_plain.options import RUNTIME
 from qatconvert_plain.target import CONFIG, read
 from targets.options import Option
-from validation.reference.logits import Model, own_logits
+from validation.reference.logits import Computation, Model, own_logits
 from validation.reference.process import reference_worker
 from validation.runners import AS_IT_IS, Runtime
+from validation.text import Tokens
 
 
 class Transformers:
@@ -63,14 +64,12 @@ class Transformers:
         with tempfile.TemporaryDirectory() as name, reference_worker() as worker:
             (Path(name) / "config.json").write_text(metadata[CONFIG], "utf-8")
             (Path(name) / "model.safetensors").symlink_to(artifact.resolve())
-            starts = firsts or [0] * len(sequences)
+            limit = None if self.megabytes is None else self.megabytes * 1_000_000
             own_logits(
                 Model(Path(name), (), vocabulary),
-                sequences,
-                output=output,
-                worker=worker,
-                firsts=starts,
-                max_memory=None if self.megabytes is None else self.megabytes * 1_000_000,
+                Tokens.of(sequences, firsts),
+                Computation(worker, max_memory=limit),
+                output,
                 progress=progress,
             )
         return Runtime("transformers", version("transformers"), self._settings())

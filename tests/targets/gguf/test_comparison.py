@@ -9,7 +9,6 @@ import pytest
 from conftest import CheckpointFactory
 
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
-from converter.demo import DEMO
 from converter.errors import CheckpointError
 from support.tampering import (
     GGUF_DESCRIPTIVE,
@@ -33,12 +32,6 @@ def differences(artifact: Path, checkpoint: Checkpoint, **options: object) -> li
     """Differences of an artifact that was named ``model`` and written by ``OPTIONS``, or the given ones."""
     plan = target.plan(checkpoint, "model", options or OPTIONS)
     return list(target.differences(artifact, checkpoint, plan))
-
-
-@pytest.fixture(scope="module")
-def demo() -> Checkpoint:
-    """The shipped checkpoint."""
-    return open_checkpoint(DEMO)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 
 from converter.checkpoint.excerpt import Excerpt, find_excerpt
 from converter.errors import ValidationError
+from converter.system.progress import no_progress
 from support.tampering import GgufFile
 from targets.gguf.metadata import decoded, read_entries
 from targets.gguf.widening import widen, widened_bytes
@@ -22,10 +23,6 @@ CHANGED = {
     "gemma4.attention.sliding_window_pattern",
     "gemma4.feed_forward_length",
 }
-
-
-def silent(done, total):
-    """Report no progress."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def excerpt(e2b):
 @pytest.fixture(scope="module")
 def cut(e2b, excerpt, tmp_path_factory):
     path = tmp_path_factory.mktemp("cut") / "cut.gguf"
-    widen(e2b.artifact, path, silent, excerpt)
+    widen(e2b.artifact, path, no_progress, excerpt)
     return path
 
 
@@ -98,7 +95,7 @@ def test_its_size_is_known_before(e2b, excerpt, cut):
 def test_a_wrong_number_of_sharing_layers_stays_as_wrong(shared, e2b, excerpt, tmp_path):
     key = "gemma4.attention.shared_kv_layers"
     wrong = edited(e2b, tmp_path / "wrong.gguf", key, struct.pack("<II", 4, shared))
-    widen(wrong, tmp_path / "cut.gguf", silent, excerpt)
+    widen(wrong, tmp_path / "cut.gguf", no_progress, excerpt)
     found = decoded(dict(read_entries(tmp_path / "cut.gguf").entries)[key])
     assert found == max(2 + shared - 5, 0)
 
@@ -115,7 +112,7 @@ def test_numbers_that_say_nothing_of_single_layers_are_refused(key, value, messa
     wrong = edited(e2b, tmp_path / "wrong.gguf", key, value)
     for ask in (
         lambda: runner.unrounded_bytes(wrong, excerpt),
-        lambda: runner.unrounded(wrong, tmp_path, silent, excerpt),
+        lambda: runner.unrounded(wrong, tmp_path, no_progress, excerpt),
     ):
         with pytest.raises(ValidationError, match=rf"^wrong\.gguf: .*{message}") as caught:
             ask()
@@ -144,7 +141,7 @@ def test_an_excerpt_of_a_split_model_is_that_of_the_whole(
     checkpoint_factory, convert, excerpt, cut, tmp_path
 ):
     split = convert(checkpoint_factory("e2b"), split_max_size="500K")
-    widen(split.artifact, tmp_path / "cut.gguf", silent, excerpt)
+    widen(split.artifact, tmp_path / "cut.gguf", no_progress, excerpt)
     first, second = (read_entries(path) for path in (cut, tmp_path / "cut.gguf"))
     assert first.tensors == second.tensors
     assert first.data == second.data
@@ -152,7 +149,7 @@ def test_an_excerpt_of_a_split_model_is_that_of_the_whole(
 
 
 def test_llama_cpp_runs_it(cut, tmp_path):
-    runner.logits(cut, [[2, 5, 7, 9]], 1280, tmp_path / "logits.npy", silent)
+    runner.logits(cut, [[2, 5, 7, 9]], 1280, tmp_path / "logits.npy", no_progress)
     assert np.isfinite(np.load(tmp_path / "logits.npy")).all()
 
 

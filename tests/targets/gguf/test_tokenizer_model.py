@@ -9,13 +9,10 @@ import pytest
 from converter.demo import DEMO
 from converter.errors import CheckpointError, DestinationError
 from converter.system.child import Worker
+from converter.system.progress import no_progress
 from support.tampering import GgufFile
 from targets.gguf.metadata import read_entries
 from targets.gguf.tokenizer_model import TEMPLATE, write_tokenizer_model
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 @pytest.fixture
@@ -30,7 +27,7 @@ def test_llama_cpp_reads_the_same_tokenizer_and_template(demo: Path, tmp_path: P
     with Worker("validation.runtimes.llamacpp_text_model") as worker:
         own, other = (
             worker.call(
-                {"artifact": str(one), "texts": ["Lists <b>é</b>", "<|turn>user\n"]}, quiet, what="it"
+                {"artifact": str(one), "texts": ["Lists <b>é</b>", "<|turn>user\n"]}, no_progress, what="it"
             )
             for one in (demo, path)
         )

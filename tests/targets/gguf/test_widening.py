@@ -8,6 +8,7 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import ValidationError
+from converter.system.progress import no_progress
 from support.divergence import divergence_from_transformers
 from targets.gguf.metadata import read_entries
 from targets.gguf.reading import describe, split_files
@@ -20,10 +21,6 @@ LIMIT = 1e-4
 LIMIT_WITH_EXPERTS = 1e-2
 
 
-def silent(done, total):
-    """Report no progress."""
-
-
 class OwnWeights:
     """What ``divergence_from_transformers`` asks of a runner: ``unrounded`` runs of an artifact."""
 
@@ -31,7 +28,7 @@ class OwnWeights:
         self._directory = directory
 
     def logits(self, artifact, *args):
-        path, choice = runner.unrounded(artifact, self._directory, silent)
+        path, choice = runner.unrounded(artifact, self._directory, no_progress)
         return runner.logits(path, *args, choice=choice)
 
 
@@ -72,7 +69,7 @@ def test_a_wrong_graph_shows_where_rounding_hides_it(checkpoint_factory, convert
 @pytest.mark.parametrize("stored", ["q8_0", "bf16", "f16", "q4_0"])
 def test_every_type_that_is_multiplied_with_becomes_float32(stored, checkpoint_factory, convert, tmp_path):
     made = convert(checkpoint_factory("e2b", "latent"), off_lattice=stored)
-    widen(made.artifact, tmp_path / "wide.gguf", silent)
+    widen(made.artifact, tmp_path / "wide.gguf", no_progress)
     for before, after in zip(
         gguf.GGUFReader(made.artifact).tensors, gguf.GGUFReader(tmp_path / "wide.gguf").tensors, strict=True
     ):
@@ -85,7 +82,7 @@ def test_every_type_that_is_multiplied_with_becomes_float32(stored, checkpoint_f
 
 def test_an_embedding_beside_a_head_of_its_own_is_only_looked_up(checkpoint_factory, convert, tmp_path):
     made = convert(checkpoint_factory("31b", tied=False))
-    widen(made.artifact, tmp_path / "wide.gguf", silent)
+    widen(made.artifact, tmp_path / "wide.gguf", no_progress)
     types = {one.name: one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "wide.gguf").tensors}
     assert types["token_embd.weight"] == "Q4_0"
     assert types["output.weight"] == "F32"
@@ -109,8 +106,8 @@ def test_a_split_model_becomes_one_file_that_computes_the_same(checkpoint_factor
     logits = []
     for number, made in enumerate((whole, split)):
         (tmp_path / str(number)).mkdir()
-        path, _ = runner.unrounded(made.artifact, tmp_path / str(number), silent)
-        runner.logits(path, [[2, 5, 7, 9]], 1280, tmp_path / f"{number}.npy", silent)
+        path, _ = runner.unrounded(made.artifact, tmp_path / str(number), no_progress)
+        runner.logits(path, [[2, 5, 7, 9]], 1280, tmp_path / f"{number}.npy", no_progress)
         logits.append(map_logits(tmp_path / f"{number}.npy", 4))
     assert np.array_equal(*logits)
 
@@ -119,7 +116,7 @@ def test_a_damaged_artifact_is_one_line(checkpoint_factory, convert, tmp_path):
     half = tmp_path / "half.gguf"
     data = convert(checkpoint_factory("e2b")).artifact.read_bytes()
     half.write_bytes(data[: len(data) // 2])
-    for ask in (runner.unrounded_bytes, lambda path: runner.unrounded(path, tmp_path, silent)):
+    for ask in (runner.unrounded_bytes, lambda path: runner.unrounded(path, tmp_path, no_progress)):
         with pytest.raises(ValidationError, match=r"half\.gguf: not a whole GGUF file") as caught:
             ask(half)
         assert "\n" not in str(caught.value)

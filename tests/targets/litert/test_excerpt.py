@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from converter.checkpoint.excerpt import find_excerpt
+from converter.system.progress import no_progress
 
 pytest.importorskip("litert_torch")
 from ai_edge_litert import schema_py_generated as schema
@@ -27,10 +28,6 @@ from validation.excerpt import cut_checkpoint, cut_tensors
 from validation.runtimes.litert import runner
 
 MATRIX = re.compile(r"layers\.([0-9]+)\.")
-
-
-def silent(done, total):
-    """Report no progress."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +50,7 @@ def excerpt(checkpoint):
 
 @pytest.fixture(scope="module")
 def cut(bundle, excerpt, tmp_path_factory):
-    path, choice = runner.unrounded(bundle, tmp_path_factory.mktemp("cut"), silent, excerpt)
+    path, choice = runner.unrounded(bundle, tmp_path_factory.mktemp("cut"), no_progress, excerpt)
     assert choice == {}
     return path
 
@@ -140,7 +137,7 @@ def test_weights_are_the_artifacts_as_floats(bundle, cut, checkpoint, excerpt):
 
 
 def test_a_table_that_is_only_looked_up_keeps_its_codes(cut, bundle, tmp_path):
-    for path in (cut, runner.unrounded(bundle, tmp_path, silent)[0]):
+    for path in (cut, runner.unrounded(bundle, tmp_path, no_progress)[0]):
         (model,) = open_models(path)
         types = {tensor.name: tensor.type for subgraph in model.subgraphs for tensor in subgraph.tensors}
         assert types["embed_tokens_per_layer.weight"] == 17  # INT4

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from converter.errors import TargetError
-from targets.ollama import family_modelfile
+from targets.ollama import Model, family_modelfile
 
 E2B, A12B, A26B, A31B = 5_100_000_000, 11_900_000_000, 26_000_000_000, 31_000_000_000
 
 
-def made(parameters, family="gemma4", per_layer_embeddings=None, **options):
+def made(parameters, family="gemma4", per_layer_embeddings=None, options=None, **described):
     """The Modelfile of a Gemma of so many weights; of the published ones, E2B has per-layer embeddings."""
     own = parameters == E2B if per_layer_embeddings is None else per_layer_embeddings
-    return family_modelfile("m.gguf", family, parameters, per_layer_embeddings=own, **options)
+    return family_modelfile("m.gguf", Model(family, parameters, own, **described), **(options or {}))
 
 
 def parameters(modelfile):
@@ -54,7 +54,8 @@ def test_gemma3_uses_the_chat_template_in_the_gguf():
 
 def test_what_is_given_wins():
     sampling = {"temperature": 0.3, "top_k": 20}
-    modelfile = made(E2B, num_ctx=2048, sampling=sampling, system="Be brief.", licenses=["Apache-2.0"])
+    options = {"num_ctx": 2048, "system": "Be brief.", "licenses": ["Apache-2.0"]}
+    modelfile = made(E2B, sampling=sampling, options=options)
     found = parameters(modelfile)
     assert (found["temperature"], found["top_p"], found["top_k"], found["num_ctx"]) == (
         "0.3",

@@ -13,7 +13,6 @@ from conftest import CheckpointFactory
 
 import targets.onnx.comparison
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
-from converter.demo import DEMO
 from converter.errors import CheckpointError
 from support.onnx_tampering import onnx_file_tamperings, onnx_tamperings
 from support.tampering import Tampering, applied, byte_flips
@@ -42,12 +41,6 @@ def each_graph_is_built_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("targets.onnx.comparison.serialized_graph", remembered)
         yield
-
-
-@pytest.fixture(scope="module")
-def demo() -> Checkpoint:
-    """The shipped checkpoint."""
-    return open_checkpoint(DEMO)
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,8 @@ import pytest
 
 from converter.checkpoint.excerpt import find_excerpt
 from converter.errors import ValidationError
+from converter.system.progress import no_progress
 from validation.runtimes.onnxruntime import runner
-
-
-def silent(done, total):
-    """Report no progress."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +23,7 @@ def excerpt(e2b):
 
 @pytest.fixture(scope="module")
 def cut(e2b, excerpt, tmp_path_factory):
-    path, choice = runner.unrounded(e2b.artifact, tmp_path_factory.mktemp("cut"), silent, excerpt)
+    path, choice = runner.unrounded(e2b.artifact, tmp_path_factory.mktemp("cut"), no_progress, excerpt)
     assert choice == {"accuracy_level": 0}
     return path
 

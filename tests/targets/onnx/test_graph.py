@@ -13,11 +13,8 @@ from onnx import TensorProto, helper
 
 from checkpoints.variants import VARIANTS
 from converter.checkpoint.opened import open_checkpoint
+from support.onnx_reading import load
 from targets.onnx import target
-
-
-def load(artifact):
-    return onnx.load(artifact, load_external_data=False)
 
 
 def external(initializer):

@@ -10,15 +10,12 @@ import pytest
 
 from converter.demo import DEMO
 from converter.system.child import Worker
+from converter.system.progress import no_progress
 from support.greedy import by_transformers
 
 PROMPTS = [[2, 1233, 914, 348, 288, 345, 292, 405, 950, 280], [2, 460, 382]]
 ENDS = [1, 16]
 COUNT = 12
-
-
-def quiet(done: int, total: int) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def continued(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Calla
             "max_memory": None,
             "scratch": str(scratch),
         }
-        result = worker.call(request | changes, quiet, what="reference")
+        result = worker.call(request | changes, no_progress, what="reference")
         rows = np.load(scratch / "rows.npy")
         return result["continuations"], rows.reshape(len(PROMPTS), COUNT, -1), result["offloaded"]
 
@@ -85,7 +82,7 @@ def test_a_model_on_disk_reads_drafts_in_one_pass_up_to_the_first_other_token(
 def test_a_prompt_is_cut_until_a_text_has_its_tokens(worker: Worker) -> None:
     request = {"task": "spell", "model": str(DEMO), "texts": ["", "def add(a, b):\n", "<bos>é"]}
     whole = [914, 348, 288, 252, 213, 184]  # the bytes of a Chinese character come last
-    result = worker.call(request | {"prompts": [whole, whole[:4], [252]]}, quiet, what="tokenizer")
+    result = worker.call(request | {"prompts": [whole, whole[:4], [252]]}, no_progress, what="tokenizer")
     assert result["ids"][0] == []
     assert result["ids"][1] == PROMPTS[0][1:]
     assert result["ids"][2][0] == 2

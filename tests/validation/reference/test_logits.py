@@ -28,6 +28,8 @@ from converter.errors import UsageError, ValidationError
 from converter.system.child import Worker
 from support.raw_safetensors import write_tensors
 from validation.reference.logits import (
+    Cache,
+    Computation,
     Model,
     _clear_offload,
     _ingredients,
@@ -38,10 +40,11 @@ from validation.reference.logits import (
 )
 from validation.reference.model import batches, load_model
 from validation.reference.table import Table, find_table
+from validation.text import Tokens
 
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
-ALL = [0, 0, 0]
+TOKENS = Tokens.of(SEQUENCES)
 SOURCE = {"files": ["0" * 64]}
 
 
@@ -69,7 +72,7 @@ def model(checkpoint_factory: Make) -> Model:
 def filled(model: Model, worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with one entry, the logits of ``model``."""
     cache = tmp_path_factory.mktemp("filled")
-    reference_logits(model, SEQUENCES, source=SOURCE, worker=worker, scratch=cache, cache=cache)
+    reference_logits(model, TOKENS, Computation(worker), cache, Cache(cache, SOURCE))
     return cache
 
 
@@ -86,12 +89,9 @@ def test_logits_are_those_of_the_whole_model_in_memory_and_from_disk(
         seen: list[tuple[int, int]] = []
         found[name] = reference_logits(
             model_of(directory),
-            SEQUENCES,
-            source=SOURCE,
-            worker=worker,
-            scratch=scratch,
-            max_memory=limit,
-            batch_bytes=most,
+            TOKENS,
+            Computation(worker, max_memory=limit, batch_bytes=most),
+            scratch,
             progress=lambda done, total, seen=seen: seen.append((done, total)),  # type: ignore[misc]
         )
         steps[name] = seen
@@ -113,13 +113,9 @@ def test_positions_before_the_first_wanted_are_context_alone(
     whole = straight(directory)
     found = reference_logits(
         model_of(directory),
-        SEQUENCES,
-        firsts=[38, 0, 20],
-        source=SOURCE,
-        worker=worker,
-        scratch=tmp_path,
-        max_memory=limit,
-        batch_bytes=most,
+        Tokens.of(SEQUENCES, [38, 0, 20]),
+        Computation(worker, max_memory=limit, batch_bytes=most),
+        tmp_path,
     )
     expected = np.concatenate([whole[38:41], whole[41:46], whole[66:67]])
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -142,17 +138,17 @@ def test_a_batch_holds_what_fits_padded_or_one_sequence(most: int, expected: lis
 
 def test_a_cached_entry_needs_no_model(filled: Path, worker: Worker, model: Model, tmp_path: Path) -> None:
     gone = replace(model, directory=tmp_path / "gone")
-    logits = reference_logits(gone, SEQUENCES, source=SOURCE, worker=worker, scratch=tmp_path, cache=filled)
+    logits = reference_logits(gone, TOKENS, Computation(worker), tmp_path, Cache(filled, SOURCE))
     assert np.array_equal(logits, straight(model.directory))
 
 
 def test_an_entry_belongs_to_one_source_text_and_dtype() -> None:
     entries = [
-        _ingredients(SEQUENCES, ALL, SOURCE, "float32"),
-        _ingredients(SEQUENCES, ALL, SOURCE, "float16"),
-        _ingredients(SEQUENCES[:2], ALL[:2], SOURCE, "float32"),
-        _ingredients(SEQUENCES, [*ALL[:-1], 2], SOURCE, "float32"),
-        _ingredients(SEQUENCES, ALL, {**SOURCE, "files": ["1" * 64]}, "float32"),
+        _ingredients(TOKENS, SOURCE, "float32"),
+        _ingredients(TOKENS, SOURCE, "float16"),
+        _ingredients(Tokens.of(SEQUENCES[:2]), SOURCE, "float32"),
+        _ingredients(Tokens.of(SEQUENCES, [0, 0, 2]), SOURCE, "float32"),
+        _ingredients(TOKENS, {**SOURCE, "files": ["1" * 64]}, "float32"),
     ]
     assert all(a != b for a, b in combinations(entries, 2))
     assert entries[0]["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -164,7 +160,7 @@ def test_a_damaged_entry_is_computed_anew(filled: Path, worker: Worker, model: M
     with entry.open("r+b") as file:
         file.seek(-7, os.SEEK_END)
         file.write(b"\x55")
-    logits = reference_logits(model, SEQUENCES, source=SOURCE, worker=worker, scratch=tmp_path, cache=cache)
+    logits = reference_logits(model, TOKENS, Computation(worker), tmp_path, Cache(cache, SOURCE))
     assert np.array_equal(logits, np.load(next(filled.glob("*.npy"))))
     assert entry.read_bytes() == next(filled.glob("*.npy")).read_bytes()
 
@@ -195,12 +191,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(model: Model, worker: Wo
     (tmp_path / "cache").write_text("a file where a directory should be")
     logits = reference_logits(
         model,
-        SEQUENCES,
-        source=SOURCE,
-        worker=worker,
-        scratch=tmp_path,
-        cache=tmp_path / "cache",
-        dtype="bfloat16",
+        TOKENS,
+        Computation(worker, "bfloat16"),
+        tmp_path,
+        Cache(tmp_path / "cache", SOURCE),
     )
     assert logits.dtype == np.float32
     assert 0 < np.abs(logits - straight(model.directory)).mean() < 0.2
@@ -225,9 +219,7 @@ def test_the_cache_keeps_the_newest_entries(tmp_path: Path) -> None:
 
 def test_an_unknown_dtype_is_a_usage_error(tmp_path: Path, worker: Worker) -> None:
     with pytest.raises(UsageError, match="'float8'; known: float32, bfloat16, float16"):
-        reference_logits(
-            Model(tmp_path, (), 9), SEQUENCES, source=SOURCE, worker=worker, scratch=tmp_path, dtype="float8"
-        )
+        reference_logits(Model(tmp_path, (), 9), TOKENS, Computation(worker, "float8"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -260,10 +252,9 @@ def test_weights_that_are_not_the_checkpoints_are_never_made_up(
     with pytest.raises(ValidationError, match=message) as caught:
         reference_logits(
             Model(tmp_path / "model", model.left_out, model.vocabulary),
-            SEQUENCES,
-            source=SOURCE,
-            worker=worker,
-            scratch=tmp_path,
+            TOKENS,
+            Computation(worker),
+            tmp_path,
         )
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*.npy"))

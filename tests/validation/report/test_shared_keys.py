@@ -20,20 +20,23 @@ from converter.system.child import Worker
 from support.raw_safetensors import write_tensors
 from targets.target import find_target
 from validation.proof import validate
-from validation.reference.logits import Model, reference_logits
+from validation.reference.logits import Computation, Model, reference_logits
+from validation.text import Tokens
 
 Make = Callable[..., Path]
-SEQUENCES = [[2, *range(40, 80)], [2, *range(300, 400)]]
+TOKENS = Tokens.of([[2, *range(40, 80)], [2, *range(300, 400)]])
 SHARING = ("e2b", "e4b", "text")
 #: What real exports hold of each sharing layer.
 HELD = {"none": set(), "projections": {"k_proj", "v_proj"}, "all": {"k_proj", "v_proj", "k_norm"}}
 
 
-def logits(directory: Path, worker: Worker, scratch: Path, **options: object) -> NDArray[np.float32]:
+def logits(
+    directory: Path, worker: Worker, scratch: Path, max_memory: int | None = None
+) -> NDArray[np.float32]:
     checkpoint = open_checkpoint(directory)
     left_out = tuple(left.name for left in checkpoint.left_out)
     model = Model(directory, left_out, checkpoint.architecture.vocabulary)
-    return reference_logits(model, SEQUENCES, source={}, worker=worker, scratch=scratch, **options)  # type: ignore[arg-type]
+    return reference_logits(model, TOKENS, Computation(worker, max_memory=max_memory), scratch)
 
 
 @pytest.mark.parametrize("shared", SHARED)
@@ -97,7 +100,7 @@ def test_a_missing_tensor_that_is_used_is_refused(
         open_checkpoint(tmp_path)
     model = Model(tmp_path, (), open_checkpoint(source).architecture.vocabulary)
     with pytest.raises(ValidationError, match=f"has no model.layers.4.self_attn.{kind}.weight"):
-        reference_logits(model, SEQUENCES, source={}, worker=worker, scratch=tmp_path)
+        reference_logits(model, TOKENS, Computation(worker), tmp_path)
 
 
 @pytest.mark.parametrize("shared", SHARED)

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.system.progress import no_progress
+
 pytest.importorskip("ai_edge_litert")
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import ValidationError
@@ -30,14 +32,10 @@ from validation.runtimes.litert_session import open_decoder, prefill_runs
 SEQUENCES = [[2, *(7 + 11 * i % 190 for i in range(CONTEXT - 1))], [2, 90, 5, 7, 11], [2]]
 
 
-def silent(done: int, total: int) -> None:
-    """Report no progress."""
-
-
 def run(model: Path, directory: Path, sequences: list[list[int]] = SEQUENCES, **options: Any) -> Any:
     """The runtime and the logits of ``sequences``."""
     output = directory / "logits.npy"
-    runtime = runner.logits(model, sequences, VOCABULARY, output, silent, **options)
+    runtime = runner.logits(model, sequences, VOCABULARY, output, no_progress, **options)
     return runtime, map_logits(output, sum(map(len, sequences)))
 
 
@@ -84,11 +82,11 @@ def test_logits_are_those_of_each_sequence_computed_at_once(lengths: tuple[int, 
 def test_logits_are_written_from_the_first_position_that_is_wanted(tmp_path: Path) -> None:
     model = write_decoder(tmp_path / "model.tflite")
     output, firsts = tmp_path / "logits.npy", [40, 0, 0]
-    runtime = runner.logits(model, SEQUENCES, VOCABULARY, output, silent, firsts=firsts)
+    runtime = runner.logits(model, SEQUENCES, VOCABULARY, output, no_progress, firsts=firsts)
     wanted = np.concatenate([at_once(ids)[first:] for ids, first in zip(SEQUENCES, firsts, strict=True)])
     np.testing.assert_allclose(map_logits(output, len(wanted)), wanted, atol=1e-4)
     assert runtime.settings["decode"]["positions"] == len(SEQUENCES[1])  # type: ignore[index]
-    runtime = runner.logits(model, SEQUENCES[:1], VOCABULARY, output, silent, firsts=[40])
+    runtime = runner.logits(model, SEQUENCES[:1], VOCABULARY, output, no_progress, firsts=[40])
     assert "decode" not in runtime.settings
 
 
@@ -273,7 +271,7 @@ def test_a_graph_without_layers_is_not_cut_to_some_of_them(tmp_path: Path) -> No
     model = write_decoder(tmp_path / "model.tflite")
     for ask in (
         lambda: runner.unrounded_bytes(model, excerpt),
-        lambda: runner.unrounded(model, tmp_path, silent, excerpt),
+        lambda: runner.unrounded(model, tmp_path, no_progress, excerpt),
     ):
         with pytest.raises(
             ValidationError, match=r"model\.tflite: the graph cannot be cut to some of its layers: no norm"

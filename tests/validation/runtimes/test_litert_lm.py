@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from converter.system.progress import no_progress
+from validation.runners import Questions
+
 pytest.importorskip("litert_torch")
 pytest.importorskip("litert_lm")
 from converter.checkpoint.chats import conversations
@@ -29,7 +32,7 @@ from validation.gates import judge_engine
 from validation.limits import DENSE, EXPERTS
 from validation.logits import map_logits
 from validation.proof import validate
-from validation.reference.logits import Model, reference_logits
+from validation.reference.logits import Cache, Computation, Model, reference_logits
 from validation.runtimes import litert, llamacpp, onnxruntime
 from validation.runtimes.litert_lm import engine
 from validation.runtimes.litert_lm_engine import run_engine
@@ -37,10 +40,6 @@ from validation.settings import Settings, prepare
 from validation.tokenization import TEXTS
 
 REQUEST = {"texts": [], "prompts": [], "sequences": [], "begin": "", "count": 4}
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +52,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str
         with prepare(checkpoint, Settings(cache=home)) as prepared:
             reference = reference_logits(
                 Model(directory, tuple(left.name for left in checkpoint.left_out), 1280),
-                prepared.tokens.sequences,
-                source={"path": str(directory)},
-                scratch=scratch,
-                worker=prepared.worker,
-                firsts=prepared.tokens.firsts,
-                cache=home,
+                prepared.tokens,
+                Computation(prepared.worker),
+                scratch,
+                Cache(home, {"path": str(directory)}),
             )
-            return measure_engine(prepared, engine, artifact, reference, scratch, quiet)
+            return measure_engine(prepared, engine, artifact, reference, scratch, no_progress)
 
     return measure
 
@@ -178,7 +175,7 @@ def test_a_template_with_another_part_makes_other_prompts_of_its_chats(
     wrong = repack(demo, tmp_path / "wrong.litertlm", "LlmMetadataProto", edit_metadata(change))
     tokenizer = open_checkpoint(DEMO).tokenizer
     given = conversations()
-    account = engine.run(wrong, [], [], [], "<bos>", 4, quiet, chats=given, tokenizer=tokenizer)
+    account = engine.run(wrong, Questions([], [], [], "<bos>", 4, given, tokenizer), no_progress)
     assert account.own_prompts is not None
     pairs = zip(given, account.reading.prompts, account.own_prompts, strict=True)
     assert {chat.name for chat, made, own in pairs if made != own} == chats | {"thinking with tools"}
@@ -214,7 +211,7 @@ def measured_prompts(demo: Path) -> Callable[..., dict[str, tuple[Any, Any]]]:
         ids = [own(one["text"], add_special_tokens=False)["input_ids"] for one in due]
         sent_chats = [sent(chat).request() for chat in chats]
         request = {**REQUEST, "artifact": str(demo), "chats": sent_chats, "template": template}
-        made = run_engine(request, quiet)["own_prompts"]
+        made = run_engine(request, no_progress)["own_prompts"]
         return dict(zip((chat.name for chat in chats), zip(ids, made, strict=True), strict=True))
 
     return measure
@@ -339,10 +336,11 @@ def test_scores_are_those_of_the_tokens_behind_all_before_them(demo: Path, tmp_p
     import litert_lm
 
     ids = [460, 382, 353, 407, 521, 390, 392, 356, 348, 523, 417, 346, 359, 466, 379, 435]
-    litert.runner.logits(demo, [[2, *ids]], 1280, tmp_path / "rows.npy", quiet)
+    litert.runner.logits(demo, [[2, *ids]], 1280, tmp_path / "rows.npy", no_progress)
     rows = map_logits(tmp_path / "rows.npy", len(ids) + 1).astype(np.float64)
     expected = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    scored = run_engine({**REQUEST, "artifact": str(demo), "sequences": [[2, *ids]]}, quiet)["scores"][0]
+    request = {**REQUEST, "artifact": str(demo), "sequences": [[2, *ids]]}
+    scored = run_engine(request, no_progress)["scores"][0]
     first, values = scored["first"], np.array(scored["values"])
     wanted = np.array([expected[index - 1, [2, *ids][index]] for index in range(first, len(ids) + 1)])
     assert np.abs(values - wanted).max() < 0.05
@@ -368,7 +366,7 @@ def test_a_damaged_bundle_is_one_line(damage: Callable[[bytes], bytes], demo: Pa
     path = tmp_path / "m.litertlm"
     path.write_bytes(damage(demo.read_bytes()))
     with pytest.raises(ValidationError) as caught:
-        engine.run(path, ["a"], ["def"], [[2, 460, 382, 353]], "<bos>", 4, quiet)
+        engine.run(path, Questions(["a"], ["def"], [[2, 460, 382, 353]], "<bos>", 4), no_progress)
     told = str(caught.value)
     assert told.startswith("LiteRT-LM on m.litertlm: ")
     assert "\n" not in told
@@ -378,4 +376,4 @@ def test_a_damaged_bundle_is_one_line(damage: Callable[[bytes], bytes], demo: Pa
 
 def test_what_the_engine_logs_explains_its_error(demo: Path) -> None:
     with pytest.raises(ValidationError, match="Exceeding the maximum number of tokens allowed"):
-        engine.run(demo, [], ["word " * 9000], [], "<bos>", 4, quiet)
+        engine.run(demo, Questions([], ["word " * 9000], [], "<bos>", 4), no_progress)

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converter.errors import ValidationError
+from converter.system.progress import no_progress
 from validation.logits import map_logits
 from validation.runtimes.llamacpp import runner
 from validation.runtimes.llamacpp_library import find_library
@@ -23,14 +24,10 @@ SEQUENCES = [[2, *(7 + 11 * i % 1000 for i in range(300))], [2, 900, 5, 7, 11], 
 POSITIONS = sum(map(len, SEQUENCES))
 
 
-def silent(done: int, total: int) -> None:
-    """Report no progress."""
-
-
 @pytest.fixture(scope="module")
 def logits(e2b: Any, tmp_path_factory: pytest.TempPathFactory) -> NDArray[np.float32]:
     output = tmp_path_factory.mktemp("logits") / "logits.npy"
-    runner.logits(e2b.path, SEQUENCES, e2b.checkpoint.architecture.vocabulary, output, silent)
+    runner.logits(e2b.path, SEQUENCES, e2b.checkpoint.architecture.vocabulary, output, no_progress)
     return map_logits(output, POSITIONS)
 
 
@@ -47,7 +44,7 @@ def test_logits_are_those_of_llama_cpp_python_to_the_last_bit(e2b: Any, tmp_path
     """Its own evaluation, with declarations that are not ours; the kernels are the same only where both see
     batches of one size."""
     llama_cpp = pytest.importorskip("llama_cpp", reason="it is compiled, and no extra needs it")
-    runner.logits(e2b.path, [SEQUENCES[0][:64]], 1280, tmp_path / "logits.npy", silent)
+    runner.logits(e2b.path, [SEQUENCES[0][:64]], 1280, tmp_path / "logits.npy", no_progress)
     model = llama_cpp.Llama(
         str(e2b.path),
         n_ctx=64,
@@ -68,7 +65,7 @@ def test_logits_from_an_index_on_are_the_last_rows_of_each_sequence(
     e2b: Any, logits: NDArray[np.float32], tmp_path: Path
 ) -> None:
     """The first sequence has two batches, the first of which gives no row; of the second, all are wanted."""
-    runner.logits(e2b.path, SEQUENCES, 1280, tmp_path / "l.npy", silent, firsts=[290, 0, 19])
+    runner.logits(e2b.path, SEQUENCES, 1280, tmp_path / "l.npy", no_progress, firsts=[290, 0, 19])
     last = map_logits(tmp_path / "l.npy", 11 + 5 + 2)
     rows = [*range(290, 301), *range(301, 306), *range(325, 327)]
     # the head's kernel is another one for another number of rows, so not bit for bit
@@ -77,14 +74,14 @@ def test_logits_from_an_index_on_are_the_last_rows_of_each_sequence(
 
 def test_a_sequence_longer_than_the_context_is_refused(e2b: Any, tmp_path: Path) -> None:
     short = patched(e2b.path, tmp_path, "gemma4.context_length", 16)
-    runner.logits(short, [[2] * 16], 1280, tmp_path / "logits.npy", silent)
+    runner.logits(short, [[2] * 16], 1280, tmp_path / "logits.npy", no_progress)
     with pytest.raises(ValidationError, match="a sequence of 17 tokens is longer than the context of 16"):
-        runner.logits(short, [[2] * 17], 1280, tmp_path / "logits.npy", silent)
+        runner.logits(short, [[2] * 17], 1280, tmp_path / "logits.npy", no_progress)
 
 
 def test_no_sequence_sees_the_one_before_it(e2b: Any, logits: NDArray[np.float32], tmp_path: Path) -> None:
     vocabulary = e2b.checkpoint.architecture.vocabulary
-    runner.logits(e2b.path, SEQUENCES[1:2], vocabulary, tmp_path / "alone.npy", silent)
+    runner.logits(e2b.path, SEQUENCES[1:2], vocabulary, tmp_path / "alone.npy", no_progress)
     alone = map_logits(tmp_path / "alone.npy", 5)
     # another size of the context may choose other kernels, so not bit for bit
     np.testing.assert_allclose(alone, logits[301:306], atol=2e-2)
@@ -99,7 +96,7 @@ def test_a_split_model_is_loaded_whole(
     artifact = write_gguf(checkpoint_factory("e2b"), tmp_path, split_max_size="1M")
     assert "-00001-of-0000" in artifact.path.name
     output = tmp_path / "logits.npy"
-    runner.logits(artifact.path, SEQUENCES, logits.shape[1], output, silent)
+    runner.logits(artifact.path, SEQUENCES, logits.shape[1], output, no_progress)
     np.testing.assert_allclose(map_logits(output, POSITIONS), logits, atol=2e-2)
 
 
@@ -126,7 +123,7 @@ def test_a_failed_assertion_of_llama_cpp_is_one_line(e2b: Any, tmp_path: Path) -
     with pytest.raises(
         ValidationError, match=r"SIGABRT: llama-model\.cpp:\d+: GGML_ASSERT\(.*\) failed"
     ) as caught:
-        runner.logits(damaged, [[2, 5]], 1280, tmp_path / "logits.npy", silent)
+        runner.logits(damaged, [[2, 5]], 1280, tmp_path / "logits.npy", no_progress)
     assert "\n" not in str(caught.value)
 
 
@@ -140,8 +137,9 @@ def test_a_failed_assertion_of_llama_cpp_is_one_line(e2b: Any, tmp_path: Path) -
 def test_a_model_that_does_not_load_is_one_line(
     key: str, value: int, message: str, e2b: Any, tmp_path: Path
 ) -> None:
+    changed = patched(e2b.path, tmp_path, key, value)
     with pytest.raises(ValidationError, match=message) as caught:
-        runner.logits(patched(e2b.path, tmp_path, key, value), [[2, 5]], 1280, tmp_path / "l.npy", silent)
+        runner.logits(changed, [[2, 5]], 1280, tmp_path / "l.npy", no_progress)
     assert "\n" not in str(caught.value)
 
 
@@ -150,12 +148,12 @@ def test_a_truncated_file_is_one_line(e2b: Any, tmp_path: Path) -> None:
     with pytest.raises(
         ValidationError, match=r"llama\.cpp on half\.gguf: cannot load the model \("
     ) as caught:
-        runner.logits(tmp_path / "half.gguf", [[2, 5]], 1280, tmp_path / "l.npy", silent)
+        runner.logits(tmp_path / "half.gguf", [[2, 5]], 1280, tmp_path / "l.npy", no_progress)
     assert "\n" not in str(caught.value)
 
 
 def test_another_vocabulary_is_another_model(e2b: Any, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="has a vocabulary of 1280, the checkpoint one of 7"):
-        runner.logits(e2b.path, [[2, 5]], 7, tmp_path / "l.npy", silent)
+        runner.logits(e2b.path, [[2, 5]], 7, tmp_path / "l.npy", no_progress)
     with pytest.raises(ValidationError, match="token 1280 is outside its vocabulary of 1280"):
-        runner.logits(e2b.path, [[2, 1280]], 1280, tmp_path / "l.npy", silent)
+        runner.logits(e2b.path, [[2, 1280]], 1280, tmp_path / "l.npy", no_progress)

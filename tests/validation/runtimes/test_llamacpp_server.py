@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from converter.checkpoint.chats import Conversation, Inexpressible, conversations
 from converter.checkpoint.rendering import write_chats
 from converter.demo import DEMO
+from converter.system.progress import no_progress
 from support.gemma4_template import gemma4_template
 from validation.runtimes.genai_text import text as genai
 from validation.runtimes.llamacpp_server import given, has_server, server_prompts
@@ -22,10 +23,6 @@ from validation.runtimes.llamacpp_server import given, has_server, server_prompt
 pytestmark = pytest.mark.skipif(not has_server(), reason="llama-cpp-python has no server of llama.cpp's own")
 #: Both runtimes trim ASCII's white space alone.
 OTHERWISE = ["a no-break space at an end"]
-
-
-def quiet(*_: object) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +54,7 @@ def test_results_with_fields_cannot_be_given_and_thinking_always_is() -> None:
 
 def test_googles_template_makes_its_own_prompts(demo: Path, tmp_path: Path) -> None:
     template, chats = gemma4_template(), expressible(given)
-    made = server_prompts(demo, template, chats, tmp_path, quiet)
+    made = server_prompts(demo, template, chats, tmp_path, no_progress)
     due = [text.removeprefix("<bos>") for text in expected(template, chats)]
     pairs = zip(chats, made, due, strict=True)
     assert [chat.name for chat, one, text in pairs if one.get("text") != text] == OTHERWISE
@@ -84,7 +81,7 @@ def test_thinking_is_what_the_server_turns_on_by_itself(demo: Path, tmp_path: Pa
     """Why it is always told. Once this fails, a chat that does not say may be given as it is."""
     chat = expressible(given)[0]
     on, off = (
-        server_prompts(demo, None, [replace(chat, thinking=thinking)], tmp_path, quiet)[0]["text"]
+        server_prompts(demo, None, [replace(chat, thinking=thinking)], tmp_path, no_progress)[0]["text"]
         for thinking in (True, False)
     )
     assert on.startswith("<|turn>system\n<|think|>")
@@ -98,7 +95,7 @@ def test_why_a_template_fails_is_told(demo: Path, tmp_path: Path) -> None:
         (refusing, {"text": "a"}, "the chat template fails: "),
         ("{% for %}", None, "the server does not take the template: "),
     ):
-        made = server_prompts(demo, template, chats, tmp_path, quiet)
+        made = server_prompts(demo, template, chats, tmp_path, no_progress)
         assert made[0] == first or first is None
         assert made[1]["error"].startswith(second)
         assert "\n" not in made[1]["error"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError, ValidationError
+from converter.system.progress import no_progress
 from support.onnx_decoder import LAYERS, VOCABULARY, write_decoder
 from targets.target import find_target
 from validation.decoding import DECODED
@@ -28,10 +29,6 @@ SEQUENCES = [[2, 90, 5, 7, 11], [2, *(7 + 11 * i % 190 for i in range(300))], [2
 POSITIONS = sum(map(len, SEQUENCES))
 
 
-def silent(done: int, total: int) -> None:
-    """Report no progress."""
-
-
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder without faults; nobody may change it."""
@@ -41,7 +38,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model: Path, directory: Path, sequences: list[list[int]] = SEQUENCES, **options: Any) -> Any:
     """The runtime and the logits of ``sequences``."""
     output = directory / "logits.npy"
-    runtime = runner.logits(model, sequences, VOCABULARY, output, silent, **options)
+    runtime = runner.logits(model, sequences, VOCABULARY, output, no_progress, **options)
     return runtime, map_logits(output, sum(map(len, sequences)))
 
 
@@ -149,7 +146,7 @@ def test_memory_does_not_grow_with_the_positions(tmp_path: Path) -> None:
     peaks = []
     for count in (1, 8):
         sequences = [[2, *range(5, 132)]] * count
-        runtime = runner.logits(model, sequences, 1 << 16, tmp_path / "logits.npy", silent)
+        runtime = runner.logits(model, sequences, 1 << 16, tmp_path / "logits.npy", no_progress)
         peaks.append(runtime.settings["peak_bytes"])
     assert peaks[1] - peaks[0] < 90e6  # type: ignore[operator]
 
@@ -230,16 +227,16 @@ def test_a_file_that_is_no_model_is_one_line(content: bytes, tmp_path: Path) -> 
 
 def test_another_vocabulary_is_another_model(decoder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match=r"gives logits \[2, 200\] where the checkpoint has \[2, 7\]"):
-        runner.logits(decoder, [[2, 5]], 7, tmp_path / "l.npy", silent)
+        runner.logits(decoder, [[2, 5]], 7, tmp_path / "l.npy", no_progress)
     with pytest.raises(ValidationError, match="token 200 is outside the vocabulary of 200"):
-        runner.logits(decoder, [[2, 200]], VOCABULARY, tmp_path / "l.npy", silent)
+        runner.logits(decoder, [[2, 200]], VOCABULARY, tmp_path / "l.npy", no_progress)
 
 
 @pytest.mark.parametrize("name", ["cpu", "CPU", "CPUExecutionProvider"])
 def test_a_provider_has_a_short_and_a_full_name(name: str, decoder: Path, tmp_path: Path) -> None:
     assert find_provider(name) == "CPUExecutionProvider"
     chosen = runner.configured({"provider": name})
-    runtime = chosen.logits(decoder, [[2, 5]], VOCABULARY, tmp_path / "logits.npy", silent)
+    runtime = chosen.logits(decoder, [[2, 5]], VOCABULARY, tmp_path / "logits.npy", no_progress)
     assert runtime.settings["provider"] == "cpu"
     assert short_name("DirectML") == short_name("DmlExecutionProvider") == "dml"
 
@@ -263,7 +260,7 @@ def test_logits_are_written_from_the_first_position_that_is_asked_for(decoder: P
     _, whole = run(decoder, tmp_path)
     firsts = [0, 290, 21]  # of the last, nothing
     output = tmp_path / "some.npy"
-    runtime = runner.logits(decoder, SEQUENCES, VOCABULARY, output, silent, firsts=firsts)
+    runtime = runner.logits(decoder, SEQUENCES, VOCABULARY, output, no_progress, firsts=firsts)
     counts = [len(ids) - first for ids, first in zip(SEQUENCES, firsts, strict=True)]
     some = map_logits(output, sum(counts))
     np.testing.assert_array_equal(some[:5], whole[:5])
@@ -274,14 +271,14 @@ def test_logits_are_written_from_the_first_position_that_is_asked_for(decoder: P
 
 def test_without_a_whole_sequence_nothing_is_decoded(decoder: Path, tmp_path: Path) -> None:
     output = tmp_path / "some.npy"
-    runtime = runner.logits(decoder, [SEQUENCES[0]], VOCABULARY, output, silent, firsts=[1])
+    runtime = runner.logits(decoder, [SEQUENCES[0]], VOCABULARY, output, no_progress, firsts=[1])
     assert map_logits(output, len(SEQUENCES[0]) - 1).shape == (len(SEQUENCES[0]) - 1, VOCABULARY)
     assert runtime.settings["decode"] is None
 
 
 def test_a_model_runs_unrounded_as_it_is_at_the_level_of_float32(decoder: Path, tmp_path: Path) -> None:
     assert runner.unrounded_bytes(decoder) == 0
-    path, choice = runner.unrounded(decoder, tmp_path, silent)
+    path, choice = runner.unrounded(decoder, tmp_path, no_progress)
     runtime, _ = run(path, tmp_path, choice=choice)
     assert (path, runtime.settings["rounded_activations"]) == (decoder, False)
 
@@ -293,4 +290,4 @@ def test_a_model_of_float16_activations_cannot_run_unrounded(
     plan = onnx_target.plan(checkpoint, "model", {"onnx_dtype": "float16"})
     onnx_target.write(checkpoint, plan, tmp_path)
     with pytest.raises(ValidationError, match=r"model\.onnx: computes in float16.*--onnx-dtype float32"):
-        runner.unrounded(tmp_path / plan.artifacts[0], tmp_path, silent)
+        runner.unrounded(tmp_path / plan.artifacts[0], tmp_path, no_progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -19,6 +20,7 @@ from converter.checkpoint.stored.modules import Head, named_scales, same_bits, s
 from converter.checkpoint.weight import Lattice, Scales
 from converter.errors import CheckpointError
 from support.distributions import write_distribution
+from support.errors import refusal_of
 from support.outside import packed_forms, register
 from targets.target import find_target
 
@@ -50,11 +52,7 @@ def make(registered: None, checkpoint_factory: Make, tmp_path: Path) -> Callable
     return write
 
 
-def refusal(opening: Callable[[Path], Checkpoint], directory: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        opening(directory)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+refusal = partial(refusal_of, CheckpointError)
 
 
 def add_head(tensors: Tensors, step: int = 0) -> None:
@@ -94,18 +92,37 @@ def test_what_no_form_recognises_is_named_with_all_that_are_read(registered: Non
         assert form.describes in str(caught.value)
 
 
+def add_form(site: Path, name: str, raised: str) -> Path:
+    """Register, by a distribution in ``site``, a form that raises the expression ``raised``."""
+    code = f"""
+        from converter.checkpoint.stored import Form
+        from converter.errors import CheckpointError
+
+        def recognises(config):
+            raise {raised}
+
+        FORM = Form("{name}", "", recognises, lambda config: None)
+    """
+    group = {"qatconvert.forms": {name: f"{name}_form:FORM"}}
+    return write_distribution(site, "other", group, {f"{name}_form": code})
+
+
 def test_a_form_that_fails_takes_no_other_checkpoint_away(
     checkpoint_factory: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = """
-        from converter.checkpoint.stored import Form
-        FORM = Form("failing", "", lambda config: config["no such key"], lambda config: None)
-    """
-    group = {"qatconvert.forms": {"failing": "failing_form:FORM"}}
-    monkeypatch.syspath_prepend(write_distribution(tmp_path, "other", group, {"failing_form": code}))
+    monkeypatch.syspath_prepend(add_form(tmp_path, "failing", r"ValueError('no\nsuch key')"))
     assert open_checkpoint(checkpoint_factory("text")).form.name == "bf16-lattice"
-    with pytest.raises(CheckpointError, match="the form failing fails on it: KeyError: 'no such key'"):
+    told = r"the form failing of other 1\.0 fails on it: ValueError: no such key$"
+    with pytest.raises(CheckpointError, match=told):
         find_form({"quantization_config": {"quant_method": "other"}})
+
+
+def test_what_a_form_says_of_a_checkpoint_is_said(
+    checkpoint_factory: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(add_form(tmp_path, "refusing", "CheckpointError('config.json: bits is 3')"))
+    with pytest.raises(CheckpointError, match=r"^config\.json: bits is 3$"):
+        open_checkpoint(checkpoint_factory("text"))
 
 
 # parameters
