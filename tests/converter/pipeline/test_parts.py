@@ -160,7 +160,7 @@ def test_a_wrong_byte_in_the_file_of_a_part_fails_it(
         "targets": {NAME: entry},
     }
     print_report(report, None)
-    assert f"{NAME}, vision: " in capsys.readouterr().out
+    assert "  gate    vision, exact_values failed: " in capsys.readouterr().out
     assert "FAILED: exact\\_values" in render_markdown(report)
 
 
