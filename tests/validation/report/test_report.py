@@ -233,7 +233,7 @@ def test_every_way_to_run_an_artifact_that_was_measured_stands_in_a_table() -> N
     assert "| gates | FAILED: mean\\_kld | passed | FAILED: no such &lt;kernel&gt; |" in markdown
     page = Page(render_html(content))
     assert "kernel" not in page.tags
-    for figure in ("Ways to run it", "accuracy level 4", "41.25", "97.0000 %", "FAILED: mean_kld", "chosen"):
+    for figure in ("Ways to run it", "accuracy level 4", "41.25", "97.00 %", "FAILED: mean_kld", "chosen"):
         assert figure in page.text
     assert "Ways to run it" not in render_markdown(report()) + render_html(report())
 
