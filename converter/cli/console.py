@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,18 @@ def warn(line: str) -> None:
 def fail(line: str) -> None:
     """One line on standard error about what went wrong without ending the command."""
     click.echo(f"qatconvert: {one_line(line)}", err=True)
+
+
+@contextmanager
+def results() -> Iterator[None]:
+    """Print results within the block. A reader of standard output that wants no more, as ``head`` does, ends
+    the printing and nothing else: the command's status tells what it did."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # the interpreter flushes what is left on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def command(
     qatconvert gemma4-demo --target gguf --target onnx --target litert
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
-    from converter.cli.console import fail, progress_bars, warn
+    from converter.cli.console import fail, progress_bars, results, warn
     from converter.pipeline.conversion import Conversion, convert
     from targets.target import check_known
 
@@ -86,12 +86,13 @@ def command(
     )
     with progress_bars(quiet) as progress:
         outcome = convert(conversion, progress, warn)
-    if as_json:
-        click.echo(json.dumps(outcome.report, indent=2))
-    else:
-        from converter.cli.tables import print_report
+    with results():
+        if as_json:
+            click.echo(json.dumps(outcome.report, indent=2))
+        else:
+            from converter.cli.tables import print_report
 
-        print_report(outcome.report, outcome.output)
+            print_report(outcome.report, outcome.output)
     for line in outcome.errors:
         fail(line)
     return outcome.exit_status

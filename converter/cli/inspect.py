@@ -21,12 +21,14 @@ from converter.cli.options import DeclaringCommand, check_effect, take_declared
     multiple=True,
     help="Plan only this target; repeat for several. Default: all.",
 )
+@click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not only kinds of them.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
 def command(
     model: str,
     targets: tuple[str, ...],
+    every_tensor: bool,
     offline: bool,
     as_json: bool,
     quiet: bool,
@@ -40,7 +42,7 @@ def command(
     qatconvert inspect gemma4-demo
     qatconvert inspect ./my-checkpoint --target gguf --json
     """
-    from converter.cli.console import progress_bars, warn
+    from converter.cli.console import progress_bars, results, warn
     from converter.pipeline.inspection import inspect
     from converter.pipeline.opening import open_model
     from targets.target import check_known, find_target, known_targets
@@ -54,9 +56,10 @@ def command(
         found = inspect(opened, targets, options, progress)
         if opened.source.note:
             warn(opened.source.note)
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    else:
-        from converter.cli.tables import print_inspection
+    with results():
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        else:
+            from converter.cli.tables import print_inspection
 
-        print_inspection(found)
+            print_inspection(found, every_tensor)

@@ -1,112 +1,124 @@
-"""Reports and inspections as tables on standard output."""
+"""Reports and inspections on standard output."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
+from converter.cli.layout import facts, figures, line
 from converter.names import one_line
+from converter.system.amounts import amount
+from validation.report.figures import bits, distance, divergence, perplexity, rate, share
 from validation.report.prompts import chats_told
 from validation.report.texts import (
     difference_lines,
     engine_text,
+    gate_value,
     options_told,
-    share,
+    report_verdict,
     target_verdict,
     way_told,
 )
 
-
-def size(count: float) -> str:
-    """A number of bytes for people, in powers of ten as disks and downloads count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
-        count /= 1000
-    return f"{count:.2f} TB"
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    # Piped output is for other programs: cells are not cut to a terminal that is not there.
-    return console if console.is_terminal else Console(highlight=False, width=160)
-
-
-def _number(value: Any, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _row(label: str, entry: Mapping[str, Any], verdict: str) -> tuple[str, ...]:
-    logits, weights = entry.get("logits") or {}, entry.get("weights") or {}
-    return (
-        escape(label),
-        size(entry["bytes"]) if "bytes" in entry else "",
-        _number(entry.get("bits_per_weight"), ".2f"),
-        share(weights.get("exact_fraction")),
-        _number(logits.get("mean_kld"), ".6f"),
-        share(logits.get("same_top_p"), 2),
-        _number(logits.get("ppl"), ".3f"),
-        verdict,
-    )
+#: Figures of an artifact and of its baseline: label, block of the entry, its key, form.
+_MEASURED: Final = (
+    ("exact blocks", "weights", "exact_fraction", share),
+    ("mean KLD", "logits", "mean_kld", divergence),
+    ("same top token", "logits", "same_top_p", rate),
+)
+#: Numbers within the name of a weight: of its layer, of its expert.
+_NUMBER: Final = re.compile(r"\.\d+(?=\.)")
+_NUMBERS: Final = "norms, vectors, scalars"
 
 
 def print_report(report: Mapping[str, Any], output: Path | None) -> None:
-    """One line per target (and baseline) with the figures that decide, what failed, and where all lies."""
-    table = Table(title=f"{escape(report['model'])} ({report['source']['format']})", title_justify="left")
-    for heading in (
-        "artifact",
-        "size",
-        "bits/weight",
-        "exact blocks",
-        "mean KLD",
-        "same top",
-        "PPL",
-        "gates",
-    ):
-        table.add_column(
-            heading, justify="left" if heading in ("artifact", "gates") else "right", overflow="fold"
-        )
-    told_of = []
-    for target, entry in report["targets"].items():
-        table.add_row(*_row(entry["artifact"], entry, target_verdict(entry)))
-        if baseline := entry.get("baseline"):
-            table.add_row(*_row(f"  {baseline['name']} (baseline)", baseline, ""))
-        told_of += [(target, gate) for gate in entry.get("gates", ()) if _is_told(gate)]
-        for part, found in entry.get("parts", {}).items():
-            told_of += [(f"{target}, {part}", gate) for gate in found.get("gates", ()) if _is_told(gate)]
-    references = [
-        (entry.get("reference", report["reference"]), _number(entry["logits"]["ppl_reference"], ".3f"))
-        for entry in report["targets"].values()
-        if entry.get("logits")
-    ]
-    told = dict.fromkeys(f"{reference['dtype']}, PPL {ppl}" for reference, ppl in references)
-    if references:
-        table.caption = f"reference: transformers, {'; '.join(told)}"
-        table.caption_justify = "left"
-    console = _console()
-    console.print(table)
-    for target, gate in told_of:
-        console.print(f"{target}: {_gate(gate)}", soft_wrap=True)
-    for target, entry in report["targets"].items():
-        if (entry.get("options") or {}).get("from") == "artifact":  # no manifest said how it was converted
-            console.print(f"{target}: options {escape(options_told(entry))}", soft_wrap=True)
-        if entry.get("foreign"):  # of any other artifact a gate tells
-            for line in difference_lines(entry):
-                console.print(f"{target}: differs in {escape(line)}", soft_wrap=True)
-        if "alternatives" in entry:
-            console.print(f"{target}: {_tried(entry['alternatives'])}")
-        if engine := (entry.get("runtime") or {}).get("engine"):
-            console.print(f"{target}: {_engine(engine)}")
-        if "error" in entry:
-            console.print(f"{target}: could not be validated: {escape(entry['error'])}")
+    """The verdict, the figures of the targets side by side, more about each, and where it all lies."""
+    targets: Mapping[str, Mapping[str, Any]] = report["targets"]
+    line(f"{one_line(str(report['model']))}: {report_verdict(report)}", "bold")
+    line()
+    figures(("", *targets), list(_rows(targets)))
+    if reference := _reference(report):
+        line()
+        line(reference)
+    for target, entry in targets.items():
+        if told := list(_told(entry)):
+            line()
+            line(target, "bold")
+            facts((f"  {label}", one_line(text)) for label, text in told)
+    line()
     if output is not None:
-        details = ": report.html has the details" if references else ""
-        console.print(f"written to {escape(one_line(str(output)))}{details}")
+        details = ": report.html has the details" if _measured(targets) else ""
+        line(f"written to {one_line(str(output))}{details}")
+
+
+def _measured(targets: Mapping[str, Mapping[str, Any]]) -> bool:
+    return any(entry.get("logits") for entry in targets.values())
+
+
+def _rows(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The table's rows: a figure of every target."""
+    entries = list(targets.values())
+    yield ("verdict", *map(target_verdict, entries))
+    if any("bytes" in entry for entry in entries):
+        for label, key in (("files", "bytes"), ("weights in them", "weight_bytes")):
+            yield (label, *(amount(one[key]) if key in one else "-" for one in entries))
+        yield ("bits per weight", *(bits(entry.get("bits_per_weight")) for entry in entries))
+    yield from _figures(entries, "")
+    baselines = [entry.get("baseline") or {} for entry in entries]
+    if name := next((one["name"] for one in baselines if one), None):
+        yield (f"baseline {name}", *("" for _ in entries))
+        yield from _figures(baselines, "  ")
+
+
+def _figures(entries: Sequence[Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
+    for label, block, key, form in _MEASURED:
+        blocks = [entry.get(block) or {} for entry in entries]
+        if any(blocks):
+            yield (f"{indent}{label}", *(form(one[key]) if key in one else "-" for one in blocks))
+    logits = [entry.get("logits") or {} for entry in entries]
+    if any(logits):
+        yield (
+            f"{indent}perplexity",
+            *(distance(one["ppl"], one["ppl_reference"]) if one else "-" for one in logits),
+        )
+
+
+def _reference(report: Mapping[str, Any]) -> str:
+    """What the figures are measured against; empty where nothing was."""
+    told: dict[str, None] = {}
+    for entry in report["targets"].values():
+        if logits := entry.get("logits"):
+            reference = entry.get("reference", report["reference"])
+            told[
+                f"transformers in {reference['dtype']}, whose perplexity is"
+                f" {perplexity(logits['ppl_reference'])} ({logits['positions']} positions)"
+            ] = None
+    return f"against {'; '.join(told)}" if told else ""
+
+
+def _told(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What the table does not say of a target."""
+    yield ("file", str(entry["artifact"]))
+    gates = [("", gate) for gate in entry.get("gates", ()) if _is_told(gate)]
+    for name, found in entry.get("parts", {}).items():
+        gates += [(f"{name}, ", gate) for gate in found.get("gates", ()) if _is_told(gate)]
+    for where, gate in gates:
+        yield ("gate", f"{where}{_gate(gate)}")
+    if (entry.get("options") or {}).get("from") == "artifact":  # no manifest said how it was converted
+        yield ("options", options_told(entry))
+    if entry.get("foreign"):  # of any other artifact a gate tells
+        for text in difference_lines(entry):
+            yield ("differs in", text)
+    if "alternatives" in entry:
+        yield ("run with", _tried(entry["alternatives"]))
+    if engine := (entry.get("runtime") or {}).get("engine"):
+        yield ("run by", f"{engine['name']} {engine['version']}")
+        yield ("text", _engine(engine))
+    if "error" in entry:
+        yield ("could not be validated", entry["error"])
 
 
 def _is_told(gate: Mapping[str, Any]) -> bool:
@@ -116,13 +128,13 @@ def _is_told(gate: Mapping[str, Any]) -> bool:
 
 def _gate(gate: Mapping[str, Any]) -> str:
     """What became of a gate, in one line."""
-    note = escape(gate.get("note", ""))
+    name, note = gate["name"], gate.get("note", "")
     if gate["passed"]:
-        return f"gate {gate['name']} passed ({note})"
+        return f"{name} passed ({note})"
     if gate["passed"] is None:
-        without = "" if gate.get("allowed") else f" (--allow-unrun {gate['name']} goes on without it)"
-        return f"gate {gate['name']} {note}{without}"
-    told = f"gate {gate['name']} failed: {gate['value']} against a limit of {gate['limit']}"
+        without = "" if gate.get("allowed") else f" (--allow-unrun {name} goes on without it)"
+        return f"{name} {note}{without}"
+    told = f"{name} failed: {gate_value(name, gate['value'])}, the limit is {gate_value(name, gate['limit'])}"
     return f"{told} ({note})" if note else told
 
 
@@ -134,7 +146,7 @@ def _engine(engine: Mapping[str, Any]) -> str:
         told += f"; {chats_told(prompts)}"
     if engine.get("greedy"):
         told += f"; {engine_text(engine)}"
-    return escape(f"{engine['name']} {engine['version']}: {told}")
+    return told
 
 
 def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:
@@ -142,87 +154,72 @@ def _tried(alternatives: Sequence[Mapping[str, Any]]) -> str:
     told = []
     for one in sorted(alternatives, key=lambda one: not one["chosen"]):
         speed = one.get("decode_tokens_per_second")
-        figure = escape(one["error"]) if "error" in one else f"{speed:,.0f} tokens/s" if speed else "no speed"
+        figure = one.get("error", f"{speed:,.0f} tokens/s" if speed else "no speed")
         word = {True: "passed", False: "failed", None: "not judged"}[one["passed"]]
         kept = "kept" if one["chosen"] else word
         told.append(f"{way_told(one)}: {kept}, {figure}")
     return "; ".join(told)
 
 
-def print_inspection(found: Mapping[str, Any]) -> None:
-    """Architecture and sizes, then one line per tensor."""
-    console = _console()
-    console.print(_summary(found))
+def print_inspection(found: Mapping[str, Any], every_tensor: bool = False) -> None:
+    """Architecture, what each target would make of the model, and its weights by kind or, with
+    ``every_tensor``, one by one."""
+    line(f"{one_line(str(found['model']))}: {found['source']['stored_as']}", "bold")
+    line()
+    facts(_architecture(found))
     names = [name for name, target in found["targets"].items() if "error" not in target]
-    table = Table(title="Tensors", title_justify="left")
-    for heading in ("weight", "shape", "stored", "lattice", "exact blocks", *names):
-        table.add_column(heading, justify="right" if heading in ("shape", "exact blocks") else "left")
-    types = {name: _types(found["targets"][name]["tensors"]) for name in names}
-    for weight in found["weights"]:
-        table.add_row(
-            escape(weight["name"]),
-            " x ".join(map(str, weight["shape"])),
-            weight["dtype"],
-            _lattice(weight),
-            share(weight["exact_fraction"]),
-            *(types[name].get(weight["name"], "-") for name in names),
-        )
-    console.print(table)
-    _print_left_out(console, found["left_out"])
-
-
-def _lattice(weight: Mapping[str, Any]) -> str:
-    if weight["lattice"] is not None:
-        return f"{weight['lattice']['bits']} bits / {weight['lattice']['block']}: {weight['scheme']}"
-    return "none" if weight["matrix"] else "-"
-
-
-def _types(tensors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for tensor in tensors:
-        name = tensor["weight"]
-        if name is not None and tensor["format"] not in found.get(name, "").split(" + "):
-            found[name] = f"{found[name]} + {tensor['format']}" if name in found else tensor["format"]
-    return found
-
-
-def _summary(found: Mapping[str, Any]) -> Table:
-    table = Table(
-        title=f"{escape(found['model'])} ({found['source']['format']})",
-        title_justify="left",
-        show_header=False,
-    )
-    for key, value in found["architecture"].items():
-        table.add_row(key.replace("_", " "), escape(str(value)))
-    table.add_row("parameters", f"{found['parameters']:,}")
-    lattice = found["lattice"]
-    table.add_row(
-        "on the lattice",
-        f"{lattice['matrices']} of {lattice['of']} matrices, {share(lattice['share'], 2)} of their "
-        f"values; {share(lattice['exact_fraction'])} of their blocks exact",
-    )
     for name, target in found["targets"].items():
-        if "error" in target:
-            table.add_row(name, escape(target["error"].removeprefix(f"{name}: ")))
-            continue
-        table.add_row(
-            f"planned {name}", f"{size(target['bytes'])}, {target['bits_per_weight']:.2f} bits per weight"
-        )
-        for part, held in target.get("parts", {}).items():
-            table.add_row("", f"{part}: {size(held['bytes'])} in {escape(', '.join(held['files']))}")
-        if told := _inexact(target["blocks"], target["scales"]):
-            table.add_row("", told)
-        for operator, types in target.get("operators", {}).items():
-            held = ", ".join(f"{count} {type_name}" for type_name, count in types.items())
-            table.add_row("", f"{operator}: {held}")
-        if "memory" in target:
-            table.add_row("", f"up to {size(target['memory'])} of memory to write it")
-        if "kv_cache" in target:
-            tokens, held = target["kv_cache"]["tokens"], target["kv_cache"]["bytes"]
-            table.add_row("", f"KV cache: {size(held)} for {tokens:,} tokens, allocated at once")
-        for warning in target["warnings"]:
-            table.add_row("", escape(warning))
-    return table
+        line()
+        line(f"{name}, planned", "bold")
+        facts((f"  {label}", one_line(text)) for label, text in _planned(name, target))
+    line()
+    types = {name: _types(found["targets"][name]["tensors"]) for name in names}
+    groups = _every(found["weights"]) if every_tensor else _kinds(found["weights"])
+    figures(*_weights(groups, every_tensor), left=(0, 3, 4))
+    line()
+    figures(
+        ("stored as", *names),
+        [(label, *(_joined(types[name].get(one["name"], "-") for one in group) for name in names))
+         for label, group in groups],
+        left=range(len(names) + 1),
+    )  # fmt: skip
+    if not every_tensor:
+        line()
+        line("--tensors lists every tensor")
+    _print_left_out(found["left_out"])
+
+
+def _architecture(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in found["architecture"].items():
+        yield key.replace("_", " "), one_line(str(value))
+    yield "parameters", f"{found['parameters']:,}"
+    lattice = found["lattice"]
+    yield (
+        "on a lattice",
+        f"{lattice['matrices']} of {lattice['of']} matrices, {rate(lattice['share'])} of their values;"
+        f" {share(lattice['exact_fraction'])} of their blocks exact",
+    )
+
+
+def _planned(name: str, target: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a target would make of the model, or why it cannot."""
+    if "error" in target:
+        yield "not possible", target["error"].removeprefix(f"{name}: ")
+        return
+    yield "weights", f"{amount(target['bytes'])}, {bits(target['bits_per_weight'])} bits per weight"
+    for beside, held in target.get("parts", {}).items():
+        yield beside, f"{amount(held['bytes'])} in {', '.join(held['files'])}"
+    if told := _inexact(target["blocks"], target["scales"]):
+        yield "not exact", told
+    for operator, types in target.get("operators", {}).items():
+        yield operator, ", ".join(f"{count} {type_name}" for type_name, count in types.items())
+    if "memory" in target:
+        yield "memory", f"up to {amount(target['memory'])} to write it"
+    if "kv_cache" in target:
+        tokens, held = target["kv_cache"]["tokens"], target["kv_cache"]["bytes"]
+        yield "KV cache", f"{amount(held)} for {tokens:,} tokens, allocated at once"
+    for warning in target["warnings"]:
+        yield "warning", warning.removeprefix(f"{name}: ")
 
 
 def _inexact(blocks: Mapping[str, int], scales: str) -> str:
@@ -234,15 +231,78 @@ def _inexact(blocks: Mapping[str, int], scales: str) -> str:
     return "; ".join(f"{blocks[name]:,} blocks {why}" for name, why in told.items() if blocks[name])
 
 
-def _print_left_out(console: Console, left_out: list[Mapping[str, Any]]) -> None:
+Group = tuple[str, Sequence[Mapping[str, Any]]]
+
+
+def _every(weights: Iterable[Mapping[str, Any]]) -> list[Group]:
+    return [(one_line(weight["name"]), [weight]) for weight in weights]
+
+
+def _kinds(weights: Iterable[Mapping[str, Any]]) -> list[Group]:
+    """Weights of the same kind in all layers; what is no matrix is one kind."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for weight in weights:
+        name = _NUMBER.sub("", weight["name"]).removeprefix("layers.").removesuffix(".weight")
+        found.setdefault(one_line(name) if weight["matrix"] else _NUMBERS, []).append(weight)
+    return sorted(found.items(), key=lambda one: one[0] == _NUMBERS)
+
+
+def _weights(groups: Sequence[Group], every_tensor: bool) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table of what the checkpoint has."""
+    heading = ("weight" if every_tensor else "kind", "tensors", "shape", "dtype", "lattice", "exact")
+    rows: list[tuple[str, ...]] = []
+    for label, group in groups:
+        matrix = group[0]["matrix"]
+        shape = _shapes(group) if matrix or every_tensor else ""
+        lattices = _joined(_lattice(weight) for weight in group) if matrix else ""
+        dtypes = _joined(weight["dtype"] for weight in group)
+        rows.append((label, str(len(group)), shape, dtypes, lattices, _exact(group)))
+    return heading, rows
+
+
+def _shapes(group: Sequence[Mapping[str, Any]]) -> str:
+    """The most frequent shape, and whether there are others."""
+    counted = Counter(" x ".join(map(str, weight["shape"])) for weight in group)
+    shape = counted.most_common(1)[0][0]
+    return f"{shape} …" if len(counted) > 1 else shape
+
+
+def _exact(group: Sequence[Mapping[str, Any]]) -> str:
+    """Share of exact blocks over all weights of a group."""
+    blocks = sum(weight["blocks"] or 0 for weight in group)
+    exact = sum((weight["exact_fraction"] or 0) * (weight["blocks"] or 0) for weight in group)
+    return share(round(exact) / blocks) if blocks else ""
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _lattice(weight: Mapping[str, Any]) -> str:
+    """Bits and block of a weight's lattice, and how its scales were made."""
+    if weight["lattice"] is None:
+        return "none"
+    size, block = weight["lattice"]["bits"], weight["lattice"]["block"]
+    return f"{size}-bit/{block or 'row'} {weight['scheme']}"
+
+
+def _types(tensors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        name = tensor["weight"]
+        if name is not None and tensor["format"] not in found.get(name, "").split(" + "):
+            found[name] = f"{found[name]} + {tensor['format']}" if name in found else tensor["format"]
+    return found
+
+
+def _print_left_out(left_out: list[Mapping[str, Any]]) -> None:
     if not left_out:
         return
     reasons: dict[str, list[int]] = {}
     for item in left_out:
         reasons.setdefault(item["reason"], []).append(item["bytes"])
-    table = Table(title="Left out (--json lists them by name)", title_justify="left")
-    for heading in ("why", "tensors", "size"):
-        table.add_column(heading, justify="left" if heading == "why" else "right")
-    for reason, sizes in reasons.items():
-        table.add_row(escape(reason), str(len(sizes)), size(sum(sizes)))
-    console.print(table)
+    line()
+    figures(
+        ("left out (--json lists them by name)", "tensors", "size"),
+        [(one_line(reason), str(len(sizes)), amount(sum(sizes))) for reason, sizes in reasons.items()],
+    )

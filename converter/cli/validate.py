@@ -63,7 +63,7 @@ def command(
     qatconvert validate out/gguf/gemma4-demo-q4_0.gguf --reference gemma4-demo
     qatconvert validate out/onnx/model.onnx --reference gemma4-demo
     """
-    from converter.cli.console import progress_bars, warn
+    from converter.cli.console import progress_bars, results, warn
     from converter.cli.tables import print_report
     from converter.pipeline.validation import validate
     from targets.target import artifact_of, target_of
@@ -83,8 +83,9 @@ def command(
             progress=progress,
             warn=warn,
         )
-    if as_json:
-        click.echo(json.dumps(outcome.report, indent=2))
-    else:
-        print_report(outcome.report, output)
+    with results():
+        if as_json:
+            click.echo(json.dumps(outcome.report, indent=2))
+        else:
+            print_report(outcome.report, output)
     return 0 if outcome.passed else 3

@@ -53,7 +53,7 @@ def command(
         raise click.UsageError(f"{option} has no effect without --rebuild")
     from dataclasses import replace
 
-    from converter.cli.console import progress_bars, warn
+    from converter.cli.console import progress_bars, results, warn
     from converter.pipeline.verification import verify
 
     with progress_bars(quiet) as progress:
@@ -63,10 +63,11 @@ def command(
 
             again = rebuild(found, reference=reference, offline=offline, progress=progress, tell=warn)
             found = replace(found, rebuild=again)
-    if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
-    else:
-        _print(found)
+    with results():
+        if as_json:
+            click.echo(json.dumps(_as_json(found), indent=2))
+        else:
+            _print(found)
     return found.exit_status
 
 

@@ -50,7 +50,7 @@ def inspect(
     return {
         "schema": 1,
         "model": model.source.name,
-        "source": {**model.record(), "format": checkpoint.form.name},
+        "source": model.described(),
         "architecture": _architecture(checkpoint.architecture),
         "parameters": sum(weight.size for weight in checkpoint.weights.values()),
         "parts": {part: asdict(size) for part, size in checkpoint.part_sizes.items()},

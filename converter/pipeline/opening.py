@@ -71,6 +71,11 @@ class Model:
         path = printable(self.source.path.name) if self.source.path else None
         return {"repo": self.source.repo, "revision": self.place.revision, "path": path}
 
+    def described(self) -> dict[str, object]:
+        """The same with how the checkpoint stores its weights: the form's name, and what it is in words."""
+        form = self.checkpoint.form
+        return {**self.record(), "format": form.name, "stored_as": form.describes}
+
 
 def open_model(
     name: str,

@@ -48,10 +48,9 @@ def report_of(
         from validation.settings import reference_entry
 
         reference = reference_entry(prepared)
-    source = {**model.record(), "format": model.checkpoint.form.name}
     left_out = model.checkpoint.parts_left_out(stored_beside_text(plans))
     whole = {plan.target: {**entries[plan.target], **_left_out_alone(model, plan, plans)} for plan in plans}
-    return assemble(model.source.name, source, reference, whole, left_out)
+    return assemble(model.source.name, model.described(), reference, whole, left_out)
 
 
 def stored_beside_text(plans: Sequence[Plan]) -> frozenset[str]:

@@ -80,7 +80,7 @@ def validate(
         entry = {
             "artifact": printable(artifact.name),
             "bytes": sum(file.stat().st_size for file in found.files(artifact)),
-            "bits_per_weight": _bits_per_weight(stored, model.checkpoint),
+            **_held(stored, model.checkpoint),
             **needs(plan),
             "options": {"from": recorded.origin, **plan.options},
             **proof.entry,
@@ -93,10 +93,11 @@ def validate(
     return Outcome(output_directory, report, all_passed(report))
 
 
-def _bits_per_weight(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> float:
-    """Bits of the artifact per value of the text model, over all its tensors that are ``stored``."""
-    kept = [tensor for name, tensor in stored.items() if name in checkpoint.weights]
-    return round(8 * sum(tensor.bytes for tensor in kept) / checkpoint.parameters, 4)
+def _held(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> dict[str, object]:
+    """Bytes of the artifact's tensors that are ``stored`` of the text model, and bits for each of its
+    values."""
+    kept = sum(tensor.bytes for name, tensor in stored.items() if name in checkpoint.weights)
+    return {"weight_bytes": kept, "bits_per_weight": round(8 * kept / checkpoint.parameters, 4)}
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,10 @@ def render_markdown(report: Mapping[str, Any]) -> str:
             heading = ("figure", "artifact", *([str(baseline["name"])] if baseline else []))
             lines += ["", *_table(heading, [tuple(cell for cell in row if cell is not None) for row in rows])]
         if texts := continuations(entry):
-            lines += ["", "Likeliest text:", "", *_table(texts[0], texts[1:])]
+            lines += ["", "Greedy text:", "", *_table(texts[0], texts[1:])]
         if worst := least_exact(entry):
             lines += ["", "Tensors that are not exact, worst first:", ""]
-            lines += _table(("tensor", "type", "exact blocks", "largest error, ulp"), worst)
+            lines += _table(("tensor", "type", "exact blocks", "largest error, bf16 ulp"), worst)
         for title, found in (
             ("Blocks that are not exact, the first of each tensor:", inexact_blocks(entry)),
             ("Not as built from the checkpoint:", differences(entry)),

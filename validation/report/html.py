@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from validation.report.figures import share
 from validation.report.svg import Series, exactness_by_tensor, kld_by_position, kld_distribution
 from validation.report.texts import (
     alternatives,
@@ -15,7 +16,6 @@ from validation.report.texts import (
     facts,
     gate_row,
     inexact_blocks,
-    share,
     target_facts,
     target_verdict,
 )
@@ -89,7 +89,7 @@ def _section(target: str, entry: Mapping[str, Any], spans: Sequence[tuple[str, i
         cells = [tuple(cell for cell in row if cell is not None) for row in rows]
         parts.append(_table("Figures", heading, cells, numbers=range(1, 3)))
     if texts := continuations(entry):
-        parts.append(_table("Likeliest text", texts[0], texts[1:], numbers=range(0)))
+        parts.append(_table("Greedy text", texts[0], texts[1:], numbers=range(0)))
     if found := differences(entry):
         caption = "Not as built from the checkpoint"
         parts.append(_table(caption, found[0], found[1:], numbers=range(0)))
@@ -136,7 +136,14 @@ def _tensors(entry: Mapping[str, Any]) -> str:
     if not tensors:
         return ""
     others = ((entry.get("baseline") or {}).get("weights") or {}).get("per_tensor")
-    heading = ["tensor", "stored as", "type", "exact", "largest error, ulp", "relative RMS error"]
+    heading = [
+        "tensor",
+        "stored as",
+        "type",
+        "exact",
+        "largest error, bf16 ulp",
+        "RMS error before rounding to bf16",
+    ]
     rows = []
     for index, tensor in enumerate(tensors):
         error = tensor["rms_error"]

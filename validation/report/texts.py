@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from converter.system.amounts import amount
+from validation.report.figures import bits, distance, divergence, number, perplexity, rate, share
 from validation.report.prompts import other_tokens, prompts_told, template_told
 
-#: Metrics of the ``logits`` block in the order of the tables: key, label, and whether it is a share.
+#: Metrics of the ``logits`` block in the order of the tables: key, label, form. Perplexity stands apart.
 METRICS = (
-    ("mean_kld", "mean KLD", False),
-    ("p999_kld", "99.9 % KLD", False),
-    ("max_kld", "maximum KLD", False),
-    ("same_top_p", "same top p", True),
-    ("rms_delta_p", "RMS Δp", True),
-    ("max_abs", "largest logit difference", False),
-    ("ppl", "perplexity", False),
-    ("ppl_reference", "perplexity of the reference", False),
+    ("mean_kld", "mean KLD", divergence),
+    ("p999_kld", "99.9 % KLD", divergence),
+    ("max_kld", "maximum KLD", divergence),
+    ("same_top_p", "same top token", rate),
+    ("rms_delta_p", "RMS Δp", rate),
+    ("max_abs", "largest logit difference", number),
 )
-_SHARES = (
-    "exact_fraction",
-    "exact_values",
-    "on_lattice_fraction",
-    "same_top_p",
-    "rms_delta_p",
-    "engine_same_tokens",
-    "engine_same_prompts",
-    "engine_same_ends",
-)
+#: Forms of gates' values; others are numbers.
+_FORMS = {
+    **dict.fromkeys(("exact_fraction", "exact_values", "on_lattice_fraction"), share),
+    **dict.fromkeys(("engine_same_tokens", "engine_same_prompts", "engine_same_ends", "same_top_p"), rate),
+    **dict.fromkeys(("mean_kld", "graph_kld", "decode_mean_kld"), divergence),
+}
 #: Blocks that are not exact, by their class.
 _CLASSES = (
     ("not_representable_blocks", "blocks whose scale the type cannot hold"),
@@ -42,26 +36,11 @@ _SHOWN = 48
 _DIFFERENCES = 10
 
 
-def number(value: Any) -> str:
-    """A figure with four significant digits; what is not finite is said so."""
-    if value is None:
-        return "not finite"
-    return f"{value:.4g}"
-
-
-def share(value: Any, digits: int = 4) -> str:
-    """A fraction in percent, rounded towards zero: only what is whole reads as 100 %."""
-    if value is None:
-        return "-"
-    scale = 10 ** (digits + 2)
-    return f"{math.floor(value * scale + 1e-9) / 10**digits:.{digits}f} %"
-
-
 def gate_value(name: str, value: Any) -> str:
     """A gate's limit or value as the tables show it."""
     if value is None:
         return "none"
-    return share(value) if name in _SHARES else number(value)
+    return _FORMS.get(name, number)(value)
 
 
 def verdict(passed: bool | None) -> str:
@@ -75,6 +54,17 @@ def target_verdict(entry: Mapping[str, Any]) -> str:
     if passed is None:
         return "not fully proven" if entry.get("gates") else "not validated"
     return verdict(passed)
+
+
+def report_verdict(report: Mapping[str, Any]) -> str:
+    """A word or two for a whole report: proven, if every target is."""
+    found = [entry.get("passed") for entry in report["targets"].values()]
+    if False in found:
+        return verdict(False)
+    if None not in found:
+        return "proven"
+    judged = any(entry.get("gates") for entry in report["targets"].values())
+    return "not fully proven" if judged else "not validated"
 
 
 def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
@@ -93,11 +83,24 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
         for key, label in _CLASSES:
             if weights.get(key) or other_weights.get(key):
                 row(label, f"{weights.get(key, 0):,}", f"{other_weights.get(key, 0):,}")
-        row("largest weight error, bf16 ulp", str(weights["max_ulp"]), str(other_weights.get("max_ulp", "-")))
-    for key, label, fraction in METRICS if logits else ():
-        form = share if fraction else number
+        row(
+            "largest error of a weight against the checkpoint's, bf16 ulp",
+            str(weights["max_ulp"]),
+            str(other_weights.get("max_ulp", "-")),
+        )
+    for key, label, form in METRICS if logits else ():
         row(label, form(logits[key]), form(other_logits[key]) if other_logits else "-")
+    if logits:
+        row(
+            f"perplexity, against the reference's {perplexity(logits['ppl_reference'])}",
+            _perplexity(logits),
+            _perplexity(other_logits) if other_logits else "-",
+        )
     return rows
+
+
+def _perplexity(logits: Mapping[str, Any]) -> str:
+    return f"{distance(logits['ppl'], logits['ppl_reference'])} ({perplexity(logits['ppl'])})"
 
 
 def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -105,7 +108,7 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     source, reference = report["source"], report.get("reference")
     origin = source.get("repo") or source.get("path") or "-"
     found = [("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin))]
-    found.append(("stored as", str(source.get("format", "-"))))
+    found.append(("stored as", str(source.get("stored_as") or source.get("format", "-"))))
     if report.get("left_out"):
         found.append(("left out", left_out_text(report["left_out"])))
     return [*found, *_reference_facts(reference)]
@@ -139,9 +142,10 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     if entry.get("error"):
         found.append(("could not be validated", str(entry["error"])))
     if "bytes" in entry:
-        found.append(("size", f"{entry['bytes']:,} bytes"))
+        found.append(("files", f"{amount(entry['bytes'])} ({entry['bytes']:,} bytes)"))
     if entry.get("bits_per_weight") is not None:
-        found.append(("bits per weight", f"{entry['bits_per_weight']:.3f}"))
+        held = f"{amount(entry['weight_bytes'])}, " if "weight_bytes" in entry else ""
+        found.append(("weights in them", f"{held}{bits(entry['bits_per_weight'])} bits per weight"))
     for runtime_name, version in entry.get("requires", {}).items():
         found.append(("runs in", f"{runtime_name} {version} and newer"))
     if cache := entry.get("kv_cache"):
@@ -152,7 +156,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         own = runtime.get("mean_kld_same_weights")
         if own is not None:
             found.append(
-                ("runtime alone", f"mean KLD {number(own)} against float32 logits of its own weights")
+                ("runtime alone", f"mean KLD {divergence(own)} against float32 logits of its own weights")
             )
         if runtime.get("note"):
             found.append(("runtime alone", str(runtime["note"])))
@@ -198,10 +202,10 @@ def _graph_facts(graph: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What the runtime gave without rounding."""
     if graph is None:
         return []
-    told = f"mean KLD {number(graph['mean_kld'])} against float32 logits of its own weights, run as "
+    told = f"mean KLD {divergence(graph['mean_kld'])} against float32 logits of its own weights, run as "
     told += str(graph["form"])
     if graph["mean_kld_beyond_window"] is not None:
-        told += f"; beyond the sliding window {number(graph['mean_kld_beyond_window'])}"
+        told += f"; beyond the sliding window {divergence(graph['mean_kld_beyond_window'])}"
     return [("without rounding", told)]
 
 
@@ -262,7 +266,7 @@ def inexact_blocks(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str,
         (name, str(block["row"]), str(block["index"]), str(block["ulp"]), block["kind"])
         for name, block in blocks[:limit]
     ]
-    return [("tensor", "row", "block", "largest error, ulp", "class"), *rows] if rows else []
+    return [("tensor", "row", "block", "largest error, bf16 ulp", "class"), *rows] if rows else []
 
 
 def _types(weights: Mapping[str, Any]) -> str:
@@ -293,8 +297,8 @@ def _runtime_facts(runtime: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "decoding",
                 f"{number(decode['tokens_per_second'])} tokens per second; mean KLD"
-                f" {number(decode['mean_kld'])}, largest {number(decode['max_kld'])}, against the same"
-                f" {decode['positions']} positions {other}",
+                f" {divergence(decode['mean_kld'])}, largest {divergence(decode['max_kld'])}, against the"
+                f" same {decode['positions']} positions {other}",
             )
         )
     return found
@@ -360,7 +364,7 @@ def engine_text(engine: Mapping[str, Any]) -> str:
     greedy = engine["greedy"]
     same = greedy["prompts"] - greedy["diverging"]
     told = (
-        f"{same} of {greedy['prompts']} likeliest continuations are the reference's,"
+        f"{same} of {greedy['prompts']} greedy continuations are the reference's,"
         f" {greedy['equal_characters']} of {greedy['characters']} characters"
     )
     if not greedy["diverging"]:
@@ -421,10 +425,10 @@ def _visible(character: str) -> str:
 #: Figures of an alternative in the order of the table: key, label, form.
 _ALTERNATIVE = (
     ("decode_tokens_per_second", "decoded tokens per second", number),
-    ("mean_kld", "mean KLD", number),
-    ("same_top_p", "same top p", share),
+    ("mean_kld", "mean KLD", divergence),
+    ("same_top_p", "same top token", rate),
     ("max_abs", "largest logit difference", number),
-    ("decode_mean_kld", "mean KLD of decoding", number),
+    ("decode_mean_kld", "mean KLD of decoding", divergence),
 )
 
 

@@ -72,7 +72,8 @@ def find_form(config: Mapping[str, object]) -> Form:
         return found[0]
     where, section = quantization_of(config) or ("quantization_config", None)
     method = section.get("quant_method") if isinstance(section, Mapping) else section
-    read = "; ".join([*(form.describes for form in forms.values()), *broken])
+    told = (f"{form.describes}{form.example and f', such as {form.example}'}" for form in forms.values())
+    read = "; ".join([*told, *broken])
     raise CheckpointError(
         f"config.json: {where} has quant_method {shown(method)}, which is not read; read are: {read}"
     )

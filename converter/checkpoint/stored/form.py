@@ -58,7 +58,7 @@ class Form:
 
     #: What reports call it.
     name: str
-    #: A phrase for messages.
+    #: What it is, in a few words for a reader (``unquantized safetensors``).
     describes: str
     #: ``recognises(config)`` looks at the parsed ``config.json``.
     recognises: Callable[[Mapping[str, object]], bool]
@@ -70,6 +70,8 @@ class Form:
     #: transformers loads such a checkpoint. What it does not load is proven by the numbers that its codes and
     #: scales stand for.
     loads_as_stored: bool = True
+    #: A repository that has it.
+    example: str = ""
 
 
 def whole_way(where: str, weight: str, names: Collection[str], layout: Layout) -> dict[str, str] | None:

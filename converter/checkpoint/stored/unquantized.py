@@ -136,7 +136,8 @@ def recovered(values: NDArray[np.generic]) -> LatticeRows:
 
 form: Final = Form(
     name="bf16-lattice",
-    describes="unquantized BF16, F16 or F32 safetensors, such as google/gemma-4-E2B-it-qat-q4_0-unquantized",
+    describes="unquantized safetensors (BF16, F16 or F32)",
+    example="google/gemma-4-E2B-it-qat-q4_0-unquantized",
     recognises=recognises,
     layout=layout,
     last_resort=True,

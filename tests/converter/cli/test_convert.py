@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from converter.cli.tables import print_report
 from converter.errors import DestinationError
 from converter.system.output import check_space
 
@@ -31,6 +32,15 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 def files(directory: Path) -> list[str]:
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+MEASURED = ("mean KLD", "same top token", "perplexity")
+
+
+def figures(told: str) -> dict[str, list[str]]:
+    """The cells of a table of figures by the label before them, with its indent."""
+    rows = (re.split(r"(?<=\S) {2,}", line) for line in told.splitlines())
+    return {label: cells for label, *cells in rows if cells and len(cells[0].split()) < 3}
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +92,7 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
         "revision": None,
         "path": "gemma4-demo",
         "format": "bf16-lattice",
+        "stored_as": "unquantized safetensors (BF16, F16 or F32)",
     }
     assert {"runtime", "version", "dtype", "positions"} <= set(report["reference"])
     assert report["reference"]["positions"] >= 512
@@ -115,25 +126,25 @@ def test_the_demo_is_exact_and_ten_times_closer_than_naive_q4_0(demo):
 
 
 @pytest.mark.slow
-def test_the_readme_shows_the_demos_figures(demo):
+def test_the_readme_shows_the_demos_figures(demo, capsys):
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in readme.splitlines() if "│" in line]
-    targets = json.loads((demo / "report.json").read_text())["targets"]
-    shown = []
-    for target, bits in (("gguf", "4.57"), ("onnx", "5.07"), ("litert", "4.57")):
-        entry = targets[target]
-        ours, naive, *rows = rows
-        assert ours[:4] == [entry["artifact"], f"{entry['bytes'] / 1e6:.2f} MB", bits, "100.0000 %"]
-        assert naive[0] == "naive-q4_0 (baseline)"
-        shown += [(ours, entry["logits"]), (naive, entry["baseline"]["logits"])]
-    assert not rows
-    if targets["onnx"]["runtime"]["accuracy_level"] == 0:
-        del shown[2:4]  # the page shows the faster level, and another machine's clock says otherwise
+    shown = figures(readme[readme.index("gemma4-demo: proven") :])
+    report = json.loads((demo / "report.json").read_text())
+    print_report(report, demo)
+    printed = figures(capsys.readouterr().out)
+    assert shown["verdict"] == printed["verdict"] == ["passed"] * 3
+    for label in ("files", "weights in them", "bits per weight", "exact blocks", "  exact blocks"):
+        assert shown[label] == printed[label], label
     # Another processor rounds in another order: the figures may differ, their size may not.
-    for row, logits in shown:
-        assert float(row[4]) == pytest.approx(logits["mean_kld"], rel=0.3)
-        assert float(row[5].removesuffix(" %")) / 100 == pytest.approx(logits["same_top_p"], abs=0.02)
-        assert float(row[6]) == pytest.approx(logits["ppl"], rel=0.02)
+    for column, entry in enumerate(report["targets"].values()):
+        if entry["runtime"].get("accuracy_level") == 0:
+            continue  # the page shows the faster level, and another machine's clock says otherwise
+        for indent, logits in (("", entry["logits"]), ("  ", entry["baseline"]["logits"])):
+            told = {label: shown[f"{indent}{label}"][column].removesuffix(" %") for label in MEASURED}
+            assert float(told["mean KLD"]) == pytest.approx(logits["mean_kld"], rel=0.3)
+            assert float(told["same top token"]) == pytest.approx(100 * logits["same_top_p"], abs=2)
+            change = 100 * (logits["ppl"] / logits["ppl_reference"] - 1)
+            assert float(told["perplexity"]) == pytest.approx(change, abs=1)
 
 
 @pytest.mark.slow

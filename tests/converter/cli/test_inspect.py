@@ -74,14 +74,6 @@ def test_tensors_that_are_not_converted_are_listed(qatconvert, checkpoint_factor
     assert all(reasons.values())
 
 
-def test_the_table_names_every_tensor(qatconvert):
-    done = qatconvert("inspect", "gemma4-demo")
-    assert done.returncode == 0
-    assert "layers.0.mlp.down_proj.weight" in done.stdout
-    assert "embed_tokens_per_layer.weight" in done.stdout
-    assert "planned gguf" in done.stdout
-
-
 def test_the_memory_of_caches_that_are_allocated_at_once_is_told(qatconvert):
     """6 layers of the demo have a cache of their own: 4 of 32 and 2 of 64, with one KV head, of float32."""
     found = inspected(qatconvert, "gemma4-demo")["targets"]
@@ -89,4 +81,4 @@ def test_the_memory_of_caches_that_are_allocated_at_once_is_told(qatconvert):
     assert found["onnx"]["kv_cache"] == {"tokens": 2048, "bytes": size}
     assert "kv_cache" not in found["gguf"]
     table = qatconvert("inspect", "gemma4-demo", "-t", "onnx").stdout
-    assert f"KV cache: {size / 1e6:.2f} MB for 2,048 tokens, allocated at once" in table
+    assert f"KV cache  {size / 1e6:.2f} MB for 2,048 tokens, allocated at once" in table

@@ -106,8 +106,8 @@ def test_the_level_that_was_kept_is_told_with_its_speed_and_that_of_the_other(
 ):
     options = ["--positions", "64", "-o", tmp_path / "out"]
     done = qatconvert(reference, "--target", "onnx", *options)
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("onnx: accuracy level"))
-    kept, other = line.removeprefix("onnx: ").split("; ")
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("  run with  "))
+    kept, other = line.removeprefix("  run with  ").split("; ")
     assert re.fullmatch(r"accuracy level [04]: kept, [0-9,]+ tokens/s", kept)
     assert re.fullmatch(r"accuracy level [04]: (passed|failed), [0-9,]+ tokens/s", other)
     assert kept[:16] != other[:16]

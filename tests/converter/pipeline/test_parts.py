@@ -194,7 +194,7 @@ def test_a_wrong_byte_in_the_file_of_a_part_fails_it(
         "targets": {target.name: entry},
     }
     print_report(report, None)
-    assert f"{target.name}, {part}: " in capsys.readouterr().out
+    assert f"  gate    {part}, exact_values failed: " in capsys.readouterr().out
     assert "FAILED: exact\\_values" in render_markdown(report)
 
 

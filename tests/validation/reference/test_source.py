@@ -11,7 +11,6 @@ from support.outside import packed_forms
 from validation.reference.ahead import logits_of
 from validation.settings import Settings, prepare
 
-
 (METHOD,) = packed_forms()
 
 

@@ -67,7 +67,7 @@ def test_the_facts_say_how_far_the_engine_says_the_same() -> None:
     assert told["engine"] == "LiteRT-LM 0.18.1"
     assert told["its tokens"] == "50 of 50 texts have the checkpoint's tokens"
     assert told["its text"] == (
-        "1 of 2 likeliest continuations are the reference's, 20 of 30 characters; where one is not,"
+        "1 of 2 greedy continuations are the reference's, 20 of 30 characters; where one is not,"
         " the reference holds the two tokens at most 0.25 nats apart"
     )
     assert "452 tokens are off by 0.0138 nats on average, 0.1 at most" in told["its scores"]
@@ -167,8 +167,8 @@ def test_the_pages_and_the_terminal_tell_of_a_text_side_without_answers(
     print_report(report(READ), None)
     told = " ".join(capsys.readouterr().out.split())
     assert told.endswith(
-        "onnxruntime-genai 0.18.0: 49 of 50 texts with the checkpoint's tokens; 4 of 6 chats with its prompt"
-        " (1 otherwise by the runtime itself, 2 more not expressible there)"
+        "run by onnxruntime-genai 0.18.0 text 49 of 50 texts with the checkpoint's tokens; 4 of 6 chats with"
+        " its prompt (1 otherwise by the runtime itself, 2 more not expressible there)"
     )
 
 
@@ -212,7 +212,7 @@ def test_the_pages_show_text_as_it_is() -> None:
     html, markdown = render_html(report()), render_markdown(report())
     assert "&lt;b&gt;stormy&lt;/b&gt;" in html
     assert "<b>stormy" not in html
-    assert "Likeliest text" in html
+    assert "Greedy text" in html
     line = next(line for line in markdown.splitlines() if line.startswith("| chat"))
     assert line.count("|") - line.count("\\|") == 6  # what the texts hold does not end a cell
 
@@ -220,7 +220,7 @@ def test_the_pages_show_text_as_it_is() -> None:
 def test_the_terminal_tells_it_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(report(), None)
     told = " ".join(capsys.readouterr().out.split())
-    assert "litert: LiteRT-LM 0.18.1: 50 of 50 texts with the checkpoint's tokens; 1 of 2 likeliest" in told
+    assert "run by LiteRT-LM 0.18.1 text 50 of 50 texts with the checkpoint's tokens; 1 of 2 greedy" in told
 
 
 @pytest.mark.parametrize(
@@ -240,4 +240,4 @@ def test_texts_are_shown_on_one_line_and_what_has_no_shape_as_an_escape(
 
 def test_the_share_of_equal_tokens_is_a_share() -> None:
     gate = {"name": "engine_same_tokens", "limit": 1.0, "value": 0.98, "passed": False, "note": "1 text"}
-    assert gate_row(gate) == ("engine_same_tokens", "100.0000 %", "98.0000 %", "FAILED: 1 text")
+    assert gate_row(gate) == ("engine_same_tokens", "100 %", "98.00 %", "FAILED: 1 text")
