@@ -129,7 +129,7 @@ def test_a_foreign_artifacts_differences_are_listed_and_not_judged(qatconvert, r
         assert "tYpe" in (work / name).read_text()
     judged = qatconvert("validate", path, *options, "--force")
     assert judged.returncode == 3
-    assert "gate same_as_built failed: 2 against a limit of 0" in judged.stdout
+    assert "same_as_built failed: 2, the limit is 0" in judged.stdout
     assert "differs in" not in judged.stdout
 
 
