@@ -2,7 +2,8 @@
 
 In a ``console`` block, a line that begins with ``$ `` is a command, and lines that begin with ``> `` go on
 with it; what follows is its output, in which ``...`` stands for anything. Blocks of one page run in order in
-one directory. ``python tests/test_docs.py`` writes the present ``--help`` texts into the pages.
+one directory. ``python tests/test_docs.py`` writes the present ``--help`` texts and the tree of modules into
+the pages.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from itertools import takewhile
 from pathlib import Path
 
@@ -21,6 +23,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Pages whose commands take long.
 SLOW = {"litert.md"}
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+_TREE = re.compile(r"(?<=^```tree\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HELP = re.compile(r"(^\$ (qatconvert(?: [a-z]+)* --help)\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
 
@@ -109,8 +113,32 @@ def test_what_is_shown_of_files_is_in_them():
         assert lines in (ROOT / file).read_text(encoding="utf-8"), f"{file}:\n{lines}"
 
 
+def tree() -> str:
+    """Every module by its room, as the page shows them."""
+    rooms: dict[str, list[str]] = {}
+    for package in ("converter", "targets", "validation"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            modules = rooms.setdefault(f"{path.parent.relative_to(ROOT).as_posix()}/", [])
+            if path.stem != "__init__":
+                modules.append(path.stem)
+    lines = []
+    for room, modules in rooms.items():
+        indent = "    " * (room.count("/") - 1)
+        head = f"{indent}{room.split('/')[-2]}/"
+        wrapped = textwrap.wrap(" ".join(modules), 88, break_on_hyphens=False) or [""]
+        lines += [f"{head if not number else '':<22}{line}".rstrip() for number, line in enumerate(wrapped)]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_tree_has_every_module_in_its_room():
+    (shown,) = _TREE.findall(ARCHITECTURE.read_text(encoding="utf-8"))
+    assert shown == tree()
+
+
 def write_help() -> None:
-    """Put the present help texts into the pages."""
+    """Put the present help texts and the present tree into the pages."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    ARCHITECTURE.write_text(_TREE.sub(lambda found: tree(), text), encoding="utf-8")
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         new = _HELP.sub(lambda found: found[1] + run(shlex.join(found[2].split()), ROOT).stdout, text)
