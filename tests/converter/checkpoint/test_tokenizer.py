@@ -110,7 +110,7 @@ def test_tokens_of_bytes_stand_for_the_librarys_bytes(tmp_path: Path) -> None:
 
 
 def test_tokens_with_fallback_stand_for_text_and_bytes(demo_checkpoint: Path) -> None:
-    tokenizer = read_tokenizer(Documents(demo_checkpoint))
+    tokenizer = read_tokenizer(Documents(Directory(demo_checkpoint)))
     library = tokenizers.Tokenizer.from_file(str(demo_checkpoint / "tokenizer.json"))
     assert not tokenizer.byte_level
     text = "  The quick\n\U00010348 é<turn|>"
