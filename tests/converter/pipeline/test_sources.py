@@ -75,14 +75,14 @@ def test_the_manifest_names_the_one_file_and_verification_converts_it_again(
     ]
     found = verify(out)
     assert found.exit_status == 0
-    again = rebuild(out, found.manifest, found.regular, reference=str(archive))
+    again = rebuild(found, reference=str(archive))
     assert not again.findings
     assert any(name.endswith(".gguf") for name in again.same)
     change_a_bit(archive)
     with pytest.raises(
         CheckpointError, match=rf"is not the source that was converted: {archive.name} differs"
     ):
-        rebuild(out, found.manifest, found.regular, reference=str(archive))
+        rebuild(found, reference=str(archive))
 
 
 def test_the_artifact_is_proven_against_it(archive: Path, tmp_path: Path) -> None:
