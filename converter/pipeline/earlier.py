@@ -109,8 +109,8 @@ def check_staying(earlier: Earlier, names: Collection[str], files: Sequence[Mapp
 
 def _check_report(earlier: Earlier, staying: Sequence[str]) -> None:
     """Raise ``DestinationError`` if the entries that stay could not be shown again."""
-    from validation.report.files import render_markdown
     from validation.report.html import render_html
+    from validation.report.markdown import render_markdown
 
     if not earlier.report:
         return

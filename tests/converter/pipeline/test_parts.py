@@ -18,7 +18,7 @@ from converter.pipeline.opening import open_model
 from support.vision_target import FILE, NAME, target
 from targets.target import find_target
 from validation.proof import validate
-from validation.report.files import render_markdown
+from validation.report.markdown import render_markdown
 
 Make = Callable[..., Path]
 PROJECTION = "model.embed_vision.embedding_projection.weight"
