@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ def assemble(
     reference: Mapping[str, object] | None,
     targets: Mapping[str, Mapping[str, object]],
     left_out: Sequence[Mapping[str, object]] = (),
+    command: str | None = None,
 ) -> dict[str, Any]:
     """The content of report.json. ``reference`` is ``None`` where nothing was validated. ``left_out`` has
-    ``part``, ``tensors`` and ``bytes`` of what is not converted."""
+    ``part``, ``tensors`` and ``bytes`` of what is not converted. ``command`` is a command line that makes
+    the same again."""
     return {
         "schema": SCHEMA,
+        "tool": {"name": "qatconvert", "version": version("qatconvert")},
+        "command": command,
         "model": model,
         "source": dict(source),
         "reference": None if reference is None else dict(reference),

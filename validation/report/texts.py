@@ -109,11 +109,24 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the report is about: source and reference."""
     source, reference = report["source"], report.get("reference")
     origin = source.get("repo") or source.get("path") or "-"
-    found = [("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin))]
+    found = _made_by(report)
+    found.append(("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin)))
+    if source.get("date"):
+        found.append(("source commit of", str(source["date"])))
     found.append(("stored as", str(source.get("stored_as") or source.get("format", "-"))))
     if report.get("left_out"):
         found.append(("left out", left_out_text(report["left_out"])))
     return [*found, *_reference_facts(reference)]
+
+
+def _made_by(block: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tool and command of a report, or of a target's entry that another run made."""
+    found = []
+    if tool := block.get("tool"):
+        found.append(("made by", f"{tool['name']} {tool['version']}"))
+    if block.get("command"):
+        found.append(("command", str(block["command"])))
+    return found
 
 
 def left_out_text(parts: Iterable[Mapping[str, Any]]) -> str:
@@ -140,7 +153,8 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if "artifact" in entry:
         found.append(("artifact", str(entry["artifact"])))
-    found += _reference_facts(entry.get("reference"))  # of a target that was proven by another run
+    found += _made_by(entry)  # of a target that another run made or proved
+    found += _reference_facts(entry.get("reference"))
     if entry.get("error"):
         found.append(("could not be validated", str(entry["error"])))
     if "bytes" in entry:

@@ -56,7 +56,9 @@ def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, m
     assert all(after[name] == before[name] for name in kept)
     merged = read(out / "report.json")
     assert list(merged["targets"]) == ["gguf", "onnx"]
-    assert merged["targets"]["gguf"] == {"reference": None, **report["targets"]["gguf"]}
+    kept_apart = {"reference": None, "command": report["command"]}
+    assert merged["targets"]["gguf"] == {**kept_apart, **report["targets"]["gguf"]}
+    assert merged["command"] == "qatconvert convert ./model --target onnx --positions 64"
     assert merged["targets"]["onnx"]["passed"] is True
     assert merged["reference"]["positions"] == 64
     for name in ("report.md", "report.html"):
@@ -112,7 +114,8 @@ def test_force_replaces_only_the_targets_named(qatconvert, model, out):
     assert done.returncode == 0, done.stderr
     after = content(out)
     assert set(after) == set(before)
-    assert {name for name in after if after[name] != before[name]} == {"manifest.json", "ollama/Modelfile"}
+    told = {"manifest.json", "report.html", "report.json", "report.md"}  # of another command
+    assert {name for name in after if after[name] != before[name]} == {"ollama/Modelfile", *told}
     assert list(read(out / "report.json")["targets"]) == ["gguf", "onnx"]
     check_manifest(out)
 

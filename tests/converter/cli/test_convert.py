@@ -91,8 +91,10 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
         "repo": None,
         "revision": None,
         "path": "gemma4-demo",
+        "date": None,
         "format": "bf16-lattice",
         "stored_as": "unquantized safetensors (BF16, F16 or F32)",
+        "files": {"read": report["source"]["files"]["read"], "compared": 0},
     }
     assert {"runtime", "version", "dtype", "positions"} <= set(report["reference"])
     assert report["reference"]["positions"] >= 512

@@ -71,6 +71,9 @@ def full() -> dict[str, Any]:
         alternatives=[{**way, "accuracy_level": 4}, {**way, "activations": "1"}],
     )  # fmt: skip
     content = report_of({"gguf": whole, "onnx": {"artifact": "x", "passed": False, "error": "e"}})
+    content["command"] = "qatconvert convert m"
+    content["source"]["date"] = "2026-04-02T12:34:56Z"
+    content["targets"]["gguf"] |= {"tool": {"name": "t", "version": "1"}, "command": "c"}
     content["left_out"] = [{"part": "vision encoder", "tensors": 1, "bytes": 1}]
     return content
 

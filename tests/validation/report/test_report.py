@@ -36,10 +36,29 @@ def test_the_three_files_say_the_same(tmp_path: Path) -> None:
         assert "FAILED" not in text
 
 
+def test_tool_command_and_date_of_the_commit_stand_on_top() -> None:
+    content = report()
+    content["command"] = "qatconvert convert 'a <b>'"
+    content["source"] |= {"repo": "a/b", "revision": "c" * 40, "date": "2026-04-02T12:34:56Z"}
+    page, markdown = Page(render_html(content)), render_markdown(content)
+    for text in (page.text, markdown.replace("&lt;", "<").replace("&gt;", ">")):
+        top = text[: text.index("Targets")]
+        for told in (
+            "qatconvert 0.1.0",
+            "qatconvert convert 'a <b>'",
+            f"a/b@{'c' * 40}",
+            "2026-04-02T12:34:56Z",
+        ):
+            assert told in top
+    assert "source commit of" not in render_markdown(report())
+
+
 def test_json_has_the_contracts_keys_in_order_and_short_lists(tmp_path: Path) -> None:
     write(tmp_path, report())
     text = (tmp_path / "report.json").read_text("utf-8")
-    assert list(json.loads(text)) == ["schema", "model", "source", "reference", "left_out", "targets"]
+    assert list(json.loads(text)) == [
+        "schema", "tool", "command", "model", "source", "reference", "left_out", "targets",
+    ]  # fmt: skip
     assert '"kld": [0.001, 0.002, 0.0, 0.0005]' in text
 
 
