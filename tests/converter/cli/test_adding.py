@@ -74,14 +74,15 @@ def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, m
 @pytest.mark.slow
 def test_a_new_proof_of_one_target_leaves_what_the_report_says_of_others(qatconvert, model, out):
     assert qatconvert(model, "-t", "onnx", "--no-validate", "-o", out).returncode == 0
-    before = read(out / "report.json")["targets"]["onnx"]
+    earlier = read(out / "report.json")
+    before = {"reference": None, "command": earlier["command"], **earlier["targets"]["onnx"]}
     artifact = next((out / "gguf").iterdir())
     words = ["--reference", model, "--positions", "64", "-o", out, "--force"]
     done = qatconvert("validate", artifact, *words)
     assert done.returncode == 0, done.stderr
     merged = read(out / "report.json")
     assert merged["targets"]["gguf"]["passed"] is True
-    assert merged["targets"]["onnx"] == {"reference": None, **before}
+    assert merged["targets"]["onnx"] == before
     check_manifest(out)
     assert "options known from" not in done.stdout  # but from the manifest
 
@@ -89,7 +90,7 @@ def test_a_new_proof_of_one_target_leaves_what_the_report_says_of_others(qatconv
     alone = shutil.copy(artifact, out.parent)
     done = qatconvert("validate", alone, *words[:-3], "-q")
     assert done.returncode == 3
-    assert "gguf: options known from the artifact: " in done.stdout
+    assert " options known from the artifact: " in " ".join(done.stdout.split())
     assert "off_lattice q8_0" in done.stdout
     done = qatconvert("validate", alone, *words)
     assert "the new report has one target only: " in done.stderr

@@ -18,6 +18,7 @@ import pytest
 from converter.cli.tables import print_report
 from converter.errors import DestinationError
 from converter.system.output import check_space
+from support.schemas import check_output
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 
@@ -57,6 +58,7 @@ def demo(tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    check_output(out)
     return out
 
 
