@@ -48,7 +48,7 @@ def measure(checkpoint: Path, bundles: dict[str, Path], directory: Path) -> dict
     with prepare(model, Settings(), lambda stage, done, total: None) as prepared:
         tokens = prepared.tokens
         reference = reference_logits(
-            Model(model.path, (), model.architecture.vocabulary),
+            Model(model.source.directory(), (), model.architecture.vocabulary),
             tokens,
             Computation(prepared.worker),
             directory,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from checkpoints.generate import write_checkpoint
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
+from converter.pipeline import manifest
 from converter.pipeline.conversion import Conversion, convert
 from support.forms import MAKERS, VARIANT
 from support.litert_exports import Exports
 from support.outside import register
+from support.schemas import check
 from targets.target import find_target
+from validation.report import files
 
 CheckpointFactory = Callable[..., Path]
 BundleFactory = Callable[..., Path]
@@ -90,6 +94,23 @@ def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("demo-output") / "out"
     convert(Conversion("gemma4-demo", ["gguf"], output, validation=None), warn=lambda line: None)
     return output
+
+
+@pytest.fixture(scope="session", autouse=True)
+def documents() -> Iterator[None]:
+    """Every report and manifest that this process writes is as its schema says."""
+
+    def checked(write: Callable[..., None], name: str) -> Callable[..., None]:
+        def write_checked(place: Path, content: Mapping[str, Any]) -> None:
+            check(name, content)
+            write(place, content)
+
+        return write_checked
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((files, "report"), (manifest, "manifest")):
+            patch.setattr(module, "write", checked(module.write, name))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,24 +11,18 @@ from typing import Any, Final
 from converter.cli.layout import facts, figures, line
 from converter.names import one_line
 from converter.system.amounts import amount
-from validation.report.figures import bits, distance, divergence, perplexity, rate, share
+from validation.report.figures import bits, rate, share
 from validation.report.prompts import chats_told
+from validation.report.summary import measured_against, side_by_side
 from validation.report.texts import (
     difference_lines,
     engine_text,
     gate_value,
     options_told,
     report_verdict,
-    target_verdict,
     way_told,
 )
 
-#: Figures of an artifact and of its baseline: label, block of the entry, its key, form.
-_MEASURED: Final = (
-    ("exact blocks", "weights", "exact_fraction", share),
-    ("mean KLD", "logits", "mean_kld", divergence),
-    ("same top token", "logits", "same_top_p", rate),
-)
 #: Numbers within the name of a weight: of its layer, of its expert.
 _NUMBER: Final = re.compile(r"\.\d+(?=\.)")
 _NUMBERS: Final = "norms, vectors, scalars"
@@ -39,8 +33,8 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     targets: Mapping[str, Mapping[str, Any]] = report["targets"]
     line(f"{one_line(str(report['model']))}: {report_verdict(report)}", "bold")
     line()
-    figures(("", *targets), list(_rows(targets)))
-    if reference := _reference(report):
+    figures(("", *targets), list(side_by_side(targets)))
+    if reference := measured_against(report):
         line()
         line(reference)
     for target, entry in targets.items():
@@ -56,47 +50,6 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
 
 def _measured(targets: Mapping[str, Mapping[str, Any]]) -> bool:
     return any(entry.get("logits") for entry in targets.values())
-
-
-def _rows(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """The table's rows: a figure of every target."""
-    entries = list(targets.values())
-    yield ("verdict", *map(target_verdict, entries))
-    if any("bytes" in entry for entry in entries):
-        for label, key in (("files", "bytes"), ("weights in them", "weight_bytes")):
-            yield (label, *(amount(one[key]) if key in one else "-" for one in entries))
-        yield ("bits per weight", *(bits(entry.get("bits_per_weight")) for entry in entries))
-    yield from _figures(entries, "")
-    baselines = [entry.get("baseline") or {} for entry in entries]
-    if name := next((one["name"] for one in baselines if one), None):
-        yield (f"baseline {name}", *("" for _ in entries))
-        yield from _figures(baselines, "  ")
-
-
-def _figures(entries: Sequence[Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
-    for label, block, key, form in _MEASURED:
-        blocks = [entry.get(block) or {} for entry in entries]
-        if any(blocks):
-            yield (f"{indent}{label}", *(form(one[key]) if key in one else "-" for one in blocks))
-    logits = [entry.get("logits") or {} for entry in entries]
-    if any(logits):
-        yield (
-            f"{indent}perplexity",
-            *(distance(one["ppl"], one["ppl_reference"]) if one else "-" for one in logits),
-        )
-
-
-def _reference(report: Mapping[str, Any]) -> str:
-    """What the figures are measured against; empty where nothing was."""
-    told: dict[str, None] = {}
-    for entry in report["targets"].values():
-        if logits := entry.get("logits"):
-            reference = entry.get("reference", report["reference"])
-            told[
-                f"transformers in {reference['dtype']}, whose perplexity is"
-                f" {perplexity(logits['ppl_reference'])} ({logits['positions']} positions)"
-            ] = None
-    return f"against {'; '.join(told)}" if told else ""
 
 
 def _told(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

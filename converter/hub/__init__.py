@@ -103,7 +103,7 @@ class _Cached:
         if self.examine:
             self.examine(folder)
         checks |= self._check(commit, [file for file in files if is_weights(file.name)], tally)
-        return Snapshot(folder, self.store.repo, commit, checks)
+        return Snapshot(folder, self.store.repo, commit, checks, self.store.date(commit))
 
     def _check(self, commit: str, files: Sequence[RemoteFile], tally: _Tally) -> dict[str, Check]:
         folder = self.store.snapshot_folder(commit)
@@ -129,6 +129,7 @@ class _Transfer:
         repo = self.store.repo
         listing = list_repository(self.connection, repo, revision)
         refuse_unless_model(listing)
+        listing = replace(listing, date=listing.date or self.store.date(listing.commit))
         folder = self.store.snapshot_folder(listing.commit)
         # The index says which weights are needed; a gated repository refuses here, before anything large.
         first = [name for name in (CONFIG, INDEX) if name in listing.files]
@@ -142,7 +143,7 @@ class _Transfer:
         if absent := [name for name in wanted if name not in listing.files]:
             raise HubError(f"{repo}: {INDEX} names the shard {absent[0]}, which the repository does not have")
         listing = self._described(listing, wanted)
-        self.store.record(listing.commit, [listing.files[name] for name in wanted])
+        self.store.record(listing.commit, [listing.files[name] for name in wanted], listing.date)
         large = [name for name in wanted if weights and is_weights(name)]
         small = [name for name in wanted if not is_weights(name)]
         tally = _Tally(sum(listing.files[name].size or 0 for name in (*small, *large)), self.progress)
@@ -153,7 +154,7 @@ class _Transfer:
         self._record(listing, wanted, checks)
         if revision != listing.commit:
             self.store.set_reference(revision, listing.commit)
-        return Snapshot(folder, repo, listing.commit, checks)
+        return Snapshot(folder, repo, listing.commit, checks, listing.date)
 
     def _described(self, listing: Listing, names: Sequence[str]) -> Listing:
         """The listing with size and digest of the files `names`, by what the server tells, or else by what
@@ -170,7 +171,9 @@ class _Transfer:
         found = {name: check.digest for name, check in checks.items() if check.digest is not None}
         files = (listing.files[name] for name in wanted)
         self.store.record(
-            listing.commit, [replace(file, digest=found.get(file.name, file.digest)) for file in files]
+            listing.commit,
+            [replace(file, digest=found.get(file.name, file.digest)) for file in files],
+            listing.date,
         )
 
     def _bring_all(self, listing: Listing, names: Iterable[str], tally: _Tally) -> dict[str, Check]:

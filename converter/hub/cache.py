@@ -17,7 +17,15 @@ from pathlib import Path
 
 from converter.errors import CheckpointError, HubError
 from converter.filenames import CONFIG, INDEX
-from converter.hub.repository import COMMIT, RemoteFile, is_digest, is_weights, model_files, names_commit
+from converter.hub.repository import (
+    COMMIT,
+    RemoteFile,
+    checked_date,
+    is_digest,
+    is_weights,
+    model_files,
+    names_commit,
+)
 from converter.hub.verification import Check, check
 from converter.system.replacing import write_whole
 from converter.system.untrusted import read_object
@@ -36,6 +44,8 @@ class Snapshot:
     revision: str
     #: How the content of each file, by name, was compared with what the Hub lists.
     checks: Mapping[str, Check]
+    #: When the commit was made, in UTC to the second, None where no server told.
+    date: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -118,12 +128,13 @@ class Store:
         """Remember which commit a branch or tag means."""
         _write(self.folder / "refs" / revision, commit)
 
-    def record(self, commit: str, files: Iterable[RemoteFile]) -> None:
-        """Write down which files make the model, with their sizes and digests (null where not known)."""
+    def record(self, commit: str, files: Iterable[RemoteFile], date: str | None) -> None:
+        """Write down which files make the model, with their sizes and digests, and when the commit was made
+        (null where not known)."""
         sizes, digests = {}, {}
         for file in files:
             sizes[file.name], digests[file.name] = file.size, file.digest
-        text = json.dumps({"schema": 1, "files": sizes, "digests": digests}, indent=1) + "\n"
+        text = json.dumps({"schema": 1, "files": sizes, "digests": digests, "date": date}, indent=1) + "\n"
         _write(self._record(commit), text)
 
     def has_record(self, commit: str) -> bool:
@@ -135,10 +146,7 @@ class Store:
 
         Where an older version wrote it, which kept no digests, they are those by which blobs are named.
         """
-        try:
-            document = read_object(self._record(commit), _RECORD_LIMIT)
-        except CheckpointError:
-            return {}
+        document = self._document(commit)
         sizes, digests = document.get("files"), document.get("digests")
         if not isinstance(sizes, dict) or not all(
             size is None or type(size) is int for size in sizes.values()
@@ -147,6 +155,10 @@ class Store:
         if not isinstance(digests, dict) or not all(map(_may_be_digest, digests.values())):
             digests = {name: self._named_digest(commit, name) for name in sizes}
         return {name: RemoteFile(name, size, digests.get(name)) for name, size in sizes.items()}
+
+    def date(self, commit: str) -> str | None:
+        """When the commit was made, as it was recorded; None without a record."""
+        return checked_date(self._document(commit).get("date"))
 
     def find(self, revision: str, weights: bool = True) -> tuple[str, list[RemoteFile]]:
         """The commit of a model that is in the cache, and its files by name, those that hold weights only
@@ -185,6 +197,12 @@ class Store:
                 f"{self.repo}@{revision} is not in the cache {self.cache}: run once without --offline"
             )
         return commit
+
+    def _document(self, commit: str) -> Mapping[str, object]:
+        try:
+            return read_object(self._record(commit), _RECORD_LIMIT)
+        except CheckpointError:
+            return {}
 
     def _record(self, commit: str) -> Path:
         return self.folder / "qatconvert" / f"{commit}.json"

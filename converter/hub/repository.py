@@ -22,6 +22,7 @@ _ABOUT = re.compile(r"LICENSE(\.txt|\.md)?|README\.md")
 #: Ends of names of files that hold weights otherwise than as safetensors.
 _OTHERS = (*PICKLES, ".msgpack", ".h5", ".npz")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_DATE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d{1,9})?Z")
 _FOLDER = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,126}[A-Za-z0-9_])?")
 
 
@@ -61,6 +62,8 @@ class Listing:
     commit: str
     #: Every file by its name.
     files: dict[str, RemoteFile]
+    #: When the commit was made, in UTC to the second (`2026-04-02T12:34:56Z`), None where not told.
+    date: str | None = None
 
 
 def is_digest(text: str) -> bool:
@@ -85,15 +88,21 @@ def git_digest(size: int | None) -> hashlib._Hash:
 def read_listing(document: object, repo: str) -> Listing:
     """Check the Hub's description of `repo` (a JSON value) and return what it lists.
 
-    A size or digest that is missing or malformed is None. Raises HubError for a file name that could lead
-    out of a folder, and for a commit that is missing or could.
+    A size, digest or date that is missing or malformed is None. Raises HubError for a file name that could
+    lead out of a folder, and for a commit that is missing or could.
     """
-    commit = document.get("sha") if isinstance(document, dict) else None
-    siblings = document.get("siblings") if isinstance(document, dict) else None
+    told = document if isinstance(document, dict) else {}
+    commit, siblings = told.get("sha"), told.get("siblings")
     if not isinstance(commit, str) or not names_commit(commit) or not isinstance(siblings, list):
         raise HubError(f"{repo}: the Hub's description names no commit or no files: check HF_ENDPOINT")
     files = [_listed_file(sibling, repo) for sibling in siblings]
-    return Listing(repo, commit, {file.name: file for file in files})
+    return Listing(repo, commit, {file.name: file for file in files}, checked_date(told.get("lastModified")))
+
+
+def checked_date(value: object) -> str | None:
+    """`value` if it is a moment in UTC as the Hub writes it, to the second; else None."""
+    found = _DATE.fullmatch(value) if isinstance(value, str) else None
+    return f"{found[1]}Z" if found else None
 
 
 def names_commit(text: str) -> bool:

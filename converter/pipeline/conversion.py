@@ -10,6 +10,7 @@ from typing import Any
 from converter.errors import QatconvertError
 from converter.names import resolve
 from converter.pipeline import manifest
+from converter.pipeline.command import convert_command
 from converter.pipeline.destination import check_destination, check_room
 from converter.pipeline.earlier import check_staying, with_earlier_report
 from converter.pipeline.opening import examined_place, local_place, open_place
@@ -98,7 +99,13 @@ def _convert(run: Running) -> Outcome:
         with model.unchanged():  # the last of it is read here, by children too
             proven = [prove(proving, one) for one in made]
             entries = {one.target: one.entry for one in proven}
-            report = report_of(model, None if proving is None else proving.prepared, entries, plans)
+            report = report_of(
+                model,
+                None if proving is None else proving.prepared,
+                entries,
+                plans,
+                convert_command(run.request, model),
+            )
             whole = report if earlier is None else with_earlier_report(earlier, report)
             record(run, made, proven, whole, earlier, scratch)
         output.publish(scratch, run.destination, force=run.request.force)

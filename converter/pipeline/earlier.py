@@ -109,8 +109,8 @@ def check_staying(earlier: Earlier, names: Collection[str], files: Sequence[Mapp
 
 def _check_report(earlier: Earlier, staying: Sequence[str]) -> None:
     """Raise ``DestinationError`` if the entries that stay could not be shown again."""
-    from validation.report.files import render_markdown
     from validation.report.html import render_html
+    from validation.report.markdown import render_markdown
 
     if not earlier.report:
         return
@@ -128,13 +128,14 @@ def _check_report(earlier: Earlier, staying: Sequence[str]) -> None:
 
 def with_earlier_report(earlier: Earlier, report: Mapping[str, Any]) -> dict[str, Any]:
     """``report`` with the entries of the targets that stay as they are. One that was measured against another
-    reference, or whose source has another name, keeps its own under the same key."""
+    reference, whose source has another name, or that another command or version made, keeps its own under the
+    same key."""
     targets: dict[str, Any] = {}
     for name, entry in (earlier.report.get("targets") or {}).items():
         if name in earlier.targets and name not in report["targets"]:
             own = {
                 key: earlier.report.get(key)
-                for key in ("reference", "source", "left_out")
+                for key in ("tool", "command", "reference", "source", "left_out")
                 if earlier.report.get(key) != report.get(key)
             }
             targets[name] = {**own, **entry}

@@ -34,6 +34,8 @@ class Place:
     revision: str | None = None
     #: How each file of a repository was compared with what the Hub lists.
     checks: Mapping[str, Check] = field(default_factory=dict)
+    #: When the commit was made, in UTC to the second, where the Hub tells it.
+    date: str | None = None
 
     def known(self) -> dict[Path, str]:
         """The SHA-256 of files that are known by comparing them."""
@@ -72,9 +74,17 @@ class Model:
         return {"repo": self.source.repo, "revision": self.place.revision, "path": path}
 
     def described(self) -> dict[str, object]:
-        """The same with how the checkpoint stores its weights: the form's name, and what it is in words."""
-        form = self.checkpoint.form
-        return {**self.record(), "format": form.name, "stored_as": form.describes}
+        """The same with the date of the commit, how the checkpoint stores its weights (the form's name, and
+        what it is in words), and how many of its files were read and compared with the Hub's digests."""
+        form, read = self.checkpoint.form, self.checkpoint.files
+        compared = {self.place.path / name for name, check in self.place.checks.items() if check.kind}
+        return {
+            **self.record(),
+            "date": self.place.date,
+            "format": form.name,
+            "stored_as": form.describes,
+            "files": {"read": len(read), "compared": sum(file in compared for file in read)},
+        }
 
 
 def open_model(
@@ -142,7 +152,7 @@ def download_place(
     )
     compared = {name: check.state for name, check in snapshot.checks.items()}
     watched = _watch(snapshot.path, compared)
-    return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
+    return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks, snapshot.date)
 
 
 def open_place(place: Place) -> Model:

@@ -34,9 +34,10 @@ def report_of(
     prepared: Prepared | None,
     entries: Mapping[str, Mapping[str, object]],
     plans: Sequence[Plan],
+    command: str,
 ) -> dict[str, Any]:
-    """The content of report.json with the ``entries`` of targets; nothing was validated if nothing is
-    ``prepared``.
+    """The content of report.json with the ``entries`` of targets, which ``command`` makes again; nothing was
+    validated if nothing is ``prepared``.
 
     What none of ``plans`` has a place for is left out. A target that has less than the others of the run says
     so in its entry.
@@ -50,7 +51,7 @@ def report_of(
         reference = reference_entry(prepared)
     left_out = model.checkpoint.parts_left_out(stored_beside_text(plans))
     whole = {plan.target: {**entries[plan.target], **_left_out_alone(model, plan, plans)} for plan in plans}
-    return assemble(model.source.name, model.described(), reference, whole, left_out)
+    return assemble(model.source.name, model.described(), reference, whole, left_out, command)
 
 
 def stored_beside_text(plans: Sequence[Plan]) -> frozenset[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from converter.checkpoint.opened import Checkpoint
 from converter.filenames import MANIFEST
 from converter.names import printable
+from converter.pipeline.command import validate_command
 from converter.pipeline.opening import Model, open_model
 from converter.pipeline.proving import (
     Proving,
@@ -86,7 +87,8 @@ def validate(
             **proof.entry,
             **parts_entry(plan, directory, proof.entry.get("parts", {})),
         }
-        report = report_of(model, prepared, {found.name: entry}, [plan])
+        command = validate_command(artifact, model, settings or {})
+        report = report_of(model, prepared, {found.name: entry}, [plan], command)
         if output_directory is not None and scratch is not None:
             files = model.checkpoint.source.entries(digests)
             publish_reports(report, files, scratch, output_directory, warn)

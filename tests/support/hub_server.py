@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", "tokenizer.json")
 PLAIN = frozenset({"blobs", "tree", "codes", "storage"})
+#: When every commit was made.
+DATE = "2026-04-02T12:34:56.000Z"
 TOKEN = "hf_aValidTokenOfThisServer"
 _DROPPED_ENVIRONMENT = (
     "HF_",
@@ -250,6 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
             "id": repo,
             "modelId": repo,
             "sha": commit,
+            "lastModified": DATE,
             "private": repo in self.hub.private,
         }
         return self._json(self.hub.edit_listing({**listing, "gated": gated, "siblings": siblings}))

@@ -24,6 +24,8 @@ _FORMS = {
     **dict.fromkeys(("engine_same_tokens", "engine_same_prompts", "engine_same_ends", "same_top_p"), rate),
     **dict.fromkeys(("mean_kld", "graph_kld", "decode_mean_kld"), divergence),
 }
+#: What headings call ``max_ulp``: against the checkpoint's values, both rounded to bf16.
+ULP = "largest error, bf16 ulp"
 #: Blocks that are not exact, by their class.
 _CLASSES = (
     ("not_representable_blocks", "blocks whose scale the type cannot hold"),
@@ -84,7 +86,7 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
             if weights.get(key) or other_weights.get(key):
                 row(label, f"{weights.get(key, 0):,}", f"{other_weights.get(key, 0):,}")
         row(
-            "largest error of a weight against the checkpoint's, bf16 ulp",
+            f"{ULP} against the checkpoint's",
             str(weights["max_ulp"]),
             str(other_weights.get("max_ulp", "-")),
         )
@@ -92,7 +94,7 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
         row(label, form(logits[key]), form(other_logits[key]) if other_logits else "-")
     if logits:
         row(
-            f"perplexity, against the reference's {perplexity(logits['ppl_reference'])}",
+            f"perplexity (reference: {perplexity(logits['ppl_reference'])})",
             _perplexity(logits),
             _perplexity(other_logits) if other_logits else "-",
         )
@@ -107,11 +109,24 @@ def facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the report is about: source and reference."""
     source, reference = report["source"], report.get("reference")
     origin = source.get("repo") or source.get("path") or "-"
-    found = [("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin))]
+    found = _made_by(report)
+    found.append(("source", f"{origin}@{source['revision']}" if source.get("revision") else str(origin)))
+    if source.get("date"):
+        found.append(("source commit of", str(source["date"])))
     found.append(("stored as", str(source.get("stored_as") or source.get("format", "-"))))
     if report.get("left_out"):
         found.append(("left out", left_out_text(report["left_out"])))
     return [*found, *_reference_facts(reference)]
+
+
+def _made_by(block: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Tool and command of a report, or of a target's entry that another run made."""
+    found = []
+    if tool := block.get("tool"):
+        found.append(("made by", f"{tool['name']} {tool['version']}"))
+    if block.get("command"):
+        found.append(("command", str(block["command"])))
+    return found
 
 
 def left_out_text(parts: Iterable[Mapping[str, Any]]) -> str:
@@ -138,7 +153,8 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = []
     if "artifact" in entry:
         found.append(("artifact", str(entry["artifact"])))
-    found += _reference_facts(entry.get("reference"))  # of a target that was proven by another run
+    found += _made_by(entry)  # of a target that another run made or proved
+    found += _reference_facts(entry.get("reference"))
     if entry.get("error"):
         found.append(("could not be validated", str(entry["error"])))
     if "bytes" in entry:
@@ -170,8 +186,8 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             (
                 "weights",
                 f"{weights['tensors']} on the lattice, {weights['exact_blocks']:,} of {weights['blocks']:,}"
-                f" blocks exact{_types(weights)}; {others['tensors']} others,"
-                f" largest relative RMS error {number(others['rms_error'])}",
+                f" blocks exact{_types(weights)}; {others['tensors']} others, of which none is off by more"
+                f" than {number(others['rms_error'])} of itself (relative RMS error)",
             )
         )
     found += _part_facts(entry)
@@ -266,7 +282,7 @@ def inexact_blocks(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str,
         (name, str(block["row"]), str(block["index"]), str(block["ulp"]), block["kind"])
         for name, block in blocks[:limit]
     ]
-    return [("tensor", "row", "block", "largest error, bf16 ulp", "class"), *rows] if rows else []
+    return [("tensor", "row", "block", ULP, "class"), *rows] if rows else []
 
 
 def _types(weights: Mapping[str, Any]) -> str:
@@ -455,13 +471,6 @@ def way_told(alternative: Mapping[str, Any]) -> str:
     known = {"chosen", "passed", "gates", "error", *(key for key, _, _ in _ALTERNATIVE)}
     choice = {key: value for key, value in alternative.items() if key not in known}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in choice.items())
-
-
-def gate_row(gate: Mapping[str, Any]) -> tuple[str, ...]:
-    """A gate as cells: name, limit, value, verdict."""
-    name = gate["name"]
-    word = verdict(gate["passed"]) + (f": {gate['note']}" if gate.get("note") else "")
-    return (name, gate_value(name, gate["limit"]), gate_value(name, gate["value"]), word)
 
 
 def least_exact(entry: Mapping[str, Any], limit: int = 20) -> list[tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from support.schemas import check, check_output
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ErrorOf = Callable[..., str]
@@ -28,7 +32,7 @@ def qatconvert(tmp_path: Path) -> Run:
         variables = {**os.environ, "QATCONVERT_HOME": str(tmp_path / "home"), **(environment or {})}
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
-        return subprocess.run(
+        done = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -37,6 +41,8 @@ def qatconvert(tmp_path: Path) -> Run:
             cwd=work,
             timeout=seconds,
         )
+        _check_documents(list(map(str, words)), done, work)
+        return done
 
     return run
 
@@ -45,6 +51,17 @@ def qatconvert(tmp_path: Path) -> Run:
 def reference(checkpoint_factory: Callable[..., Path]) -> Path:
     """A small checkpoint that nobody may change."""
     return checkpoint_factory("text")
+
+
+def _check_documents(words: list[str], done: subprocess.CompletedProcess[str], work: Path) -> None:
+    """Hold what a command wrote and printed as JSON to the published schemas."""
+    if done.returncode not in (0, 3):
+        return
+    if "--json" in words and words[0] in ("inspect", "validate", "convert"):
+        check("inspect" if words[0] == "inspect" else "report", json.loads(done.stdout))
+    for flag, value in itertools.pairwise(words):
+        if flag in ("-o", "--output"):
+            check_output(work / value)
 
 
 @pytest.fixture

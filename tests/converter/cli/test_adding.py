@@ -56,7 +56,9 @@ def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, m
     assert all(after[name] == before[name] for name in kept)
     merged = read(out / "report.json")
     assert list(merged["targets"]) == ["gguf", "onnx"]
-    assert merged["targets"]["gguf"] == {"reference": None, **report["targets"]["gguf"]}
+    kept_apart = {"reference": None, "command": report["command"]}
+    assert merged["targets"]["gguf"] == {**kept_apart, **report["targets"]["gguf"]}
+    assert merged["command"] == "qatconvert convert ./model --target onnx --positions 64"
     assert merged["targets"]["onnx"]["passed"] is True
     assert merged["reference"]["positions"] == 64
     for name in ("report.md", "report.html"):
@@ -72,14 +74,15 @@ def test_a_target_is_added_without_force_and_the_earlier_one_stays(qatconvert, m
 @pytest.mark.slow
 def test_a_new_proof_of_one_target_leaves_what_the_report_says_of_others(qatconvert, model, out):
     assert qatconvert(model, "-t", "onnx", "--no-validate", "-o", out).returncode == 0
-    before = read(out / "report.json")["targets"]["onnx"]
+    earlier = read(out / "report.json")
+    before = {"reference": None, "command": earlier["command"], **earlier["targets"]["onnx"]}
     artifact = next((out / "gguf").iterdir())
     words = ["--reference", model, "--positions", "64", "-o", out, "--force"]
     done = qatconvert("validate", artifact, *words)
     assert done.returncode == 0, done.stderr
     merged = read(out / "report.json")
     assert merged["targets"]["gguf"]["passed"] is True
-    assert merged["targets"]["onnx"] == {"reference": None, **before}
+    assert merged["targets"]["onnx"] == before
     check_manifest(out)
     assert "known from" not in done.stdout  # but from the manifest
 
@@ -112,7 +115,8 @@ def test_force_replaces_only_the_targets_named(qatconvert, model, out):
     assert done.returncode == 0, done.stderr
     after = content(out)
     assert set(after) == set(before)
-    assert {name for name in after if after[name] != before[name]} == {"manifest.json", "ollama/Modelfile"}
+    told = {"manifest.json", "report.html", "report.json", "report.md"}  # of another command
+    assert {name for name in after if after[name] != before[name]} == {"ollama/Modelfile", *told}
     assert list(read(out / "report.json")["targets"]) == ["gguf", "onnx"]
     check_manifest(out)
 

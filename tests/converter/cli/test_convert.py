@@ -18,6 +18,7 @@ import pytest
 from converter.cli.tables import print_report
 from converter.errors import DestinationError
 from converter.system.output import check_space
+from support.schemas import check_output
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 
@@ -57,6 +58,7 @@ def demo(tmp_path_factory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    check_output(out)
     return out
 
 
@@ -91,8 +93,10 @@ def test_the_demos_report_has_every_key_of_the_contract(demo):
         "repo": None,
         "revision": None,
         "path": "gemma4-demo",
+        "date": None,
         "format": "bf16-lattice",
         "stored_as": "unquantized safetensors (BF16, F16 or F32)",
+        "files": {"read": report["source"]["files"]["read"], "compared": 0},
     }
     assert {"runtime", "version", "dtype", "positions"} <= set(report["reference"])
     assert report["reference"]["positions"] >= 512

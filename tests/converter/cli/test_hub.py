@@ -38,7 +38,11 @@ def test_gemma4_9b_converts_the_day_its_repository_exists(published, tmp_path):
     out = tmp_path / "gemma4-9b-qatconvert"
     report = json.loads((out / "report.json").read_text())
     assert report["source"]["repo"] == REPO
-    assert report["source"]["revision"] == published.commit(REPO)
+    commit = published.commit(REPO)
+    assert report["source"]["revision"] == commit
+    assert report["source"]["date"] == "2026-04-02T12:34:56Z"
+    assert report["source"]["files"]["read"] == report["source"]["files"]["compared"] >= 4
+    assert report["command"] == f"qatconvert convert gemma4-9b@{commit} --target gguf"
     assert report["targets"]["gguf"]["artifact"] == "gguf/gemma4-9b-q4_0.gguf"
     assert report["targets"]["gguf"]["passed"] is True
     manifest = json.loads((out / "manifest.json").read_text())

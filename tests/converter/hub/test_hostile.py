@@ -89,6 +89,13 @@ def test_a_commit_that_is_none_is_refused(hub: HubServer, commit: object) -> Non
         download(resolve(REPO))
 
 
+@pytest.mark.parametrize("date", [None, 7, "yesterday", "2026-04-02T12:34:56.000Z\n", "2026-04-02", "<b>"])
+def test_a_date_that_is_none_is_not_taken(hub: HubServer, date: object) -> None:
+    hub.edit_listing = lambda listing: listing | {"lastModified": date}
+    assert download(resolve(REPO)).date is None
+    assert download(resolve(REPO), offline=True).date is None
+
+
 def test_a_server_that_sends_more_than_it_listed_is_cut_off(hub: HubServer, tmp_path: Path) -> None:
     hub.announced[SHARDS[0]] = 1000
     with pytest.raises(HubError, match=f"{SHARDS[0]}: the server sends more than the 1000 bytes"):

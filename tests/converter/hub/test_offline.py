@@ -15,6 +15,7 @@ from support.hub_server import HubServer
 
 def test_a_downloaded_model_is_found_without_any_request(hub: HubServer) -> None:
     online = download(resolve(REPO))
+    assert online.date == "2026-04-02T12:34:56Z"
     hub.requests.clear()
     assert download(resolve(REPO), offline=True) == online
     assert download(resolve(f"{REPO}@{online.revision}"), offline=True) == online
@@ -94,3 +95,9 @@ def test_an_unreachable_hub_is_never_replaced_by_the_cache_but_the_cache_is_poin
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match=r"cannot reach .*a complete copy is in the cache: use --offline"):
         download(resolve(REPO))
+
+
+def test_a_date_that_was_told_once_stays_known(hub: HubServer) -> None:
+    told = download(resolve(REPO)).date
+    hub.edit_listing = lambda listing: {key: value for key, value in listing.items() if key != "lastModified"}
+    assert download(resolve(REPO)).date == download(resolve(REPO), offline=True).date == told is not None

@@ -20,7 +20,7 @@ from support.distributions import write_distribution
 from support.part_target import PartTarget, audio, drafter, vision
 from targets.target import find_target
 from validation.proof import validate
-from validation.report.files import render_markdown
+from validation.report.markdown import render_markdown
 
 Make = Callable[..., Path]
 TARGETS = {VISION: vision, AUDIO: audio, DRAFTER: drafter}

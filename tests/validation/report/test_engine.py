@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from converter.cli.tables import print_report
-from validation.report.files import assemble, render_markdown
+from validation.report.coverage import gate_told
+from validation.report.files import assemble
 from validation.report.html import render_html
+from validation.report.markdown import render_markdown
 from validation.report.prompts import chats_told, template_told
-from validation.report.texts import continuations, gate_row, target_facts, visible
+from validation.report.texts import continuations, target_facts, visible
 
 ENGINE: dict[str, Any] = {
     "name": "LiteRT-LM",
@@ -240,4 +242,4 @@ def test_texts_are_shown_on_one_line_and_what_has_no_shape_as_an_escape(
 
 def test_the_share_of_equal_tokens_is_a_share() -> None:
     gate = {"name": "engine_same_tokens", "limit": 1.0, "value": 0.98, "passed": False, "note": "1 text"}
-    assert gate_row(gate) == ("engine_same_tokens", "100 %", "98.00 %", "FAILED: 1 text")
+    assert gate_told(gate) == "FAILED: 98.00 %, at least 100 %; 1 text"

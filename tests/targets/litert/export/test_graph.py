@@ -18,8 +18,8 @@ import torch
 import transformers
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
-from converter.checkpoint.source import Directory
 from converter.errors import TargetError
 from targets.litert.export import request as graph
 from targets.litert.export.request import export_graphs, needed_memory
@@ -247,7 +247,7 @@ def test_a_failure_of_the_child_is_one_line(checkpoint_factory, tmp_path):
     config = json.loads((directory / "config.json").read_text())
     (broken / "config.json").unlink()
     (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 192}))
-    moved = replace(checkpoint, source=Directory(broken, ()))
+    moved = replace(checkpoint, source=Directory(broken))
     with pytest.raises(TargetError, match=r": lm_head is \[1280, 192\] in transformers' model, ") as caught:
         export_graphs(moved, {}, [PREFILL], CONTEXT, tmp_path)
     assert "\n" not in str(caught.value)

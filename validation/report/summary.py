@@ -1,0 +1,58 @@
+"""The figures of all targets side by side: the same rows on the terminal, in report.md and in report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from converter.system.amounts import amount
+from validation.report.figures import bits, distance, divergence, perplexity, rate, share
+from validation.report.texts import target_verdict
+
+#: Figures of an artifact and of its baseline: label, block of the entry, its key, form.
+_MEASURED: Final = (
+    ("exact blocks", "weights", "exact_fraction", share),
+    ("mean KLD", "logits", "mean_kld", divergence),
+    ("same top token", "logits", "same_top_p", rate),
+)
+
+
+def side_by_side(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Rows of a label and a cell for each target; those of the baseline are indented and come last."""
+    entries = list(targets.values())
+    yield ("verdict", *map(target_verdict, entries))
+    if any("bytes" in entry for entry in entries):
+        for label, key in (("files", "bytes"), ("weights in them", "weight_bytes")):
+            yield (label, *(amount(one[key]) if key in one else "-" for one in entries))
+        yield ("bits per weight", *(bits(entry.get("bits_per_weight")) for entry in entries))
+    yield from _figures(entries, "")
+    baselines = [entry.get("baseline") or {} for entry in entries]
+    if name := next((one["name"] for one in baselines if one), None):
+        yield (f"baseline {name}", *("" for _ in entries))
+        yield from _figures(baselines, "  ")
+
+
+def _figures(entries: Sequence[Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
+    for label, block, key, form in _MEASURED:
+        blocks = [entry.get(block) or {} for entry in entries]
+        if any(blocks):
+            yield (f"{indent}{label}", *(form(one[key]) if key in one else "-" for one in blocks))
+    logits = [entry.get("logits") or {} for entry in entries]
+    if any(logits):
+        yield (
+            f"{indent}perplexity",
+            *(distance(one["ppl"], one["ppl_reference"]) if one else "-" for one in logits),
+        )
+
+
+def measured_against(report: Mapping[str, Any]) -> str:
+    """What the figures are measured against, in one line; empty where nothing was measured."""
+    told: dict[str, None] = {}
+    for entry in report["targets"].values():
+        if logits := entry.get("logits"):
+            reference = entry.get("reference", report["reference"])
+            told[
+                f"transformers in {reference['dtype']}, whose perplexity is"
+                f" {perplexity(logits['ppl_reference'])} ({logits['positions']} positions)"
+            ] = None
+    return f"against {'; '.join(told)}" if told else ""
