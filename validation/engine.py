@@ -84,7 +84,7 @@ def measure_engine(
         [tokens.sequences[index] for index in scored],
         checkpoint.tokenizer.tokens[_bos(prepared)],
         COUNT,
-        stage_of(progress, "engine"),
+        stage_of(progress, f"generating text ({engine.name})"),
         chats=chats.given if spelled["chats"] is not None else (),
         tokenizer=checkpoint.tokenizer,
     )
@@ -199,7 +199,7 @@ def _continue(
                 "max_memory": prepared.settings.max_memory,
                 "scratch": str(offload),
             },
-            stage_of(progress, "reference text"),
+            stage_of(progress, "generating text (transformers)"),
             what="reference",
         )
     logits = map_logits(output, len(prompts) * COUNT)

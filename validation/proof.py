@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.checkpoint.opened import Checkpoint
-from converter.system.progress import Progress, no_progress
+from converter.system.progress import Progress, begin, no_progress
 from targets.target import Plan, find_target
 from validation import choice as choosing
 from validation import gates
@@ -126,6 +126,7 @@ def prove(
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
         reference = logits_of(prepared, source, Path(name), unchanged, progress)
         bench = Bench(prepared, writer, runner, reference, Path(name), progress)
+        begin(progress, "hashing files")
         settle()
         proof, options = _prove(bench, artifact, plan, choices, others or Path(name))
         proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
@@ -180,13 +181,19 @@ def _measure_baseline(
     """Weights and logits of the naive requantisation, written by ``options`` and run in the same way."""
     with bench.directory() as directory:
         naive = write_naive_q4_0(
-            bench.target.name, bench.checkpoint, Path(directory), options, bench.stage("baseline")
+            bench.target.name,
+            bench.checkpoint,
+            Path(directory),
+            options,
+            bench.stage(f"writing the baseline ({bench.target.name})"),
         )
         stored = bench.target.describe(naive, bench.checkpoint)
-        weights = measure(bench.checkpoint, stored, bench.stage("baseline weights"))
-        output, _ = run(bench, naive, "baseline runtime", choice)
+        weights = measure(
+            bench.checkpoint, stored, bench.stage(f"checking weights ({bench.target.name}, baseline)")
+        )
+        output, _ = run(bench, naive, f"running {bench.runtime} (baseline)", choice)
         logits = map_logits(output, bench.tokens.positions)
-        metrics = compare_logits(bench, bench.reference, logits, "baseline metrics")
+        metrics = compare_logits(bench, bench.reference, logits)
     return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
 
 

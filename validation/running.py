@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +18,12 @@ from targets.target import Target
 from validation.logits import next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.room import Room
-from validation.runners import AS_IT_IS, Runner, Runtime
+from validation.runners import AS_IT_IS, Runner, Runtime, runtime_of
 from validation.settings import Prepared, Settings
 from validation.text import Tokens
+
+#: What a file of this room is not named with.
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +71,15 @@ class Bench:
         """The progress of one stage."""
         return stage_of(self.progress, name)
 
+    @property
+    def runtime(self) -> str:
+        """The runtime's registered name without the target's."""
+        name = self.target.name
+        return runtime_of(name, self.settings.runtimes.get(name)).removeprefix(f"{name}.")
+
     def file(self, stage: str) -> Path:
         """Where the logits of a stage go."""
-        return self.scratch / f"{stage.replace(' ', '-')}.npy"
+        return self.scratch / f"{_UNUSUAL.sub('-', stage)}.npy"
 
     def directory(self) -> tempfile.TemporaryDirectory[str]:
         """An empty directory that is gone when its context ends."""
@@ -102,11 +113,10 @@ def compare_logits(
     bench: Bench,
     reference: NDArray[np.float32],
     logits: NDArray[np.float32],
-    stage: str,
     tokens: Tokens | None = None,
 ) -> LogitMetrics:
     """How far ``logits`` are from ``reference``, both float32 ``[positions, vocabulary]`` at the positions of
     ``tokens`` (default: all)."""
     tokens = tokens or bench.tokens
     following = next_tokens(tokens.sequences, tokens.firsts)
-    return compare(reference, logits, following, bench.stage(stage))
+    return compare(reference, logits, following, bench.stage(f"comparing logits ({bench.target.name})"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from pathlib import Path
 from typing import Any
 
 from converter.errors import QatconvertError
@@ -12,7 +11,7 @@ from converter.names import resolve
 from converter.pipeline import manifest
 from converter.pipeline.destination import check_destination, check_room
 from converter.pipeline.earlier import check_staying, with_earlier_report
-from converter.pipeline.opening import examined_place, local_place, open_place
+from converter.pipeline.opening import examined_place, local_place, open_place, opening
 from converter.pipeline.proving import (
     Proving,
     check_validation,
@@ -26,8 +25,8 @@ from converter.pipeline.running import Conversion, Outcome, Running, all_passed
 from converter.pipeline.writing import write
 from converter.system import output
 from converter.system.digests import Digests
-from converter.system.progress import Progress, no_progress
-from targets.target import Plan, check_installed, check_known, check_options, find_target
+from converter.system.progress import Progress, begin, no_progress
+from targets.target import Plan, Target, check_installed, check_known, check_options, find_target, planning
 
 __all__ = ["Conversion", "Outcome", "convert"]
 
@@ -41,13 +40,13 @@ def convert(
     """
     names = list(dict.fromkeys(conversion.targets))
     check_known(names)
-    destination = conversion.output or Path(f"{resolve(conversion.model).name}-qatconvert")
+    source, destination = resolve(conversion.model), conversion.destination
+    begin(progress, opening(source))
     output.settle(destination, f"conversion of {conversion.model}")
     check_destination(destination, names, conversion.force)
     with closing(Digests()) as digests:
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
-        source = resolve(conversion.model)
         place = local_place(source)
         if place is not None:
             digests.add(place.shard_files())
@@ -63,7 +62,7 @@ def convert(
             digests.know(place.known())
             digests.add(place.shard_files())
         with nullcontext() if conversion.validation is None else reference_process() as worker:
-            model = open_place(place)
+            model = open_place(place, progress)
             digests.add(model.checkpoint.files)
             return _convert(Running(conversion, model, targets, destination, digests, worker, progress, warn))
 
@@ -72,10 +71,7 @@ def _convert(run: Running) -> Outcome:
     """The conversion of an opened model."""
     model, settings = run.model, run.settings
     with model.unchanged():
-        plans = [
-            target.plan(model.checkpoint, model.source.name, run.options, run.progress)
-            for target in run.targets
-        ]
+        plans = [_plan(run, target) for target in run.targets]
     _warn(run, plans)
     check_room(run, plans)
     with ExitStack() as stack:
@@ -98,12 +94,18 @@ def _convert(run: Running) -> Outcome:
         with model.unchanged():  # the last of it is read here, by children too
             proven = [prove(proving, one) for one in made]
             entries = {one.target: one.entry for one in proven}
+            begin(run.progress, "writing the report")
             report = report_of(model, None if proving is None else proving.prepared, entries, plans)
             whole = report if earlier is None else with_earlier_report(earlier, report)
             record(run, made, proven, whole, earlier, scratch)
         output.publish(scratch, run.destination, force=run.request.force)
     errors = [*_errors(report), *_deliver(run, plans, report)]
     return Outcome(run.destination, whole, all_passed(report), errors)
+
+
+def _plan(run: Running, target: Target) -> Plan:
+    begin(run.progress, planning(target))
+    return target.plan(run.model.checkpoint, run.model.source.name, run.options, run.progress)
 
 
 def _warn(run: Running, plans: Sequence[Plan]) -> None:

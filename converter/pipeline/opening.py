@@ -14,7 +14,7 @@ from converter.filenames import WEIGHTS
 from converter.hub.repository import is_description
 from converter.names import Source, printable, resolve
 from converter.system.files import Watch, watch
-from converter.system.progress import Progress, StageProgress, no_progress, stage_of
+from converter.system.progress import Progress, StageProgress, begin, no_progress, stage_of
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -92,8 +92,9 @@ def open_model(
     ``CheckpointError`` or ``TargetError``.
     """
     source = resolve(name)
+    begin(progress, opening(source))
     place = local_place(source) or examined_place(source, offline, targets, options or {}, progress)
-    return open_place(place)
+    return open_place(place, progress)
 
 
 def examined_place(
@@ -110,7 +111,7 @@ def examined_place(
         for target in targets:
             target.check_model(described, options)
 
-    return download_place(source, offline, examine, stage_of(progress, "download"))
+    return download_place(source, offline, examine, stage_of(progress, f"downloading {source.name}"))
 
 
 def local_place(source: Source) -> Place | None:
@@ -142,10 +143,16 @@ def download_place(
     return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
 
 
-def open_place(place: Place) -> Model:
+def opening(source: Source) -> str:
+    """What the stage is called in which a model is found, looked at and opened."""
+    return f"opening {source.name}"
+
+
+def open_place(place: Place, progress: Progress = no_progress) -> Model:
     """The checkpoint there; raises ``CheckpointError``, for one that changes meanwhile too."""
     from converter.checkpoint.opened import open_checkpoint
 
+    begin(progress, opening(place.source))
     with place.watch.around():
         model = Model(place, open_checkpoint(place.path))
     model.check_unchanged()

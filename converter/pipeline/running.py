@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.names import resolve
 from converter.pipeline.opening import Model
 from converter.system.digests import Digests
 from converter.system.progress import Progress
@@ -30,6 +31,11 @@ class Conversion:
     #: What ``validation.settings.read_settings`` takes: fields of ``Settings`` and options of runtimes.
     #: ``None`` skips the validation.
     validation: Mapping[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def destination(self) -> Path:
+        """The output directory: the one that was given, or one that is named after the model."""
+        return self.output or Path(f"{resolve(self.model).name}-qatconvert")
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class GgufTarget:
             raise destination_error(path, error) from error
         factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
-        advance = counted(stage_of(progress, "write gguf"), checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "writing gguf"), checkpoint.stored_bytes)
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
         text = _modelfile_text(checkpoint, plan)
         try:

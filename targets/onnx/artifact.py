@@ -117,7 +117,7 @@ class OnnxTarget:
         (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
         for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():
             _write(directory / path, content)
-        advance = counted(stage_of(progress, "write onnx"), checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "writing onnx"), checkpoint.stored_bytes)
         written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
         remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
         why = f"float16 does not hold and that is rounded; {remedy} keeps them"

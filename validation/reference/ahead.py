@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -17,7 +18,7 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.stored import FORMS
 from converter.system.digests import hexdigest
 from converter.system.extensions import provider
-from converter.system.progress import Progress, StageProgress, counted, stage_of
+from converter.system.progress import Progress, counted, stage_of
 from validation.reference.logits import default_cache, is_writable, reference_logits
 from validation.reference.source import reference_model
 from validation.settings import Prepared
@@ -40,14 +41,15 @@ def logits_of(
         reference_model(checkpoint, scratch, tokens.ids),
         tokens.sequences,
         firsts=tokens.firsts,
-        source=_identity(checkpoint, source, stage_of(progress, "checksums")),
+        source=_identity(checkpoint, source, progress),
         scratch=scratch,
         worker=prepared.worker,
         dtype=settings.reference_dtype,
         cache=_cache(prepared),
         max_memory=settings.max_memory,
         unchanged=unchanged,
-        progress=stage_of(progress, "reference"),
+        # begun where they are computed, which they are not if they are in the cache
+        progress=partial(progress, "reference logits (transformers)"),
     )
 
 
@@ -96,7 +98,7 @@ def _cache(prepared: Prepared) -> Path:
 
 
 def _identity(
-    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: StageProgress
+    checkpoint: Checkpoint, source: Mapping[str, object] | None, progress: Progress
 ) -> dict[str, object]:
     """What tells this checkpoint from every other: the digests of its files."""
     form = {} if checkpoint.form.loads_as_stored else {"form": _made_by(checkpoint)}
@@ -104,5 +106,5 @@ def _identity(
         return {"files": source["files"], **form}
     files = sorted(checkpoint.files)
     total = sum(file.stat().st_size for file in files)
-    advance = counted(progress, total)
+    advance = counted(stage_of(progress, "hashing the checkpoint"), total)
     return {"files": [hexdigest(file, hashlib.sha256(), advance=advance) for file in files], **form}

@@ -119,7 +119,6 @@ def reference_logits(
     positions = sum(map(len, sequences)) - sum(starts)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
     if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
-        progress(positions, positions)
         return found
     kept = _writable(cache)
     output = (kept or scratch) / f"{key}.npy"
@@ -198,6 +197,7 @@ def _compute(
     progress: StageProgress,
 ) -> Mapping[str, Any]:
     """Have the child process write the logits, and give its answer. Leaves no file behind when it fails."""
+    progress(0, 0)
     _clear_offload(output.parent)
     with _offload(output.parent) as offload, model.files() as directory:
         request: Mapping[str, object] = {

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from support.stages import without_stages
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ErrorOf = Callable[..., str]
 Refused = Callable[..., str]
@@ -19,7 +21,8 @@ Refused = Callable[..., str]
 @pytest.fixture
 def qatconvert(tmp_path: Path) -> Run:
     """``qatconvert(*words, environment={...}, seconds=600)`` in an empty working directory, with a home of
-    its own. What it prints is decoded as file names are, so that any byte of a name survives."""
+    its own. What it prints is decoded as file names are, so that any byte of a name survives. Lines that
+    tell of a stage are left out of ``stderr``."""
 
     def run(
         *words: object, environment: dict[str, str] | None = None, seconds: float = 600
@@ -28,7 +31,7 @@ def qatconvert(tmp_path: Path) -> Run:
         variables = {**os.environ, "QATCONVERT_HOME": str(tmp_path / "home"), **(environment or {})}
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
-        return subprocess.run(
+        done = subprocess.run(
             command,
             capture_output=True,
             text=True,
@@ -37,6 +40,8 @@ def qatconvert(tmp_path: Path) -> Run:
             cwd=work,
             timeout=seconds,
         )
+        done.stderr = without_stages(done.stderr)
+        return done
 
     return run
 

@@ -14,6 +14,7 @@ import gguf
 import pytest
 
 from support.hub_server import PLAIN, TOKEN, HubServer
+from support.stages import without_stages
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
@@ -21,9 +22,11 @@ REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
 
 def run(server: HubServer, folder: Path, *words: str, token: str | None = None):
     environment = {**server.environment(folder, token=token), "QATCONVERT_HOME": str(folder / "own")}
-    return subprocess.run(
+    done = subprocess.run(
         [PROGRAM, *words], capture_output=True, text=True, env=environment, cwd=folder, timeout=600
     )
+    done.stderr = without_stages(done.stderr)
+    return done
 
 
 @pytest.fixture
