@@ -93,7 +93,7 @@ def command(
         else:
             from converter.cli.tables import print_report
 
-            print_report(outcome.report, outcome.output)
+            print_report(outcome.report, outcome.output, outcome.try_it)
     for line in outcome.errors:
         fail(line)
     return outcome.exit_status

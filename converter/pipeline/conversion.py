@@ -27,6 +27,7 @@ from converter.system import output
 from converter.system.digests import Digests
 from converter.system.progress import Progress, begin, no_progress
 from targets.target import Plan, Target, check_installed, check_known, check_options, find_target, planning
+from targets.trying import try_lines
 
 __all__ = ["Conversion", "Outcome", "convert"]
 
@@ -100,7 +101,12 @@ def _convert(run: Running) -> Outcome:
             record(run, made, proven, whole, earlier, scratch)
         output.publish(scratch, run.destination, force=run.request.force)
     errors = [*_errors(report), *_deliver(run, plans, report)]
-    return Outcome(run.destination, whole, all_passed(report), errors)
+    tried = [
+        line
+        for target, plan in zip(run.targets, plans, strict=True)
+        for line in try_lines(target, plan, run.destination)
+    ]
+    return Outcome(run.destination, whole, all_passed(report), errors, tried)
 
 
 def _plan(run: Running, target: Target) -> Plan:

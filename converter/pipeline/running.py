@@ -88,6 +88,8 @@ class Outcome:
     passed: bool
     #: One line for each artifact that was written but could not be validated, or not laid out elsewhere.
     errors: Sequence[str] = ()
+    #: Shell commands that try the artifacts that were written.
+    try_it: Sequence[str] = ()
 
     @property
     def exit_status(self) -> int:

@@ -36,11 +36,14 @@ from targets.ollama import Modelfile, has_modelfile, write_modelfile
 from targets.options import Option
 from targets.storing import Holdings
 from targets.target import COMPANION, MAIN, SHARD, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.trying import quoted
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
 #: llama.cpp's own units for its ``--split-max-size``.
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+#: What a model of Ollama is not named with.
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]+")
 #: Options that end up in the file: the licence, the Hub repository, its commit.
 _GENERAL: Final = ("license", "repo", "revision")
 
@@ -150,6 +153,14 @@ class GgufTarget:
     ) -> Sequence[str]:
         """See ``targets.target.Target``: nothing is to be done."""
         return ()
+
+    def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
+        """See ``targets.trying.Tryable``: with llama.cpp, and with Ollama where there is a Modelfile."""
+        lines = [f"llama-cli -m {quoted(output / plan.artifacts[0])}"]
+        if MODELFILE in plan.companions:
+            name = _UNUSUAL.sub("-", str(plan.options["name"])).strip("._-") or "model"
+            lines.append(f"ollama create {name} -f {quoted(output / MODELFILE)} && ollama run {name}")
+        return lines
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: none, llama.cpp itself knows one way to run a file."""

@@ -39,6 +39,7 @@ from targets.litert.storage import (
 )
 from targets.options import Option
 from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.trying import quoted
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -191,6 +192,12 @@ class LitertTarget:
                 progress=stage_of(progress, "copying Android assets"),
             )
         return ()
+
+    def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
+        """See ``targets.trying.Tryable``: with LiteRT-LM's command line, which leaves no cache beside the
+        bundle then."""
+        bundle = quoted(output / plan.artifacts[0])
+        return (f"litert-lm run {bundle} --cache no --prompt 'What are lists?'",)
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: rows of activations, where nothing was given and a product

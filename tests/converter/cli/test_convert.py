@@ -25,7 +25,7 @@ PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     """The error, which must be one line of the tool's own."""
-    lines = done.stderr.strip().splitlines()
+    lines = without_stages(done.stderr).strip().splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("qatconvert: ")
     return lines[0]
