@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.system.progress import Progress, begin, no_progress
@@ -29,6 +30,8 @@ from validation.subject import read_subject
 from validation.text_side import measure_text_side
 from validation.unrounded import measure_graph
 from validation.ways import try_ways
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,10 @@ def _prove(
     text = measure_text_side(bench, subject.artifact, chosen.limits)
     parts = measure_parts(bench, subject)
     judged = (*chosen.gates, graph.gate, *built.gates, *text.gates)
+    for gate in judged:
+        verdict = {True: "passed", False: "failed", None: "did not run"}[gate.passed]
+        told = (bench.target.name, gate.name, verdict, gate.value, gate.limit, gate.note)
+        _LOG.info("%s: gate %s %s: %s, limit %s %s", *told)
     entry = {
         "passed": gates.verdict((*judged, *(gate for part in parts for gate in part.gates))),
         "weights": weights_entry(subject.weights),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from validation.runners import AS_IT_IS, Runner, Runtime, runtime_of
 from validation.settings import Prepared, Settings
 from validation.text import Tokens
 
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 #: What a file of this room is not named with.
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9]+")
 
@@ -106,6 +108,7 @@ def run(
         choice=choice,
         firsts=tokens.firsts,
     )
+    _LOG.info("%s: run by %s %s as %s", artifact, runtime.name, runtime.version, dict(choice) or "it is")
     return output, runtime
 
 

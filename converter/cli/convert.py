@@ -58,6 +58,8 @@ def command(
     validate: bool,
     as_json: bool,
     quiet: bool,
+    verbose: int,
+    log_file: Path | None,
     **settings: Any,
 ) -> int:
     """Convert MODEL without losing its trained lattice, and prove the result.
@@ -85,7 +87,7 @@ def command(
         options,
         {**validation_settings(targets, **settings), **of_runtimes} if validate else None,
     )
-    with told(quiet) as telling:
+    with told(quiet, verbose, log_file, conversion.destination) as telling:
         outcome = convert(conversion, telling.progress, telling.warn)
     with results():
         if as_json:

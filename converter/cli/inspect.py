@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,6 +34,8 @@ def command(
     offline: bool,
     as_json: bool,
     quiet: bool,
+    verbose: int,
+    log_file: Path | None,
     **settings: Any,
 ) -> None:
     """Show MODEL's architecture, the lattice of every tensor, and the planned size per target.
@@ -50,7 +53,7 @@ def command(
 
     check_known(targets)
     check_effect(targets or known_targets(), validated=False)
-    with told(quiet) as telling:
+    with told(quiet, verbose, log_file) as telling:
         options, _ = take_declared(settings, targets or known_targets())
         planned = [find_target(name) for name in targets]
         opened = open_model(

@@ -109,7 +109,7 @@ class Stages:
         # without the lock: whoever prints waits for the picture, and the picture for the lock
         _log(one for one in over if one is not stage)
         if told:
-            _LOG.info("%s", name)
+            _LOG.debug("%s: begins", name)
             self._tell(name)
         _log(one for one in over if one is stage)
 

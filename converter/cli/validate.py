@@ -49,6 +49,8 @@ def command(
     force: bool,
     as_json: bool,
     quiet: bool,
+    verbose: int,
+    log_file: Path | None,
     **settings: Any,
 ) -> int:
     """Measure ARTIFACT's weights and logits against the checkpoint it was made from.
@@ -68,7 +70,7 @@ def command(
     targets = [target_of(artifact_of(artifact)).name]
     check_effect(targets)
     _, of_runtimes = take_declared(settings, targets)
-    with told(quiet) as telling:
+    with told(quiet, verbose, log_file, output) as telling:
         outcome = validate(
             artifact,
             model,

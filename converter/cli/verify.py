@@ -37,7 +37,14 @@ _PLAIN = ("name", "repo", "revision")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with every difference.")
 @telling_options
 def command(
-    output: Path, convert_again: bool, reference: str | None, offline: bool, as_json: bool, quiet: bool
+    output: Path,
+    convert_again: bool,
+    reference: str | None,
+    offline: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    log_file: Path | None,
 ) -> int:
     """Compare every file of OUT, which convert wrote, with OUT/manifest.json.
 
@@ -58,7 +65,7 @@ def command(
     from converter.cli.console import results
     from converter.pipeline.verification import verify
 
-    with told(quiet) as telling:
+    with told(quiet, verbose, log_file, output) as telling:
         found = verify(output, telling.progress)
         if convert_again:
             from converter.pipeline.rebuild import rebuild

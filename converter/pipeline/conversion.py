@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from typing import Any
+from typing import Any, Final
 
 from converter.errors import QatconvertError
 from converter.names import resolve
@@ -30,6 +31,8 @@ from targets.target import Plan, Target, check_installed, check_known, check_opt
 from targets.trying import try_lines
 
 __all__ = ["Conversion", "Outcome", "convert"]
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 def convert(
@@ -100,6 +103,7 @@ def _convert(run: Running) -> Outcome:
             whole = report if earlier is None else with_earlier_report(earlier, report)
             record(run, made, proven, whole, earlier, scratch)
         output.publish(scratch, run.destination, force=run.request.force)
+        _LOG.info("published as %s", run.destination.absolute())
     errors = [*_errors(report), *_deliver(run, plans, report)]
     tried = [
         line
@@ -111,7 +115,10 @@ def _convert(run: Running) -> Outcome:
 
 def _plan(run: Running, target: Target) -> Plan:
     begin(run.progress, planning(target))
-    return target.plan(run.model.checkpoint, run.model.source.name, run.options, run.progress)
+    plan = target.plan(run.model.checkpoint, run.model.source.name, run.options, run.progress)
+    bits = plan.bits_per_weight
+    _LOG.info("%s: %s, %.2f bits per weight; options %s", target.name, plan.artifacts, bits, plan.options)
+    return plan
 
 
 def _warn(run: Running, plans: Sequence[Plan]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from converter.checkpoint.safetensors import open_shards
 from converter.errors import UsageError
 from converter.filenames import WEIGHTS
 from converter.hub.repository import is_description
 from converter.names import Source, printable, resolve
+from converter.system.amounts import amount
 from converter.system.files import Watch, watch
 from converter.system.progress import Progress, StageProgress, begin, no_progress, stage_of
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
     from converter.hub import Check
     from targets.target import Target
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,9 @@ def download_place(
         examine=lambda folder: examine(open_description(folder)),
         progress=progress,
     )
+    _LOG.info("%s is at commit %s in %s", source.repo, snapshot.revision, snapshot.path)
+    for name, check in snapshot.checks.items():
+        _LOG.debug("%s: compared with the Hub's digest %s", name, check.digest)
     compared = {name: check.state for name, check in snapshot.checks.items()}
     watched = watch(snapshot.path, _matters, compared)
     return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks)
@@ -156,6 +163,18 @@ def open_place(place: Place, progress: Progress = no_progress) -> Model:
     with place.watch.around():
         model = Model(place, open_checkpoint(place.path))
     model.check_unchanged()
+    checkpoint = model.checkpoint
+    _LOG.info(
+        "%s: %s %s, %d weights, %s stored, %s",
+        place.path,
+        checkpoint.architecture.family,
+        checkpoint.form.name,
+        len(checkpoint.weights),
+        amount(checkpoint.stored_bytes),
+        f"{len(checkpoint.left_out)} tensors left out",
+    )
+    for file in checkpoint.files:
+        _LOG.debug("%s: %s", file, amount(file.stat().st_size))
     return model
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from converter.system.progress import StageProgress, no_progress
 from converter.system.replacing import UNFINISHED, replacing, write_whole
 from validation.logits import checksum, map_logits
 
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 DTYPES = ("float32", "bfloat16", "float16")
 #: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.
 _KEPT = 8
@@ -119,8 +121,10 @@ def reference_logits(
     positions = sum(map(len, sequences)) - sum(starts)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
     if cache is not None and (found := _lookup(cache, key, positions, model.vocabulary)) is not None:
+        _LOG.info("reference logits of %d positions are in %s", positions, cache)
         return found
     kept = _writable(cache)
+    _LOG.info("reference logits of %d positions in %s are computed for %s", positions, dtype, kept or scratch)
     output = (kept or scratch) / f"{key}.npy"
     options = {"dtype": dtype, "max_memory": max_memory, "batch_bytes": batch_bytes}
     with replacing(output) as fresh:
