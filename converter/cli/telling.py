@@ -46,8 +46,9 @@ def telling_options(command: Command) -> Command:
 def told(quiet: bool, verbose: int, log_file: Path | None, apart: Path | None = None) -> Iterator[Telling]:
     """While the block runs, show on standard error what it tells, and log it.
 
-    If ``quiet``, neither stages nor warnings are shown: reports have the warnings too. No log may lie in the
-    directory ``apart``. Raises ``UsageError`` for what contradicts itself, and what ``logged`` raises.
+    If ``quiet``, neither stages nor warnings are shown: an artifact's report has its warnings too. No log
+    may lie in the directory ``apart``. Raises ``UsageError`` for what contradicts itself, and what ``logged``
+    raises.
     """
     from converter.cli.logs import logged
     from converter.cli.stages import shown_stages

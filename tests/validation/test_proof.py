@@ -15,6 +15,7 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
+from converter.system.progress import no_progress
 from validation.proof import validate
 from validation.reference.ahead import _identity
 
@@ -35,7 +36,7 @@ def test_a_checkpoint_is_told_from_others_by_its_files_and_never_by_a_commit(
     checkpoint_factory: Callable[..., Path], tmp_path: Path
 ) -> None:
     def identity(directory: Path, **source: object) -> dict[str, object]:
-        return _identity(open_checkpoint(directory), source, lambda done, total: None)
+        return _identity(open_checkpoint(directory), source, no_progress)
 
     commit = {"repo": "owner/name", "revision": "1" * 40}
     whole = checkpoint_factory("text")

@@ -165,7 +165,7 @@ def test_a_directory_that_is_a_checkpoint_is_told_from_the_repository_of_its_nam
     (tmp_path / "my-team").mkdir()
     (tmp_path / "my-team" / "gemma").symlink_to(checkpoint_factory("text"))
     with HubServer({}) as server:
-        done = run(server, tmp_path, "inspect", "my-team/gemma", "--quiet")
+        done = run(server, tmp_path, "inspect", "my-team/gemma")
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "my-team/gemma is read as the local directory" in line

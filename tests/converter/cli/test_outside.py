@@ -54,7 +54,7 @@ def qwen3(tmp_path_factory) -> Path:
 
 
 def test_a_model_of_another_family_is_converted_and_proven(qatconvert, outside, qwen3, tmp_path):
-    words = ("convert", qwen3, "--target", "gguf", "-o", tmp_path / "out", "--json", "-q")
+    words = ("convert", qwen3, "--target", "gguf", "-o", tmp_path / "out", "--json")
     done = qatconvert(*words, environment=outside)
     assert done.returncode == 0, done.stderr
     assert "no Modelfile is written: ollama: the family qwen3 is not known" in done.stderr
