@@ -262,14 +262,14 @@ class Target(Protocol):
         cannot hold. Writes nothing. ``name`` is the model's name, used in file names. Files and tensors of
         other parts than the text model name their part: what the plan has no place for is reported as left
         out. A target that has
-        to read the weights for it has a stage ``plan NAME`` in ``progress``."""
+        to read the weights for it has a stage ``planning NAME`` in ``progress``."""
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> Sequence[str]:
         """Write ``plan.files`` below ``directory`` (a scratch directory that the caller renames when whole)
         and return warnings about what only the whole reading showed.
-        The stage ``write NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
+        The stage ``writing NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
 
     def deliver(
         self,
@@ -317,8 +317,13 @@ class Target(Protocol):
     ) -> Sequence[Difference]:
         """Everything in an artifact that is not what ``write`` makes of ``checkpoint`` by ``plan``: metadata,
         graph, side files beside it, the bytes of every tensor, and bytes that belong to nothing. Compared by
-        content: where a part lies in a file decides nothing. The stage ``compare NAME`` of ``progress``
+        content: where a part lies in a file decides nothing. The stage ``comparing NAME`` of ``progress``
         counts bytes of the checkpoint. Raises ``CheckpointError`` for a damaged file."""
+
+
+def planning(target: Target) -> str:
+    """What the stage is called in which a target plans."""
+    return f"planning {target.name}"
 
 
 def known_targets() -> tuple[str, ...]:

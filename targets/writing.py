@@ -8,6 +8,7 @@ size of the model. Ordinary reads and writes, not maps: mapped pages would count
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from collections import Counter
@@ -24,6 +25,7 @@ from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.errors import DestinationError
 from converter.system.processors import processors
 
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 #: Values per range: codes, scales and bytes of one stay in a core's L2 cache.
 RANGE: Final = 1 << 19
 
@@ -117,7 +119,10 @@ def write_pieces(
     ``progress`` is called with the bytes of checkpoint read, by one thread at a time. Raises what the first
     failing piece raised, when every thread has ended.
     """
-    return _Crew(outputs, pieces, progress).run(threads or processors())
+    count = threads or processors()
+    for output in outputs:
+        _LOG.debug("%s: written by %d threads", output.path, count)
+    return _Crew(outputs, pieces, progress).run(count)
 
 
 class _Crew:

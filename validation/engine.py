@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from converter.checkpoint.generation import end_tokens
 from converter.system.progress import Progress, stage_of
 from validation.continuation import Continuation, Vocabulary, comparison, largest_gap
 from validation.logits import map_logits
-from validation.reference.source import reference_model
+from validation.reference.source import DEQUANTIZING, reference_model
 from validation.runners import Account, Engine, Questions, Scores
 from validation.settings import Prepared
 from validation.text import Tokens
@@ -86,7 +87,7 @@ def measure_engine(
         chats.given if spelled["chats"] is not None else (),
         checkpoint.tokenizer,
     )
-    account = engine.run(artifact, questions, stage_of(progress, "engine"))
+    account = engine.run(artifact, questions, stage_of(progress, f"generating text ({engine.name})"))
     scores = dict(zip(scored, account.scores, strict=True))
     greedy = _greedy(prepared, prompts, account, scratch, progress)
     return {
@@ -180,7 +181,7 @@ def _continue(
     checkpoint, output = prepared.checkpoint, scratch / "continuations.npy"
     offload = scratch / "offload"
     offload.mkdir()
-    model = reference_model(checkpoint, scratch, progress=stage_of(progress, "reference text weights"))
+    model = reference_model(checkpoint, scratch, progress=partial(progress, DEQUANTIZING))
     with model.files() as directory:
         result = prepared.worker.call(
             {
@@ -197,7 +198,7 @@ def _continue(
                 "max_memory": prepared.settings.max_memory,
                 "scratch": str(offload),
             },
-            stage_of(progress, "reference text"),
+            stage_of(progress, "generating text (transformers)"),
             what="reference",
         )
     logits = map_logits(output, len(prompts) * COUNT)

@@ -50,5 +50,5 @@ def _measure(bench: Bench, subject: Subject, part: str) -> MeasuredPart:
         raise ValidationError(f"{part}: the checkpoint has no numbers to compare {unread[0]} with")
     weights = {name: weight for name, weight in held.items() if name in planned}
     one = replace(bench.checkpoint, weights=weights)
-    found = measure(one, subject.stored, bench.stage(f"{part} weights"))
+    found = measure(one, subject.stored, bench.stage(f"checking weights ({part}, {bench.target.name})"))
     return MeasuredPart(part, found, judge_weights(limits_of(bench).values, found))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from converter.checkpoint.opened import Checkpoint
-from converter.system.progress import Progress, no_progress
+from converter.system.progress import Progress, begin, no_progress
 from targets.target import Plan, find_target
 from validation import choice as choosing
 from validation import gates
@@ -29,6 +30,8 @@ from validation.subject import read_subject
 from validation.text_side import measure_text_side
 from validation.unrounded import measure_graph
 from validation.ways import try_ways
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ def prove(
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
         reference = logits_of(prepared, identity, Path(name), progress)
         bench = Bench(prepared, writer, runner, reference, Path(name), progress)
+        begin(progress, "hashing files")
         settle()
         proof, options = _prove(bench, artifact)
         proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
@@ -150,6 +154,10 @@ def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object
     text = measure_text_side(bench, subject.artifact, chosen.limits)
     parts = measure_parts(bench, subject)
     judged = (*chosen.gates, graph.gate, *built.gates, *text.gates)
+    for gate in judged:
+        verdict = {True: "passed", False: "failed", None: "did not run"}[gate.passed]
+        told = (bench.target.name, gate.name, verdict, gate.value, gate.limit, gate.note)
+        _LOG.info("%s: gate %s %s: %s, limit %s %s", *told)
     entry = {
         "passed": gates.verdict((*judged, *(gate for part in parts for gate in part.gates))),
         "weights": weights_entry(subject.weights),
@@ -178,13 +186,19 @@ def _measure_baseline(
     """Weights and logits of the naive requantisation, written by ``options`` and run in the same way."""
     with bench.directory() as directory:
         naive = write_naive_q4_0(
-            bench.target.name, bench.checkpoint, Path(directory), options, bench.stage("baseline")
+            bench.target.name,
+            bench.checkpoint,
+            Path(directory),
+            options,
+            bench.stage(f"writing the baseline ({bench.target.name})"),
         )
         stored = bench.target.describe(naive, bench.checkpoint)
-        weights = measure(bench.checkpoint, stored, bench.stage("baseline weights"))
-        output, _ = run(bench, naive, "baseline runtime", choice)
+        weights = measure(
+            bench.checkpoint, stored, bench.stage(f"checking weights ({bench.target.name}, baseline)")
+        )
+        output, _ = run(bench, naive, f"running {bench.runtime} (baseline)", choice)
         logits = map_logits(output, bench.tokens.positions)
-        metrics = compare_logits(bench, bench.reference, logits, "baseline metrics")
+        metrics = compare_logits(bench, bench.reference, logits)
     return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
 
 

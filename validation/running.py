@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +19,13 @@ from targets.target import Target
 from validation.logits import next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.room import Room
-from validation.runners import AS_IT_IS, Runner, Runtime
+from validation.runners import AS_IT_IS, Runner, Runtime, runtime_of
 from validation.settings import Prepared, Settings
 from validation.text import Tokens
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
+#: What a file of this room is not named with.
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,15 @@ class Bench:
         """The progress of one stage."""
         return stage_of(self.progress, name)
 
+    @property
+    def runtime(self) -> str:
+        """The runtime's registered name without the target's."""
+        name = self.target.name
+        return runtime_of(name, self.settings.runtimes.get(name)).removeprefix(f"{name}.")
+
     def file(self, stage: str) -> Path:
         """Where the logits of a stage go."""
-        return self.scratch / f"{stage.replace(' ', '-')}.npy"
+        return self.scratch / f"{_UNUSUAL.sub('-', stage)}.npy"
 
     def directory(self) -> tempfile.TemporaryDirectory[str]:
         """An empty directory that is gone when its context ends."""
@@ -95,6 +108,7 @@ def run(
         choice=choice,
         firsts=tokens.firsts,
     )
+    _LOG.info("%s: run by %s %s as %s", artifact, runtime.name, runtime.version, dict(choice) or "it is")
     return output, runtime
 
 
@@ -102,11 +116,10 @@ def compare_logits(
     bench: Bench,
     reference: NDArray[np.float32],
     logits: NDArray[np.float32],
-    stage: str,
     tokens: Tokens | None = None,
 ) -> LogitMetrics:
     """How far ``logits`` are from ``reference``, both float32 ``[positions, vocabulary]`` at the positions of
     ``tokens`` (default: all)."""
     tokens = tokens or bench.tokens
     following = next_tokens(tokens.sequences, tokens.firsts)
-    return compare(reference, logits, following, bench.stage(stage))
+    return compare(reference, logits, following, bench.stage(f"comparing logits ({bench.target.name})"))

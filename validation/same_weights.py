@@ -50,20 +50,22 @@ def own_weights(bench: Bench, stored: Mapping[str, StoredTensor]) -> OwnWeights 
         return "--no-same-weights leaves out the logits that it is compared with"
     if shortage := disk_shortage(bench.checkpoint, bench.room.disk, bench.tokens.ids):
         return shortage
-    own = logits_of_weights(bench, bench.checkpoint, stored, "same weights")
-    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits, "own weights metrics"))
+    own = logits_of_weights(bench, bench.checkpoint, stored, f"{bench.target.name}'s weights")
+    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits))
 
 
 def logits_of_weights(
     bench: Bench,
     checkpoint: Checkpoint,
     stored: Mapping[str, StoredTensor],
-    stage: str,
+    of: str,
     tokens: Tokens | None = None,
 ) -> OwnLogits:
     """Logits of transformers on ``checkpoint`` with an artifact's weights, at the positions of ``tokens``
-    (default: all). Raises ``ValidationError`` for weights of which it makes no model."""
-    tokens, architecture = tokens or bench.tokens, checkpoint.architecture
+    (default: all). ``of`` names the weights in its stages. Raises ``ValidationError`` for weights of which it
+    makes no model."""
+    tokens, stage = tokens or bench.tokens, f"transformers on {of}"
+    architecture = checkpoint.architecture
     computation = Computation(
         bench.prepared.worker,
         max_memory=bench.settings.max_memory,
@@ -71,23 +73,21 @@ def logits_of_weights(
     )
     with bench.directory() as name:
         directory = Path(name)
-        write_checkpoint(checkpoint, stored, directory, bench.stage(stage), tokens=tokens.ids)
+        write_checkpoint(checkpoint, stored, directory, bench.stage(f"dequantizing {of}"), tokens=tokens.ids)
         return own_logits(
             Model(directory, (), bench.vocabulary),
             tokens,
             computation,
-            bench.file(f"{stage} reference"),
+            bench.file(stage),
             dense=architecture.experts is None,
-            progress=bench.stage(f"{stage} reference"),
+            progress=bench.stage(stage),
         )
 
 
-def own_loss(
-    bench: Bench, own: OwnWeights, weights: WeightExactness, logits: NDArray[np.float32], suffix: str
-) -> OwnLoss:
+def own_loss(bench: Bench, own: OwnWeights, weights: WeightExactness, logits: NDArray[np.float32]) -> OwnLoss:
     """What the runtime loses on the artifact's own weights, by which relative limits go. ``logits`` are the
-    runtime's, ``suffix`` tells the ways to run the artifact apart."""
-    same = compare_logits(bench, own.made.logits, logits, f"same weights metrics{suffix}")
+    runtime's."""
+    same = compare_logits(bench, own.made.logits, logits)
     right = all(not tensor.wrong and tensor.rms_error <= _ROUNDED for tensor in weights.tensors)
     return OwnLoss(same, own.metrics if right else None, scored_positions(bench.prepared))
 

@@ -185,7 +185,7 @@ def prepare(
             evaluation.passages,
             architecture.vocabulary,
             worker,
-            stage_of(progress, "tokens"),
+            stage_of(progress, "tokenizing text (transformers)"),
         )
         sliding = any(layer.attention == SLIDING for layer in architecture.layers)
         tokens = cut(

@@ -29,8 +29,9 @@ def read_subject(
     target: Target, checkpoint: Checkpoint, artifact: Path, plan: Plan, progress: Progress
 ) -> Subject:
     """The artifact in the file ``artifact``, read back. Raises ``CheckpointError`` for a damaged one."""
+    stage = stage_of(progress, f"checking weights ({target.name})")
     stored = target.describe(artifact, checkpoint)
-    return Subject(artifact, plan, stored, measure(checkpoint, stored, stage_of(progress, "weights")))
+    return Subject(artifact, plan, stored, measure(checkpoint, stored, stage))
 
 
 def subject_of(

@@ -18,7 +18,7 @@ from typing import Any, Final
 from converter.checkpoint.chats import Conversation, Inexpressible, conversations
 from converter.checkpoint.generation import end_tokens
 from converter.checkpoint.tokenizer import Tokenizer
-from converter.system.progress import Progress, stage_of
+from converter.system.progress import Progress, no_progress, stage_of
 from validation.continuation import characters
 from validation.runners import Engine, Ids, Render, Template, TextAccount, TextRuntime
 from validation.settings import Prepared
@@ -97,9 +97,9 @@ def read_text_side(
             "chats": [chat.request() for chat in chats],
             "what": what,
         }
-        found: Sequence[Mapping[str, str]] = prepared.worker.call(
-            request, stage_of(progress, "chats"), what="transformers"
-        )["prompts"]
+        found: Sequence[Mapping[str, str]] = prepared.worker.call(request, no_progress, what="transformers")[
+            "prompts"
+        ]
         return found
 
     account = runtime.read(
@@ -109,7 +109,7 @@ def read_text_side(
         chats.given if spelled["chats"] is not None else (),
         render,
         scratch,
-        stage_of(progress, "text side"),
+        stage_of(progress, f"tokens and chats ({runtime.name})"),
     )
     return {
         "name": runtime.name,
@@ -200,7 +200,9 @@ def spell(
         "prompts": [list(ids) for ids in prompts],
         "chats": [chat.request() for chat in chats],
     }
-    return prepared.worker.call(request, stage_of(progress, "engine texts"), what="tokenizer")
+    return prepared.worker.call(
+        request, stage_of(progress, "tokens and chats (transformers)"), what="tokenizer"
+    )
 
 
 def compare_tokens(

@@ -76,18 +76,20 @@ def _measure_whole(bench: Bench, subject: Subject, own: OwnWeights, trials: Sequ
     artifact = subject.artifact
     with bench.directory() as name:
         try:
-            form, choice = bench.runner.unrounded(artifact, Path(name), bench.stage("weights as floats"))
+            form, choice = bench.runner.unrounded(
+                artifact, Path(name), bench.stage(f"widening {bench.target.name} to floats")
+            )
             same = [trial for trial in trials if not trial.rounded] if form == artifact else []
             tokens = compared(bench.runner, artifact, bench.tokens)
-            stage = "runtime without rounding"
-            output = same[0].output if same else run(bench, form, stage, choice, tokens)[0]
+            title = f"running {bench.runtime} without rounding"
+            output = same[0].output if same else run(bench, form, title, choice, tokens)[0]
         except ValidationError as error:
             return _without(bench, str(error))
     logits = own.made.logits
     if tokens != bench.tokens:
         logits = logits[bench.tokens.rows_of(tokens)]
     found = map_logits(output, tokens.positions)
-    metrics = compare_logits(bench, logits, found, "graph metrics", tokens)
+    metrics = compare_logits(bench, logits, found, tokens)
     formed = "the artifact itself" if form == artifact else "its weights as floats"
     entry = measured(metrics, tokens, formed, own.made.noise)
     return Graph(judge(_limit(bench, own.made), metrics, tokens), entry)
@@ -98,7 +100,7 @@ def _measure_excerpt(bench: Bench, subject: Subject, lack: str) -> Graph:
     excerpt = find_excerpt(bench.checkpoint.architecture)
     if excerpt is None:
         return _without(bench, f"{lack}; no layer can be left out")
-    room = bench.room
+    room, layers = bench.room, f"layers of {bench.target.name}"
     with bench.directory() as name:
         try:
             cut = cut_checkpoint(bench.checkpoint, excerpt)
@@ -107,15 +109,18 @@ def _measure_excerpt(bench: Bench, subject: Subject, lack: str) -> Graph:
             if less:
                 return _without(bench, f"{lack}; for {excerpt} alone, {less}")
             form, choice = bench.runner.unrounded(
-                subject.artifact, Path(name), bench.stage("excerpt as floats"), excerpt
+                subject.artifact,
+                Path(name),
+                bench.stage(f"widening {layers} to floats"),
+                excerpt,
             )
             tokens = compared(bench.runner, subject.artifact, bench.tokens, excerpt)
-            output, _ = run(bench, form, "excerpt without rounding", choice, tokens)
+            output, _ = run(bench, form, f"running {bench.runtime} on some layers", choice, tokens)
         except (CheckpointError, ValidationError) as error:
             return _without(bench, f"{lack}; {error}")
-    own = logits_of_weights(bench, cut, cut_tensors(subject.stored, cut, excerpt), "excerpt", tokens)
+    own = logits_of_weights(bench, cut, cut_tensors(subject.stored, cut, excerpt), layers, tokens)
     found = map_logits(output, tokens.positions)
-    metrics = compare_logits(bench, own.logits, found, "excerpt metrics", tokens)
+    metrics = compare_logits(bench, own.logits, found, tokens)
     note = f"run on {excerpt} alone, since {lack}; what is wrong in other layers does not show"
     return Graph(
         judge(_limit(bench, own), metrics, tokens, note),

@@ -48,7 +48,7 @@ def _try_all(
     tried: list[Trial | Refusal] = []
     errors = []
     for turn, choice in enumerate(choices):
-        suffix = "".join(f" {name} {value}" for name, value in choice.items()) if len(choices) > 1 else ""
+        suffix = "".join(f", {name} {value}" for name, value in choice.items()) if len(choices) > 1 else ""
         try:
             subject = _subject(bench, given, choice, others / str(turn)) if turn else given
             trial = _try(bench, subject, choice, own, suffix.replace("_", " "))
@@ -81,13 +81,11 @@ def _costs_an_artifact(bench: Bench, given: Subject, choices: Sequence[Mapping[s
 def _try(
     bench: Bench, subject: Subject, choice: Mapping[str, object], own: OwnWeights | str, suffix: str
 ) -> Trial:
-    """One way, run and judged. ``suffix`` tells its stages from those of others."""
-    output, runtime = run(bench, subject.artifact, f"runtime{suffix}", choice)
+    """One way, run and judged. ``suffix`` tells its stage from those of others."""
+    output, runtime = run(bench, subject.artifact, f"running {bench.runtime}{suffix}", choice)
     logits = map_logits(output, bench.tokens.positions)
-    metrics = compare_logits(bench, bench.reference, logits, f"metrics{suffix}")
-    loss: OwnLoss | str = (
-        own if isinstance(own, str) else own_loss(bench, own, subject.weights, logits, suffix)
-    )
+    metrics = compare_logits(bench, bench.reference, logits)
+    loss: OwnLoss | str = own if isinstance(own, str) else own_loss(bench, own, subject.weights, logits)
     limits, judged = judge_run(bench, runtime, subject.weights, metrics, loss)
     same = None if isinstance(loss, str) else loss.same_weights
     return Trial(choice, subject, runtime, output, metrics, same, limits, judged)
@@ -108,6 +106,6 @@ def _timed_again(bench: Bench, tried: Sequence[Trial | Refusal]) -> Sequence[Tri
 
 
 def _timed(bench: Bench, artifact: Path, choice: Mapping[str, object]) -> Runtime:
-    output, runtime = run(bench, artifact, "runtime again", choice)
+    output, runtime = run(bench, artifact, f"running {bench.runtime} again", choice)
     output.unlink()
     return runtime

@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 from click_default_group import DefaultGroup
@@ -57,13 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     or something differs. It is 130 and 143 after the signals SIGINT and SIGTERM, when everything half-written
     is removed."""
     interruption.install()
+    _replace_what_cannot_be_shown()
     try:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as error:
         interruption.finish()
         click.echo("qatconvert: interrupted", err=True)
         status = error.status if isinstance(error, interruption.Interrupted) else 130
+    # what is left goes with the process; seeking garbage in it once more takes seconds after the last line
+    gc.freeze()
     sys.exit(status)
+
+
+def _replace_what_cannot_be_shown() -> None:
+    """Have an output that is no Unicode show a question mark for characters that it lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
 
 
 def _run(words: list[str]) -> int:

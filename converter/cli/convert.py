@@ -17,6 +17,7 @@ from converter.cli.options import (
     validation_options,
     validation_settings,
 )
+from converter.cli.telling import telling_options, told
 
 
 @click.command("convert", cls=DeclaringCommand, short_help="Convert MODEL and prove the result.")
@@ -47,7 +48,7 @@ from converter.cli.options import (
 )
 @validation_options
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@telling_options
 def command(
     model: str,
     targets: tuple[str, ...],
@@ -57,6 +58,8 @@ def command(
     validate: bool,
     as_json: bool,
     quiet: bool,
+    verbose: int,
+    log_file: Path | None,
     **settings: Any,
 ) -> int:
     """Convert MODEL without losing its trained lattice, and prove the result.
@@ -68,7 +71,7 @@ def command(
     qatconvert gemma4-demo --target gguf --target onnx --target litert
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
-    from converter.cli.console import fail, progress_bars, results, warn
+    from converter.cli.console import fail, results
     from converter.pipeline.conversion import Conversion, convert
     from targets.target import check_known
 
@@ -84,15 +87,15 @@ def command(
         options,
         {**validation_settings(targets, settings), **of_runtimes} if validate else None,
     )
-    with progress_bars(quiet) as progress:
-        outcome = convert(conversion, progress, warn)
+    with told(quiet, verbose, log_file, conversion.destination) as telling:
+        outcome = convert(conversion, telling.progress, telling.warn)
     with results():
         if as_json:
             click.echo(json.dumps(outcome.report, indent=2))
         else:
             from converter.cli.tables import print_report
 
-            print_report(outcome.report, outcome.output)
+            print_report(outcome.report, outcome.output, outcome.try_it)
     for line in outcome.errors:
         fail(line)
     return outcome.exit_status

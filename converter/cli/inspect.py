@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from converter.cli.options import DeclaringCommand, check_effect, take_declared
+from converter.cli.telling import telling_options, told
 
 
 @click.command(
@@ -24,7 +26,7 @@ from converter.cli.options import DeclaringCommand, check_effect, take_declared
 @click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not only kinds of them.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@telling_options
 def command(
     model: str,
     targets: tuple[str, ...],
@@ -32,6 +34,8 @@ def command(
     offline: bool,
     as_json: bool,
     quiet: bool,
+    verbose: int,
+    log_file: Path | None,
     **settings: Any,
 ) -> None:
     """Show MODEL's architecture, the lattice of every tensor, and the planned size per target.
@@ -42,20 +46,22 @@ def command(
     qatconvert inspect gemma4-demo
     qatconvert inspect ./my-checkpoint --target gguf --json
     """
-    from converter.cli.console import progress_bars, results, warn
+    from converter.cli.console import results
     from converter.pipeline.inspection import inspect
     from converter.pipeline.opening import open_model
     from targets.target import check_known, find_target, known_targets
 
     check_known(targets)
     check_effect(targets or known_targets(), validated=False)
-    with progress_bars(quiet) as progress:
+    with told(quiet, verbose, log_file) as telling:
         options, _ = take_declared(settings, targets or known_targets())
         planned = [find_target(name) for name in targets]
-        opened = open_model(model, offline=offline, targets=planned, options=options, progress=progress)
-        found = inspect(opened, targets, options, progress)
+        opened = open_model(
+            model, offline=offline, targets=planned, options=options, progress=telling.progress
+        )
+        found = inspect(opened, targets, options, telling.progress)
         if opened.source.note:
-            warn(opened.source.note)
+            telling.warn(opened.source.note)
     with results():
         if as_json:
             click.echo(json.dumps(found, indent=2))

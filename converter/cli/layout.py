@@ -43,6 +43,11 @@ def line(text: str = "", style: str = "") -> None:
         _print(out, Text(part, style))
 
 
+def command(text: str) -> None:
+    """A line that is to be copied: however long it is, no line end is put into it."""
+    _print(console(), Text(text))
+
+
 def facts(rows: Iterable[tuple[str, str]]) -> None:
     """Labels with what belongs to them, in two columns; the second is wrapped at words."""
     told, out = list(rows), console()

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from converter.cli.layout import facts, figures, line
+from converter.cli.layout import command, facts, figures, line
 from converter.names import one_line
 from converter.system.amounts import amount
 from validation.report.figures import bits, rate, share
@@ -28,8 +28,9 @@ _NUMBER: Final = re.compile(r"\.\d+(?=\.)")
 _NUMBERS: Final = "norms, vectors, scalars"
 
 
-def print_report(report: Mapping[str, Any], output: Path | None) -> None:
-    """The verdict, the figures of the targets side by side, more about each, and where it all lies."""
+def print_report(report: Mapping[str, Any], output: Path | None, try_it: Sequence[str] = ()) -> None:
+    """The verdict, the figures of the targets side by side, more about each, where it all lies, and the
+    commands that ``try_it``."""
     targets: Mapping[str, Mapping[str, Any]] = report["targets"]
     line(f"{one_line(str(report['model']))}: {report_verdict(report)}", "bold")
     line()
@@ -46,6 +47,8 @@ def print_report(report: Mapping[str, Any], output: Path | None) -> None:
     if output is not None:
         details = ": report.html has the details" if _measured(targets) else ""
         line(f"written to {one_line(str(output))}{details}")
+    for tried in try_it:
+        command(f"try it: {tried}")
 
 
 def _measured(targets: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -16,6 +16,7 @@ from converter.cli.options import (
     validation_options,
     validation_settings,
 )
+from converter.cli.telling import telling_options, told
 
 
 @click.command(
@@ -41,7 +42,7 @@ from converter.cli.options import (
 )
 @click.option("--force", is_flag=True, help="Write into a directory that is not empty.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@telling_options
 def command(
     artifact: Path,
     model: str,
@@ -52,6 +53,8 @@ def command(
     force: bool,
     as_json: bool,
     quiet: bool,
+    verbose: int,
+    log_file: Path | None,
     **settings: Any,
 ) -> int:
     """Measure ARTIFACT's weights and logits against the checkpoint it was made from.
@@ -63,7 +66,7 @@ def command(
     qatconvert validate out/gguf/gemma4-demo-q4_0.gguf --reference gemma4-demo
     qatconvert validate out/onnx/model.onnx --reference gemma4-demo
     """
-    from converter.cli.console import progress_bars, results, warn
+    from converter.cli.console import results
     from converter.cli.tables import print_report
     from converter.pipeline.validation import validate
     from targets.target import artifact_of, target_of
@@ -71,7 +74,7 @@ def command(
     targets = [target_of(artifact_of(artifact, target), target).name]
     check_effect(targets)
     _, of_runtimes = take_declared(settings, targets)
-    with progress_bars(quiet) as progress:
+    with told(quiet, verbose, log_file, output) as telling:
         outcome = validate(
             artifact,
             model,
@@ -80,8 +83,8 @@ def command(
             output_directory=output,
             force=force,
             settings={**validation_settings(targets, settings), **of_runtimes, "foreign": foreign},
-            progress=progress,
-            warn=warn,
+            progress=telling.progress,
+            warn=telling.warn,
         )
     with results():
         if as_json:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from converter.cli.telling import telling_options, told
+
 if TYPE_CHECKING:
     from converter.pipeline.verification import Verification
 
@@ -33,9 +35,16 @@ _PLAIN = ("name", "repo", "revision")
 )
 @click.option("--offline", is_flag=True, help="With --rebuild: use only what was downloaded before.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, with every difference.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress bars.")
+@telling_options
 def command(
-    output: Path, convert_again: bool, reference: str | None, offline: bool, as_json: bool, quiet: bool
+    output: Path,
+    convert_again: bool,
+    reference: str | None,
+    offline: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    log_file: Path | None,
 ) -> int:
     """Compare every file of OUT, which convert wrote, with OUT/manifest.json.
 
@@ -53,15 +62,17 @@ def command(
         raise click.UsageError(f"{option} has no effect without --rebuild")
     from dataclasses import replace
 
-    from converter.cli.console import progress_bars, results, warn
+    from converter.cli.console import results
     from converter.pipeline.verification import verify
 
-    with progress_bars(quiet) as progress:
-        found = verify(output, progress)
+    with told(quiet, verbose, log_file, output) as telling:
+        found = verify(output, telling.progress)
         if convert_again:
             from converter.pipeline.rebuild import rebuild
 
-            again = rebuild(found, reference=reference, offline=offline, progress=progress, tell=warn)
+            again = rebuild(
+                found, reference=reference, offline=offline, progress=telling.progress, tell=telling.warn
+            )
             found = replace(found, rebuild=again)
     with results():
         if as_json:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from converter.errors import QatconvertError
 from converter.names import resolve
@@ -13,7 +13,7 @@ from converter.pipeline import manifest
 from converter.pipeline.command import convert_command
 from converter.pipeline.destination import check_destination, check_room
 from converter.pipeline.earlier import check_staying, with_earlier_report
-from converter.pipeline.opening import examined_place, local_place, open_place
+from converter.pipeline.opening import examined_place, local_place, open_place, opening
 from converter.pipeline.proving import (
     Proving,
     check_validation,
@@ -27,10 +27,13 @@ from converter.pipeline.running import Conversion, Outcome, Running, all_passed
 from converter.pipeline.writing import write
 from converter.system import output
 from converter.system.digests import Digests
-from converter.system.progress import Progress, no_progress
-from targets.target import Plan, check_installed, check_known, check_options, find_target
+from converter.system.progress import Progress, begin, no_progress
+from targets.target import Plan, Target, check_installed, check_known, check_options, find_target, planning
+from targets.trying import try_lines
 
 __all__ = ["Conversion", "Outcome", "convert"]
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 def convert(
@@ -42,13 +45,13 @@ def convert(
     """
     names = list(dict.fromkeys(conversion.targets))
     check_known(names)
-    destination = conversion.output or Path(f"{resolve(conversion.model).name}-qatconvert")
+    source, destination = resolve(conversion.model), conversion.destination
+    begin(progress, opening(source))
     output.settle(destination, f"conversion of {conversion.model}")
     check_destination(destination, names, conversion.force)
     with closing(Digests()) as digests:
         # Digests take as long as the conversion itself, so they begin before all else, the import of what
         # compiles included.
-        source = resolve(conversion.model)
         place = local_place(source)
         if place is not None:
             digests.add(place.shard_files())
@@ -64,7 +67,7 @@ def convert(
             digests.know(place.known())
             digests.add(place.shard_files())
         with nullcontext() if conversion.validation is None else reference_process() as worker:
-            model = open_place(place)
+            model = open_place(place, progress)
             digests.add(model.checkpoint.files)
             return _convert(Running(conversion, model, targets, destination, digests, worker, progress, warn))
 
@@ -73,10 +76,7 @@ def _convert(run: Running) -> Outcome:
     """The conversion of an opened model."""
     model, settings = run.model, run.settings
     with model.unchanged():
-        plans = [
-            target.plan(model.checkpoint, model.source.name, run.options, run.progress)
-            for target in run.targets
-        ]
+        plans = [_plan(run, target) for target in run.targets]
     _warn(run, plans)
     check_room(run, plans)
     with ExitStack() as stack:
@@ -99,6 +99,7 @@ def _convert(run: Running) -> Outcome:
         with model.unchanged():  # the last of it is read here, by children too
             proven = [prove(proving, one) for one in made]
             entries = {one.target: one.entry for one in proven}
+            begin(run.progress, "writing the report")
             report = report_of(
                 model,
                 None if proving is None else proving.prepared,
@@ -109,8 +110,22 @@ def _convert(run: Running) -> Outcome:
             whole = report if earlier is None else with_earlier_report(earlier, report)
             record(run, made, proven, whole, earlier, scratch)
         output.publish(scratch, run.destination, force=run.request.force)
+        _LOG.info("published as %s", run.destination.absolute())
     errors = [*_errors(report), *_deliver(run, plans, report)]
-    return Outcome(run.destination, whole, all_passed(report), errors)
+    tried = [
+        line
+        for target, plan in zip(run.targets, plans, strict=True)
+        for line in try_lines(target, plan, run.destination)
+    ]
+    return Outcome(run.destination, whole, all_passed(report), errors, tried)
+
+
+def _plan(run: Running, target: Target) -> Plan:
+    begin(run.progress, planning(target))
+    plan = target.plan(run.model.checkpoint, run.model.source.name, run.options, run.progress)
+    bits = plan.bits_per_weight
+    _LOG.info("%s: %s, %.2f bits per weight; options %s", target.name, plan.artifacts, bits, plan.options)
+    return plan
 
 
 def _warn(run: Running, plans: Sequence[Plan]) -> None:

@@ -11,8 +11,8 @@ from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
 from converter.errors import ExtensionError, TargetError
 from converter.pipeline.opening import Model
-from converter.system.progress import Progress, counted, no_progress, stage_of
-from targets.target import Plan, check_options, find_target, known_targets
+from converter.system.progress import Progress, begin, counted, no_progress, stage_of
+from targets.target import Plan, check_options, find_target, known_targets, planning
 
 
 def inspect(
@@ -40,6 +40,7 @@ def inspect(
     check_options(planned, options or {})
     with model.unchanged():
         for target in planned:
+            begin(progress, planning(target))
             try:
                 plans.append(target.plan(checkpoint, model.source.name, options or {}, progress))
             except (ExtensionError, TargetError) as error:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from converter.checkpoint.source import find_kind, open_source
 from converter.errors import UsageError
 from converter.filenames import WEIGHTS
 from converter.hub.repository import is_description
 from converter.names import Source, printable, resolve
+from converter.system.amounts import amount
 from converter.system.files import FileState, Watch, watch
-from converter.system.progress import Progress, StageProgress, no_progress, stage_of
+from converter.system.progress import Progress, StageProgress, begin, no_progress, stage_of
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
     from converter.hub import Check
     from targets.target import Target
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ def open_model(
     ``CheckpointError`` or ``TargetError``.
     """
     source = resolve(name)
+    begin(progress, opening(source))
     place = local_place(source) or examined_place(source, offline, targets, options or {}, progress)
-    return open_place(place)
+    return open_place(place, progress)
 
 
 def examined_place(
@@ -120,7 +125,7 @@ def examined_place(
         for target in targets:
             target.check_model(described, options)
 
-    return download_place(source, offline, examine, stage_of(progress, "download"))
+    return download_place(source, offline, examine, stage_of(progress, f"downloading {source.name}"))
 
 
 def local_place(source: Source) -> Place | None:
@@ -150,18 +155,39 @@ def download_place(
         examine=lambda folder: examine(open_description(folder)),
         progress=progress,
     )
+    _LOG.info("%s is at commit %s in %s", source.repo, snapshot.revision, snapshot.path)
+    for name, check in snapshot.checks.items():
+        _LOG.debug("%s: compared with the Hub's digest %s", name, check.digest)
     compared = {name: check.state for name, check in snapshot.checks.items()}
     watched = _watch(snapshot.path, compared)
     return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks, snapshot.date)
 
 
-def open_place(place: Place) -> Model:
+def opening(source: Source) -> str:
+    """What the stage is called in which a model is found, looked at and opened."""
+    return f"opening {source.name}"
+
+
+def open_place(place: Place, progress: Progress = no_progress) -> Model:
     """The checkpoint there; raises ``CheckpointError``, for one that changes meanwhile too."""
     from converter.checkpoint.opened import open_checkpoint
 
+    begin(progress, opening(place.source))
     with place.watch.around():
         model = Model(place, open_checkpoint(place.path))
     model.check_unchanged()
+    checkpoint = model.checkpoint
+    _LOG.info(
+        "%s: %s %s, %d weights, %s stored, %s",
+        place.path,
+        checkpoint.architecture.family,
+        checkpoint.form.name,
+        len(checkpoint.weights),
+        amount(checkpoint.stored_bytes),
+        f"{len(checkpoint.left_out)} tensors left out",
+    )
+    for file in checkpoint.files:
+        _LOG.debug("%s: %s", file, amount(file.stat().st_size))
     return model
 
 

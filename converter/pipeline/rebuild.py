@@ -27,9 +27,9 @@ from converter.system.amounts import amount
 from converter.system.digests import Digests
 from converter.system.memory import check_memory
 from converter.system.output import scratch_directory
-from converter.system.progress import Progress, no_progress
+from converter.system.progress import Progress, begin, no_progress
 from converter.system.untrusted import shown
-from targets.target import Plan, Target, check_installed, find_target, known_targets
+from targets.target import Plan, Target, check_installed, find_target, known_targets, planning
 
 _PIECE: Final = 8 << 20
 #: What the manifest records of a plan and the same plan has again. Warnings are not among it: some are about
@@ -150,6 +150,7 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
             f"{manifest.path}: names its source only as {origin.text}: say where it is with --reference MODEL"
         )
     model = open_model(name, offline=offline, progress=progress)
+    begin(progress, "hashing the source")
     with closing(Digests()) as digests:
         digests.add(model.checkpoint.files)
         entries: list[dict[str, Any]] = model.checkpoint.source.entries(digests)
@@ -200,6 +201,7 @@ def _plan(
     outside = {option.name for option in target.options if option.outside}
     options = {key: value for key, value in recorded.items() if key not in {*origin, *outside}}
     options |= {key: value for key, value in origin.items() if value is not None}
+    begin(progress, planning(target))
     try:
         plan = target.plan(model.checkpoint, name, options, progress)
         made, lacking = _without_sdk(target, plan, model, options, progress)
@@ -293,7 +295,7 @@ def _differing(
         there = name in found.regular
         place = _first_difference(scratch / name, found.output / name) if there else None
         done += (scratch / name).stat().st_size
-        progress("compare files", done, total)
+        progress("comparing files", done, total)
         if not there:
             findings.append(Finding(name, "is not there or not listed, and the source gives such a file"))
         elif place is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from converter.names import resolve
 from converter.pipeline.opening import Model
 from converter.system.digests import Digests
 from converter.system.progress import Progress
@@ -30,6 +31,11 @@ class Conversion:
     #: What ``validation.settings.read_settings`` takes: fields of ``Settings`` and options of runtimes.
     #: ``None`` skips the validation.
     validation: Mapping[str, Any] | None = field(default_factory=dict)
+
+    @property
+    def destination(self) -> Path:
+        """The output directory: the one that was given, or one that is named after the model."""
+        return self.output or Path(f"{resolve(self.model).name}-qatconvert")
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class Outcome:
     passed: bool
     #: One line for each artifact that was written but could not be validated, or not laid out elsewhere.
     errors: Sequence[str] = ()
+    #: Shell commands that try the artifacts that were written.
+    try_it: Sequence[str] = ()
 
     @property
     def exit_status(self) -> int:

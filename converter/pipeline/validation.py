@@ -26,7 +26,7 @@ from converter.pipeline.recording import publish_reports, report_of
 from converter.pipeline.running import Outcome, all_passed
 from converter.system import output
 from converter.system.digests import Digests
-from converter.system.progress import Progress, no_progress
+from converter.system.progress import Progress, begin, no_progress
 from targets.target import Plan, StoredTensor, Target, artifact_of, target_of
 
 
@@ -60,6 +60,7 @@ def validate(
         output.check_source(output_directory, model.checkpoint.files)
     with ExitStack() as stack:
         worker = stack.enter_context(reference_process())
+        begin(progress, "reading the artifact")
         stored = found.describe(artifact, model.checkpoint)
         if model.source.note:
             warn(model.source.note)
@@ -87,6 +88,7 @@ def validate(
             **proof.entry,
             **parts_entry(plan, directory, proof.entry.get("parts", {})),
         }
+        begin(progress, "writing the report")
         command = validate_command(artifact, model, settings or {})
         report = report_of(model, prepared, {found.name: entry}, [plan], command)
         if output_directory is not None and scratch is not None:

@@ -172,7 +172,7 @@ def _digests(
 ) -> dict[str, str]:
     """SHA-256 of files, on all cores; for one that cannot be read, why, which begins with ``cannot``."""
     total = sum(listed[name].bytes for name in names)
-    stop, advance = Event(), counted(stage_of(progress, "check files"), total)
+    stop, advance = Event(), counted(stage_of(progress, "hashing files"), total)
 
     def digest(name: str) -> str:
         try:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from converter.pipeline import manifest
 from converter.pipeline.running import Running
+from converter.system.amounts import amount
 from converter.system.progress import Progress
 from targets.target import Plan, Target
+
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,8 @@ def write(
             run.warn(warning)
         found = set(manifest.files_of(scratch))
         files = sorted(path.relative_to(scratch).as_posix() for path in found - before)
+        for name in files:
+            _LOG.info("%s: written, %s", name, amount((scratch / name).stat().st_size))
         done.append(Written(target, plan, scratch, choice, [*plan.warnings, *warnings], files))
         before = found
     return done

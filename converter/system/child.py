@@ -11,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -27,8 +30,12 @@ from types import MappingProxyType, TracebackType
 from typing import IO, Any, Final
 
 from converter.errors import QatconvertError, ValidationError
+from converter.system.amounts import amount
 from converter.system.progress import StageProgress
 
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
+#: Bytes of what a process printed for one request that are logged.
+_LOGGED: Final = 1 << 18
 _PR_SET_PDEATHSIG = 1
 #: Variables of the environment that a child gets from its parent, with what needs them; ``*`` stands for any
 #: ending. All others stay behind: tokens of any service, and settings of a runtime that would change what is
@@ -159,10 +166,12 @@ class Worker:
             if self._given_up:
                 raise self._error(f"{what}: given up")
             child, log = self._started()
-        printed = log.seek(0, os.SEEK_END)
+        printed, began = log.seek(0, os.SEEK_END), time.monotonic()
+        _LOG.debug("%s (%d): %s", self._module, child.pid, request.get("task", "request"))
         try:
             answer = _converse(child, request, progress)
             status = None if answer is not None else child.wait()
+            self._log_call(child.pid, log, printed, began)
             if answer is not None and "result" in answer:
                 result: dict[str, Any] = answer["result"]
                 return result
@@ -180,6 +189,17 @@ class Worker:
         error.add_note(text[-20_000:])
         raise error
 
+    def _log_call(self, process: int, log: IO[bytes], printed: int, began: float) -> None:
+        """Log how long a request took, the process's peak memory, and the last of what it printed."""
+        if not _LOG.isEnabledFor(logging.DEBUG):
+            return
+        peak = _high_water(process)
+        told = "" if peak is None else f"; its peak memory so far {amount(peak)}"
+        _LOG.debug("%s (%d): done after %.2f s%s", self._module, process, time.monotonic() - began, told)
+        log.seek(max(printed, log.seek(0, os.SEEK_END) - _LOGGED))
+        for line in log.read().decode("utf-8", "replace").splitlines():
+            _LOG.debug("%s (%d) printed: %s", self._module, process, line)
+
     def _started(self) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         if self._child is not None and self._child.poll() is not None:
             self.close()
@@ -188,8 +208,9 @@ class Worker:
             if self._directory is not None:
                 environment["TMPDIR"] = str(self._directory.absolute())
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+            command = [sys.executable, "-P", "-m", self._module]
             self._child = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
@@ -197,6 +218,7 @@ class Worker:
                 cwd=self._directory,
                 process_group=0,  # Ctrl-C on a terminal is for the parent, which ends its children
             )
+            _LOG.info("process %d: %s", self._child.pid, shlex.join(command))
         return self._child, self._log
 
 
@@ -207,8 +229,13 @@ def child_environment(parent: Mapping[str, str]) -> dict[str, str]:
     return {"OMP_WAIT_POLICY": "passive", **kept, **_FIXED}
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of a variable of the environment is a secret, by its name."""
+    return any(part in name.upper() for part in _SECRET)
+
+
 def _is_inherited(name: str) -> bool:
-    if any(part in name.upper() for part in _SECRET):
+    if is_secret(name):
         return False
     return any(fnmatchcase(name, pattern) for pattern in _INHERITED)
 
@@ -283,13 +310,21 @@ def serve(handler: Callable[[dict[str, Any], StageProgress], Mapping[str, object
 def peak_bytes() -> int:
     """The most memory that this process had in RAM at once. The usage that the system keeps for a process
     begins with its parent's on Linux, so the figure of its own address space is taken there."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        if "VmHWM" in fields:
-            return int(fields["VmHWM"].split()[0]) << 10
+    found = _high_water("self")
+    if found is not None:
+        return found
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage << 10
+
+
+def _high_water(process: int | str) -> int | None:
+    """The peak memory of a process in bytes, ``None`` on systems other than Linux and once it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["VmHWM"].split()[0]) << 10 if "VmHWM" in fields else None
 
 
 def _end_with_parent() -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from numba import njit
+from numba.core import event
+
+from converter.system.progress import beside
+
+#: The stage of a compilation: it happens within another one, where a function is called for the first time.
+COMPILING: Final = "compiling the lattice code (once)"
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -22,3 +28,25 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             return njit(nogil=True, **options)(function)
 
     return decorate
+
+
+class _Announcer(event.Listener):  # type: ignore[misc]
+    """Tells that Numba compiles, which it does under a lock of its own. Code that comes from the disk is not
+    compiled."""
+
+    def __init__(self) -> None:
+        self._depth = self._functions = 0
+
+    def on_start(self, event: object) -> None:
+        """A function is compiled, perhaps for another one that is."""
+        self._depth += 1
+        beside(COMPILING, self._functions, self._functions + 1)
+
+    def on_end(self, event: object) -> None:
+        """It was compiled, or could not be."""
+        self._depth -= 1
+        self._functions += not self._depth
+        beside(COMPILING, self._functions, self._functions + bool(self._depth))
+
+
+event.register("numba:compile", _Announcer())

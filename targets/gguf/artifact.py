@@ -47,11 +47,14 @@ from targets.target import (
     StoredTensor,
     begins_with,
 )
+from targets.trying import quoted
 from targets.writing import destination_error
 
 _SIZE: Final = re.compile(r"([1-9][0-9]*)([KMG]?)")
 #: llama.cpp's own units for its ``--split-max-size``.
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+#: What a model of Ollama is not named with.
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._-]+")
 #: Options that end up in the file: the licence, the Hub repository, its commit.
 _GENERAL: Final = ("license", "repo", "revision")
 
@@ -145,7 +148,7 @@ class GgufTarget:
             raise destination_error(path, error) from error
         factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
-        advance = counted(stage_of(progress, "write gguf"), checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "writing gguf"), checkpoint.stored_bytes)
         written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
         text = _modelfile_text(checkpoint, plan)
         try:
@@ -166,6 +169,14 @@ class GgufTarget:
     ) -> Sequence[str]:
         """See ``targets.target.Target``: nothing is to be done."""
         return ()
+
+    def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
+        """See ``targets.trying.Tryable``: with llama.cpp, and with Ollama where there is a Modelfile."""
+        lines = [f"llama-cli -m {quoted(output / plan.artifacts[0])}"]
+        if MODELFILE in plan.companions:
+            name = _UNUSUAL.sub("-", str(plan.options["name"])).strip("._-") or "model"
+            lines.append(f"ollama create {name} -f {quoted(output / MODELFILE)} && ollama run {name}")
+        return lines
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: none, llama.cpp itself knows one way to run a file."""

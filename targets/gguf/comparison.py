@@ -77,7 +77,7 @@ def differences(
     for part in parts:
         found += _unused_bytes(part)
     found += differing_tensors(
-        _rows(parts, checkpoint, plan), counted(stage_of(progress, "compare gguf"), checkpoint.stored_bytes)
+        _rows(parts, checkpoint, plan), counted(stage_of(progress, "comparing gguf"), checkpoint.stored_bytes)
     )
     return [*found, *_modelfile(artifact, parts, modelfile)]
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
-from converter.system.progress import Progress, StageProgress, counted, no_progress, stage_of
+from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.litert.activations import two_rows, ways
 from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
 from targets.litert.declared import OPTIONS
@@ -42,6 +42,7 @@ from targets.litert.storage import (
 )
 from targets.options import Option
 from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor, begins_with
+from targets.trying import quoted
 from targets.writing import Written, destination_error
 
 #: What the name of a model's own file ends with, by its type.
@@ -102,7 +103,7 @@ class LitertTarget:
         chosen = fitted(read_options(options), architecture)
         tensors = planned_tensors(
             weights,
-            negative_weights(weights.values(), stage_of(progress, "plan litert")),
+            negative_weights(weights.values(), stage_of(progress, "planning litert")),
             tied_head=architecture.tied_head,
             own_head=chosen.externalize_embedder,
             off_lattice=chosen.off_lattice,
@@ -144,7 +145,7 @@ class LitertTarget:
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> list[str]:
-        """See ``targets.target.Target``; the stage ``export litert`` counts steps. Raises
+        """See ``targets.target.Target``; the stage ``exporting the graph (litert)`` counts steps. Raises
         ``DestinationError`` for a file that cannot be written and ``TargetError`` if litert-torch cannot
         export the graph."""
         chosen = read_options(plan.options)
@@ -152,10 +153,10 @@ class LitertTarget:
         types = _types(plan)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            graphs = _graphs(checkpoint, plan, directory, stage_of(progress, "export litert"))
+            graphs = _graphs(checkpoint, plan, directory, progress)
         except OSError as error:
             raise destination_error(path, error) from error
-        advance = counted(stage_of(progress, "write litert"), _read_bytes(plan.tensors, checkpoint.weights))
+        advance = counted(stage_of(progress, "writing litert"), _read_bytes(plan.tensors, checkpoint.weights))
         models = _Models(checkpoint.weights, types, advance)
         sections = [
             *metadata_sections(checkpoint, chosen.context),
@@ -168,7 +169,7 @@ class LitertTarget:
                     _extract(path, section, directory / _tflite(plan.artifacts[0], section.model_type))
         for npu in chosen.npus:
             compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
-            compile_bundle(path, npu, compiled, stage_of(progress, f"compile for {npu}"))
+            compile_bundle(path, npu, compiled, stage_of(progress, f"compiling for {npu}"))
         return [*models.warnings(), *edit_warnings(checkpoint)]
 
     def deliver(
@@ -195,9 +196,15 @@ class LitertTarget:
                 model=name.removesuffix(self.suffix),
                 context_length=chosen.context,
                 processor=str(processor) if processor else None,
-                progress=stage_of(progress, "android assets"),
+                progress=stage_of(progress, "copying Android assets"),
             )
         return ()
+
+    def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
+        """See ``targets.trying.Tryable``: with LiteRT-LM's command line, which leaves no cache beside the
+        bundle then."""
+        bundle = quoted(output / plan.artifacts[0])
+        return (f"litert-lm run {bundle} --cache no --prompt 'What are lists?'",)
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: rows of activations, where nothing was given and a product
@@ -234,16 +241,18 @@ class LitertTarget:
     def differences(
         self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
     ) -> Sequence[Difference]:
-        """See ``targets.target.Target``; the stage ``export litert`` counts steps if the graph of the
-        checkpoint is not at hand. A model alone (``.tflite``) is told by its name, as ``keep_tflite`` gives
-        it."""
+        """See ``targets.target.Target``; the stage ``exporting the graph (litert)`` counts steps if
+        the graph of the checkpoint is not at hand. A model alone (``.tflite``) is told by its name, as
+        ``keep_tflite`` gives it."""
         from targets.litert.comparison import bundle_differences, expect, model_differences
 
         with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
-            graphs = _graphs(checkpoint, plan, Path(scratch), stage_of(progress, "export litert"))
+            graphs = _graphs(checkpoint, plan, Path(scratch), progress)
         sections = metadata_sections(checkpoint, read_options(plan.options).context)
         expected = expect(sections, graphs, checkpoint.weights, _types(plan))
-        advance = counted(stage_of(progress, "compare litert"), _read_bytes(plan.tensors, checkpoint.weights))
+        advance = counted(
+            stage_of(progress, "comparing litert"), _read_bytes(plan.tensors, checkpoint.weights)
+        )
         if artifact.suffix == self.suffix:
             return bundle_differences(artifact, expected, advance)
         endings = {kind: f"{ending}.tflite" for kind, ending in _TFLITE.items() if kind in graphs}
@@ -259,9 +268,7 @@ def _types(plan: Plan) -> dict[str, str]:
     return {tensor.stored_as: tensor.type for tensor in plan.tensors}
 
 
-def _graphs(
-    checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: StageProgress
-) -> Mapping[str, bytes]:
+def _graphs(checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: Progress) -> Mapping[str, bytes]:
     """The graphs of a plan by model type; they are exported once for all that need them."""
     chosen, types = read_options(plan.options), _types(plan)
     rows = two_rows(chosen.activations, checkpoint.architecture)
@@ -273,7 +280,7 @@ def _graphs(
             chosen.prefill_lengths,
             chosen.context,
             directory,
-            progress,
+            stage_of(progress, "exporting the graph (litert)"),
             externalize_embedder=chosen.externalize_embedder,
             two_rows=rows,
         )

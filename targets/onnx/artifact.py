@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
+from converter.filenames import CHAT_TEMPLATE
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.replacing import write_whole
 from targets.onnx.accuracy import with_accuracy_level
@@ -36,10 +38,22 @@ from targets.target import (
     StoredTensor,
     check_installed,
 )
+from targets.trying import quoted
 from targets.writing import destination_error
 
 MODEL: Final = "onnx/model.onnx"
 DATA: Final = "onnx/model.onnx.data"
+_QUESTION: Final = "What are lists?"
+_CHAT: Final = (
+    f't.apply_chat_template(\'[{{"role": "user", "content": "{_QUESTION}"}}]\', add_generation_prompt=True)'
+)
+#: Statements of one line that have onnxruntime-genai answer; the argument is the model's directory.
+_TRY: Final = (
+    "import sys, onnxruntime_genai as og; m = og.Model(sys.argv[1]); t = og.Tokenizer(m); "
+    "p = og.GeneratorParams(m); p.set_search_options(max_length=256); g = og.Generator(m, p); "
+    "g.append_tokens(t.encode({prompt})); "
+    "[g.generate_next_token() for _ in range(200) if not g.is_done()]; print(t.decode(g.get_sequence(0)))"
+)
 #: Options that end up in the file's metadata as they are given.
 _GENERAL: Final = ("license", "repo", "revision")
 
@@ -130,11 +144,17 @@ class OnnxTarget:
         (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
         for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():
             _write(directory / path, content)
-        advance = counted(stage_of(progress, "write onnx"), checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, "writing onnx"), checkpoint.stored_bytes)
         written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
         remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
         why = f"float16 does not hold and that is rounded; {remedy} keeps them"
         return storage.held.losses(checkpoint.weights, written, why)
+
+    def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
+        """See ``targets.trying.Tryable``: with onnxruntime-genai's Python package."""
+        chat = f"onnx/{CHAT_TEMPLATE}" in plan.companions
+        program = _TRY.format(prompt=_CHAT if chat else repr(_QUESTION))
+        return (f"python -c {shlex.quote(program)} {quoted((output / MODEL).parent)}",)
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """See ``targets.target.Target``."""

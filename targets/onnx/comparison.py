@@ -61,7 +61,7 @@ def differences(artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Pr
     found = model_differences(expected, read_bytes(artifact, GRAPH_BYTES), artifact)
     data = _Data(graph, all_stretches(checkpoint.architecture, layout))
     rows = _rows(data, checkpoint.weights, layout, storage)
-    found += differing_tensors(rows, counted(stage_of(progress, "compare onnx"), checkpoint.stored_bytes))
+    found += differing_tensors(rows, counted(stage_of(progress, "comparing onnx"), checkpoint.stored_bytes))
     return [*found, *data.unused_bytes(), *_side_files(artifact, checkpoint, set(data.files))]
 
 

@@ -195,16 +195,17 @@ def test_other_work_ends_before_the_runtime_is_timed_and_the_reference_is_comput
             prepared,
             Artifact(artifact.path, inferred_plan("onnx", artifact.path, artifact.checkpoint), LEVELS),
             settle=lambda: happened.append("settled"),
-            progress=lambda stage, done, total: happened.append(stage) if done == total else None,
+            progress=lambda stage, done, total: happened.append(stage) if 0 < done == total else None,
         )
     in_order = list(dict.fromkeys(happened))
-    runs = ["runtime accuracy level 4", "runtime accuracy level 0"]
-    assert [stage for stage in in_order if stage in ("settled", "reference", *runs)] == [
-        "reference",
+    runs = [f"running onnxruntime, accuracy level {level}" for level in (4, 0)]
+    reference = "reference logits (transformers)"
+    assert [stage for stage in in_order if stage in ("settled", reference, *runs)] == [
+        reference,
         "settled",
         *runs,
     ]
-    for stage in ("settled", "weights", "same weights reference"):
+    for stage in ("settled", "checking weights (onnx)", "transformers on onnx's weights"):
         assert happened.count(stage) == 1
     assert proof.entry["runtime"]["mean_kld_same_weights"] > 0
 

@@ -16,6 +16,7 @@ import pytest
 
 from converter.checkpoint.opened import open_checkpoint
 from converter.errors import UsageError
+from support.stages import without_stages
 from validation.proof import Artifact, inferred_plan, prove
 from validation.settings import Settings, prepare
 
@@ -32,7 +33,7 @@ class CommandLine:
     def __call__(self, *words: object, file_size: int | None = None) -> subprocess.CompletedProcess[str]:
         """Run it; no process of it can write a file of more than ``file_size`` bytes."""
         limit = (file_size, file_size)
-        return subprocess.run(
+        done = subprocess.run(
             [PROGRAM, str(self.model), *map(str, words)],
             capture_output=True,
             text=True,
@@ -40,6 +41,8 @@ class CommandLine:
             env={**os.environ, "QATCONVERT_HOME": str(self.home)},
             preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)) if file_size else None,
         )
+        done.stderr = without_stages(done.stderr)
+        return done
 
 
 @pytest.fixture

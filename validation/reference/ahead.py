@@ -21,7 +21,7 @@ from converter.system.digests import hexdigest
 from converter.system.extensions import provider
 from converter.system.progress import Progress, StageProgress, counted, stage_of
 from validation.reference.logits import Cache, Computation, default_cache, is_writable, reference_logits
-from validation.reference.source import reference_model
+from validation.reference.source import DEQUANTIZING, reference_model
 from validation.settings import Prepared
 
 
@@ -45,16 +45,17 @@ def logits_of(
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
     if identity is None:
-        identity = Identity(partial(_hashed, checkpoint, stage_of(progress, "checksums")))
+        identity = Identity(partial(_hashed, checkpoint, stage_of(progress, "hashing the checkpoint")))
     form = {} if checkpoint.form.loads_as_stored else {"form": _made_by(checkpoint)}
     source = {"files": list(identity.digests()), **form}
     return reference_logits(
-        reference_model(checkpoint, scratch, tokens.ids, stage_of(progress, "reference weights")),
+        reference_model(checkpoint, scratch, tokens.ids, partial(progress, DEQUANTIZING)),
         tokens,
         Computation(prepared.worker, settings.reference_dtype, settings.max_memory),
         scratch,
         Cache(_cache(prepared), source, identity.unchanged),
-        stage_of(progress, "reference"),
+        # begun where they are computed, which they are not if they are in the cache
+        partial(progress, "reference logits (transformers)"),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import stat
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from converter.system.replacing import UNFINISHED, replacing, write_whole
 from validation.logits import checksum, map_logits
 from validation.text import Tokens
 
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 DTYPES = ("float32", "bfloat16", "float16")
 #: Entries kept in the cache; one takes 0.5 GB for Gemma 4's vocabulary and 512 positions.
 _KEPT = 8
@@ -143,9 +145,10 @@ def reference_logits(
     made_from = _ingredients(tokens, cache.source, computation.dtype)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
     if (found := _lookup(cache.directory, key, tokens.positions, model.vocabulary)) is not None:
-        progress(tokens.positions, tokens.positions)
+        _LOG.info("reference logits of %d positions are in %s", tokens.positions, cache.directory)
         return found
     kept = is_writable(cache.directory)
+    _LOG.info("reference logits of %d positions in %s are computed", tokens.positions, computation.dtype)
     output = (cache.directory if kept else scratch) / f"{key}.npy"
     with replacing(output) as fresh:
         _compute(model, tokens, computation, fresh, progress)
@@ -207,6 +210,7 @@ def _compute(
 ) -> Mapping[str, Any]:
     """Have the child process write the logits, and give its answer: with ``gelu_noise``, what
     ``float16_gelu`` costs too. Leaves no file behind when it fails."""
+    progress(0, 0)
     _clear_offload(output.parent)
     with _offload(output.parent) as offload, model.files() as directory:
         request: Mapping[str, object] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import ValidationError
@@ -13,6 +14,9 @@ from converter.system.progress import StageProgress, no_progress
 from targets.target import StoredTensor
 from validation.own_weights import needed_disk, write_checkpoint
 from validation.reference.logits import Model
+
+#: The stage of ``reference_model``. It begins with the first number that is written, if one is.
+DEQUANTIZING: Final = "dequantizing the checkpoint"
 
 
 def reference_model(

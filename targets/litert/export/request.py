@@ -7,6 +7,7 @@ the checkpoint is an input of type float32, named as the weight, of which the wr
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ STEPS: Final = 3
 _MODULE: Final = "targets.litert.export.process"
 _VECTORS: Final = ".vectors"
 _MIB: Final = 1 << 20
+_LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 #: Exports whose graphs are kept, of a few megabytes each.
 _KEPT: Final = 2
 
@@ -89,6 +91,7 @@ class KeptGraphs:
     ) -> Mapping[str, bytes]:
         """Graphs by kind; ``export(directory)`` writes them below ``scratch`` if none are kept for
         ``key``."""
+        _LOG.info("graphs %s: %s", key[:12], "kept" if key in self._kept else "to be exported")
         if key not in self._kept:
             with tempfile.TemporaryDirectory(prefix=".graphs-", dir=scratch) as name:
                 graphs = {kind: file.read_bytes() for kind, file in export(Path(name)).items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from support.schemas import check, check_output
+from support.stages import without_stages
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ErrorOf = Callable[..., str]
@@ -23,7 +24,8 @@ Refused = Callable[..., str]
 @pytest.fixture
 def qatconvert(tmp_path: Path) -> Run:
     """``qatconvert(*words, environment={...}, seconds=600)`` in an empty working directory, with a home of
-    its own. What it prints is decoded as file names are, so that any byte of a name survives."""
+    its own. What it prints is decoded as file names are, so that any byte of a name survives. Lines that
+    tell of a stage are left out of ``stderr``."""
 
     def run(
         *words: object, environment: dict[str, str] | None = None, seconds: float = 600
@@ -42,6 +44,7 @@ def qatconvert(tmp_path: Path) -> Run:
             timeout=seconds,
         )
         _check_documents(list(map(str, words)), done, work)
+        done.stderr = without_stages(done.stderr)
         return done
 
     return run

@@ -14,6 +14,7 @@ import gguf
 import pytest
 
 from support.hub_server import PLAIN, TOKEN, HubServer
+from support.stages import without_stages
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
@@ -21,9 +22,11 @@ REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
 
 def run(server: HubServer, folder: Path, *words: str, token: str | None = None):
     environment = {**server.environment(folder, token=token), "QATCONVERT_HOME": str(folder / "own")}
-    return subprocess.run(
+    done = subprocess.run(
         [PROGRAM, *words], capture_output=True, text=True, env=environment, cwd=folder, timeout=600
     )
+    done.stderr = without_stages(done.stderr)
+    return done
 
 
 @pytest.fixture
@@ -166,7 +169,7 @@ def test_a_directory_that_is_a_checkpoint_is_told_from_the_repository_of_its_nam
     (tmp_path / "my-team").mkdir()
     (tmp_path / "my-team" / "gemma").symlink_to(checkpoint_factory("text"))
     with HubServer({}) as server:
-        done = run(server, tmp_path, "inspect", "my-team/gemma", "--quiet")
+        done = run(server, tmp_path, "inspect", "my-team/gemma")
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.strip().splitlines()
     assert "my-team/gemma is read as the local directory" in line

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.hub_server import HubServer
+from support.stages import without_stages
 
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -42,7 +43,7 @@ def interrupt(process: subprocess.Popen[str], stage: Callable[[], object], *numb
     for number in numbers:
         os.kill(process.pid, number)
         time.sleep(0.002)
-    return process.communicate(timeout=60)[1]
+    return without_stages(process.communicate(timeout=60)[1])
 
 
 def children(pid: int) -> list[str]:

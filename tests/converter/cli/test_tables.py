@@ -14,6 +14,7 @@ import pytest
 
 from converter.cli import layout
 from converter.cli.tables import print_inspection, print_report
+from support.stages import without_stages
 from support.terminal import on_terminal
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -140,7 +141,7 @@ def test_a_reader_that_wants_no_more_is_no_error(tmp_path: Path, words: tuple[st
     os.close(ours)
     done = subprocess.run([COMMAND, *words], stdout=theirs, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(theirs)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, without_stages(done.stderr)) == (0, "")
 
 
 def test_a_full_disk_is_one(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_full_disk_is_one(tmp_path: Path) -> None:
         done = subprocess.run(
             [COMMAND, "inspect", "gemma4-demo"], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path
         )
-    assert (done.returncode, done.stderr) == (1, "qatconvert: No space left on device\n")
+    assert (done.returncode, without_stages(done.stderr)) == (1, "qatconvert: No space left on device\n")
 
 
 def test_an_inspection_sums_up_by_kind_and_lists_all_on_demand(qatconvert: Run) -> None:
@@ -183,3 +184,28 @@ def test_kinds_that_differ_within_say_how(capsys: pytest.CaptureFixture[str]) ->
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mlp.experts.up  ")]
     cells = [cell.strip() for cell in row.split("  ") if cell]
     assert cells[1:] == ["3", "2 x 3 …", "BF16", "4-bit/32 max/7, none", "87.5000 %"]
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_a_command_to_paste_is_one_line_however_narrow_the_terminal(columns: int, tmp_path: Path) -> None:
+    script = (
+        "import json, sys; from pathlib import Path; from converter.cli.tables import print_report;"
+        "print_report(json.load(open(sys.argv[1])), Path('somewhere'), [sys.argv[2]])"
+    )
+    (tmp_path / "report.json").write_text(json.dumps(report()))
+    pasted = f"llama-cli -m {'long ' * 40}m.gguf"
+    command = [sys.executable, "-c", script, str(tmp_path / "report.json"), pasted]
+    status, told = on_terminal(command, columns, tmp_path, {"PYTHONPATH": str(Path.cwd())})
+    assert status == 0
+    assert told.splitlines()[-1] == f"try it: {pasted}"
+
+
+def test_a_conversion_ends_with_how_to_try_it_and_json_with_the_report(
+    qatconvert: Run, checkpoint_factory: Callable[..., Path]
+) -> None:
+    words = (checkpoint_factory("text"), "--no-validate", "-o", "a b", "--force")
+    lines = qatconvert(*words).stdout.splitlines()
+    assert lines[-3] == "written to a b"
+    assert lines[-2] == "try it: llama-cli -m 'a b/gguf/text-max70-q4_0.gguf'"
+    assert lines[-1].startswith("try it: ollama create text-max70 -f 'a b/ollama/Modelfile'")
+    assert "try it" not in qatconvert(*words, "--json").stdout

@@ -52,6 +52,7 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+TOKENIZING = "tokenizing text (transformers)"
 CHANGES = [write_in_place, replace_by_equal, replace_and_put_back, remove, cut]
 
 
@@ -88,11 +89,13 @@ def refusal(model: Path, out: Path, progress: Progress, **validation: object) ->
 def test_a_file_that_changes_during_the_writing_is_named(
     model: Path, tmp_path: Path, name: str, change: Change
 ) -> None:
-    told = refusal(model, tmp_path / "out", at("write gguf", change, model / name))
+    told = refusal(model, tmp_path / "out", at("writing gguf", change, model / name))
     assert told == f"{model / name}: changed while it was read: run the same command again"
 
 
-@pytest.mark.parametrize("stage", ["tokens", "reference", "runtime"])
+@pytest.mark.parametrize(
+    "stage", ["tokenizing text (transformers)", "reference logits (transformers)", "running llamacpp"]
+)
 @pytest.mark.parametrize("name", ["chat_template.jinja", SHARDS[1]])
 def test_a_file_that_changes_during_the_proof_is_named(
     model: Path, tmp_path: Path, name: str, stage: str
@@ -106,7 +109,7 @@ def test_a_file_that_appears_is_named_if_anything_would_read_it(
     model: Path, tmp_path: Path, name: str
 ) -> None:
     told = refusal(
-        model, tmp_path / "out", at("write gguf", lambda path: path.write_text("{}"), model / name)
+        model, tmp_path / "out", at("writing gguf", lambda path: path.write_text("{}"), model / name)
     )
     assert told.startswith(f"{model / name}: changed")
 
@@ -117,14 +120,14 @@ def test_what_no_one_reads_may_change(model: Path, tmp_path: Path) -> None:
         (model / "LICENSE").write_text("new")
         (model / SHARDS[0]).read_bytes()
 
-    progress = at("write gguf", touch_others, model)
+    progress = at("writing gguf", touch_others, model)
     conversion = Conversion(str(model), ["gguf"], tmp_path / "out", validation=None)
     assert convert(conversion, progress, warn=lambda line: None).exit_status == 0
 
 
 def test_a_model_card_that_was_read_is_a_file_of_the_checkpoint(model: Path, tmp_path: Path) -> None:
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
-    progress = at("write gguf", lambda path: (model / "README.md").write_text("new"), model)
+    progress = at("writing gguf", lambda path: (model / "README.md").write_text("new"), model)
     conversion = Conversion(str(model), ["gguf"], tmp_path / "out", validation=None)
     with pytest.raises(CheckpointError, match=r"README\.md: changed while it was read"):
         convert(conversion, progress, warn=lambda line: None)
@@ -148,7 +151,12 @@ def test_a_file_that_changes_between_the_first_look_and_the_opening_is_named(
 def test_logits_of_a_changed_checkpoint_are_not_kept_for_the_one_before(model: Path, tmp_path: Path) -> None:
     intact = shutil.copytree(model, tmp_path / "intact")
     settings = {"positions": 8, "cache": tmp_path / "cache", "same_weights": False}
-    refusal(model, tmp_path / "out", at("tokens", write_in_place, model / SHARDS[0]), **settings)
+    refusal(
+        model,
+        tmp_path / "out",
+        at(TOKENIZING, write_in_place, model / SHARDS[0]),
+        **settings,
+    )
     assert not list((tmp_path / "cache").glob("*.npy"))
     conversion = Conversion(str(intact), ["gguf"], tmp_path / "second", validation=settings)
     assert convert(conversion, warn=lambda line: None).exit_status in (0, 3)
@@ -165,7 +173,7 @@ def test_a_reference_that_changes_during_a_validation_is_named(model: Path, tmp_
             str(model),
             output_directory=tmp_path / "reports",
             settings={"positions": 8, "cache": tmp_path / "cache"},
-            progress=at("runtime", write_in_place, model / SHARDS[0]),
+            progress=at("running llamacpp", write_in_place, model / SHARDS[0]),
         )
     assert not (tmp_path / "reports").exists()
 

@@ -125,7 +125,7 @@ def test_a_listed_file_that_became_something_else_is_a_difference(output):
 def test_progress_counts_every_byte_that_is_read(demo_output):
     seen: list[tuple[str, int, int]] = []
     found = verify(demo_output, lambda *step: seen.append(step))
-    assert seen[-1] == ("check files", found.bytes, found.bytes)
+    assert seen[-1] == ("hashing files", found.bytes, found.bytes)
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
 
 

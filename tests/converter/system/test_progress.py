@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from converter.system.progress import counted, one_at_a_time, stage_of
 
 
-def test_a_stage_is_told_under_its_name() -> None:
+def test_a_stage_is_told_under_its_name_as_soon_as_it_begins() -> None:
     seen: list[tuple[str, int, int]] = []
     stage_of(lambda *told: seen.append(told), "write")(3, 7)
-    assert seen == [("write", 3, 7)]
+    assert seen == [("write", 0, 0), ("write", 3, 7)]
 
 
 def test_what_is_counted_is_told_as_a_sum() -> None:

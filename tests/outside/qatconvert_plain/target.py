@@ -77,7 +77,7 @@ class PlainTarget:
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
     ) -> Sequence[str]:
         """Write the file. Raises ``DestinationError``."""
-        advance = counted(stage_of(progress, f"write {self.name}"), checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, f"writing {self.name}"), checkpoint.stored_bytes)
         path = directory / plan.artifacts[0]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ class PlainTarget:
         expected = {planned.stored_as: planned for planned in plan.tensors}
         found = [Difference(name, "a tensor", "none") for name in sorted(expected.keys() - tensors.keys())]
         found += [Difference(name, "none", "a tensor") for name in sorted(tensors.keys() - expected.keys())]
-        advance = counted(stage_of(progress, f"compare {self.name}"), checkpoint.stored_bytes)
+        advance = counted(stage_of(progress, f"comparing {self.name}"), checkpoint.stored_bytes)
         for name in expected.keys() & tensors.keys():
             weight = checkpoint.weights[expected[name].weight]
             right, there = numbers(weight, expected[name].type), tensors[name]

@@ -178,7 +178,7 @@ def test_progress_adds_up_to_the_bytes_of_the_checkpoint(checkpoint_factory, tmp
     told: list[tuple[str, int, int]] = []
     target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path, lambda *step: told.append(step))
     total = sum(2 * weight.size for weight in checkpoint.weights.values())
-    assert told[-1] == ("write gguf", total, total)
+    assert told[-1] == ("writing gguf", total, total)
     assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
 
 

@@ -254,5 +254,5 @@ def test_the_stage_counts_the_bytes_of_the_checkpoint(converted: Path, demo: Che
     seen: list[tuple[str, int, int]] = []
     plan = target.plan(demo, "model", OPTIONS)
     target.differences(converted / FILE, demo, plan, lambda *told: seen.append(told))
-    assert {stage for stage, *_ in seen} == {"compare onnx"}
+    assert {stage for stage, *_ in seen} == {"comparing onnx"}
     assert seen[-1][1:] == (demo.stored_bytes, demo.stored_bytes)

@@ -9,6 +9,7 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.system.child import Worker
 from support.outside import packed_forms
 from validation.reference.ahead import logits_of
+from validation.reference.source import DEQUANTIZING
 from validation.settings import Settings, prepare
 
 (METHOD,) = packed_forms()
@@ -25,9 +26,10 @@ def test_the_numbers_of_a_packed_form_are_counted_while_they_are_written(
 
     with prepare(checkpoint, Settings(positions=64, cache=tmp_path / "cache"), worker=worker) as prepared:
         logits_of(prepared, None, tmp_path, show)
-    assert list(stages) == ["checksums", "reference weights", "reference"]
-    written = [done for done, _ in stages["reference weights"]]
-    (total,) = {total for _, total in stages["reference weights"]}
+    names = ["hashing the checkpoint", "reference logits (transformers)", DEQUANTIZING]
+    assert list(stages) == names
+    written = [done for done, _ in stages[DEQUANTIZING]]
+    (total,) = {total for _, total in stages[DEQUANTIZING]}
     assert len(written) > len(checkpoint.weights) / 2
     assert written == sorted(set(written))
     assert written[-1] == total
