@@ -22,7 +22,7 @@ from validation.logits import map_logits
 from validation.parts import measure_parts
 from validation.reference.ahead import Identity, logits_of
 from validation.report.entries import logits_entry, weights_entry
-from validation.runners import AS_IT_IS, runtime_of
+from validation.runners import runtime_of
 from validation.running import Bench, compare_logits, run
 from validation.same_weights import own_weights, same_weights_entry
 from validation.settings import Prepared, prepare, read_settings, reference_entry
@@ -130,17 +130,17 @@ def prove(
         bench = Bench(prepared, writer, runner, reference, Path(name), progress)
         begin(progress, "hashing files")
         settle()
-        proof, options = _prove(bench, artifact)
+        proof, options, way = _prove(bench, artifact)
         proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
         if settings.baseline is not None:
-            measured = _measure_baseline(bench, options, _way(proof))
+            measured = _measure_baseline(bench, options, way)
             proof.entry["baseline"] = {"name": settings.baseline, **measured}
     return proof
 
 
-def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object]]:
-    """The artifact's entry of the report, in the best way to run it, and the options by which it is
-    written."""
+def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object], Mapping[str, object]]:
+    """The artifact's entry of the report, in the best way to run it. With it come the options by which it is
+    written, and the way in which it was run, for another that must be run in the same."""
     plan, choices = artifact.plan, artifact.choices
     first = bench.target.written(plan, choices[0]) if choices else plan
     given = read_subject(bench.target, bench.checkpoint, artifact.path, first, bench.progress)
@@ -177,7 +177,8 @@ def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object
     }
     if len(tried) > 1:
         entry["alternatives"] = choosing.alternatives(tried, chosen)
-    return Proof(entry, chosen.choice, subject.artifact), subject.plan.options
+    way = chosen.choice or chosen.runtime.way
+    return Proof(entry, chosen.choice, subject.artifact), subject.plan.options, way
 
 
 def _measure_baseline(
@@ -200,9 +201,3 @@ def _measure_baseline(
         logits = map_logits(output, bench.tokens.positions)
         metrics = compare_logits(bench, bench.reference, logits)
     return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}
-
-
-def _way(proof: Proof) -> Mapping[str, object]:
-    """The way in which the proven artifact was run, for another that must be run in the same."""
-    level = proof.entry["runtime"].get("accuracy_level")
-    return proof.choice or ({"accuracy_level": level} if isinstance(level, int) else AS_IT_IS)

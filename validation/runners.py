@@ -45,6 +45,8 @@ class Runtime:
     version: str
     #: Those that bear on the figures.
     settings: Mapping[str, object] = field(default_factory=dict)
+    #: The way in which it ran, as a choice by which another artifact runs in the same.
+    way: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,8 @@ class Runner(Protocol):
     extra: str
     #: What must then be importable. Of several that stand together, one is enough.
     modules: tuple[str | tuple[str, ...], ...]
+    #: Distributions whose versions can change its figures, which the manifest records.
+    libraries: tuple[str, ...]
     #: The runtime's program for text, ``None`` if artifacts are not run in one.
     engine: Engine | None
     #: Its text side where there is no such program.

@@ -7,6 +7,7 @@ form is checked before it is relied upon.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from converter.system.publication import earlier_manifest, is_inside
 from converter.system.untrusted import read_object
 
 _REPORT_BYTES: Final = 256 << 20
+#: Names that targets are registered by, which are parts of paths.
+_NAME: Final = re.compile(r"[A-Za-z0-9_]+(?:-[A-Za-z0-9_]+)*")
 #: Parts of a manifest that are the same for all targets, unless these were made by several runs.
 _SHARED: Final = ("tool", "libraries", "options", "source", "left_out")
 
@@ -55,7 +58,7 @@ def read_earlier(output: Path) -> Earlier | None:
         return None
     if not isinstance(source, dict) or not all(map(_is_file, (*artifacts, *_list(source.get("files"))))):
         return None
-    if not all(name.isidentifier() and isinstance(entry, dict) for name, entry in targets.items()):
+    if not all(_NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in targets.items()):
         return None
     try:
         report = read_object(output / REPORT, _REPORT_BYTES)

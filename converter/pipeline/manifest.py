@@ -41,7 +41,8 @@ _LIBRARIES = (
 
 
 def library_versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Installed versions of the libraries that matter for the result, and of ``more``, which targets name."""
+    """Installed versions of the libraries that matter for the result, and of ``more``, which targets and
+    runtimes name."""
     found = {}
     for name in sorted({*_LIBRARIES, *more}):
         try:
@@ -57,19 +58,23 @@ def build(
     targets: Mapping[str, Mapping[str, object]],
     left_out: Iterable[LeftOut],
     artifacts: Sequence[Mapping[str, object]],
+    runtimes: Iterable[str] = (),
 ) -> dict[str, object]:
     """The manifest of a conversion; holds no time, host or outside path.
 
     ``options`` concern the whole conversion. ``source`` says what was read, with the digests of its
     ``files``, and ``artifacts`` are the digests of what was written. ``targets`` maps each target to its
     storage plan and its own options. ``left_out`` are the tensors that no target has a place for.
+    ``runtimes`` are the distributions of what ran the artifacts.
     """
     from targets.target import find_target  # loads what a verification does without
 
     return {
         "schema": SCHEMA,
         "tool": {"name": "qatconvert", "version": version("qatconvert")},
-        "libraries": library_versions(library for name in targets for library in find_target(name).libraries),
+        "libraries": library_versions(
+            (*runtimes, *(library for name in targets for library in find_target(name).libraries))
+        ),
         "options": dict(options),
         "source": dict(source),
         "targets": dict(targets),

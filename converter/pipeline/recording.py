@@ -91,10 +91,21 @@ def record(
         stored,
         [item for item in checkpoint.left_out if item.weight not in beside],
         run.digests.entries(scratch),
+        _runtimes(run),
     )
     if earlier is not None:
         content = with_earlier_manifest(earlier, content)
     manifest.write(scratch / MANIFEST, content)
+
+
+def _runtimes(run: Running) -> list[str]:
+    """Distributions of the runtimes that the artifacts are run in."""
+    if run.settings is None:
+        return []
+    from validation.settings import read_settings
+
+    chosen = read_settings(run.settings)
+    return [library for target in run.targets for library in chosen.runner(target.name).libraries]
 
 
 def _options(run: Running) -> dict[str, object]:

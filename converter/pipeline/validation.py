@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.filenames import MANIFEST
@@ -28,6 +28,9 @@ from converter.system import output
 from converter.system.digests import Digests
 from converter.system.progress import Progress, begin, no_progress
 from targets.target import Plan, StoredTensor, Target, artifact_of, target_of
+
+#: In how many directories above an artifact the manifest is looked for.
+_HIGHEST: Final = 4
 
 
 def validate(
@@ -129,14 +132,21 @@ def _recorded(target: Target, artifact: Path) -> _Recorded:
     nothing: by other options another artifact would have come out, which shows."""
     from validation.settings import OFF_LATTICE
 
-    output_directory = artifact.absolute().parent.parent
-    content = output.earlier_manifest(output_directory)
+    content = _manifest_above(artifact)
     entry = _section(_section(content, "targets"), target.name)
     options = {**_section(entry, "options"), **_section(entry, "chosen")}
     if not options:
         return _Recorded(None, False, "artifact")
     accepted = _section(_section(content, "options"), "validation").get(OFF_LATTICE)
     return _Recorded(options, accepted is True, MANIFEST)
+
+
+def _manifest_above(artifact: Path) -> Mapping[str, object]:
+    """The manifest in the nearest directory above that of ``artifact``, empty without one."""
+    for directory in artifact.absolute().parents[1:_HIGHEST]:
+        if content := output.earlier_manifest(directory):
+            return content
+    return {}
 
 
 def _section(content: Mapping[str, object], key: str) -> Mapping[str, object]:

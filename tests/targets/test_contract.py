@@ -109,7 +109,7 @@ def test_the_same_checkpoint_gives_the_same_bytes_and_a_stage_that_ends(target, 
             lambda stage, done, total: told.append((stage, done, total)),
         )
     assert digests(first) == digests(second)
-    written = [(done, total) for stage, done, total in told if stage == f"write {target.name}"]
+    written = [(done, total) for stage, done, total in told if stage == f"writing {target.name}"]
     assert written[-1][0] == written[-1][1] > 0
     half = written[: written.index(written[-1]) + 1]
     assert [done for done, _ in half] == sorted(done for done, _ in half)

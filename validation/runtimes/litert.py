@@ -38,6 +38,7 @@ class LiteRt:
 
     extra: str = "litert"
     modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
+    libraries: tuple[str, ...] = ("ai-edge-litert", "litert-lm")
     engine: Engine | None = engine
     text: TextRuntime | None = None
     #: One scale for a whole row of activations costs small random models like E4B up to 0.016.

@@ -29,6 +29,7 @@ class LlamaCpp:
 
     extra: str = "llamacpp"
     modules: tuple[str | tuple[str, ...], ...] = (MODULES,)
+    libraries: tuple[str, ...] = ("xllamacpp", "llama-cpp-python")
     engine: Engine | None = None
     text: TextRuntime | None = text
     #: Beside what its GELU costs a model (``validation.unrounded``), without rounding: 2e-9 on the shipped

@@ -36,6 +36,7 @@ class OnnxRuntime:
 
     extra: str = "onnx"
     modules: tuple[str, ...] = ("onnx", "onnxruntime")
+    libraries: tuple[str, ...] = ("onnxruntime", "onnxruntime-genai")
     engine: Engine | None = None
     text: TextRuntime | None = text
     #: Without rounding, everything is float32: 6e-13 to 4e-11 measured, also on a real model of 0.27 B.
@@ -103,7 +104,9 @@ class OnnxRuntime:
         result = run_worker(
             "validation.runtimes.onnxruntime_model", request, progress, what=f"onnxruntime on {artifact.name}"
         )
-        return Runtime("onnxruntime", result["version"], result["settings"])
+        level = result["settings"]["accuracy_level"]
+        way = {"accuracy_level": level} if isinstance(level, int) else AS_IT_IS
+        return Runtime("onnxruntime", result["version"], result["settings"], way)
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """None, since the artifact itself computes without rounding to integers. For an excerpt they are

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unicodedata import is_normalized
@@ -300,8 +301,34 @@ def test_a_target_of_another_distribution_is_written_proven_and_read_by_its_own_
     assert found["runtime"]["plain_memory"] == 1
     tensors = load_file(tmp_path / "out" / found["artifact"])
     assert tensors["model.norm.weight"].dtype == np.float32
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["libraries"]["safetensors"] == version("safetensors")  # its runner's
     verified = qatconvert("verify", tmp_path / "out", "--rebuild", "--reference", packed, environment=outside)
     assert verified.returncode == 0, verified.stderr
+
+
+def test_another_target_is_added_beside_it(qatconvert, outside, demo_checkpoint, tmp_path):
+    for target in ("plain-numbers", "gguf"):
+        words = ("convert", demo_checkpoint, "--target", target, "--no-validate", "-o", tmp_path / "out")
+        done = qatconvert(*words, "-q", environment=outside)
+        assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert list(manifest["targets"]) == ["gguf", "plain-numbers"]
+    assert qatconvert("verify", tmp_path / "out", environment=outside).returncode == 0
+
+
+def test_a_number_that_its_type_does_not_hold_is_refused(
+    qatconvert, outside, checkpoint_factory, tmp_path, error_of
+):
+    model = shutil.copytree(checkpoint_factory("gemma3-text"), tmp_path / "model")
+    content = bytearray((model / "model.safetensors").read_bytes())
+    (length,) = struct.unpack_from("<Q", content)
+    begin = json.loads(content[8 : 8 + length])["model.norm.weight"]["data_offsets"][0]
+    struct.pack_into("<H", content, 8 + length + begin, 0x4974)  # a million in bfloat16
+    (model / "model.safetensors").write_bytes(content)
+    words = ("convert", model, "--target", "plain-numbers", "--plain-type", "float16", "--no-validate")
+    line = error_of(qatconvert(*words, "-o", tmp_path / "out", "-q", environment=outside))
+    assert "plain-numbers: norm.weight: a value is beyond the range of float16" in line
 
 
 def test_a_wrong_number_in_its_artifact_fails_the_proof(qatconvert, outside, demo_checkpoint, tmp_path):

@@ -24,6 +24,7 @@ class Transformers:
 
     extra = "reference"
     modules = ("torch", "transformers")
+    libraries = ("safetensors", "torch", "transformers")
     engine = None
     text = None
     allowances: Mapping[str, float] = {}

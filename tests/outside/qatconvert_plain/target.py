@@ -4,6 +4,7 @@ that transformers has for a text model, and the model's configuration in the fil
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from qatconvert_plain.options import OPTIONS, TYPES
 from targets.options import Option
+from targets.storing import Holdings
 from targets.target import Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
 
 CONFIG = "config"
@@ -53,8 +55,9 @@ class PlainTarget:
         options: Mapping[str, object],
         progress: Progress = no_progress,
     ) -> Plan:
-        """One type for all weights."""
+        """One type for all weights, but for what the rule for storing keeps in float32."""
         chosen = type_of(options)
+        held = holdings(chosen)
         return Plan(
             target=self.name,
             files=(PlannedFile(f"plain/{name}{self.suffix}"),),
@@ -63,9 +66,9 @@ class PlainTarget:
                     weight.name,
                     stored_name(weight.name),
                     weight.shape,
-                    chosen,
-                    weight.size * np.dtype(chosen).itemsize,
-                    np.dtype(chosen) == np.float32,
+                    held.type_of(weight),
+                    weight.rows * held.row_bytes(held.type_of(weight), weight.columns),
+                    held.is_exact(weight, held.type_of(weight)),
                 )
                 for weight in checkpoint.weights.values()
             ),
@@ -131,9 +134,11 @@ class PlainTarget:
             return False
 
     def infer_options(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, object]:
-        """The type of the numbers."""
-        tensors, _ = read(artifact)
-        return {"plain_type": str(next(iter(tensors.values())).dtype)}
+        """The type of most numbers."""
+        counted: Counter[str] = Counter()
+        for values in read(artifact)[0].values():
+            counted[str(values.dtype)] += values.size
+        return {"plain_type": counted.most_common(1)[0][0]}
 
     def differences(
         self, artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Progress = no_progress
@@ -163,15 +168,21 @@ def type_of(options: Mapping[str, object]) -> str:
     return str(given)
 
 
+def holdings(chosen: str) -> Holdings:
+    """What a file holds: numbers alone, of the type that was ``chosen``."""
+    return Holdings("plain-numbers", (), {"F32": "float32", "F16": "float16"}, chosen, chosen)
+
+
 def stored_name(name: str) -> str:
     """A weight's name in transformers' class for text."""
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
 def numbers(weight: Weight, dtype: str) -> NDArray[Any]:
-    """All values of a weight, in its shape."""
-    rows = [weight.floats(start, stop) for start, stop in weight.row_ranges()]
-    return np.concatenate(rows).astype(dtype).reshape(weight.shape)
+    """All values of a weight, in its shape. Raises ``TargetError`` for one that the type does not hold."""
+    values = np.concatenate([weight.floats(start, stop) for start, stop in weight.row_ranges()])
+    holdings(dtype).check_numbers(weight, dtype, values)
+    return values.astype(dtype).reshape(weight.shape)
 
 
 def metadata(checkpoint: Checkpoint) -> dict[str, str]:
