@@ -18,6 +18,8 @@ from converter.errors import UsageError
 
 #: Entry points of declarations.
 _GROUP: Final = "qatconvert.options"
+#: Entry points of targets, each loaded when it is asked for.
+TARGETS: Final = "qatconvert.targets"
 
 #: Options that show in the artifact, so that a plan differs by them.
 PLANNED: Final = ("convert", "inspect")

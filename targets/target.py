@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -16,15 +17,11 @@ from converter.checkpoint.parts import TEXT
 from converter.errors import ExtensionError, UsageError
 from converter.system.extensions import load, registered
 from converter.system.progress import Progress, no_progress
-from targets.options import Option, check_names
+from targets.options import TARGETS, Option, check_names
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
     from converter.checkpoint.tokenizer_pipeline import Step
-
-
-#: Entry points of targets, each loaded when it is asked for.
-_GROUP: Final = "qatconvert.targets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +325,7 @@ def planning(target: Target) -> str:
 
 def known_targets() -> tuple[str, ...]:
     """Names of the registered targets, sorted."""
-    return registered(_GROUP)
+    return registered(TARGETS)
 
 
 def check_known(names: Iterable[str]) -> None:
@@ -336,14 +333,16 @@ def check_known(names: Iterable[str]) -> None:
     known = known_targets()
     for name in names:
         if name not in known:
-            raise UsageError(f"unknown target {name!r}; known: {', '.join(known)}")
+            near = get_close_matches(name, known, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise UsageError(f"unknown target {name!r}{meant}; known: {', '.join(known)}")
 
 
 def find_target(name: str) -> Target:
     """The target registered under ``name``; raises ``UsageError`` that lists the known ones, and
     ``ExtensionError`` for one that cannot be loaded."""
     check_known([name])
-    target: Target = load(_GROUP, name)
+    target: Target = load(TARGETS, name)
     return target
 
 

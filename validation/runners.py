@@ -22,11 +22,10 @@ from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
 from converter.system.extensions import load
 from converter.system.progress import StageProgress
-from targets.options import Option
+from targets.options import TARGETS, Option
 
 #: Entry points of runners, which are imported only when they are needed.
 _GROUP: Final = "qatconvert.runtimes"
-_TARGETS: Final = "qatconvert.targets"
 #: What the reference needs, and the extra that installs it.
 _REFERENCE = ("torch", "transformers", "accelerate")
 #: The provider that every runtime has.
@@ -329,7 +328,7 @@ def runtime_of(target: str, runtime: str | None = None) -> str:
 
 
 def _preferred(target: str, runtimes: Sequence[str]) -> str:
-    homes = {_home(entry) for entry in entry_points(group=_TARGETS, name=target)}
+    homes = {_home(entry) for entry in entry_points(group=TARGETS, name=target)}
     own = [
         name
         for name in runtimes

@@ -11,8 +11,10 @@ import click
 from converter.cli.options import (
     DeclaringCommand,
     OutputPath,
+    TargetOption,
     ValidationOption,
     check_effect,
+    chosen_targets,
     take_declared,
     validation_options,
     validation_settings,
@@ -26,10 +28,12 @@ from converter.cli.telling import telling_options, told
     "-t",
     "--target",
     "targets",
+    cls=TargetOption,
     multiple=True,
+    metavar="NAME",
     default=("gguf",),
     show_default=True,
-    help="Output format; repeat for several.",
+    help="What to write: TARGETS, several as in gguf,onnx, or all. Repeatable.",
 )
 @click.option(
     "-o",
@@ -68,14 +72,14 @@ def command(
     config.json and safetensors.
 
     \b
-    qatconvert gemma4-demo --target gguf --target onnx --target litert
+    qatconvert gemma4-demo --target gguf,onnx,litert
     qatconvert google/gemma-4-E2B-it-qat-q4_0-unquantized@main --target gguf -o e2b
     """
     from converter.cli.console import fail, results
     from converter.pipeline.conversion import Conversion, convert
-    from targets.target import check_known
+    from targets.target import known_targets
 
-    check_known(targets)
+    targets = chosen_targets(targets, known_targets())
     check_effect(targets, validate)
     options, of_runtimes = take_declared(settings, targets)
     conversion = Conversion(

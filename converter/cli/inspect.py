@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import DeclaringCommand, check_effect, take_declared
+from converter.cli.options import DeclaringCommand, TargetOption, check_effect, chosen_targets, take_declared
 from converter.cli.telling import telling_options, told
 
 
@@ -20,8 +20,10 @@ from converter.cli.telling import telling_options, told
     "-t",
     "--target",
     "targets",
+    cls=TargetOption,
     multiple=True,
-    help="Plan only this target; repeat for several. Default: all.",
+    metavar="NAME",
+    help="Plan only for this: TARGETS, several as in gguf,onnx, or all (the default). Repeatable.",
 )
 @click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not only kinds of them.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
@@ -49,9 +51,9 @@ def command(
     from converter.cli.console import results
     from converter.pipeline.inspection import inspect
     from converter.pipeline.opening import open_model
-    from targets.target import check_known, find_target, known_targets
+    from targets.target import find_target, known_targets
 
-    check_known(targets)
+    targets = chosen_targets(targets, ())  # of all, one that cannot hold the model is told as that
     check_effect(targets or known_targets(), validated=False)
     with told(quiet, verbose, log_file) as telling:
         options, _ = take_declared(settings, targets or known_targets())

@@ -16,12 +16,34 @@ from click.core import ParameterSource
 
 from converter.cli.console import warn
 from converter.errors import UsageError
-from targets.options import Offered, Option, declarations, offered
+from converter.system.extensions import registered
+from targets.options import TARGETS, Offered, Option, declarations, offered
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MOST_GB = 1e9
+#: Stands for every target.
+_ALL: Final = "all"
 #: Digits of a number of tokens: more than any model has.
 _MOST_DIGITS = 12
+
+
+class TargetOption(click.Option):
+    """An option that names targets, of which the help lists those that are registered."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """The option with the names in its help."""
+        record = super().get_help_record(ctx)
+        return record and (record[0], record[1].replace("TARGETS", ", ".join(registered(TARGETS)), 1))
+
+
+def chosen_targets(given: Iterable[str], every: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of targets, of which each of ``given`` may have several with commas between them; ``all`` stands
+    for ``every`` one. Raises ``UsageError`` for an unknown name."""
+    from targets.target import check_known
+
+    names = [name.strip() for one in given for name in one.split(",")]
+    check_known(name for name in names if name != _ALL)
+    return every if _ALL in names else tuple(dict.fromkeys(names))
 
 
 class Gate(click.ParamType[tuple[str, float]]):
