@@ -151,13 +151,18 @@ class Plan:
         return sum(tensor.bytes for tensor in self.of_part(TEXT))
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of those tensors of the text model that come from the checkpoint; one that is stored twice
+        counts with both."""
+        return sum(tensor.bytes for tensor in self.of_part(TEXT) if tensor.weight is not None)
+
+    @property
     def bits_per_weight(self) -> float:
-        """Bits per value of the checkpoint, over all tensors of the text model that come from it; one that is
-        stored twice counts with both."""
+        """Bits per value of the checkpoint, over the tensors of ``weight_bytes``."""
         kept = [tensor for tensor in self.of_part(TEXT) if tensor.weight is not None]
         sizes = {tensor.weight: int(np.prod(tensor.shape, dtype=np.int64)) for tensor in kept}
         values = sum(sizes.values())
-        return 8 * sum(tensor.bytes for tensor in kept) / values if values else 0.0
+        return 8 * self.weight_bytes / values if values else 0.0
 
     def as_dict(self) -> dict[str, object]:
         """The plan as the manifest records it."""

@@ -23,10 +23,13 @@ from converter.cli.telling import telling_options, told
     "validate", cls=DeclaringCommand, short_help="Prove an existing ARTIFACT against its checkpoint."
 )
 @click.argument("artifact", type=click.Path(exists=True, path_type=Path))
-@click.option("--reference", "model", required=True, metavar="MODEL", help="The checkpoint it was made from.")
 @click.option(
-    "--target", metavar="TARGET", help="Which target's ARTIFACT is, where several write such files."
+    "--reference",
+    "model",
+    metavar="MODEL",
+    help="The checkpoint it was made from. Default: the one that the manifest of its conversion names.",
 )
+@click.option("--target", metavar="TARGET", help="Which target's ARTIFACT is meant, where there are several.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option(
     "--foreign",
@@ -45,7 +48,7 @@ from converter.cli.telling import telling_options, told
 @telling_options
 def command(
     artifact: Path,
-    model: str,
+    model: str | None,
     target: str | None,
     offline: bool,
     foreign: bool,
@@ -59,19 +62,19 @@ def command(
 ) -> int:
     """Measure ARTIFACT's weights and logits against the checkpoint it was made from.
 
-    ARTIFACT is a file that convert wrote (of a split GGUF, the first), or any other of the same format; or
-    a directory with one of them. Exit status 3 when a gate fails.
+    ARTIFACT is the output directory of a conversion, with all that it holds; a file that convert wrote (of
+    a split GGUF, the first), or any other of the same format; or a directory with one of them. Exit status 3
+    when a gate fails.
 
     \b
-    qatconvert validate out/gguf/gemma4-demo-q4_0.gguf --reference gemma4-demo
-    qatconvert validate out/onnx/model.onnx --reference gemma4-demo
+    qatconvert validate out
+    qatconvert validate model.gguf --reference gemma4-demo
     """
     from converter.cli.console import results
     from converter.cli.tables import print_report
-    from converter.pipeline.validation import validate
-    from targets.target import artifact_of, target_of
+    from converter.pipeline.validation import artifacts_of, validate
 
-    targets = [target_of(artifact_of(artifact, target), target).name]
+    targets = [one.target.name for one in artifacts_of(artifact, target)]
     check_effect(targets)
     _, of_runtimes = take_declared(settings, targets)
     with told(quiet, verbose, log_file, output) as telling:

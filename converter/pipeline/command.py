@@ -7,7 +7,7 @@ goes is left to whoever runs it, and what lays the result out elsewhere is left 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from targets.options import Option, declarations, offered
 
 #: What stands for a file of which the content is known alone.
 _FILE: Final = "FILE"
+#: What stands for a conversion's output directory.
+_OUT: Final = "OUT"
 
 
 def convert_command(request: Conversion, model: Model) -> str:
@@ -29,9 +31,11 @@ def convert_command(request: Conversion, model: Model) -> str:
     return _joined(words)
 
 
-def validate_command(artifact: Path, model: Model, settings: Mapping[str, Any]) -> str:
-    """A command line for a POSIX shell that validates ``artifact`` again."""
-    words = ["qatconvert", "validate", printable(artifact.name), "--reference", _model(model)]
+def validate_command(artifacts: Sequence[Path], model: Model, settings: Mapping[str, Any]) -> str:
+    """A command line for a POSIX shell that validates ``artifacts`` again: one, or all of an output
+    directory, for which ``OUT`` stands."""
+    given = printable(artifacts[0].name) if len(artifacts) == 1 else _OUT
+    words = ["qatconvert", "validate", given, "--reference", _model(model)]
     return _joined([*words, *_validation(settings)])
 
 

@@ -140,7 +140,7 @@ def prove(proving: Proving | None, made: Written) -> Proven:
     entry = {
         "artifact": made.plan.artifacts[0],
         "bytes": made.bytes,
-        "weight_bytes": made.plan.bytes,
+        "weight_bytes": made.plan.weight_bytes,
         "bits_per_weight": round(made.plan.bits_per_weight, 4),
         **needs(made.plan),
         **({"warnings": list(made.warnings)} if made.warnings else {}),

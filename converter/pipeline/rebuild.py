@@ -18,10 +18,11 @@ import numpy as np
 from converter.checkpoint.card import telling_order
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.filenames import MANIFEST, REPORTS
-from converter.names import DEMO, file_name, printable, resolve
+from converter.names import DEMO, file_name, printable
 from converter.pipeline.listing import Listed, Manifest
 from converter.pipeline.manifest import library_versions
 from converter.pipeline.opening import Model, open_model
+from converter.pipeline.origin import named_source
 from converter.pipeline.verification import Finding, Rebuild, Verification
 from converter.system.amounts import amount
 from converter.system.digests import Digests
@@ -140,15 +141,9 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
     origin = manifest.origin
     if reference is not None:
         name, told = reference, printable(reference)
-    elif origin.repo is not None:
-        name = _repository(manifest)
-        told = f"{name}, which the manifest names,"
-    elif origin.path == DEMO:
-        name, told = DEMO, f"{DEMO}, as it ships with this version,"
     else:
-        raise CheckpointError(
-            f"{manifest.path}: names its source only as {origin.text}: say where it is with --reference MODEL"
-        )
+        name = named_source(manifest)
+        told = f"{name}, {'as it ships with this version' if name == DEMO else 'which the manifest names'},"
     model = open_model(name, offline=offline, progress=progress)
     begin(progress, "hashing the source")
     with closing(Digests()) as digests:
@@ -167,22 +162,6 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
             hint = "" if reference is not None else "; --reference MODEL gives another"
             raise CheckpointError(f"{told} is not the source that was converted: {path} {what}{hint}")
     return model
-
-
-def _repository(manifest: Manifest) -> str:
-    """The repository and the commit that the manifest names, as ``open_model`` takes them."""
-    origin = manifest.origin
-    name = f"{origin.repo}@{origin.revision}"
-    try:
-        source = resolve(name)
-    except UsageError as error:
-        raise CheckpointError(f"{manifest.path}: source: {error}") from error
-    if (source.repo, source.revision) != (origin.repo, origin.revision):
-        raise CheckpointError(
-            f"{manifest.path}: source {printable(name)} means something else here: "
-            "give the source with --reference MODEL"
-        )
-    return name
 
 
 def _plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.checkpoint.opened import Checkpoint
+from converter.errors import CheckpointError, UsageError
 from converter.filenames import MANIFEST
 from converter.names import printable
 from converter.pipeline.command import validate_command
+from converter.pipeline.listing import Manifest, read_manifest
 from converter.pipeline.opening import Model, open_model
+from converter.pipeline.origin import named_source
 from converter.pipeline.proving import (
     Proving,
     check_validation,
@@ -27,15 +31,69 @@ from converter.pipeline.running import Outcome, all_passed
 from converter.system import output
 from converter.system.digests import Digests
 from converter.system.progress import Progress, begin, no_progress
-from targets.target import Plan, StoredTensor, Target, artifact_of, target_of
+from converter.system.publication import is_inside
+from targets.target import Plan, StoredTensor, Target, artifact_of, check_known, find_target, target_of
 
 #: In how many directories above an artifact the manifest is looked for.
 _HIGHEST: Final = 4
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An artifact that exists already."""
+
+    target: Target
+    #: Its main file.
+    path: Path
+
+
+def artifacts_of(path: Path, target: str | None = None) -> tuple[Given, ...]:
+    """The artifacts at a path: a file, the one in a directory, or those of every target of a conversion if
+    ``path`` is its output directory. ``target`` chooses among several.
+
+    Raises ``UsageError`` for none or too many, and ``CheckpointError`` for a manifest that is none.
+    """
+    if not os.path.lexists(path / MANIFEST):
+        artifact = artifact_of(path, target)
+        return (Given(target_of(artifact, target), artifact),)
+    listed = read_manifest(path)
+    names = list(listed.targets) if target is None else [target]
+    check_known(names)
+    if absent := [name for name in names if name not in listed.targets]:
+        raise UsageError(f"{path} holds no {absent[0]}, but {' and '.join(listed.targets)}")
+    return tuple(Given(find_target(name), _main_file(listed, find_target(name))) for name in names)
+
+
+def _main_file(listed: Manifest, target: Target) -> Path:
+    """The main (or first) file of a target in the output directory of a conversion."""
+    entry = listed.targets[target.name]
+    beside = {name for part in _section(entry, "parts").values() for name in _names(part)}
+    files = sorted(name for name in _names(entry) if name.endswith(target.suffix) and name not in beside)
+    if not files or not is_inside(listed.path.parent, Path(files[0])):
+        raise CheckpointError(f"{listed.path}: lists no artifact of {target.name}")
+    return listed.path.parent / files[0]
+
+
+def _names(entry: object) -> list[str]:
+    files = entry.get("files") if isinstance(entry, dict) else None
+    return [name for name in files if isinstance(name, str)] if isinstance(files, list) else []
+
+
+def reference_of(path: Path) -> str:
+    """The source that the manifest in ``path`` or in the nearest directory above it names, as a MODEL. Raises
+    ``CheckpointError`` where none does, and ``UsageError`` without a manifest."""
+    for directory in [path, *path.absolute().parents][:_HIGHEST]:
+        if os.path.lexists(directory / MANIFEST):
+            return named_source(read_manifest(directory))
+    raise UsageError(
+        f"{path} does not lie in the output of a conversion, whose manifest would name its source: say which "
+        "checkpoint it was made from with --reference MODEL"
+    )
+
+
 def validate(
     artifact: Path,
-    reference: str,
+    reference: str | None = None,
     *,
     target: str | None = None,
     offline: bool = False,
@@ -45,17 +103,17 @@ def validate(
     progress: Progress = no_progress,
     warn: Callable[[str], None] = print,
 ) -> Outcome:
-    """Prove an existing artifact against the checkpoint called ``reference``.
+    """Prove an existing artifact, or all of the output of a conversion, against the checkpoint called
+    ``reference``. By default it is the one that the manifest of their conversion names.
 
-    ``target`` chooses among several whose artifacts are named alike. Reports go to ``output_directory`` if
-    given. Raises a ``QatconvertError``.
+    ``target`` chooses among several artifacts. Reports go to ``output_directory`` if given. Raises a
+    ``QatconvertError``.
     """
-    from validation.proof import Artifact
     from validation.settings import OFF_LATTICE
 
-    artifact = artifact_of(artifact, target)
-    found = target_of(artifact, target)
-    check_validation([found.name], settings or {})
+    given = artifacts_of(artifact, target)
+    reference = reference_of(artifact) if reference is None else reference
+    check_validation([one.target.name for one in given], settings or {})
     if output_directory is not None:
         output.check_destination(output_directory, force)
     model = open_model(reference, offline=offline, progress=progress)
@@ -64,40 +122,65 @@ def validate(
     with ExitStack() as stack:
         worker = stack.enter_context(reference_process())
         begin(progress, "reading the artifact")
-        stored = found.describe(artifact, model.checkpoint)
+        read = [_read(one, model, progress) for one in given]
         if model.source.note:
             warn(model.source.note)
-        plan, recorded = _converted(found, artifact, model, progress)
         digests = stack.enter_context(closing(Digests()))
         digests.know(model.place.known())
         digests.add(model.checkpoint.files)
-        accepted = {OFF_LATTICE: recorded.accepted, **(settings or {})}
-        prepared = stack.enter_context(prepared_for(model, accepted, [plan], worker, progress))
+        accepted = {OFF_LATTICE: all(one.recorded.accepted for one in read), **(settings or {})}
+        plans = [one.plan for one in read]
+        prepared = stack.enter_context(prepared_for(model, accepted, plans, worker, progress))
         scratch = None
         if output_directory is not None:
-            work = f"validation of {printable(artifact.name)}"
+            work = f"validation of {printable(given[0].path.name)}"
             scratch = stack.enter_context(output.scratch_directory(output_directory, work))
             output.check_destination(output_directory, force)  # another run may have come before this one
         with model.unchanged():
             proving = Proving(prepared, model, digests, progress)
-            proof = measure(proving, Artifact(artifact, plan), scratch)
-        *_, directory = artifact.absolute().parents[: len(Path(plan.artifacts[0]).parts)]
-        entry = {
-            "artifact": printable(artifact.name),
-            "bytes": sum(file.stat().st_size for file in found.files(artifact)),
-            **_held(stored, model.checkpoint),
-            **needs(plan),
-            "options": {"from": recorded.origin, **plan.options},
-            **proof.entry,
-            **parts_entry(plan, directory, proof.entry.get("parts", {})),
-        }
+            entries = {one.given.target.name: _entry(one, proving, scratch) for one in read}
         begin(progress, "writing the report")
-        command = validate_command(artifact, model, settings or {})
-        report = report_of(model, prepared, {found.name: entry}, [plan], command)
+        command = validate_command([one.path for one in given], model, settings or {})
+        report = report_of(model, prepared, entries, plans, command)
         if output_directory is not None and scratch is not None:
             files = model.checkpoint.source.entries(digests)
             publish_reports(report, files, scratch, output_directory, warn)
     return Outcome(output_directory, report, all_passed(report))
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An artifact, and how it is to be."""
+
+    given: Given
+    plan: Plan
+    recorded: _Recorded
+    #: Bytes of its tensors of the text model, and bits for each value.
+    held: Mapping[str, object]
+
+
+def _read(given: Given, model: Model, progress: Progress) -> _Read:
+    stored = given.target.describe(given.path, model.checkpoint)
+    plan, recorded = _converted(given.target, given.path, model, progress)
+    return _Read(given, plan, recorded, _held(stored, model.checkpoint))
+
+
+def _entry(one: _Read, proving: Proving, scratch: Path | None) -> dict[str, object]:
+    """The target's entry of the report."""
+    from validation.proof import Artifact
+
+    artifact, plan = one.given.path, one.plan
+    proof = measure(proving, Artifact(artifact, plan), scratch)
+    *_, directory = artifact.absolute().parents[: len(Path(plan.artifacts[0]).parts)]
+    return {
+        "artifact": printable(artifact.name),
+        "bytes": sum(file.stat().st_size for file in one.given.target.files(artifact)),
+        **one.held,
+        **needs(plan),
+        "options": {"from": one.recorded.origin, **plan.options},
+        **proof.entry,
+        **parts_entry(plan, directory, proof.entry.get("parts", {})),
+    }
 
 
 def _held(stored: Mapping[str, StoredTensor], checkpoint: Checkpoint) -> dict[str, object]:

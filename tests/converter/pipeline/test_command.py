@@ -89,7 +89,7 @@ def test_settings_of_a_validation_stand_where_they_are_no_defaults(demo: Model) 
 
 
 def test_a_validation_names_the_artifact_and_the_reference(demo: Model) -> None:
-    told = validate_command(Path("/home/me/out/gguf/a b.gguf"), demo, {"foreign": True})
+    told = validate_command([Path("/home/me/out/gguf/a b.gguf")], demo, {"foreign": True})
     assert told == "qatconvert validate 'a b.gguf' --reference gemma4-demo --foreign"
 
 
