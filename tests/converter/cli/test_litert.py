@@ -116,9 +116,9 @@ def test_packages_that_writing_needs_are_named_before_any_work(
 def test_what_is_planned_shows_without_the_packages(without, reference):
     done = without(PACKAGES, "inspect", reference, "--target", "litert")
     assert done.returncode == 0, done.stderr
-    assert "FULLY_CONNECTED: " in done.stdout
-    assert "EMBEDDING_LOOKUP: " in done.stdout
-    assert "of memory to write it" in done.stdout
+    assert "FULLY_CONNECTED   " in done.stdout
+    assert "EMBEDDING_LOOKUP  " in done.stdout
+    assert "to write it" in done.stdout
 
 
 def test_the_plan_says_which_tensors_have_negative_scales(qatconvert, checkpoint_factory):
