@@ -256,8 +256,8 @@ def test_a_model_of_which_no_layer_can_be_left_out_is_not_cut(
 @pytest.mark.parametrize(
     ("memory", "status", "told"),
     [
-        (8_000_000, 0, "gate graph_kld passed (run on layers 0-2, 6 and 8 of 9 alone, since "),
-        (3_000_000, 3, "gate graph_kld did not run: the run without rounding needs "),
+        (8_000_000, 0, "  graph_kld passed (run on layers 0-2, 6 and 8 of 9 alone, since "),
+        (3_000_000, 3, "  graph_kld did not run: the run without rounding needs "),
     ],
 )
 def test_the_command_says_it(memory: int, status: int, told: str, demo_output: Path, tmp_path: Path) -> None:

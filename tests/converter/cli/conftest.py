@@ -118,8 +118,9 @@ def without() -> Run:
             f"import sys; sys.modules.update(dict.fromkeys({packages!r}));"
             "from converter.cli import main; main(sys.argv[1:])"
         )
-        return subprocess.run(
-            [sys.executable, "-c", script, *map(str, words)], capture_output=True, text=True, timeout=300
-        )
+        command = [sys.executable, "-c", script, *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done.stderr = without_stages(done.stderr)
+        return done
 
     return run

@@ -79,7 +79,7 @@ def proven(outside, qwen3, tmp_path_factory) -> Proven:
     """The model's conversion to GGUF."""
     work = tmp_path_factory.mktemp("proven")
     program = str(Path(sys.executable).with_name("qatconvert"))
-    words = [program, "convert", qwen3, "--target", "gguf", "-o", work / "out", "--json", "-q"]
+    words = [program, "convert", qwen3, "--target", "gguf", "-o", work / "out", "--json"]
     environment = {**os.environ, **outside, "QATCONVERT_HOME": str(work / "home")}
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
