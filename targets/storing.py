@@ -34,9 +34,6 @@ from targets import float16
 from targets.rounding import largest_code, rounded
 from targets.writing import NO_BLOCKS, Statuses, Written
 
-#: Values that share a scale in every blockwise type that is written: GGML's, those of ``MatMulNBits`` and of
-#: LiteRT's blockwise quantization.
-BLOCK: Final = 32
 #: What a user can do with a matrix on no lattice that float16 does not hold, and that bfloat16 does not.
 _OTHER_TYPE: Final = "try --off-lattice bf16"
 _WIDEST_TYPE: Final = "try --off-lattice f32"

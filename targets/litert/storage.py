@@ -23,13 +23,13 @@ from converter.checkpoint.weight import Weight
 from converter.system.processors import processors
 from converter.system.progress import StageProgress, no_progress
 from targets.off_lattice import read_off_lattice
-from targets.storing import BLOCK, Coded, Holdings
+from targets.storing import Coded, Holdings
 from targets.target import PlannedTensor
 
 #: The type whose blocks have sums beside their scales.
-SUMS: Final = Coded("INT4+sums", 4, BLOCK, sums=True)
+SUMS: Final = Coded("INT4+sums", 4, 32, sums=True)
 #: The types of codes and scales; a look-up takes negative scales in the first too.
-_TYPES: Final = (Coded("INT4", 4, BLOCK, negative=False), SUMS)
+_TYPES: Final = (Coded("INT4", 4, 32, negative=False), SUMS)
 #: The same by name.
 CODED: Final[Mapping[str, Coded]] = {one.name: one for one in _TYPES}
 #: Values of the option ``off_lattice``, as for the other targets. Of the types that LiteRT computes with
