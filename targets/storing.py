@@ -37,8 +37,6 @@ from targets.writing import NO_BLOCKS, Statuses, Written
 #: What a user can do with a matrix on no lattice that float16 does not hold, and that bfloat16 does not.
 _OTHER_TYPE: Final = "try --off-lattice bf16"
 _WIDEST_TYPE: Final = "try --off-lattice f32"
-#: How the name of the router's matrix ends.
-_ROUTER: Final = ".router.proj.weight"
 #: Bytes of a number, by safetensors' dtype.
 NUMBER_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
 #: The largest magnitudes that its numbers have.
@@ -154,7 +152,7 @@ class Holdings:
     def type_of(self, weight: Weight, *, negative: bool = False) -> str:
         """The type of a weight, by the rule; ``negative`` as for ``holding``."""
         if not is_matrix(weight):
-            return self.numbers["F32"] if is_router(weight.name) else self.vectors
+            return self.numbers["F32"] if weight.router else self.vectors
         if held := self.holding(weight, negative=negative):
             return held.name
         rounded = self.find(self.off_lattice)
@@ -293,12 +291,7 @@ class Holdings:
 
 def is_matrix(weight: Weight) -> bool:
     """Whether the rules for matrices hold for a weight; the rest is norms, vectors, scalars, the router."""
-    return len(weight.shape) > 1 and not is_router(weight.name)
-
-
-def is_router(name: str) -> bool:
-    """Whether a canonical name is that of a router's matrix."""
-    return name.endswith(_ROUTER)
+    return len(weight.shape) > 1 and not weight.router
 
 
 def _scales_of(coded: Coded) -> str:

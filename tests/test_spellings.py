@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from converter import filenames
-from converter.checkpoint import special_tokens
+from converter.checkpoint import canonical_names, special_tokens
 from targets.litert import sections
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = {
     filenames: ("converter", "targets", "validation"),
     special_tokens: ("converter", "targets", "validation"),
+    canonical_names: ("converter", "targets", "validation"),
     sections: ("targets", "validation"),
 }
 #: A list of llama.cpp's own, copied as it is.

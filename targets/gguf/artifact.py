@@ -149,7 +149,8 @@ class GgufTarget:
         factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
         advance = counted(stage_of(progress, "writing gguf"), checkpoint.stored_bytes)
-        written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
+        offset_of = checkpoint.architecture.offset_of
+        written = write_data(layout, checkpoint.weights, made, offset_of, advance)
         text = _modelfile_text(checkpoint, plan)
         try:
             if text is not None:

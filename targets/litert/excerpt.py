@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.excerpt import Excerpt
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.litert.schema import OPERATORS, Model, Operator, Subgraph
-from targets.litert.storage import EMBEDDING, HEAD
 from targets.litert.tables import Flatbuffer, Patch, Table
 
 _CACHE: Final = re.compile(r"kv_cache_([kv])_([0-9]+)")

@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.safetensors import Shard
 from converter.checkpoint.weight import Weight
@@ -26,7 +27,7 @@ from targets.litert.bundle import read_sections
 from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
 from targets.litert.sections import MODEL
-from targets.litert.storage import CODED, EMBEDDING, HEAD, LITERT, sums_name
+from targets.litert.storage import CODED, LITERT, sums_name
 from targets.target import StoredTensor
 
 Floats = NDArray[np.float32]
@@ -42,8 +43,6 @@ _MOST_PLACES: Final = 64
 _VECTOR_BYTES: Final = 4 << 20
 #: The type of a factor of 1, which changes nothing, so that the converter leaves the product out.
 LEFT_OUT: Final = "factor 1, left out"
-#: What the names of norms end with.
-_NORM: Final = "norm.weight"
 
 
 def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -53,9 +52,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     ``CheckpointError`` for a damaged file and for a weight that is missing, has another shape, is held in two
     ways or is used in a way that is not read.
     """
-    return describe_models(
-        open_models(artifact), checkpoint.weights, norm_offset=checkpoint.architecture.norm_offset
-    )
+    return describe_models(open_models(artifact), checkpoint.weights, checkpoint.architecture.offset_of)
 
 
 def open_models(artifact: Path) -> list[Model]:
@@ -70,10 +67,12 @@ def open_models(artifact: Path) -> list[Model]:
 
 
 def describe_models(
-    models: Sequence[Model], weights: Mapping[str, Weight], *, norm_offset: float = 0.0
+    models: Sequence[Model],
+    weights: Mapping[str, Weight],
+    offset_of: Callable[[str], float] = lambda name: 0.0,
 ) -> dict[str, StoredTensor]:
-    """See ``describe``; graphs have norms with ``norm_offset`` added."""
-    found = _Tensors(models, norm_offset)
+    """See ``describe``; graphs have ``offset_of(name)`` added to the vector ``name``."""
+    found = _Tensors(models, offset_of)
     stored = {}
     for key, weight in weights.items():
         matrix = found.matrix(key, weight)
@@ -90,7 +89,7 @@ def describe_models(
 def coded_products(model: Model, subgraph: Subgraph) -> Callable[[Tensor], Codes]:
     """A function that gives codes times scales, without sums, of a tensor of ``INT4`` in one function of a
     model. It raises ``CheckpointError`` for codes that are used or scaled in a way that is not read."""
-    found = _Tensors([replace(model, subgraphs=(subgraph,))], 0.0)
+    found = _Tensors([replace(model, subgraphs=(subgraph,))], lambda name: 0.0)
     uses = _uses(subgraph)
     indices = {id(tensor): index for index, tensor in enumerate(subgraph.tensors)}
     return lambda tensor: found.products(model, subgraph, tensor, uses.get(indices[id(tensor)], frozenset()))
@@ -163,8 +162,8 @@ class _Stretch:
 class _Tensors:
     """The named tensors of all models, and their nameless constants."""
 
-    def __init__(self, models: Sequence[Model], norm_offset: float) -> None:
-        self._models, self._norm_offset = models, norm_offset
+    def __init__(self, models: Sequence[Model], offset_of: Callable[[str], float]) -> None:
+        self._models, self._offset_of = models, offset_of
         self.path = models[0].shard.path if models else Path()
         self._found: dict[str, list[tuple[Model, Subgraph, int]]] = {}
         self._vectors: dict[bytes, _Stretch] | None = None
@@ -298,7 +297,7 @@ class _Tensors:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
         if self._vectors is None:
             self._vectors = dict(self._constants())
-        offset = self._norm_offset if name.endswith(_NORM) else 0.0
+        offset = self._offset_of(name)
         floats = weight.floats(0, weight.rows)
         content = np.ascontiguousarray(floats + offset if offset else floats, "<f4").tobytes()
         stretch = self._vectors.get(content)

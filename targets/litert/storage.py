@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 from converter.checkpoint.weight import Weight
 from converter.system.processors import processors
 from converter.system.progress import StageProgress, no_progress
@@ -41,10 +42,8 @@ OFF_LATTICE: Final[Mapping[str, str]] = {
     "q4_0": "FLOAT16",
     "f32": "FLOAT",
 }
-EMBEDDING: Final = "embed_tokens.weight"
-HEAD: Final = "lm_head.weight"
 #: Matrices that are looked up by row.
-EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
+EMBEDDINGS: Final = (EMBEDDING, PER_LAYER_EMBEDDING)
 
 
 def off_lattice_option(options: Mapping[str, object]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from converter.checkpoint.canonical_names import FINAL_NORM
 from converter.checkpoint.excerpt import Excerpt
 from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
@@ -115,7 +116,7 @@ def copy_data(directory: Path, places: Mapping[Stretch, int], output: BinaryIO) 
 def _streams(graph: GraphProto, excerpt: Excerpt) -> dict[str, str]:
     """For what goes into a layer behind ones that are left out: what goes into the first of these."""
     names = [stored_name(f"layers.{layer}.input_layernorm.weight") for layer in range(excerpt.of)]
-    names.append(stored_name("norm.weight"))
+    names.append(stored_name(FINAL_NORM))
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for value in set(node.input):
