@@ -10,7 +10,7 @@ import pytest
 
 from converter import filenames
 from converter.checkpoint import canonical_names, special_tokens
-from targets.litert import sections
+from targets.litert import sections, type_names
 
 ROOT = Path(__file__).parents[1]
 #: Each table, and the folders whose modules take its names from it.
@@ -19,6 +19,7 @@ TABLES = {
     special_tokens: ("converter", "targets", "validation"),
     canonical_names: ("converter", "targets", "validation"),
     sections: ("targets", "validation"),
+    type_names: ("targets/litert",),
 }
 #: A list of llama.cpp's own, copied as it is.
 FOREIGN = {"targets/gguf/ends.py"}

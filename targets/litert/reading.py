@@ -28,6 +28,7 @@ from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
 from targets.litert.sections import MODEL
 from targets.litert.storage import CODED, LITERT, sums_name
+from targets.litert.type_names import FLOAT, FLOAT16, INT4, INT4_SUMS
 from targets.target import StoredTensor
 
 Floats = NDArray[np.float32]
@@ -36,7 +37,7 @@ Floats = NDArray[np.float32]
 _MULTIPLIED: Final = ("FULLY_CONNECTED", 1)
 _CODED_USES: Final = frozenset((_MULTIPLIED, ("EMBEDDING_LOOKUP", 1)))
 _DEQUANTIZED: Final = frozenset((("DEQUANTIZE", 0),))
-_WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
+_WIDTHS: Final = {FLOAT: 4, FLOAT16: 2}
 #: Most functions with one weight.
 _MOST_PLACES: Final = 64
 #: Largest constant among which nameless vectors are sought, in bytes.
@@ -200,15 +201,15 @@ class _Tensors:
         uses = self._uses[id(subgraph)].get(index, frozenset())
         if not uses:
             raise self.error(name, "is used by no operator")
-        if type == "INT4":
+        if type == INT4:
             return self._coded(model, subgraph, tensor, uses, weight)
-        if type is None or tensor.scaled or (type == "FLOAT16" and uses != _DEQUANTIZED):
+        if type is None or tensor.scaled or (type == FLOAT16 and uses != _DEQUANTIZED):
             raise self.error(name, f"has type {tensor.type} or is used in a way that is not read")
         shape = tensor.shape
         size = math.prod(shape) * _WIDTHS[type]
         stretch = self._stretch(model, tensor, size)
         width = shape[-1] if shape else 1
-        values = _Values(stretch, "<f4" if type == "FLOAT" else "<f2", width)
+        values = _Values(stretch, "<f4" if type == FLOAT else "<f2", width)
         return _Matrix(type, size, (stretch.place,), self._as_rows(name, shape, weight, values))
 
     def _coded(
@@ -225,7 +226,7 @@ class _Tensors:
         values = replace(products, sums=sums)
         parts = [values.codes, values.scales] if sums is None else [values.codes, values.scales, sums]
         return _Matrix(
-            "INT4" if sums is None else "INT4+sums",
+            INT4 if sums is None else INT4_SUMS,
             sum(part.buffer.size for part in parts),
             tuple(part.place for part in parts),
             self._as_rows(tensor.name, tensor.shape, weight, values),
@@ -247,7 +248,7 @@ class _Tensors:
             raise self.error(name, f"has scales in tensor {scheme.scales} of {len(subgraph.tensors)}")
         scales = subgraph.tensors[scheme.scales]
         blocks = columns // block
-        if TYPES.get(scales.type) != "FLOAT16" or scales.shape != (rows, blocks):
+        if TYPES.get(scales.type) != FLOAT16 or scales.shape != (rows, blocks):
             raise self.error(name, f"has scales of type {scales.type} and shape {shown(scales.shape)}")
         codes = self._stretch(model, tensor, rows * columns // 2)
         factors = self._stretch(model, scales, rows * blocks * 2)
@@ -261,11 +262,7 @@ class _Tensors:
             tensor = subgraph.tensors[index]
             uses = self._uses[id(subgraph)].get(index, frozenset())
             kept = [size for size in tensor.shape if size > 1] == [size for size in shape if size > 1]
-            if (
-                TYPES.get(tensor.type) != "FLOAT"
-                or not kept
-                or not uses & {("FULLY_CONNECTED", 1), ("MUL", 1)}
-            ):
+            if TYPES.get(tensor.type) != FLOAT or not kept or not uses & {("FULLY_CONNECTED", 1), ("MUL", 1)}:
                 raise self.error(
                     tensor.name, "has another shape or type, or is used in a way that is not read"
                 )
@@ -306,7 +303,7 @@ class _Tensors:
         if stretch is None:
             raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
         values = _Values(stretch, "<f4", weight.columns, offset)
-        return _Matrix("FLOAT", len(content), (stretch.place,), values, offset=offset)
+        return _Matrix(FLOAT, len(content), (stretch.place,), values, offset=offset)
 
     def _constants(self) -> Iterator[tuple[bytes, _Stretch]]:
         """Small float32 constants by their bytes; as many as a graph may have."""
@@ -314,7 +311,7 @@ class _Tensors:
         for model in self._models:
             for tensor in (one for subgraph in model.subgraphs for one in subgraph.tensors):
                 buffer = tensor.buffer
-                if TYPES.get(tensor.type) != "FLOAT" or buffer is None or (model.start, buffer) in seen:
+                if TYPES.get(tensor.type) != FLOAT or buffer is None or (model.start, buffer) in seen:
                     continue
                 if buffer.size > _VECTOR_BYTES or tensor.scaled:
                     continue

@@ -24,10 +24,10 @@ from targets.litert.export.projections import Projection
 from targets.litert.export.skeleton import Skeleton
 from targets.litert.export.workarounds import text_configuration
 from targets.litert.family import litert_family
+from targets.litert.type_names import INT4, INT4_SUMS
 
-#: The type of a matrix that has a product of its own for the blocks of negative scale.
-WITH_SUMS: Final = "INT4+sums"
-_CODED: Final = ("INT4", WITH_SUMS)
+#: Types of codes. A matrix of the second has a product of its own for the blocks of negative scale.
+_CODED: Final = (INT4, INT4_SUMS)
 #: litert-torch's attention, which keeps keys and values as LiteRT-LM wants them.
 ATTENTION: Final = "lrt_transposed_attention"
 _EXPERTS: Final = ".experts"
@@ -103,7 +103,7 @@ class _Places:
     def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:
         """The stand-ins of a weight that is multiplied with, and of its sums if it has any."""
         weight = self.matrix(name)
-        if self._types.get(name) != WITH_SUMS:
+        if self._types.get(name) != INT4_SUMS:
             return weight, None
         rows, columns = weight.shape
         return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // self._block))
