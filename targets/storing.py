@@ -32,6 +32,7 @@ from converter.checkpoint.weight import (
 from converter.errors import TargetError
 from targets import float16
 from targets.rounding import largest_code, rounded
+from targets.target import PlannedTensor
 from targets.writing import NO_BLOCKS, Statuses, Written
 
 #: What a user can do with a matrix on no lattice that float16 does not hold, and that bfloat16 does not.
@@ -236,6 +237,12 @@ class Holdings:
         if dtype in ("F32", weight.stored):
             return True
         return all(_fits(weight.floats(*rows), dtype) for rows in ranges)
+
+    def planned(self, weight: Weight, stored_as: str, name: str) -> PlannedTensor:
+        """The plan's line for a weight that is held in the type ``name`` under the name ``stored_as``.
+        Raises as ``is_exact`` and ``row_parts`` do."""
+        size = weight.rows * self.row_bytes(name, weight.columns)
+        return PlannedTensor(weight.name, stored_as, weight.shape, name, size, self.is_exact(weight, name))
 
     def warnings(self, weights: Iterable[Weight]) -> list[str]:
         """A line about the matrices that are not held as codes of their lattice; none if all are."""

@@ -117,10 +117,10 @@ def planned_tensors(
     for weight in weights.values():
         multiplied = weight.name not in EMBEDDINGS  # an embedding is only looked up
         type_name = held.type_of(weight, negative=multiplied and weight.name in negative)
-        planned.append(_planned(held, weight, weight.name, type_name))
+        planned.append(held.planned(weight, weight.name, type_name))
     if tied_head and (own_head or EMBEDDING in negative):
         weight = weights[EMBEDDING]
-        planned.append(_planned(held, weight, HEAD, held.type_of(weight, negative=EMBEDDING in negative)))
+        planned.append(held.planned(weight, HEAD, held.type_of(weight, negative=EMBEDDING in negative)))
     return tuple(planned)
 
 
@@ -165,10 +165,3 @@ def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
         "cannot hold alone: they are stored as INT4 and a sum for each block, exact at 5.5 bits per weight "
         f"(the first is {sums[0].stored_as})"
     ]
-
-
-def _planned(held: Holdings, weight: Weight, stored_as: str, type_name: str) -> PlannedTensor:
-    size = weight.rows * held.row_bytes(type_name, weight.columns)
-    return PlannedTensor(
-        weight.name, stored_as, weight.shape, type_name, size, held.is_exact(weight, type_name)
-    )
