@@ -55,7 +55,7 @@ def graph(weights: list[Weight]) -> bytes:
 
     def build(function: litert_graph.Function) -> None:
         for weight in weights:
-            function.multiply(weight.name, *weight.shape, 4)
+            function.multiply(weight.name, weight.rows, weight.columns, 4)
 
     content: bytes = litert_graph.graph(build)
     return content

@@ -358,5 +358,5 @@ def _unknown(name: str) -> str:
     hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names)};"
     return (
         f"{printable(name)} is no known model: {hint} "
-        "MODEL is a short name, OWNER/NAME[@REVISION], a directory or a GGUF file"
+        "MODEL is a short name, OWNER/NAME[@REVISION], a directory, a GGUF file or another source"
     )

@@ -32,16 +32,12 @@ from converter.checkpoint.weight import (
 from converter.errors import TargetError
 from targets import float16
 from targets.rounding import largest_code, rounded
+from targets.target import PlannedTensor
 from targets.writing import NO_BLOCKS, Statuses, Written
 
-#: Values that share a scale in every blockwise type that is written: GGML's, those of ``MatMulNBits`` and of
-#: LiteRT's blockwise quantization.
-BLOCK: Final = 32
 #: What a user can do with a matrix on no lattice that float16 does not hold, and that bfloat16 does not.
 _OTHER_TYPE: Final = "try --off-lattice bf16"
 _WIDEST_TYPE: Final = "try --off-lattice f32"
-#: How the name of the router's matrix ends.
-_ROUTER: Final = ".router.proj.weight"
 #: Bytes of a number, by safetensors' dtype.
 NUMBER_BYTES: Final[Mapping[str, int]] = {"F32": 4, "F16": 2, "BF16": 2}
 #: The largest magnitudes that its numbers have.
@@ -157,7 +153,7 @@ class Holdings:
     def type_of(self, weight: Weight, *, negative: bool = False) -> str:
         """The type of a weight, by the rule; ``negative`` as for ``holding``."""
         if not is_matrix(weight):
-            return self.numbers["F32"] if is_router(weight.name) else self.vectors
+            return self.numbers["F32"] if weight.router else self.vectors
         if held := self.holding(weight, negative=negative):
             return held.name
         rounded = self.find(self.off_lattice)
@@ -242,6 +238,12 @@ class Holdings:
             return True
         return all(_fits(weight.floats(*rows), dtype) for rows in ranges)
 
+    def planned(self, weight: Weight, stored_as: str, name: str) -> PlannedTensor:
+        """The plan's line for a weight that is held in the type ``name`` under the name ``stored_as``.
+        Raises as ``is_exact`` and ``row_parts`` do."""
+        size = weight.rows * self.row_bytes(name, weight.columns)
+        return PlannedTensor(weight.name, stored_as, weight.shape, name, size, self.is_exact(weight, name))
+
     def warnings(self, weights: Iterable[Weight]) -> list[str]:
         """A line about the matrices that are not held as codes of their lattice; none if all are."""
         matrices = [weight for weight in weights if is_matrix(weight)]
@@ -296,12 +298,7 @@ class Holdings:
 
 def is_matrix(weight: Weight) -> bool:
     """Whether the rules for matrices hold for a weight; the rest is norms, vectors, scalars, the router."""
-    return len(weight.shape) > 1 and not is_router(weight.name)
-
-
-def is_router(name: str) -> bool:
-    """Whether a canonical name is that of a router's matrix."""
-    return name.endswith(_ROUTER)
+    return len(weight.shape) > 1 and not weight.router
 
 
 def _scales_of(coded: Coded) -> str:

@@ -2,8 +2,8 @@
 
     PYTHONPATH=.:tests python -m digests [--targets gguf onnx litert] [--write FILE | --compare FILE]
 
-What a change of the code's shape must not change. GGUF's are in ``targets/gguf_digests.json`` and are tested;
-those of ONNX and LiteRT depend on the libraries that build the graphs, so they are compared in one
+What a change of the code's shape must not change. GGUF's are in ``targets/gguf/gguf_digests.json`` and are
+tested; those of ONNX and LiteRT depend on the libraries that build the graphs, so they are compared in one
 environment, with the accuracy level and the rows of activations fixed.
 """
 

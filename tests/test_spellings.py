@@ -9,15 +9,17 @@ from types import ModuleType
 import pytest
 
 from converter import filenames
-from converter.checkpoint import special_tokens
-from targets.litert import sections
+from converter.checkpoint import canonical_names, special_tokens
+from targets.litert import sections, type_names
 
 ROOT = Path(__file__).parents[1]
 #: Each table, and the folders whose modules take its names from it.
 TABLES = {
     filenames: ("converter", "targets", "validation"),
     special_tokens: ("converter", "targets", "validation"),
+    canonical_names: ("converter", "targets", "validation"),
     sections: ("targets", "validation"),
+    type_names: ("targets/litert",),
 }
 #: A list of llama.cpp's own, copied as it is.
 FOREIGN = {"targets/gguf/ends.py"}

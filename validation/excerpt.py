@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from converter.checkpoint.architecture import Architecture, read_architecture
+from converter.checkpoint.canonical_names import HEAD
 from converter.checkpoint.excerpt import Excerpt, Rows
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import ValidationError
@@ -51,7 +52,7 @@ def _headed(architecture: Architecture, whole: Architecture) -> Architecture:
     says."""
     if architecture.tied_head == whole.tied_head:
         return architecture
-    heads = {name: shape for name, shape in whole.tensors.items() if name.startswith("lm_head.")}
+    heads = {name: shape for name, shape in whole.tensors.items() if name == HEAD}
     return replace(architecture, tied_head=whole.tied_head, tensors={**architecture.tensors, **heads})
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.weight import Weight
 from converter.errors import ValidationError
@@ -26,8 +27,7 @@ from targets.target import StoredTensor
 from validation.parallel import in_flight
 
 #: Tables in which rows are looked up; the head multiplies with the first too where it is tied to it.
-EMBEDDING = "embed_tokens.weight"
-PER_LAYER = "embed_tokens_per_layer.weight"
+_TABLES = (EMBEDDING, PER_LAYER_EMBEDDING)
 #: Bytes of a shard, unless a single tensor is larger.
 SHARD = 2 << 30
 
@@ -110,7 +110,7 @@ def _ranges(
 ) -> Iterator[tuple[int, int]]:
     """Ranges of a weight's rows that the logits of sequences of ``tokens`` need, ascending."""
     multiplied = checkpoint.architecture.tied_head and weight.name == EMBEDDING
-    if tokens is None or multiplied or weight.name not in (EMBEDDING, PER_LAYER):
+    if tokens is None or multiplied or weight.name not in _TABLES:
         yield from weight.row_ranges()
         return
     # where a table has fewer rows than there are tokens, transformers looks up the first for the rest
@@ -120,7 +120,7 @@ def _ranges(
 
 
 def _text_name(weight: Weight) -> str:
-    return weight.name if weight.name.startswith("lm_head.") else f"model.{weight.name}"
+    return weight.name if weight.name == HEAD else f"model.{weight.name}"
 
 
 def _shards(weights: list[Weight], limit: int) -> list[list[Weight]]:

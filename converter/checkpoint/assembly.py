@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.documents import Files
 from converter.checkpoint.part_weights import part_weights
 from converter.checkpoint.parts import TEXT
@@ -17,8 +18,6 @@ from converter.errors import CheckpointError
 from converter.filenames import INDEX
 from converter.system.untrusted import shown
 
-HEAD: Final = "lm_head.weight"
-EMBEDDING: Final = "embed_tokens.weight"
 _CLIP_BOUNDS: Final = ("input_min", "input_max", "output_min", "output_max")
 #: The module within a clippable linear, which names leave out.
 _INNER: Final = "linear"
@@ -83,7 +82,7 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
     left_out += [_left_out(tensor, TEXT, Head.EQUAL.value) for tensor in equal]
     left_out += [_left_out(tensors[name], TEXT, reason) for name, reason in assigned.unused.items()]
     weights = {
-        name: layout.weight(name, shape, found[name])
+        name: _with_role(layout.weight(name, shape, found[name]), architecture)
         for name, shape in architecture.tensors.items()
         if name in found
     }
@@ -106,6 +105,14 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
         tuple(replace(item, weight=belongs.get(item.name, item.name)) for item in left_out),
         {part: made.weights for part, made in parts.items() if made.weights},
     )
+
+
+def _with_role(weight: Weight, architecture: Architecture) -> Weight:
+    """A weight with what the architecture says of it, which no form knows. Training leaves a router's numbers
+    alone: the choice of experts is too sensitive."""
+    if weight.name not in architecture.routers:
+        return weight
+    return replace(weight, router=True, coded=weight.coded and weight.is_packed)
 
 
 def _by_part(left_out: Iterable[LeftOut]) -> dict[str, list[LeftOut]]:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.architecture import Architecture, Layer
+from converter.errors import CheckpointError
 
 #: Rows of a tensor from ``start`` to ``stop``: an array ``[stop - start, columns]``.
 Rows = Callable[[int, int], NDArray[Any]]
@@ -109,6 +110,11 @@ def find_excerpt(architecture: Architecture) -> Excerpt | None:
         return None
     attention = tuple(layer.attention for layer in layers)
     return Excerpt(tuple(layer.index for layer in kept), len(layers), own, attention)
+
+
+def uncut(problem: str) -> CheckpointError:
+    """The error for an artifact whose graph cannot be cut to an excerpt."""
+    return CheckpointError(f"the graph cannot be cut to some of its layers: {problem}")
 
 
 def _first_own(own: Sequence[Layer], ending: int) -> Sequence[Layer]:

@@ -73,7 +73,7 @@ def _scheme(found: NDArray[np.int64], needs_f32_scale: int, zero: bool) -> str:
 
 
 def survey(weight: Weight, progress: Callable[[int], None] = lambda rows: None) -> Survey:
-    """Read every block of a 4-bit lattice weight, on all cores.
+    """Read every block of a weight on a lattice, on all cores.
 
     ``progress`` gets the number of values read since the last call. Raises ``ValueError`` for a weight
     that is not on a lattice, ``CheckpointError`` if it cannot be read.

@@ -44,9 +44,10 @@ class LatticeRows:
     codes: NDArray[np.int8]
     #: float32 ``[rows, blocks]``, exact in float16 wherever ``status`` is ``EXACT``.
     scales: NDArray[np.float32]
-    #: uint8 ``[rows, blocks]``. ``EXACT``: the scale fits float16 and every value is reproduced bit for bit
-    #: after rounding to bfloat16. ``NEEDS_F32_SCALE``: the same, but only with a float32 scale.
-    #: ``OFF_LATTICE``: codes and scale are the nearest found, not exact.
+    #: uint8 ``[rows, blocks]``. ``EXACT``: the scale fits float16, and every value is reproduced bit for bit.
+    #: ``NEEDS_F32_SCALE``: the same, but only with a float32 scale. ``OFF_LATTICE``: codes and scale are the
+    #: nearest found, not exact. Where the checkpoint stores numbers, a value is the product rounded to
+    #: bfloat16. Where it stores codes and scales, a value is the product itself.
     status: NDArray[np.uint8]
 
 
@@ -85,6 +86,8 @@ class Weight:
     #: Training coded the weight, by the scheme that the checkpoint was trained with. Then it should lie on a
     #: lattice.
     coded: bool = False
+    #: It decides which experts a token reaches.
+    router: bool = False
 
     @property
     def columns(self) -> int:

@@ -13,7 +13,6 @@ import numpy as np
 from converter.checkpoint.generation import end_texts
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
-from converter.checkpoint.weight import Weight
 from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.families import known_families
@@ -107,7 +106,10 @@ class GgufTarget:
         held, limit = holdings(off_lattice), split_limit(options)
         self.check_model(checkpoint, options)
         names = tensor_names(checkpoint.architecture, checkpoint.weights)
-        tensors = [_planned(weight, names[key], held) for key, weight in checkpoint.weights.items()]
+        tensors = [
+            held.planned(weight, names[key], held.type_of(weight))
+            for key, weight in checkpoint.weights.items()
+        ]
         factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         if factors is not None:
             tensors.insert(0, PlannedTensor(None, ROPE_FREQS, factors.shape, "F32", factors.nbytes, True))
@@ -149,7 +151,8 @@ class GgufTarget:
         factors = gguf_family(checkpoint.architecture).rope_factors(checkpoint.architecture)
         made = {} if factors is None else {ROPE_FREQS: factors.view(np.uint8)}
         advance = counted(stage_of(progress, "writing gguf"), checkpoint.stored_bytes)
-        written = write_data(layout, checkpoint.weights, made, checkpoint.architecture.norm_offset, advance)
+        offset_of = checkpoint.architecture.offset_of
+        written = write_data(layout, checkpoint.weights, made, offset_of, advance)
         text = _modelfile_text(checkpoint, plan)
         try:
             if text is not None:
@@ -225,14 +228,6 @@ def split_limit(options: Mapping[str, object]) -> int | None:
     if match is None:
         raise UsageError(f"split size {given!r} is not a number with K, M or G, such as 500M or 2G")
     return int(match[1]) * _UNITS[match[2]]
-
-
-def _planned(weight: Weight, stored_as: str, held: Holdings) -> PlannedTensor:
-    type_name = held.type_of(weight)
-    size = weight.rows * held.row_bytes(type_name, weight.columns)
-    return PlannedTensor(
-        weight.name, stored_as, weight.shape, type_name, size, held.is_exact(weight, type_name)
-    )
 
 
 def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:

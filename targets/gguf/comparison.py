@@ -227,7 +227,7 @@ def _rows(parts: list[_Part], checkpoint: Checkpoint, plan: Plan) -> Iterator[Ro
 
 
 def _weight_rows(checkpoint: Checkpoint, weight: Weight, file: File, tensor: Tensor) -> Iterator[Rows]:
-    type_name, add = tensor.type.name, checkpoint.architecture.norm_offset
+    type_name, add = tensor.type.name, checkpoint.architecture.offset_of(weight.name)
     size = GGML.row_bytes(type_name, weight.columns)
     for start, stop in weight.row_ranges(RANGE):
         yield Rows(

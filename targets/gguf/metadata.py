@@ -11,7 +11,7 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
@@ -46,8 +46,6 @@ class Metadata:
     values: Mapping[str, object]
     #: Number of values in this file's tensors.
     parameters: int
-    #: The type of most weights (``Q4_0``).
-    quantisation: str
 
     @property
     def architecture(self) -> str:
@@ -234,7 +232,7 @@ class _Reader:
         for tensor in placed:
             if tensor.offset + tensor.bytes > self._size:
                 raise self._error(f"the file ends before the end of tensor {tensor.name!r}")
-        metadata = Metadata(values, *_counted(placed))
+        metadata = Metadata(values, sum(math.prod(tensor.shape) for tensor in placed))
         return Contents(version, tuple(kept), metadata, placed, end, begin, self._size)
 
     def _again(self, place: int) -> bytes:
@@ -351,11 +349,3 @@ class _Reader:
 
     def _error(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: not a whole GGUF file: {what}")
-
-
-def _counted(tensors: Iterable[Tensor]) -> tuple[int, str]:
-    """Number of values in all tensors, and the type that holds most of them."""
-    sizes: dict[str, int] = {}
-    for tensor in tensors:
-        sizes[tensor.type.name] = sizes.get(tensor.type.name, 0) + math.prod(tensor.shape)
-    return sum(sizes.values()), max(sizes, key=lambda kind: sizes[kind], default="")

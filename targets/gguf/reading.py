@@ -50,7 +50,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             raise CheckpointError(
                 f"{artifact}: tensor {names[key]} has shape {tensor.shape}, not {weight.shape}"
             )
-        offset = checkpoint.architecture.norm_offset if key.endswith("norm.weight") else 0.0
+        offset = checkpoint.architecture.offset_of(key)
         stored[key] = StoredTensor(
             weight=key,
             stored_as=names[key],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from targets.off_lattice import read_off_lattice
-from targets.storing import BLOCK, Coded, Holdings
+from targets.storing import Coded, Holdings
 
 #: Values of the option ``off_lattice``: the type of matrices that lie on no lattice. ``f32`` is for
 #: comparing llama.cpp's arithmetic with a reference; it stores every such matrix without loss.
@@ -16,8 +16,8 @@ OFF_LATTICE: Final = {"q8_0": "Q8_0", "bf16": "BF16", "f16": "F16", "q4_0": "Q4_
 TYPES: Final = tuple(OFF_LATTICE.values())
 
 #: Types of codes and scales (``ggml/src/ggml-common.h``), the smallest first.
-Q4_0: Final = Coded("Q4_0", 4, BLOCK)
-Q8_0: Final = Coded("Q8_0", 8, BLOCK)
+Q4_0: Final = Coded("Q4_0", 4, 32)
+Q8_0: Final = Coded("Q8_0", 8, 32)
 CODED: Final = (Q4_0, Q8_0)
 
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.errors import UsageError
-from targets.litert.storage import CODED, EMBEDDING, EMBEDDINGS, HEAD
-from targets.storing import is_router
+from targets.litert.storage import CODED, EMBEDDINGS
 from targets.target import PlannedTensor
 
 #: Values of the option: one row for every product, two in the layers and one in the output head, or two.
@@ -28,8 +28,8 @@ _HEAD: Final = HEAD.removesuffix(".weight")
 def projections(architecture: Architecture) -> tuple[str, ...]:
     """Names of the modules of a model that multiply with a matrix (``down_proj``, ``lm_head``), sorted."""
     matrices = (name for name, shape in architecture.tensors.items() if len(shape) > 1)
-    multiplied = {*matrices, HEAD}.difference(EMBEDDINGS)
-    return tuple(sorted({projection(name) for name in multiplied if not is_router(name)}))
+    rounding = {*matrices, HEAD}.difference(EMBEDDINGS, architecture.routers)
+    return tuple(sorted({projection(name) for name in rounding}))
 
 
 def projection(weight: str) -> str:

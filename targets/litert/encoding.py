@@ -12,6 +12,7 @@ from converter.checkpoint.weight import EXACT, LatticeRows, Weight
 from converter.errors import TargetError
 from converter.system.compiled import compiled
 from targets.litert.storage import CODED, LITERT
+from targets.litert.type_names import FLOAT16, INT4_SUMS
 from targets.writing import NO_BLOCKS, Bytes, Statuses
 
 
@@ -82,7 +83,7 @@ def encode(weight: Weight, type_name: str, start: int, stop: int, *, multiplied:
     if type_name not in CODED:
         values = weight.floats(start, stop)
         LITERT.check_numbers(weight, type_name, values)
-        return StoredRows(values.astype("<f2" if type_name == "FLOAT16" else "<f4"), None, None, NO_BLOCKS, 0)
+        return StoredRows(values.astype("<f2" if type_name == FLOAT16 else "<f4"), None, None, NO_BLOCKS, 0)
     rows = LITERT.codes(weight, type_name, start, stop)
     if rows is None:
         raise TargetError(f"litert: {weight.name}: has no codes that {type_name} holds")
@@ -95,7 +96,7 @@ def _coded(name: str, rows: LatticeRows, type_name: str, multiplied: bool) -> St
     codes = rows.codes.reshape(*scales.shape, CODED[type_name].block)
     sums = None
     negative = exact < 0
-    if type_name == "INT4+sums":
+    if type_name == INT4_SUMS:
         # c = -8 becomes 7: unlike -c, -c - 1 always fits
         codes = np.where(negative[:, :, None], ~codes, codes)
         # of the rounded scale, with which the codes are multiplied

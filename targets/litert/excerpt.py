@@ -21,11 +21,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
-from converter.checkpoint.excerpt import Excerpt
-from converter.errors import CheckpointError
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
+from converter.checkpoint.excerpt import Excerpt, uncut
 from converter.system.untrusted import shown
 from targets.litert.schema import OPERATORS, Model, Operator, Subgraph
-from targets.litert.storage import EMBEDDING, HEAD
 from targets.litert.tables import Flatbuffer, Patch, Table
 
 _CACHE: Final = re.compile(r"kv_cache_([kv])_([0-9]+)")
@@ -59,13 +58,13 @@ def cut(model: Model, flatbuffer: Flatbuffer, excerpt: Excerpt) -> tuple[Model, 
     for signature in root.tables(_SIGNATURES):
         index = signature.number(_SUBGRAPH, "<I")
         if index >= len(subgraphs) or index in done:
-            raise _uncut(f"a signature is of function {index} of {len(subgraphs)}, or not the first of it")
+            raise uncut(f"a signature is of function {index} of {len(subgraphs)}, or not the first of it")
         done.add(index)
         function = _Function(subgraphs[index], tables[index], signature, excerpt)
         subgraphs[index] = function.subgraph
         for patch in function.patches:
             if patches.setdefault(patch.place, patch.content) != patch.content:
-                raise _uncut("two lists lie in the same place")
+                raise uncut("two lists lie in the same place")
     return (
         replace(model, subgraphs=tuple(subgraphs)),
         [Patch(place, content) for place, content in patches.items()],
@@ -135,7 +134,7 @@ class _Function:
         places, entries = _tables(signature, field)
         found = {one.text(_NAME): one.number(_TENSOR, "<I") for one in entries}
         if max(found.values(), default=0) >= len(self._whole.tensors):
-            raise _uncut("an input or output is no tensor of its function")
+            raise uncut("an input or output is no tensor of its function")
         gone = {
             name
             for name in found
@@ -158,7 +157,7 @@ class _Function:
         ]
         for layer in sorted(needed.union(before for before, _ in pairs) - found.keys()):
             name = f"layer {layer}" if layer < end else "the head"
-            raise _uncut(f"no norm stands before {name}")
+            raise uncut(f"no norm stands before {name}")
         return {found[late]: found[early] for early, late in pairs}
 
     def _found(self) -> dict[int, int]:
@@ -172,7 +171,7 @@ class _Function:
                 continue
             stream = self._stream(operator.inputs[0])
             if found.setdefault(layer, stream) != stream:
-                raise _uncut(f"matrices of layer {layer} do not read the same norm")
+                raise uncut(f"matrices of layer {layer} do not read the same norm")
         return found
 
     def _behind(self, name: str) -> int | None:
@@ -199,7 +198,7 @@ class _Function:
         else:
             if not left and len(norms) == 1:
                 return norms.pop()
-        raise _uncut(f"no norm makes {shown(self._name(value))}")
+        raise uncut(f"no norm makes {shown(self._name(value))}")
 
     def _read(self, operator: Operator) -> list[int]:
         """What an operator reads but for constants; the list may be long, and is asked for by many."""
@@ -227,7 +226,7 @@ class _Function:
             match = _LAYER.fullmatch(self._name(value))
             if match and int(match[1]) not in self._excerpt.layers:
                 name = shown(self._name(value))
-                raise _uncut(f"layer {match[1]} cannot be left out, {name} is still read")
+                raise uncut(f"layer {match[1]} cannot be left out, {name} is still read")
 
     def _name(self, value: int) -> str:
         return self._whole.tensors[value].name if 0 <= value < len(self._whole.tensors) else ""
@@ -246,7 +245,3 @@ def _needed(operators: Sequence[Operator], outputs: Iterable[int]) -> list[int]:
             needed.update(operators[index].inputs)
             kept.append(index)
     return kept[::-1]
-
-
-def _uncut(problem: str) -> CheckpointError:
-    return CheckpointError(f"the graph cannot be cut to some of its layers: {problem}")

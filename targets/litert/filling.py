@@ -18,11 +18,12 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
 from targets.litert.encoding import encode, side_by_side
 from targets.litert.flatbuffer import Graph
-from targets.litert.storage import EMBEDDING, HEAD, LITERT
+from targets.litert.storage import LITERT
 from targets.writing import RANGE, Encoded, Output, Piece, destination_error, write_pieces
 
 #: Places of buffers, and of the first one, are multiples of these.

@@ -15,6 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from converter.errors import TargetError
 from targets.litert.storage import CODED, sums_name
+from targets.litert.type_names import FLOAT16, INT4_SUMS
 from targets.storing import Coded
 
 #: Operators, and the place of the input, that take blocks of codes.
@@ -75,9 +76,9 @@ class Graph:
             buffer = self._new_buffer()
             for place in places:
                 self._tensor(place).buffer = buffer
-                if type_name == "FLOAT16":
+                if type_name == FLOAT16:
                     self._dequantize(place)
-        if type_name != "INT4+sums" and sums_name(name) in self._arguments:
+        if type_name != INT4_SUMS and sums_name(name) in self._arguments:
             raise TargetError(f"litert: {name}: the graph takes sums of blocks, which {type_name} has not")
         return Filling(shape, _MULTIPLIED in uses)
 

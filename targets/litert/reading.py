@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.safetensors import Shard
 from converter.checkpoint.weight import Weight
@@ -26,7 +27,8 @@ from targets.litert.bundle import read_sections
 from targets.litert.encoding import dequantised, encode
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
 from targets.litert.sections import MODEL
-from targets.litert.storage import CODED, EMBEDDING, HEAD, LITERT, sums_name
+from targets.litert.storage import CODED, LITERT, sums_name
+from targets.litert.type_names import FLOAT, FLOAT16, INT4, INT4_SUMS
 from targets.target import StoredTensor
 
 Floats = NDArray[np.float32]
@@ -35,15 +37,13 @@ Floats = NDArray[np.float32]
 _MULTIPLIED: Final = ("FULLY_CONNECTED", 1)
 _CODED_USES: Final = frozenset((_MULTIPLIED, ("EMBEDDING_LOOKUP", 1)))
 _DEQUANTIZED: Final = frozenset((("DEQUANTIZE", 0),))
-_WIDTHS: Final = {"FLOAT": 4, "FLOAT16": 2}
+_WIDTHS: Final = {FLOAT: 4, FLOAT16: 2}
 #: Most functions with one weight.
 _MOST_PLACES: Final = 64
 #: Largest constant among which nameless vectors are sought, in bytes.
 _VECTOR_BYTES: Final = 4 << 20
 #: The type of a factor of 1, which changes nothing, so that the converter leaves the product out.
 LEFT_OUT: Final = "factor 1, left out"
-#: What the names of norms end with.
-_NORM: Final = "norm.weight"
 
 
 def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
@@ -53,9 +53,7 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     ``CheckpointError`` for a damaged file and for a weight that is missing, has another shape, is held in two
     ways or is used in a way that is not read.
     """
-    return describe_models(
-        open_models(artifact), checkpoint.weights, norm_offset=checkpoint.architecture.norm_offset
-    )
+    return describe_models(open_models(artifact), checkpoint.weights, checkpoint.architecture.offset_of)
 
 
 def open_models(artifact: Path) -> list[Model]:
@@ -70,10 +68,12 @@ def open_models(artifact: Path) -> list[Model]:
 
 
 def describe_models(
-    models: Sequence[Model], weights: Mapping[str, Weight], *, norm_offset: float = 0.0
+    models: Sequence[Model],
+    weights: Mapping[str, Weight],
+    offset_of: Callable[[str], float] = lambda name: 0.0,
 ) -> dict[str, StoredTensor]:
-    """See ``describe``; graphs have norms with ``norm_offset`` added."""
-    found = _Tensors(models, norm_offset)
+    """See ``describe``; graphs have ``offset_of(name)`` added to the vector ``name``."""
+    found = _Tensors(models, offset_of)
     stored = {}
     for key, weight in weights.items():
         matrix = found.matrix(key, weight)
@@ -90,7 +90,7 @@ def describe_models(
 def coded_products(model: Model, subgraph: Subgraph) -> Callable[[Tensor], Codes]:
     """A function that gives codes times scales, without sums, of a tensor of ``INT4`` in one function of a
     model. It raises ``CheckpointError`` for codes that are used or scaled in a way that is not read."""
-    found = _Tensors([replace(model, subgraphs=(subgraph,))], 0.0)
+    found = _Tensors([replace(model, subgraphs=(subgraph,))], lambda name: 0.0)
     uses = _uses(subgraph)
     indices = {id(tensor): index for index, tensor in enumerate(subgraph.tensors)}
     return lambda tensor: found.products(model, subgraph, tensor, uses.get(indices[id(tensor)], frozenset()))
@@ -163,8 +163,8 @@ class _Stretch:
 class _Tensors:
     """The named tensors of all models, and their nameless constants."""
 
-    def __init__(self, models: Sequence[Model], norm_offset: float) -> None:
-        self._models, self._norm_offset = models, norm_offset
+    def __init__(self, models: Sequence[Model], offset_of: Callable[[str], float]) -> None:
+        self._models, self._offset_of = models, offset_of
         self.path = models[0].shard.path if models else Path()
         self._found: dict[str, list[tuple[Model, Subgraph, int]]] = {}
         self._vectors: dict[bytes, _Stretch] | None = None
@@ -201,15 +201,15 @@ class _Tensors:
         uses = self._uses[id(subgraph)].get(index, frozenset())
         if not uses:
             raise self.error(name, "is used by no operator")
-        if type == "INT4":
+        if type == INT4:
             return self._coded(model, subgraph, tensor, uses, weight)
-        if type is None or tensor.scaled or (type == "FLOAT16" and uses != _DEQUANTIZED):
+        if type is None or tensor.scaled or (type == FLOAT16 and uses != _DEQUANTIZED):
             raise self.error(name, f"has type {tensor.type} or is used in a way that is not read")
         shape = tensor.shape
         size = math.prod(shape) * _WIDTHS[type]
         stretch = self._stretch(model, tensor, size)
         width = shape[-1] if shape else 1
-        values = _Values(stretch, "<f4" if type == "FLOAT" else "<f2", width)
+        values = _Values(stretch, "<f4" if type == FLOAT else "<f2", width)
         return _Matrix(type, size, (stretch.place,), self._as_rows(name, shape, weight, values))
 
     def _coded(
@@ -226,7 +226,7 @@ class _Tensors:
         values = replace(products, sums=sums)
         parts = [values.codes, values.scales] if sums is None else [values.codes, values.scales, sums]
         return _Matrix(
-            "INT4" if sums is None else "INT4+sums",
+            INT4 if sums is None else INT4_SUMS,
             sum(part.buffer.size for part in parts),
             tuple(part.place for part in parts),
             self._as_rows(tensor.name, tensor.shape, weight, values),
@@ -248,7 +248,7 @@ class _Tensors:
             raise self.error(name, f"has scales in tensor {scheme.scales} of {len(subgraph.tensors)}")
         scales = subgraph.tensors[scheme.scales]
         blocks = columns // block
-        if TYPES.get(scales.type) != "FLOAT16" or scales.shape != (rows, blocks):
+        if TYPES.get(scales.type) != FLOAT16 or scales.shape != (rows, blocks):
             raise self.error(name, f"has scales of type {scales.type} and shape {shown(scales.shape)}")
         codes = self._stretch(model, tensor, rows * columns // 2)
         factors = self._stretch(model, scales, rows * blocks * 2)
@@ -262,11 +262,7 @@ class _Tensors:
             tensor = subgraph.tensors[index]
             uses = self._uses[id(subgraph)].get(index, frozenset())
             kept = [size for size in tensor.shape if size > 1] == [size for size in shape if size > 1]
-            if (
-                TYPES.get(tensor.type) != "FLOAT"
-                or not kept
-                or not uses & {("FULLY_CONNECTED", 1), ("MUL", 1)}
-            ):
+            if TYPES.get(tensor.type) != FLOAT or not kept or not uses & {("FULLY_CONNECTED", 1), ("MUL", 1)}:
                 raise self.error(
                     tensor.name, "has another shape or type, or is used in a way that is not read"
                 )
@@ -298,7 +294,7 @@ class _Tensors:
             raise CheckpointError(f"{self.path}: tensor {name} is missing")
         if self._vectors is None:
             self._vectors = dict(self._constants())
-        offset = self._norm_offset if name.endswith(_NORM) else 0.0
+        offset = self._offset_of(name)
         floats = weight.floats(0, weight.rows)
         content = np.ascontiguousarray(floats + offset if offset else floats, "<f4").tobytes()
         stretch = self._vectors.get(content)
@@ -307,7 +303,7 @@ class _Tensors:
         if stretch is None:
             raise CheckpointError(f"{self.path}: {name} is missing: no constant has its numbers")
         values = _Values(stretch, "<f4", weight.columns, offset)
-        return _Matrix("FLOAT", len(content), (stretch.place,), values, offset=offset)
+        return _Matrix(FLOAT, len(content), (stretch.place,), values, offset=offset)
 
     def _constants(self) -> Iterator[tuple[bytes, _Stretch]]:
         """Small float32 constants by their bytes; as many as a graph may have."""
@@ -315,7 +311,7 @@ class _Tensors:
         for model in self._models:
             for tensor in (one for subgraph in model.subgraphs for one in subgraph.tensors):
                 buffer = tensor.buffer
-                if TYPES.get(tensor.type) != "FLOAT" or buffer is None or (model.start, buffer) in seen:
+                if TYPES.get(tensor.type) != FLOAT or buffer is None or (model.start, buffer) in seen:
                     continue
                 if buffer.size > _VECTOR_BYTES or tensor.scaled:
                     continue

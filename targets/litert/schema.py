@@ -14,6 +14,7 @@ from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.litert.tables import Flatbuffer, Table
+from targets.litert.type_names import FLOAT, FLOAT16, INT4
 
 #: Most bytes of a file among which its graph may lie; one of 60 layers has 10 MB. Weights come behind.
 GRAPH_BYTES: Final = 64 << 20
@@ -21,7 +22,7 @@ GRAPH_BYTES: Final = 64 << 20
 _MOST_PARTS: Final = 1 << 20
 _MOST_DIMENSIONS: Final = 8
 #: ``TensorType`` of the types in which weights are stored.
-TYPES: Final[Mapping[int, str]] = {0: "FLOAT", 1: "FLOAT16", 17: "INT4"}
+TYPES: Final[Mapping[int, str]] = {0: FLOAT, 1: FLOAT16, 17: INT4}
 #: ``BuiltinOperator`` of the operators that read weights in ways of their own.
 OPERATORS: Final[Mapping[int, str]] = {
     6: "DEQUANTIZE",

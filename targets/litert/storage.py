@@ -19,32 +19,32 @@ from typing import Final
 
 import numpy as np
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 from converter.checkpoint.weight import Weight
 from converter.system.processors import processors
 from converter.system.progress import StageProgress, no_progress
+from targets.litert.type_names import FLOAT, FLOAT16, INT4, INT4_SUMS
 from targets.off_lattice import read_off_lattice
-from targets.storing import BLOCK, Coded, Holdings
+from targets.storing import Coded, Holdings
 from targets.target import PlannedTensor
 
 #: The type whose blocks have sums beside their scales.
-SUMS: Final = Coded("INT4+sums", 4, BLOCK, sums=True)
+SUMS: Final = Coded(INT4_SUMS, 4, 32, sums=True)
 #: The types of codes and scales; a look-up takes negative scales in the first too.
-_TYPES: Final = (Coded("INT4", 4, BLOCK, negative=False), SUMS)
+_TYPES: Final = (Coded(INT4, 4, 32, negative=False), SUMS)
 #: The same by name.
 CODED: Final[Mapping[str, Coded]] = {one.name: one for one in _TYPES}
 #: Values of the option ``off_lattice``, as for the other targets. Of the types that LiteRT computes with
 #: exactly, each stands for the smallest that is no less exact.
 OFF_LATTICE: Final[Mapping[str, str]] = {
-    "q8_0": "FLOAT16",
-    "bf16": "FLOAT",
-    "f16": "FLOAT16",
-    "q4_0": "FLOAT16",
-    "f32": "FLOAT",
+    "q8_0": FLOAT16,
+    "bf16": FLOAT,
+    "f16": FLOAT16,
+    "q4_0": FLOAT16,
+    "f32": FLOAT,
 }
-EMBEDDING: Final = "embed_tokens.weight"
-HEAD: Final = "lm_head.weight"
 #: Matrices that are looked up by row.
-EMBEDDINGS: Final = (EMBEDDING, "embed_tokens_per_layer.weight")
+EMBEDDINGS: Final = (EMBEDDING, PER_LAYER_EMBEDDING)
 
 
 def off_lattice_option(options: Mapping[str, object]) -> str:
@@ -57,9 +57,9 @@ def sums_name(name: str) -> str:
     return f"{name}|sums"
 
 
-def holdings(off_lattice: str = "FLOAT16") -> Holdings:
+def holdings(off_lattice: str = FLOAT16) -> Holdings:
     """What an artifact holds that has matrices on no lattice in the type ``off_lattice``."""
-    return Holdings("litert", _TYPES, {"F32": "FLOAT", "F16": "FLOAT16"}, "FLOAT", off_lattice)
+    return Holdings("litert", _TYPES, {"F32": FLOAT, "F16": FLOAT16}, FLOAT, off_lattice)
 
 
 #: What an artifact holds, whatever was chosen for matrices on no lattice.
@@ -104,7 +104,7 @@ def planned_tensors(
     weights: Mapping[str, Weight],
     negative: frozenset[str],
     tied_head: bool,
-    off_lattice: str = "FLOAT16",
+    off_lattice: str = FLOAT16,
     *,
     own_head: bool = False,
 ) -> tuple[PlannedTensor, ...]:
@@ -117,10 +117,10 @@ def planned_tensors(
     for weight in weights.values():
         multiplied = weight.name not in EMBEDDINGS  # an embedding is only looked up
         type_name = held.type_of(weight, negative=multiplied and weight.name in negative)
-        planned.append(_planned(held, weight, weight.name, type_name))
+        planned.append(held.planned(weight, weight.name, type_name))
     if tied_head and (own_head or EMBEDDING in negative):
         weight = weights[EMBEDDING]
-        planned.append(_planned(held, weight, HEAD, held.type_of(weight, negative=EMBEDDING in negative)))
+        planned.append(held.planned(weight, HEAD, held.type_of(weight, negative=EMBEDDING in negative)))
     return tuple(planned)
 
 
@@ -139,17 +139,17 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
         uses = ["EMBEDDING_LOOKUP" if tensor.stored_as in EMBEDDINGS else "FULLY_CONNECTED"]
         if tensor.stored_as == EMBEDDING and tied_head and not own_head:
             uses.append("FULLY_CONNECTED")
-        if tensor.type == "FLOAT16":
-            add("DEQUANTIZE", "FLOAT16")
+        if tensor.type == FLOAT16:
+            add("DEQUANTIZE", FLOAT16)
         for use in uses:
-            add(use, {"FLOAT16": "FLOAT", "INT4+sums": "INT4"}.get(tensor.type, tensor.type))
-        if tensor.type == "INT4+sums":
+            add(use, {FLOAT16: FLOAT, INT4_SUMS: INT4}.get(tensor.type, tensor.type))
+        if tensor.type == INT4_SUMS:
             # litert-torch makes of a product with one column one by element
             add(
                 "MUL"
                 if tensor.shape[-1] == CODED[tensor.type].block and len(tensor.shape) == 2
                 else "FULLY_CONNECTED",
-                "FLOAT",
+                FLOAT,
             )
     return {operator: dict(sorted(types.items())) for operator, types in sorted(found.items())}
 
@@ -157,7 +157,7 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
 def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
     """A line about matrices that LiteRT's INT4 cannot hold alone; none without them."""
     coded = [tensor for tensor in tensors if tensor.type in CODED]
-    sums = [tensor for tensor in coded if tensor.type == "INT4+sums"]
+    sums = [tensor for tensor in coded if tensor.type == INT4_SUMS]
     if not sums:
         return []
     return [
@@ -165,10 +165,3 @@ def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
         "cannot hold alone: they are stored as INT4 and a sum for each block, exact at 5.5 bits per weight "
         f"(the first is {sums[0].stored_as})"
     ]
-
-
-def _planned(held: Holdings, weight: Weight, stored_as: str, type_name: str) -> PlannedTensor:
-    size = weight.rows * held.row_bytes(type_name, weight.columns)
-    return PlannedTensor(
-        weight.name, stored_as, weight.shape, type_name, size, held.is_exact(weight, type_name)
-    )

@@ -32,6 +32,7 @@ from targets.litert.excerpt import cut
 from targets.litert.reading import Codes, coded_products
 from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor
 from targets.litert.tables import Flatbuffer, Patch, Table
+from targets.litert.type_names import FLOAT, FLOAT16, INT4
 from targets.writing import RANGE, Output, destination_error
 
 _FLOAT: Final = 4
@@ -41,7 +42,7 @@ _CHUNK: Final = 16 << 20
 #: Bytes from which on a weight that nothing reads is left out of an excerpt.
 _LARGE: Final = 1 << 12
 #: Types of weights whose products round nothing; what is computed has the first.
-_NUMBERS: Final = ("FLOAT", "FLOAT16")
+_NUMBERS: Final = (FLOAT, FLOAT16)
 #: ``TensorType`` of integers that are no weights: positions, shapes, flags.
 _INDICES: Final = frozenset((2, 4, 6))
 
@@ -133,7 +134,7 @@ class _Widening:
         for subgraph, table in zip(self._model.subgraphs, root.tables(2), strict=True):
             products = coded_products(self._model, subgraph)
             for tensor, entry in zip(subgraph.tensors, table.tables(0), strict=True):
-                if TYPES.get(tensor.type) == "INT4":
+                if TYPES.get(tensor.type) == INT4:
                     codes = products(tensor)
                     if tensor.buffer in multiplied:
                         self._add(tensor, entry, codes)
@@ -161,9 +162,7 @@ class _Widening:
             yield start, self._model.size
 
     def _pass(self, tensor: Tensor, entry: Table) -> None:
-        known = tensor.type in _INDICES or TYPES.get(tensor.type) in (
-            _NUMBERS if tensor.buffer else ("FLOAT",)
-        )
+        known = tensor.type in _INDICES or TYPES.get(tensor.type) in (_NUMBERS if tensor.buffer else (FLOAT,))
         if tensor.buffer is not None:
             self._others.add(entry.number(2, "<I"))
         if not known or tensor.scaled:

@@ -9,7 +9,6 @@ from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
-from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
 from converter.filenames import CHAT_TEMPLATE
 from converter.system.progress import Progress, counted, no_progress, stage_of
@@ -34,7 +33,6 @@ from targets.target import (
     Difference,
     Plan,
     PlannedFile,
-    PlannedTensor,
     StoredTensor,
     check_installed,
 )
@@ -106,7 +104,11 @@ class OnnxTarget:
         check_family(checkpoint.architecture)
         check_tokenizer(checkpoint)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}
-        tensors = tuple(_planned(weight, storage) for weight in checkpoint.weights.values())
+        held = storage.held
+        tensors = tuple(
+            held.planned(weight, stored_name(weight.name), held.type_of(weight))
+            for weight in checkpoint.weights.values()
+        )
         return Plan(
             target=self.name,
             files=(
@@ -223,15 +225,6 @@ class OnnxTarget:
         level = choice["accuracy_level"]
         assert isinstance(level, int)
         _write(artifact, with_accuracy_level(artifact.read_bytes(), level))
-
-
-def _planned(weight: Weight, storage: Storage) -> PlannedTensor:
-    held = storage.held
-    type_name = held.type_of(weight)
-    size = weight.rows * held.row_bytes(type_name, weight.columns)
-    return PlannedTensor(
-        weight.name, stored_name(weight.name), weight.shape, type_name, size, held.is_exact(weight, type_name)
-    )
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from converter.checkpoint.excerpt import Excerpt
+from converter.checkpoint.canonical_names import FINAL_NORM
+from converter.checkpoint.excerpt import Excerpt, uncut
 from converter.checkpoint.safetensors import Shard
-from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.onnx.storage import stored_name
 
@@ -69,7 +69,7 @@ def cut(model: ModelProto, excerpt: Excerpt) -> None:
     for initializer in graph.initializer:
         for layer in set(range(excerpt.of)) - set(excerpt.layers):
             if initializer.name.startswith(stored_name(f"layers.{layer}.")):
-                raise _uncut(f"layer {layer} cannot be left out, {shown(initializer.name)} is still read")
+                raise uncut(f"layer {layer} cannot be left out, {shown(initializer.name)} is still read")
 
 
 def stretches(model: ModelProto) -> dict[Stretch, int]:
@@ -115,7 +115,7 @@ def copy_data(directory: Path, places: Mapping[Stretch, int], output: BinaryIO) 
 def _streams(graph: GraphProto, excerpt: Excerpt) -> dict[str, str]:
     """For what goes into a layer behind ones that are left out: what goes into the first of these."""
     names = [stored_name(f"layers.{layer}.input_layernorm.weight") for layer in range(excerpt.of)]
-    names.append(stored_name("norm.weight"))
+    names.append(stored_name(FINAL_NORM))
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for value in set(node.input):
@@ -125,7 +125,7 @@ def _streams(graph: GraphProto, excerpt: Excerpt) -> dict[str, str]:
     for before, layer in zip(excerpt.layers, (*excerpt.layers[1:], excerpt.of), strict=True):
         (late, values), (early, others) = norms[layer], norms[before + 1]
         if late != early or len(values) != len(others):
-            raise _uncut(f"what goes into layers {before + 1} and {layer} is not alike")
+            raise uncut(f"what goes into layers {before + 1} and {layer} is not alike")
         found |= dict(zip(values, others, strict=True))
     return found
 
@@ -137,12 +137,12 @@ def _norm(readers: Mapping[str, Sequence[NodeProto]], weight: str) -> tuple[str,
     for _ in range(_STEPS):
         found = readers.get(value, ())
         if len(found) != 1:
-            raise _uncut(f"{len(found)} nodes read {shown(value)}, expected one")
+            raise uncut(f"{len(found)} nodes read {shown(value)}, expected one")
         (node,) = found
         if node.op_type in _NORMS:
             return node.op_type, [other for other in node.input if other != value]
         value = node.output[0] if node.output else ""
-    raise _uncut(f"no norm has {weight}")
+    raise uncut(f"no norm has {weight}")
 
 
 def _sources(excerpt: Excerpt) -> dict[str, str]:
@@ -216,9 +216,5 @@ def _stretch(initializer: TensorProto) -> Stretch:
     except (KeyError, ValueError):
         offset = length = -1
     if Path(location).name != location or location in ("", "..") or offset < 0 or length < 0:
-        raise _uncut(f"the data of {shown(initializer.name)} are not told or not beside the model")
+        raise uncut(f"the data of {shown(initializer.name)} are not told or not beside the model")
     return Stretch(location, offset, length)
-
-
-def _uncut(problem: str) -> CheckpointError:
-    return CheckpointError(f"the graph cannot be cut to some of its layers: {problem}")

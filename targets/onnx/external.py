@@ -9,13 +9,12 @@ from typing import Final
 import onnx_ir as ir
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from targets.onnx.layout import Layout, Place
 from targets.onnx.storage import expert_name, scales_name, stored_name
 
 #: The data file's name as the graph gives it, beside the graph.
 LOCATION: Final = "model.onnx.data"
-_EMBEDDING: Final = "embed_tokens.weight"
-_HEAD: Final = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def all_stretches(architecture: Architecture, layout: Layout) -> dict[str, Stret
     """The stretch of every initializer that has its data in the file, by name."""
     stretches = dict(_stretches(architecture, layout))
     if architecture.tied_head:
-        stretches[stored_name(_HEAD)] = stretches[stored_name(_EMBEDDING)]
+        stretches[stored_name(HEAD)] = stretches[stored_name(EMBEDDING)]
     return stretches
 
 

@@ -23,6 +23,7 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 
 from converter.checkpoint.architecture import Architecture, Layer
 from converter.checkpoint.architecture import Experts as Sizes
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
 from targets.onnx.attention import Attention, NoRotations, Positions
 from targets.onnx.configuration import mobius_values
 from targets.onnx.experts import Experts
@@ -87,7 +88,7 @@ class _Leaves:
 
     def head(self, embedding: Embedding | FloatEmbedding) -> Head:
         tied = self._architecture.tied_head
-        projection = TiedProjection(embedding, self._level) if tied else self.projection("lm_head.weight")
+        projection = TiedProjection(embedding, self._level) if tied else self.projection(HEAD)
         head = Head(projection, self._architecture.final_softcap)
         head._set_name("model.lm_head")
         return head
@@ -146,13 +147,13 @@ def _quiet() -> Iterator[None]:
 
 def _replace_leaves(module: nn.Module, architecture: Architecture, leaves: _Leaves) -> None:
     text = module.model
-    text.embed_tokens = leaves.embedding("embed_tokens.weight", architecture.embedding_scale)
+    text.embed_tokens = leaves.embedding(EMBEDDING, architecture.embedding_scale)
     for name in ("rotary_emb", "rotary_emb_local", "rotary_emb_global"):
         if hasattr(text, name):
             setattr(text, name, NoRotations())
     if architecture.per_layer_input:
         factor = architecture.per_layer_input.size**0.5
-        text.embed_tokens_per_layer = leaves.embedding("embed_tokens_per_layer.weight", factor)
+        text.embed_tokens_per_layer = leaves.embedding(PER_LAYER_EMBEDDING, factor)
         text.per_layer_model_projection = leaves.projection("per_layer_model_projection.weight")
     positions = Positions()
     for layer in architecture.layers:

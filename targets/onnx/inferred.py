@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from converter.checkpoint.canonical_names import FINAL_NORM
 from converter.checkpoint.opened import Checkpoint
 from targets.off_lattice import inferred_off_lattice
 from targets.onnx.accuracy import LEVELS
@@ -20,7 +21,6 @@ from targets.onnx.storage import (
 )
 
 _PRODUCTS: Final = "com.microsoft.MatMulNBits"
-_NORM: Final = "norm.weight"
 _DESCRIPTIVE: Final = ("license", "repo", "revision")
 
 
@@ -29,7 +29,7 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
     ``accuracy_level``, and where they are told ``license``, ``repo`` and ``revision``. Raises
     ``CheckpointError`` for a damaged file."""
     graph = read_graph(artifact)
-    norm = graph.initializers.get(stored_name(_NORM))
+    norm = graph.initializers.get(stored_name(FINAL_NORM))
     half = norm is not None and norm.dtype == "FLOAT16"
     scales = {graph.initializers[name].dtype for name in _scales(checkpoint) if name in graph.initializers}
     found: dict[str, object] = {

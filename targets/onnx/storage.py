@@ -13,7 +13,7 @@ from typing import Final
 
 from converter.errors import UsageError
 from targets.off_lattice import read_off_lattice
-from targets.storing import BLOCK, Coded, Holdings
+from targets.storing import Coded, Holdings
 
 #: Values of the option ``off_lattice``, as for GGUF: how matrices that lie on no lattice are held.
 OFF_LATTICE: Final[Mapping[str, str]] = {
@@ -29,7 +29,7 @@ _LEVELS: Final = range(5)
 _NUMBERS: Final = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
 #: The types of codes and scales, with float16 scales. Rounding loses what GGML's types lose, whatever the
 #: type of scales is.
-_CODED: Final = tuple(Coded(f"INT{bits}", bits, BLOCK, rounded_scale="F16") for bits in (4, 8))
+_CODED: Final = tuple(Coded(f"INT{bits}", bits, 32, rounded_scale="F16") for bits in (4, 8))
 
 
 @dataclass(frozen=True, slots=True)

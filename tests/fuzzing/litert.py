@@ -56,7 +56,7 @@ _WEIGHTS = {
     },
     _NORM: Weight(_NORM, _NORM, (24,), "F32", lambda start, stop: _NUMBERS[None][start:stop]),
 }
-_CHECKPOINT: Any = SimpleNamespace(weights=_WEIGHTS, architecture=SimpleNamespace(norm_offset=0.0))
+_CHECKPOINT: Any = SimpleNamespace(weights=_WEIGHTS, architecture=SimpleNamespace(offset_of=lambda name: 0.0))
 
 
 def _build(function: Any) -> None:

@@ -48,6 +48,7 @@ class PackedForm(Protocol):
 class ArchiveSource(Protocol):
     """A module that makes checkpoints in one file, a ZIP."""
 
+    __name__: str
     KIND: SourceKind
     #: The largest directory of a file that is read, in bytes.
     MOST_DIRECTORY: int

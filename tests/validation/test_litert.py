@@ -127,7 +127,7 @@ def test_externalised_embedders_give_the_same_logits(
         made.append(map_logits(output, len(TOKENS)))
     signatures = set(runtime.settings["signatures"])  # type: ignore[call-overload]
     assert {"decode", "decode_embedder", "decode_per_layer_embedder"} < signatures
-    assert compare(*made, np.full(len(TOKENS), -1)).mean_kld < 1e-9
+    assert compare(made[0], made[1], np.full(len(TOKENS), -1)).mean_kld < 1e-9
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Final
 
 from converter.checkpoint.architecture.layers import GELU_TANH
@@ -19,6 +21,13 @@ LAYER_NORMS: Final = (
     "pre_feedforward_layernorm",
     "post_feedforward_layernorm",
 )
+
+_NORM: Final = re.compile(r".*norm(_\d+)?\.weight")
+
+
+def norms(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the canonical ``names`` that are weights of norms, in order."""
+    return tuple(name for name in names if _NORM.fullmatch(name))
 
 
 def mlp_activation(text: Settings) -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from converter.checkpoint.architecture import gemma, keys
 from converter.checkpoint.architecture.layers import FULL, SLIDING, Architecture, Family, Layer
+from converter.checkpoint.canonical_names import EMBEDDING, FINAL_NORM, HEAD
 from converter.checkpoint.parts import VISION, Part
 from converter.checkpoint.special_tokens import BOS_ID, PAD_ID
 from converter.system.untrusted import Settings, shown
@@ -47,6 +48,7 @@ def read(config: Settings, model_type: str) -> Architecture:
     layers = _layers(text)
     scalar = text.number("query_pre_attn_scalar", 256)
     tied = config.flag("tie_word_embeddings", True)
+    tensors = _tensors(vocabulary, hidden, layers, tied)
     return Architecture(
         family="gemma3",
         model_type=model_type,
@@ -69,7 +71,8 @@ def read(config: Settings, model_type: str) -> Architecture:
         sampling=gemma.SAMPLING,
         final_softcap=text.optional_number("final_logit_softcapping"),
         query_pre_attn_scalar=scalar,
-        tensors=_tensors(vocabulary, hidden, layers, tied),
+        tensors=tensors,
+        norms=gemma.norms(tensors),
         prefixes=keys.PREFIXES,
         parts=_PARTS,
     )
@@ -122,7 +125,7 @@ def _rope(text: Settings, kind: str) -> _Rope:
 
 
 def _tensors(vocabulary: int, hidden: int, layers: tuple[Layer, ...], tied: bool) -> keys.Shapes:
-    shapes: keys.Shapes = {"embed_tokens.weight": (vocabulary, hidden)}
+    shapes: keys.Shapes = {EMBEDDING: (vocabulary, hidden)}
     for layer in layers:
         prefix = f"layers.{layer.index}."
         queries, key_rows = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
@@ -136,9 +139,9 @@ def _tensors(vocabulary: int, hidden: int, layers: tuple[Layer, ...], tied: bool
         }
         shapes |= keys.mlp(prefix, hidden, layer.feed_forward)
         shapes |= keys.norms(prefix, hidden, gemma.LAYER_NORMS)
-    shapes["norm.weight"] = (hidden,)
+    shapes[FINAL_NORM] = (hidden,)
     if not tied:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
+        shapes[HEAD] = (vocabulary, hidden)
     return shapes
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from converter.checkpoint.architecture import gemma, keys
 from converter.checkpoint.architecture.layers import FULL, Architecture, Experts, Family, Layer, PerLayerInput
+from converter.checkpoint.canonical_names import EMBEDDING, FINAL_NORM, HEAD, PER_LAYER_EMBEDDING
 from converter.checkpoint.parts import AUDIO, VISION, Part
 from converter.checkpoint.special_tokens import BOS_ID, PAD_ID
 from converter.system.untrusted import Settings, shown
@@ -74,6 +75,7 @@ def read(config: Settings, model_type: str) -> Architecture:
     experts = None if unified else _experts(text)
     per_layer_input = None if unified else _per_layer_input(text)
     tied = config.flag("tie_word_embeddings", True)
+    tensors = _tensors(vocabulary, hidden, layers, experts, per_layer_input, tied)
     return Architecture(
         family="gemma4",
         model_type=model_type,
@@ -98,7 +100,9 @@ def read(config: Settings, model_type: str) -> Architecture:
         final_softcap=text.optional_number("final_logit_softcapping"),
         experts=experts,
         per_layer_input=per_layer_input,
-        tensors=_tensors(vocabulary, hidden, layers, experts, per_layer_input, tied),
+        tensors=tensors,
+        norms=gemma.norms(tensors),
+        routers=tuple(_router(f"layers.{layer.index}.") for layer in layers) if experts else (),
         unused=_unused(layers),
         prefixes=keys.PREFIXES,
         parts=_PARTS,
@@ -236,10 +240,10 @@ def _tensors(
     per_layer_input: PerLayerInput | None,
     tied: bool,
 ) -> keys.Shapes:
-    shapes: keys.Shapes = {"embed_tokens.weight": (vocabulary, hidden)}
+    shapes: keys.Shapes = {EMBEDDING: (vocabulary, hidden)}
     if per_layer_input:
         columns = len(layers) * per_layer_input.size
-        shapes["embed_tokens_per_layer.weight"] = (per_layer_input.vocabulary, columns)
+        shapes[PER_LAYER_EMBEDDING] = (per_layer_input.vocabulary, columns)
         shapes["per_layer_model_projection.weight"] = (columns, hidden)
         shapes["per_layer_projection_norm.weight"] = (per_layer_input.size,)
     for layer in layers:
@@ -254,9 +258,9 @@ def _tensors(
             shapes[f"{prefix}post_per_layer_input_norm.weight"] = (hidden,)
         if experts:
             shapes |= _mixture(prefix, hidden, experts)
-    shapes["norm.weight"] = (hidden,)
+    shapes[FINAL_NORM] = (hidden,)
     if not tied:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
+        shapes[HEAD] = (vocabulary, hidden)
     return shapes
 
 
@@ -276,10 +280,15 @@ def _attention(prefix: str, hidden: int, layer: Layer) -> keys.Shapes:
     return shapes
 
 
+def _router(prefix: str) -> str:
+    """Name of a layer's router."""
+    return f"{prefix}router.proj.weight"
+
+
 def _mixture(prefix: str, hidden: int, experts: Experts) -> keys.Shapes:
     names = ("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2")
     return {
-        f"{prefix}router.proj.weight": (experts.count, hidden),
+        _router(prefix): (experts.count, hidden),
         f"{prefix}router.scale": (hidden,),
         f"{prefix}router.per_expert_scale": (experts.count,),
         f"{prefix}experts.gate_up_proj": (experts.count, 2 * experts.feed_forward, hidden),

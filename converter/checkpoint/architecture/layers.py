@@ -104,6 +104,12 @@ class Architecture:
     per_layer_input: PerLayerInput | None = None
     #: Shape of every text tensor that the checkpoint must hold, by canonical name, in model order.
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Canonical names of the norms' weights, to which ``norm_offset`` is added. A family without an offset
+    #: may leave them out.
+    norms: tuple[str, ...] = ()
+    #: Canonical names of the routers' matrices, which decide which experts a token reaches. They stay
+    #: float32.
+    routers: tuple[str, ...] = ()
     #: Text tensors that the checkpoint may hold beside them, by canonical name, and why they are not
     #: converted.
     unused: Mapping[str, str] = field(default_factory=dict)
@@ -111,6 +117,10 @@ class Architecture:
     prefixes: tuple[str, ...] = ("",)
     #: What a checkpoint may hold beside the text model.
     parts: tuple[Part, ...] = ()
+
+    def offset_of(self, name: str) -> float:
+        """What the model adds to a weight before it multiplies: ``norm_offset`` to a norm, 0 to others."""
+        return self.norm_offset if name in self.norms else 0.0
 
     @property
     def query_key_norms(self) -> bool:

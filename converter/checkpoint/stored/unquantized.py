@@ -24,8 +24,6 @@ from converter.errors import CheckpointError
 #: Share of the judged blocks that must be on a lattice.
 ON_LATTICE_SHARE: Final = 0.99
 _LATTICE: Final = Lattice(bits=4, block=BLOCK)
-#: Matrices that training leaves alone: the choice of experts is too sensitive.
-_UNCODED: Final = (".router.proj.weight",)
 
 
 def recognises(config: Mapping[str, object]) -> bool:
@@ -55,7 +53,7 @@ def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | Non
         floats=_floats(tensor),
         lattice=_LATTICE if on_lattice else None,
         codes=_codes(tensor) if on_lattice else None,
-        coded=len(tensor.shape) >= 2 and not name.endswith(_UNCODED),
+        coded=len(tensor.shape) >= 2,
     )
 
 

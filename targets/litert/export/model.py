@@ -15,6 +15,7 @@ from litert_torch.generative.export_hf.core import weights_loader
 from litert_torch.generative.export_hf.model_ext import patches
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
 from targets.litert.export.experts import FusedExperts, fused_shape
@@ -23,14 +24,12 @@ from targets.litert.export.projections import Projection
 from targets.litert.export.skeleton import Skeleton
 from targets.litert.export.workarounds import text_configuration
 from targets.litert.family import litert_family
+from targets.litert.type_names import INT4, INT4_SUMS
 
-#: The type of a matrix that has a product of its own for the blocks of negative scale.
-WITH_SUMS: Final = "INT4+sums"
-_CODED: Final = ("INT4", WITH_SUMS)
+#: Types of codes. A matrix of the second has a product of its own for the blocks of negative scale.
+_CODED: Final = (INT4, INT4_SUMS)
 #: litert-torch's attention, which keeps keys and values as LiteRT-LM wants them.
 ATTENTION: Final = "lrt_transposed_attention"
-_EMBEDDING: Final = "embed_tokens.weight"
-_HEAD: Final = "lm_head.weight"
 _EXPERTS: Final = ".experts"
 
 
@@ -88,15 +87,15 @@ class _Places:
         self._tied = architecture.tied_head
         self._shapes = {**architecture.tensors}
         if self._tied:
-            self._shapes[_HEAD] = self._shapes[_EMBEDDING]
+            self._shapes[HEAD] = self._shapes[EMBEDDING]
         self._made: dict[str, torch.nn.Parameter] = {}
         self.used: set[str] = set()
 
     def matrix(self, name: str) -> torch.nn.Parameter:
         """The one stand-in of a weight, that of the embedding for a tied head without a type of its own."""
         self.used.add(name)
-        if name == _HEAD and self._tied and name not in self._types:
-            name = _EMBEDDING
+        if name == HEAD and self._tied and name not in self._types:
+            name = EMBEDDING
         if name not in self._made:
             self._made[name] = self._stand_ins.parameter(name, self._shape(name))
         return self._made[name]
@@ -104,7 +103,7 @@ class _Places:
     def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:
         """The stand-ins of a weight that is multiplied with, and of its sums if it has any."""
         weight = self.matrix(name)
-        if self._types.get(name) != WITH_SUMS:
+        if self._types.get(name) != INT4_SUMS:
             return weight, None
         rows, columns = weight.shape
         return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // self._block))
@@ -112,7 +111,7 @@ class _Places:
     def rounding(self, name: str) -> bool:
         """Whether a product with a matrix rounds its input: one with codes does."""
         own = self._types.get(name)
-        return (self._types.get(_EMBEDDING) if own is None and name == _HEAD else own) in _CODED
+        return (self._types.get(EMBEDDING) if own is None and name == HEAD else own) in _CODED
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._shapes.get(name)

@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.architecture import Architecture, read_architecture
+from converter.checkpoint.canonical_names import HEAD
 from converter.checkpoint.weight import Weight
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
-
-_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +58,8 @@ def read_skeleton(written: Mapping[str, Any]) -> Skeleton:
             own, start = values[start : start + int(np.prod(shape))], start + int(np.prod(shape))
         weights[name] = _weight(name, tuple(shape), own)
     architecture = read_architecture(written["config"])
-    if architecture.tied_head and _HEAD in weights:  # a stored head that differs unties them
-        tensors = {**architecture.tensors, _HEAD: weights[_HEAD].shape}
+    if architecture.tied_head and HEAD in weights:  # a stored head that differs unties them
+        tensors = {**architecture.tensors, HEAD: weights[HEAD].shape}
         architecture = replace(architecture, tied_head=False, tensors=tensors)
     return Skeleton(Path(written["checkpoint"]), architecture, weights)
 

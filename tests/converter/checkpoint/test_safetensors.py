@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from converter.checkpoint.directory import Directory
 from converter.checkpoint.safetensors import HEADER_BYTES, open_shards
@@ -23,7 +24,7 @@ from converter.errors import CheckpointError
 from support.errors import refusal_of
 from support.raw_safetensors import header_of, write_raw, write_shards, write_tensors
 
-TENSORS = {
+TENSORS: dict[str, NDArray[np.generic]] = {
     "a": np.arange(12, dtype=np.float32).reshape(3, 4),
     "b": np.arange(8, dtype=np.uint16).reshape(2, 2, 2),
     "c": np.float16([1.5]),

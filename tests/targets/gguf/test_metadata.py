@@ -117,7 +117,6 @@ def test_metadata_is_read_without_the_vocabulary(checkpoint_factory, convert):
     made = convert(checkpoint_factory("text"), license="apache-2.0")
     found = read_metadata(made.artifact)
     assert (found.architecture, found.name, found.context, found.splits) == ("gemma4", "Model", 4096, 1)
-    assert found.quantisation == "Q4_0"
     assert found.license == "apache-2.0"
     assert found.chat_template
     assert found.parameters == sum(one.size for one in made.checkpoint.weights.values()) + 32

@@ -36,7 +36,7 @@ def test_every_weight_reads_back_bit_for_bit(variant, checkpoint_factory, conver
     assert list(found) == list(made.checkpoint.weights)
     for name, weight in made.checkpoint.weights.items():
         ours = found[name].floats(0, weight.rows)
-        if made.checkpoint.architecture.norm_offset and name.endswith("norm.weight"):
+        if name in made.checkpoint.architecture.norms:
             # llama.cpp wants 1 + weight in float32, which is what the model multiplies with
             np.testing.assert_allclose(ours, weight.floats(0, weight.rows), rtol=0, atol=2.0**-23)
         else:

@@ -39,7 +39,7 @@ NUMBERS = (np.arange(24, dtype=np.float32) - 11) / 16
 MATRIX = Weight(NAME, NAME, SHAPE, "BF16", floats, Lattice(4, 32), codes)
 VECTOR = Weight(NORM, NORM, (24,), "F32", lambda start, stop: NUMBERS[None])
 CHECKPOINT = SimpleNamespace(
-    weights={NAME: MATRIX, NORM: VECTOR}, architecture=SimpleNamespace(norm_offset=0.0)
+    weights={NAME: MATRIX, NORM: VECTOR}, architecture=SimpleNamespace(offset_of=lambda name: 0.0)
 )
 
 
@@ -100,7 +100,7 @@ def test_all_weights_are_read_back(content, tmp_path):
 def test_a_norm_is_read_without_what_the_architecture_adds(content, tmp_path):
     path = put(tmp_path, content)
     less = Weight(NORM, NORM, (24,), "F32", lambda start, stop: NUMBERS[None] - np.float32(1))
-    weights, offset = {NAME: MATRIX, NORM: less}, SimpleNamespace(norm_offset=1.0)
+    weights, offset = {NAME: MATRIX, NORM: less}, SimpleNamespace(offset_of={NAME: 0.0, NORM: 1.0}.get)
     found = describe(path, SimpleNamespace(weights=weights, architecture=offset))
     np.testing.assert_array_equal(found[NORM].floats(0, 1), less.floats(0, 1))
     with pytest.raises(CheckpointError, match=f"{NORM} is missing: no constant has its numbers"):

@@ -1,6 +1,6 @@
 """The chat template of a bundle: what is edited for LiteRT-LM, and what must not be.
 
-What LiteRT-LM makes of edited templates is tested in ``validation/test_litert_chats.py``.
+What LiteRT-LM makes of edited templates is tested in ``validation/runtimes/test_litert_lm.py``.
 """
 
 from __future__ import annotations

@@ -88,13 +88,20 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     return transformers.AutoConfig.for_model(config["model_type"], **rest)
 
 
-def transformers_shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Text tensors of transformers' own model, by canonical name; a tied head is left out."""
+def transformers_model(config: Any) -> Any:
+    """transformers' own model without numbers."""
     multimodal = hasattr(config, "text_config")
     loader = transformers.AutoModelForImageTextToText if multimodal else transformers.AutoModelForCausalLM
     with torch.device("meta"):
         model = loader.from_config(config)
     model.tie_weights()
+    return model
+
+
+def transformers_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Text tensors of transformers' own model, by canonical name; a tied head is left out."""
+    multimodal = hasattr(config, "text_config")
+    model = transformers_model(config)
     tied = model.lm_head.weight is model.get_input_embeddings().weight
     start = "model.language_model." if multimodal else "model."
     shapes = {
@@ -110,6 +117,40 @@ def transformers_shapes(config: Any) -> dict[str, tuple[int, ...]]:
 def test_tensors_are_those_of_transformers(name: str) -> None:
     expected = transformers_shapes(transformers_config(EVERY[name]))
     assert dict(read_architecture(EVERY[name]).tensors) == expected
+
+
+def weights_of(model: Any, kind: str) -> set[str]:
+    """Canonical names of the weights of a text model's modules whose class has ``kind`` in its name."""
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if kind in type(module).__name__ and getattr(module, "weight", None) is not None
+    }
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_norms_are_the_weights_of_transformers_norms(name: str) -> None:
+    config = transformers_config(VARIANTS[name]).get_text_config()
+    architecture = read_architecture(VARIANTS[name])
+    text = transformers_model(config).get_decoder()
+    assert set(architecture.norms) == weights_of(text, "RMSNorm")
+    assert {architecture.offset_of(norm) for norm in architecture.norms} == {architecture.norm_offset}
+    others = architecture.tensors.keys() - set(architecture.norms)
+    assert {architecture.offset_of(other) for other in others} == {0.0}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_routers_are_the_matrices_of_transformers_routers(name: str) -> None:
+    config = transformers_config(VARIANTS[name]).get_text_config()
+    routers = {
+        f"{name}.{inner}.weight"
+        for name, module in transformers_model(config).get_decoder().named_modules()
+        if "Router" in type(module).__name__
+        for inner, child in module.named_modules()
+        if isinstance(child, torch.nn.Linear)
+    }
+    assert set(read_architecture(VARIANTS[name]).routers) == routers
+    assert bool(routers) == (name == "26b-a4b")
 
 
 @pytest.mark.parametrize("name", EVERY)
