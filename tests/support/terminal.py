@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -78,6 +79,8 @@ def _run(
         stderr=subprocess.DEVNULL if results else theirs,
         cwd=cwd,
         env={**variables, **environment},
+        # ignored where the tests are run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         os.close(theirs)
         while True:
