@@ -170,5 +170,11 @@ def negative_warnings(tensors: Iterable[PlannedTensor]) -> list[str]:
 def _planned(held: Holdings, weight: Weight, stored_as: str, type_name: str) -> PlannedTensor:
     size = weight.rows * held.row_bytes(type_name, weight.columns)
     return PlannedTensor(
-        weight.name, stored_as, weight.shape, type_name, size, held.is_exact(weight, type_name)
+        weight.name,
+        stored_as,
+        weight.shape,
+        type_name,
+        size,
+        held.is_exact(weight, type_name),
+        scales=held.kept_scales(weight, type_name),
     )

@@ -230,7 +230,13 @@ def _planned(weight: Weight, storage: Storage) -> PlannedTensor:
     type_name = held.type_of(weight)
     size = weight.rows * held.row_bytes(type_name, weight.columns)
     return PlannedTensor(
-        weight.name, stored_name(weight.name), weight.shape, type_name, size, held.is_exact(weight, type_name)
+        weight.name,
+        stored_name(weight.name),
+        weight.shape,
+        type_name,
+        size,
+        held.is_exact(weight, type_name),
+        scales=held.kept_scales(weight, type_name),
     )
 
 
