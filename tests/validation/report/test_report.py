@@ -122,7 +122,7 @@ def test_inexact_tensors_are_named() -> None:
 
 
 def test_distances_are_told_in_the_precision_that_they_are_counted_in() -> None:
-    named = (Block(4, 1, 19_462_144, "wrong"),)
+    named = (Block(4, 1, 19_462_144, "wrong"), Block(5, 0, 1, "scale not representable"))
     fields: dict[str, Any] = {"wrong": 1, "named": named, "precision": "f32", "nan_values": 5}
     coded = TensorExactness("w", "w", "INT4", 32, 64, 63, 2, 1, 19_462_144, 0.1, **fields)
     norm = TensorExactness("norm", "norm", "F32", None, 8, 7, 0, 0, 2, 0.1, wrong=1)
