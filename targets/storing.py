@@ -165,11 +165,8 @@ class Holdings:
         """The codes of rows with a scale for each block of the type ``name``, ``None`` if it does not hold
         them as they are. Raises ``TargetError`` for a scale that the type would turn into an infinity, and
         ``CheckpointError`` if the weight cannot be read."""
-        held, preferred = self.find(name), self.holding(weight)
-        if held is None or preferred is None or weight.lattice is None or weight.codes is None:
-            return None
-        # a type of more bits than are needed is another tool's, which rounds
-        if held.bits != preferred.bits or not held.holds(weight.lattice, weight.columns):
+        held = self._keeping(weight, name)
+        if held is None or weight.codes is None:
             return None
         rows = weight.codes(start, stop)
         if float16.out_of_range(rows.scales, LARGEST[held.scale]):
@@ -181,6 +178,21 @@ class Holdings:
         return LatticeRows(
             rows.codes, np.repeat(rows.scales, times, axis=1), np.repeat(rows.status, times, axis=1)
         )
+
+    def kept_scales(self, weight: Weight, name: str) -> str | None:
+        """Dtype of the scales of the type ``name``, ``None`` if it does not hold the weight's own codes."""
+        held = self._keeping(weight, name)
+        return held.scale if held else None
+
+    def _keeping(self, weight: Weight, name: str) -> Coded | None:
+        """The type ``name`` if a weight's own codes are written in it, else ``None``."""
+        held, preferred = self.find(name), self.holding(weight)
+        if held is None or preferred is None or weight.lattice is None:
+            return None
+        # a type of more bits than are needed is another tool's, which rounds
+        if held.bits != preferred.bits or not held.holds(weight.lattice, weight.columns):
+            return None
+        return held
 
     def coded_rows(self, weight: Weight, coded: Coded, start: int, stop: int) -> tuple[LatticeRows, Statuses]:
         """Rows in a type of codes and scales, and the status of each of their blocks on a lattice.
@@ -241,8 +253,15 @@ class Holdings:
     def planned(self, weight: Weight, stored_as: str, name: str) -> PlannedTensor:
         """The plan's line for a weight that is held in the type ``name`` under the name ``stored_as``.
         Raises as ``is_exact`` and ``row_parts`` do."""
-        size = weight.rows * self.row_bytes(name, weight.columns)
-        return PlannedTensor(weight.name, stored_as, weight.shape, name, size, self.is_exact(weight, name))
+        return PlannedTensor(
+            weight.name,
+            stored_as,
+            weight.shape,
+            name,
+            weight.rows * self.row_bytes(name, weight.columns),
+            self.is_exact(weight, name),
+            scales=self.kept_scales(weight, name),
+        )
 
     def warnings(self, weights: Iterable[Weight]) -> list[str]:
         """A line about the matrices that are not held as codes of their lattice; none if all are."""

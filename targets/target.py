@@ -42,13 +42,18 @@ class PlannedTensor:
     #: A tensor of another part than the text model comes from a weight of ``Checkpoint.parts``, which has its
     #: name there.
     part: str = TEXT
+    #: Safetensors' dtype of its scales, ``F16`` or ``F32``, where it has the codes of the weight's own
+    #: lattice. ``None`` for numbers and for codes that come of rounding.
+    scales: str | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The tensor as the manifest records it; of the text model's, the part goes without saying."""
+        """The tensor as the manifest records it; of the text model's, the part goes without saying, and the
+        dtype of scales with the type."""
         named = {"type": "format"}  # the manifest's word for it is older
         entry = {named.get(key, key): value for key, value in asdict(self).items()} | {
             "shape": list(self.shape)
         }
+        del entry["scales"]
         if self.part == TEXT:
             del entry["part"]
         return entry

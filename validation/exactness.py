@@ -1,11 +1,15 @@
 """Exactness of an artifact's weights, measured from the written file.
 
-Both sides are compared in the checkpoint's own precision. Where it stores numbers, that is bfloat16, in which
-QAT checkpoints are published: both sides are rounded to it, which changes nothing on the checkpoint's. Where
-it stores codes and scales, a value is their product in float32. A value is exact if both sides are equal, a
-block if all its values are. The distance of two values is counted in ulps: the number of steps from one
-number of that precision to the other. Negative zero and zero are the same number, so the steps on both sides
-of zero join there. NaN is equal to nothing, and ``NAN_ULP`` from everything.
+Both sides are compared in the checkpoint's own precision: bfloat16 (``bf16``), in which QAT checkpoints are
+published, float16 (``f16``) or float32 (``f32``). Both are rounded to it, which changes nothing on the
+checkpoint's. Where it stores codes and scales, a value is their product in float32. A value is exact if both
+sides are equal, a block if all its values are. The distance of two values is counted in ulps: the number of
+steps from one number of that precision to the other. Negative zero and zero are the same number, so the steps
+on both sides of zero join there. NaN is equal to nothing, and ``NAN_ULP`` from everything.
+
+A lattice of numbers is one of bfloat16 products. So its blocks are compared in bfloat16, and in f32 and f16
+checkpoints the blocks off the lattice in the checkpoint's own precision. The ulps of such a matrix are those
+of bfloat16, and one where values differ by less.
 
 A block of a lattice weight is of one of four classes:
 
@@ -28,9 +32,9 @@ target's rule makes of the checkpoint's, bit for bit, and otherwise wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +51,12 @@ from validation.parallel import in_flight
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-#: Distance that stands for NaN: all bfloat16 numbers from the lowest to the highest.
-NAN_ULP = 0xFF00
+#: The precisions in which steps are counted, each with the number that stands for it in compiled code.
+_KINDS: Final[Mapping[str, int]] = {"bf16": 0, "f16": 1, "f32": 2}
+#: Distance that stands for NaN: all steps of a precision from minus infinity to infinity.
+NAN_ULP: Final[Mapping[str, int]] = {"bf16": 2 * 0x7F80, "f16": 2 * 0x7C00, "f32": 2 * 0x7F800000}
+#: The precision of a checkpoint's numbers, by safetensors' dtype.
+_PRECISIONS: Final[Mapping[str, str]] = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 #: How far the products of codes with one scale may be from the values, as float32 rounds both.
 _ROUNDING = 2.0**-22
 #: Half a step of float16, relative, and what is lost in finding it.
@@ -65,7 +73,7 @@ class Block:
     row: int
     #: The block's place in the row.
     index: int
-    #: The largest distance of its values, in ulps.
+    #: The largest distance of its values, in ulps of the tensor's ``precision``.
     ulp: int
     #: Its class.
     kind: str
@@ -85,6 +93,7 @@ class TensorExactness:
     exact_values: int
     blocks: int
     exact_blocks: int
+    #: The largest distance of a value, in ulps of ``precision``.
     max_ulp: int
     #: Root mean square of the differences over that of the checkpoint's values, both of unrounded values.
     rms_error: float
@@ -102,6 +111,10 @@ class TensorExactness:
     equal_codes: int = 0
     #: The largest relative error of the scales of these blocks.
     max_scale_error: float = 0.0
+    #: In whose steps distances are counted: ``bf16``, ``f16`` or ``f32``.
+    precision: str = "bf16"
+    #: Values that are no numbers, in the artifact or in the checkpoint.
+    nan_values: int = 0
 
     @property
     def exact_fraction(self) -> float:
@@ -162,6 +175,14 @@ class WeightExactness:
         return sum(getattr(tensor, name) for tensor in self.lattice)
 
 
+def largest_ulps(tensors: Iterable[TensorExactness]) -> dict[str, int]:
+    """The largest distance by the precision that it is counted in."""
+    found: dict[str, int] = {}
+    for tensor in tensors:
+        found[tensor.precision] = max(found.get(tensor.precision, 0), tensor.max_ulp)
+    return dict(sorted(found.items()))
+
+
 def measure(
     checkpoint: Checkpoint,
     stored: Mapping[str, StoredTensor],
@@ -220,6 +241,7 @@ class _Sum:
     named: tuple[Block, ...] = ()
     equal_codes: int = 0
     scale_error: float = 0.0
+    nan_values: int = 0
 
     def plus(self, other: _Sum) -> _Sum:
         return _Sum(
@@ -235,6 +257,7 @@ class _Sum:
             (*self.named, *other.named)[:NAMED],
             self.equal_codes + other.equal_codes,
             max(self.scale_error, other.scale_error),
+            self.nan_values + other.nan_values,
         )
 
 
@@ -243,17 +266,74 @@ def _compare_rows(weight: Weight, tensor: StoredTensor, start: int, stop: int) -
     ours = np.ascontiguousarray(weight.floats(start, stop), np.float32).reshape(shape)
     theirs = np.ascontiguousarray(tensor.floats(start, stop), np.float32).reshape(shape)
     block = (weight.lattice.block or weight.columns) if weight.lattice else weight.columns
-    wide = weight.is_packed
-    values, blocks, ulp, error, reference = compare_blocks(ours, theirs, block, wide=wide)
+    same = compare_blocks(ours, theirs, block, precision_of(weight))
     if weight.lattice is None:
         right = _right(tensor, theirs, start, stop)
-        wrong = ours.size - (values if right is None else int(np.count_nonzero(right)))
-        return _Sum(values, 0, 0, ulp, error, reference, wrong=wrong)
+        wrong = ours.size - (same.values if right is None else int(np.count_nonzero(right)))
+        return _Sum(same.values, 0, 0, same.ulp, same.error, same.squares, wrong=wrong, nan_values=same.nans)
     count = ours.size // block
-    found = _Sum(values, count, blocks, ulp, error, reference, equal_codes=blocks)
-    if blocks == count:
+    found = _Sum(
+        same.values,
+        count,
+        same.blocks,
+        same.ulp,
+        same.error,
+        same.squares,
+        equal_codes=same.blocks,
+        nan_values=same.nans,
+    )
+    coarser = _own_precision(weight) != precision_of(weight) and not np.array_equal(ours, theirs)
+    if same.blocks == count and not coarser:
         return found
-    return replace(found, **_classes(weight, tensor, ours, theirs, start, stop))
+    assert weight.codes is not None
+    rows = weight.codes(start, stop)
+    if coarser:
+        found = replace(found, **_recounted(weight, rows, ours, theirs))
+    return replace(found, **_classes(weight, tensor, rows, ours, theirs, start, stop))
+
+
+def precision_of(weight: Weight) -> str:
+    """In whose steps the distances of a weight's values are counted."""
+    if weight.lattice is not None and not weight.is_packed:
+        return "bf16"
+    return _own_precision(weight)
+
+
+def _own_precision(weight: Weight) -> str:
+    """That of the checkpoint's numbers, of products of codes and scales float32."""
+    return _PRECISIONS.get(weight.stored, "f32")
+
+
+def _recounted(
+    weight: Weight, rows: LatticeRows, ours: NDArray[np.float32], theirs: NDArray[np.float32]
+) -> dict[str, Any]:
+    """What is exact of rows whose blocks off the lattice have a finer precision than the others."""
+    block = ours.size // rows.status.size
+    off = rows.status.reshape(-1) == OFF_LATTICE
+    a, b = ours.reshape(-1, block), theirs.reshape(-1, block)
+    parts = (
+        compare_blocks(a[~off], b[~off], block, precision_of(weight)),
+        compare_blocks(a[off], b[off], block, _own_precision(weight)),
+    )
+    exact = sum(part.blocks for part in parts)
+    return {
+        "exact_values": sum(part.values for part in parts),
+        "exact_blocks": exact,
+        "equal_codes": exact,
+        "max_ulp": int(_block_ulps(weight, rows, ours, theirs).max(initial=0)),
+    }
+
+
+def _block_ulps(
+    weight: Weight, rows: LatticeRows, ours: NDArray[np.float32], theirs: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """The largest distance in every block, int64 ``[rows, blocks]``, 0 for exact ones alone."""
+    block, precision, own = ours.size // rows.status.size, precision_of(weight), _own_precision(weight)
+    ulps = block_distances(ours, theirs, block, precision).reshape(rows.status.shape)
+    if own == precision:
+        return ulps
+    finer = block_distances(ours, theirs, block, own).reshape(rows.status.shape)
+    return np.where(rows.status == OFF_LATTICE, np.where(finer > 0, np.maximum(ulps, 1), 0), ulps)
 
 
 def _right(
@@ -271,22 +351,20 @@ def _right(
 def _classes(
     weight: Weight,
     tensor: StoredTensor,
+    rows: LatticeRows,
     ours: NDArray[np.float32],
     theirs: NDArray[np.float32],
     start: int,
     stop: int,
 ) -> dict[str, Any]:
-    """Numbers of blocks by class, and the first that are not exact, of rows that are not all exact."""
-    assert weight.codes is not None
-    rows = weight.codes(start, stop)
-    block, wide = ours.size // rows.status.size, weight.is_packed
-    ulps = block_distances(ours, theirs, block, wide=wide).reshape(rows.status.shape)
+    """Numbers of blocks by class, and the first that are not exact, of ``rows`` that are not all exact."""
+    ulps = _block_ulps(weight, rows, ours, theirs)
     errors = scale_errors(rows, theirs)
     right = _right(tensor, theirs, start, stop)
     as_ruled = np.zeros(ulps.size, np.bool_) if right is None else right.reshape(ulps.size, -1).all(axis=1)
     as_ruled = as_ruled.reshape(ulps.shape)
     inexact = ulps > 0
-    near = errors <= _HALF_STEP if wide else ulps <= 1
+    near = errors <= _HALF_STEP if weight.is_packed else ulps <= 1
     narrow = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & near
     off = inexact & as_ruled & (rows.status == OFF_LATTICE)
     wrong = inexact & ~narrow & ~off
@@ -323,33 +401,47 @@ def scale_errors(rows: LatticeRows, stored: NDArray[np.float32]) -> NDArray[np.f
     return found.reshape(rows.scales.shape)
 
 
-def compare_blocks(
-    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int, *, wide: bool = False
-) -> tuple[int, int, int, float, float]:
-    """Compare float32 ``[rows, columns]`` arrays whose columns are whole blocks, as float32 numbers if
-    ``wide``, otherwise as bfloat16 numbers.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two arrays of the same shape, value by value."""
 
-    Returns exact values, exact blocks, the largest distance in ulps, the sum of squared differences and
-    the sum of squares of the reference (both float64).
-    """
+    #: How many values are exact, and how many whole blocks.
+    values: int
+    blocks: int
+    #: The largest distance.
+    ulp: int
+    #: Sum of the squared differences, and of the squares of the reference.
+    error: float
+    squares: float
+    #: Values that are NaN on one side or both.
+    nans: int
+
+
+def compare_blocks(
+    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int, precision: str = "bf16"
+) -> Comparison:
+    """Compare float32 ``[rows, columns]`` arrays whose columns are whole blocks, both rounded to a
+    ``precision`` (``bf16``, ``f16`` or ``f32``). Raises ``ValueError`` for other shapes."""
     if reference.shape != stored.shape or reference.shape[1] % block:
         raise ValueError(f"shapes {reference.shape} and {stored.shape} in blocks of {block}")
     ours, theirs = reference.reshape(-1), stored.reshape(-1)
     error, squares = _squares(ours, theirs)
-    same = bool(np.array_equal(ours, theirs) if wide else _all_exact(ours, theirs))
+    same = bool(_all_exact(ours, theirs) if precision == "bf16" else np.array_equal(ours, theirs))
     if same and np.isfinite(error):  # the rule: two passes without a branch
-        return ours.size, ours.size // block, 0, float(error), float(squares)
-    values, blocks, ulp, error, squares = _compare(ours, theirs, block, wide)
-    return int(values), int(blocks), int(ulp), float(error), float(squares)
+        return Comparison(ours.size, ours.size // block, 0, float(error), float(squares), 0)
+    values, blocks, ulp, error, squares, nans = _compare(
+        ours, theirs, block, _KINDS[precision], NAN_ULP[precision]
+    )
+    return Comparison(int(values), int(blocks), int(ulp), float(error), float(squares), int(nans))
 
 
 def block_distances(
-    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int, *, wide: bool = False
+    reference: NDArray[np.float32], stored: NDArray[np.float32], block: int, precision: str = "bf16"
 ) -> NDArray[np.int64]:
     """The largest distance in ulps in every block, int64 ``[values / block]``, of arrays as in
     ``compare_blocks``."""
     found = np.zeros(reference.size // block, np.int64)
-    _distances(reference.reshape(-1), stored.reshape(-1), block, wide, found)
+    _distances(reference.reshape(-1), stored.reshape(-1), block, _KINDS[precision], NAN_ULP[precision], found)
     return found
 
 
@@ -364,10 +456,25 @@ def _order(bits):  # type: ignore[no-untyped-def]
 
 
 @compiled(inline="always")
-def _distance(a, b, wide):  # type: ignore[no-untyped-def]
-    """Steps between two float32, given by their bits, as float32 or as bfloat16 numbers."""
-    if not wide:
+def _half_order(bits):  # type: ignore[no-untyped-def]
+    """The same among all float16 numbers; what is beyond their range is their infinity."""
+    magnitude = np.int32(bits & np.int32(0x7FFFFFFF))
+    if magnitude < np.int32(0x38800000):  # below 2**-14 all steps are of 2**-24
+        rounded = np.int32(np.rint(np.float32(magnitude.view(np.float32) * np.float32(2.0**24))))
+    else:
+        even = np.int32((magnitude >> np.int32(13)) & np.int32(1))
+        rebiased = np.int32(magnitude - np.int32(0x38000000))
+        rounded = min(np.int32((rebiased + np.int32(0xFFF) + even) >> np.int32(13)), np.int32(0x7C00))
+    return np.int32(-rounded) if bits < 0 else np.int32(rounded)
+
+
+@compiled(inline="always")
+def _distance(a, b, kind):  # type: ignore[no-untyped-def]
+    """Steps between two float32, given by their bits, rounded to a precision of ``_KINDS``."""
+    if kind == 0:
         return np.int64(abs(np.int32(_order(a) - _order(b))))
+    if kind == 1:
+        return np.int64(abs(np.int32(_half_order(a) - _half_order(b))))
     first = np.int64(a & np.int32(0x7FFFFFFF))
     second = np.int64(b & np.int32(0x7FFFFFFF))
     return abs((-first if a < 0 else first) - (-second if b < 0 else second))
@@ -420,18 +527,19 @@ def _squares(reference, stored):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _compare(reference, stored, block, wide):  # type: ignore[no-untyped-def]
+def _compare(reference, stored, block, kind, nan_ulp):  # type: ignore[no-untyped-def]
     a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
-    values = blocks = 0
+    values = blocks = nans = 0
     ulp = np.int64(0)
     error = squares = 0.0
     for start in range(0, reference.size, block):
         exact = 0
         for i in range(start, start + block):
             a, b = np.float64(reference[i]), np.float64(stored[i])
-            distance = _distance(a_bits[i], b_bits[i], wide)
+            distance = _distance(a_bits[i], b_bits[i], kind)
             if not (a == a and b == b):
-                distance = np.int64(NAN_ULP)
+                distance = np.int64(nan_ulp)
+                nans += 1
             exact += distance == 0
             ulp = max(ulp, distance)
             if a != b:
@@ -439,16 +547,16 @@ def _compare(reference, stored, block, wide):  # type: ignore[no-untyped-def]
             squares += a * a
         values += exact
         blocks += exact == block
-    return values, blocks, ulp, error, squares
+    return values, blocks, ulp, error, squares, nans
 
 
 @compiled()
-def _distances(reference, stored, block, wide, found):  # type: ignore[no-untyped-def]
+def _distances(reference, stored, block, kind, nan_ulp, found):  # type: ignore[no-untyped-def]
     a_bits, b_bits = reference.view(np.int32), stored.view(np.int32)
     for i in range(reference.size):
-        distance = _distance(a_bits[i], b_bits[i], wide)
+        distance = _distance(a_bits[i], b_bits[i], kind)
         if reference[i] != reference[i] or stored[i] != stored[i]:
-            distance = np.int64(NAN_ULP)
+            distance = np.int64(nan_ulp)
         found[i // block] = max(found[i // block], distance)
 
 
@@ -472,4 +580,6 @@ def _finish(weight: Weight, tensor: StoredTensor, found: _Sum) -> TensorExactnes
         coded=weight.coded,
         equal_codes=found.equal_codes,
         max_scale_error=found.scale_error,
+        precision=precision_of(weight),
+        nan_values=found.nan_values,
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.errors import UsageError
 from targets.target import Difference
-from validation.exactness import NAN_ULP, WeightExactness
+from validation.exactness import TensorExactness, WeightExactness, largest_ulps
 from validation.limits import (
     AT_LEAST,
     DECODE,
@@ -250,14 +250,21 @@ def _inexactness(weights: WeightExactness) -> str:
     """What is to be said of the blocks that are not exact, nothing if all are."""
     told = []
     if wrong := weights.count("wrong"):
-        ulp = max(tensor.max_ulp for tensor in weights.lattice if tensor.wrong)
-        error = "values that are no numbers" if ulp >= NAN_ULP else f"largest error {ulp} bf16 ulp"
-        told.append(f"{_blocks(wrong)} not exact; {error}")
+        told.append(f"{_blocks(wrong)} not exact; {_largest([one for one in weights.lattice if one.wrong])}")
     if narrow := weights.count("not_representable"):
         told.append(f"{_blocks(narrow)} not counted, whose scale the artifact's type cannot hold")
     if off := weights.count("off_lattice"):
         told.append(f"{_blocks(off)} not counted, which lie on no lattice in the checkpoint")
     return "; ".join(told)
+
+
+def _largest(wrong: Sequence[TensorExactness]) -> str:
+    """The largest errors of tensors with wrong blocks, one of each precision; of values that are no numbers,
+    their count."""
+    if count := sum(tensor.nan_values for tensor in wrong):
+        return "1 value is no number" if count == 1 else f"{count:,} values are no numbers"
+    largest = largest_ulps(wrong)
+    return f"largest error {', '.join(f'{ulp} {precision} ulp' for precision, ulp in largest.items())}"
 
 
 def _blocks(count: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from converter.checkpoint.stored.modules import NUMBERS
 from converter.cli.layout import command, facts, figures, line
 from converter.names import one_line
 from converter.system.amounts import amount
@@ -124,10 +125,11 @@ def print_inspection(found: Mapping[str, Any], every_tensor: bool = False) -> No
     line()
     facts(_architecture(found))
     names = [name for name, target in found["targets"].items() if "error" not in target]
+    near = _near(found["weights"])
     for name, target in found["targets"].items():
         line()
         line(f"{name}, planned", "bold")
-        facts((f"  {label}", one_line(text)) for label, text in _planned(name, target))
+        facts((f"  {label}", one_line(text)) for label, text in _planned(name, target, near))
     line()
     types = {name: _types(found["targets"][name]["tensors"]) for name in names}
     groups = _every(found["weights"]) if every_tensor else _kinds(found["weights"])
@@ -157,15 +159,23 @@ def _architecture(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
 
 
-def _planned(name: str, target: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a target would make of the model, or why it cannot."""
+def _near(weights: Iterable[Mapping[str, Any]]) -> str:
+    """How far blocks are off whose scale becomes the nearest float16: those of numbers, those of codes that
+    the checkpoint stores with their scales."""
+    numbers = {weight["dtype"] in NUMBERS for weight in weights if weight["lattice"]}
+    told = {True: "at most one bf16 step away", False: "scales at most half a float16 step away"}
+    return ", or ".join(text for kind, text in told.items() if kind in numbers)
+
+
+def _planned(name: str, target: Mapping[str, Any], near: str) -> Iterator[tuple[str, str]]:
+    """What a target would make of the model, or why it cannot. ``near`` is what is said of rounded scales."""
     if "error" in target:
         yield "not possible", target["error"].removeprefix(f"{name}: ")
         return
     yield "weights", f"{amount(target['bytes'])}, {bits(target['bits_per_weight'])} bits per weight"
     for beside, held in target.get("parts", {}).items():
         yield beside, f"{amount(held['bytes'])} in {', '.join(held['files'])}"
-    if told := _inexact(target["blocks"], target["scales"]):
+    if told := _inexact(target["blocks"], target["scales"], near):
         yield "not exact", told
     for operator, types in target.get("operators", {}).items():
         yield operator, ", ".join(f"{count} {type_name}" for type_name, count in types.items())
@@ -178,10 +188,11 @@ def _planned(name: str, target: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "warning", warning.removeprefix(f"{name}: ")
 
 
-def _inexact(blocks: Mapping[str, int], scales: str) -> str:
+def _inexact(blocks: Mapping[str, int], scales: str, near: str) -> str:
     """How many blocks will not be exact, and why; empty where all will."""
     told = {
-        "scale_not_representable": f"have a scale that {scales} cannot hold: at most one bf16 step away",
+        "scale_not_representable": f"have a scale that {scales} cannot hold: {near}",
+        "codes_not_held": "have codes that no type holds, and become other numbers",
         "off_lattice": "lie on no lattice and are rounded to the nearest",
     }
     return "; ".join(f"{blocks[name]:,} blocks {why}" for name, why in told.items() if blocks[name])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.parts import TEXT
 from converter.checkpoint.scheme import Survey, survey
 from converter.checkpoint.weight import Weight
 from converter.errors import ExtensionError, TargetError
 from converter.pipeline.opening import Model
 from converter.system.progress import Progress, begin, counted, no_progress, stage_of
-from targets.target import Plan, check_options, find_target, known_targets, planning
+from targets.target import Plan, PlannedTensor, check_options, find_target, known_targets, planning
 
 
 def inspect(
@@ -126,14 +128,28 @@ def _totals(weights: Mapping[str, Weight], surveys: Mapping[str, Survey]) -> dic
 
 
 def _classes(plan: Plan, surveys: Mapping[str, Survey]) -> dict[str, int]:
-    """Blocks by the class that they will be of in the artifact: those that need a float32 scale are exact
-    where the target stores one."""
-    narrow = sum(found.needs_f32_scale for found in surveys.values())
-    wide = plan.scales == "float32"
+    """Blocks of the lattice by the class that they will be of in the artifact. A weight that is stored twice
+    counts once, as its first tensor stores it."""
+    total = Counter({"exact": 0, "scale_not_representable": 0, "codes_not_held": 0, "off_lattice": 0})
+    tensors = {tensor.weight: tensor for tensor in reversed(plan.of_part(TEXT))}
+    for name, found in surveys.items():
+        if name in tensors:
+            total.update(_classes_of(tensors[name], found))
+    return dict(total)
+
+
+def _classes_of(tensor: PlannedTensor, found: Survey) -> dict[str, int]:
+    """The classes of one weight's blocks. Of codes, those that need a float32 scale are exact where there is
+    one. Numbers are exact or not by what the plan says of them."""
+    if tensor.scales is None:
+        if tensor.exact:
+            return {"exact": found.blocks}
+        return {"codes_not_held": found.blocks - found.off_lattice, "off_lattice": found.off_lattice}
+    wide = tensor.scales == "F32"
     return {
-        "exact": sum(found.exact for found in surveys.values()) + (narrow if wide else 0),
-        "scale_not_representable": 0 if wide else narrow,
-        "off_lattice": sum(found.off_lattice for found in surveys.values()),
+        "exact": found.exact + (found.needs_f32_scale if wide else 0),
+        "scale_not_representable": 0 if wide else found.needs_f32_scale,
+        "off_lattice": found.off_lattice,
     }
 
 

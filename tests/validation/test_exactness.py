@@ -19,11 +19,12 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from converter.checkpoint.lattice import bf16_bits
+from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
-from converter.checkpoint.weight import Weight
+from converter.checkpoint.stored.unquantized import recovered
+from converter.checkpoint.weight import LatticeRows, Weight
 from converter.errors import ValidationError
-from targets.target import StoredTensor
+from targets.target import StoredTensor, find_target
 from validation.exactness import NAN_ULP, TensorExactness, compare_blocks, measure
 
 Bits = NDArray[np.uint32]
@@ -55,46 +56,81 @@ def test_distances_are_counted_in_bfloat16_steps(
 ) -> None:
     reference, stored = case
     distance = np.abs(places(reference) - places(stored))
-    values, blocks, ulp, error, squares = compare_blocks(reference, stored, 4)
-    assert values == (distance == 0).sum()
-    assert blocks == (distance.reshape(-1, 4) == 0).all(1).sum()
-    assert ulp == distance.max()
+    found = compare_blocks(reference, stored, 4)
+    assert found.values == (distance == 0).sum()
+    assert found.blocks == (distance.reshape(-1, 4) == 0).all(1).sum()
+    assert found.ulp == distance.max()
     wide_p, wide_q = reference.astype(np.float64), stored.astype(np.float64)
-    assert error == pytest.approx(((wide_p - wide_q) ** 2).sum(), rel=1e-9)
-    assert squares == pytest.approx((wide_p**2).sum(), rel=1e-9)
+    assert found.error == pytest.approx(((wide_p - wide_q) ** 2).sum(), rel=1e-9)
+    assert found.squares == pytest.approx((wide_p**2).sum(), rel=1e-9)
+
+
+#: Values of float16's normal and subnormal range, and beyond it on both sides.
+halves = st.floats(-(2.0**17), 2.0**17, width=32) | st.floats(-(2.0**-13), 2.0**-13, width=32)
+
+
+def half_places(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Place of each value, rounded to float16, among all float16 numbers, by another route."""
+    with np.errstate(over="ignore"):
+        bits = values.astype(np.float16).view(np.uint16).astype(np.int64)
+    return np.where(bits & 0x8000, -(bits & 0x7FFF), bits)
+
+
+@settings(deadline=None)  # the first call compiles
+@given(arrays(np.float32, (2, 8), elements=halves), arrays(np.float32, (2, 8), elements=halves))
+def test_distances_of_f16_are_counted_in_float16_steps(
+    reference: NDArray[np.float32], stored: NDArray[np.float32]
+) -> None:
+    distance = np.abs(half_places(reference) - half_places(stored))
+    found = compare_blocks(reference, stored, 4, "f16")
+    assert (found.values, found.ulp) == ((distance == 0).sum(), distance.max())
+    assert found.blocks == (distance.reshape(-1, 4) == 0).all(1).sum()
+
+
+@pytest.mark.parametrize(("precision", "step"), [("bf16", 2.0**-7), ("f16", 2.0**-10), ("f32", 2.0**-23)])
+def test_a_step_is_the_precisions_own(precision: str, step: float) -> None:
+    one = np.ones((1, 2), np.float32)
+    found = compare_blocks(one, one + np.array([[0, 3 * step]], np.float32), 2, precision)
+    assert (found.values, found.blocks, found.ulp) == (1, 0, 3)
 
 
 def test_negative_zero_equals_zero() -> None:
     zeros = np.zeros((1, 32), np.float32)
-    assert compare_blocks(zeros, -zeros, 32)[:3] == (32, 1, 0)
+    found = compare_blocks(zeros, -zeros, 32)
+    assert (found.values, found.blocks, found.ulp) == (32, 1, 0)
 
 
 def test_steps_join_at_zero() -> None:
     tiny = np.array([[1]], np.uint16).astype(np.uint32) << 16  # the smallest positive bfloat16
     positive = tiny.view(np.float32)
-    assert compare_blocks(positive, -positive, 1)[2] == 2
+    assert compare_blocks(positive, -positive, 1).ulp == 2
 
 
 def test_a_value_within_half_an_ulp_is_exact() -> None:
     one = np.ones((1, 2), np.float32)
     # bfloat16 has 8 significant bits: steps of 2**-7 above 1 and of 2**-8 below; ties go to the even 1.0
-    assert compare_blocks(one, np.array([[1 + 2.0**-8, 1 - 2.0**-9]], np.float32), 2)[:3] == (2, 1, 0)
-    assert compare_blocks(one, np.array([[1 + 2.0**-8 + 2.0**-20, 1]], np.float32), 2)[:3] == (1, 0, 1)
+    found = compare_blocks(one, np.array([[1 + 2.0**-8, 1 - 2.0**-9]], np.float32), 2)
+    assert (found.values, found.blocks, found.ulp) == (2, 1, 0)
+    found = compare_blocks(one, np.array([[1 + 2.0**-8 + 2.0**-20, 1]], np.float32), 2)
+    assert (found.values, found.blocks, found.ulp) == (1, 0, 1)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize("sides", ["reference", "stored", "both"])
-def test_nan_is_never_exact(sides: str) -> None:
+def test_nan_is_never_exact_and_is_counted(sides: str, precision: str) -> None:
     reference, stored = np.ones((1, 4), np.float32), np.ones((1, 4), np.float32)
     if sides != "stored":
         reference[0, 1] = np.nan
     if sides != "reference":
         stored[0, 1] = np.nan
-    assert compare_blocks(reference, stored, 2)[:3] == (3, 1, NAN_ULP)
+    found = compare_blocks(reference, stored, 2, precision)
+    assert (found.values, found.blocks, found.ulp, found.nans) == (3, 1, NAN_ULP[precision], 1)
 
 
 def test_equal_infinities_are_exact() -> None:
     infinite = np.full((1, 4), np.inf, np.float32)
-    assert compare_blocks(infinite, infinite, 4)[:4] == (4, 1, 0, 0.0)
+    found = compare_blocks(infinite, infinite, 4)
+    assert (found.values, found.blocks, found.ulp, found.error, found.nans) == (4, 1, 0, 0.0, 0)
 
 
 def test_every_block_of_a_written_gguf_is_exact(e2b: Any) -> None:
@@ -246,6 +282,92 @@ def test_a_value_of_a_norm_is_compared_bit_for_bit(checkpoint_factory: Callable[
     assert measured(checkpoint, name, lambda rows: rows).wrong == 0
     found = measured(checkpoint, name, nudged)
     assert (found.wrong, found.max_ulp) == (1, 0)  # far less than a step of bfloat16
+
+
+NORM = "layers.0.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("F32", "f32"), ("F16", "f16"), ("BF16", "bf16")])
+def test_a_weight_on_no_lattice_is_compared_in_the_checkpoints_dtype(
+    dtype: str, precision: str, checkpoint_factory: Callable[..., Path]
+) -> None:
+    checkpoint = open_checkpoint(checkpoint_factory("text", "latent"))
+    norm = checkpoint.weights[NORM]
+    values = np.random.default_rng(0).normal(size=(1, norm.size)).astype(np.float16).astype(np.float32)
+    if dtype == "BF16":
+        values = bf16_floats(bf16_bits(values))
+    weight = replace(norm, stored=dtype, floats=lambda start, stop: values[start:stop])
+    checkpoint = replace(checkpoint, weights={NORM: weight})
+
+    def narrowed(rows: Rows) -> Rows:
+        return bf16_floats(bf16_bits(rows))
+
+    kept = measured(checkpoint, NORM, lambda rows: rows)
+    assert (kept.precision, kept.exact_values, kept.max_ulp) == (precision, norm.size, 0)
+    narrow = measured(checkpoint, NORM, narrowed)
+    equal = int(np.count_nonzero(narrowed(values) == values))
+    assert narrow.exact_values == equal
+    assert (narrow.max_ulp > 0) == (equal < norm.size) == (dtype != "BF16")
+
+
+@pytest.mark.parametrize("off_lattice", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_the_proof_calls_exact_what_the_plan_calls_exact(
+    dtype: str,
+    off_lattice: str,
+    checkpoint_factory: Callable[..., Path],
+    write_gguf: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint_factory("text", "latent", stored=dtype), source)
+    (file,) = source.glob("*.safetensors")
+    tensors = load_file(file)
+    finer = {name: tensor * 1.0009765625 for name, tensor in tensors.items()}  # more digits than bfloat16 has
+    save_file(finer, file, {"format": "pt"})
+    artifact = write_gguf(source, tmp_path, off_lattice=off_lattice)
+    found = {one.weight: one for one in measure(artifact.checkpoint, artifact.stored()).tensors}
+    plan = find_target("gguf").plan(artifact.checkpoint, "model", {"off_lattice": off_lattice})
+    planned = {one.weight: one.exact for one in plan.tensors if one.weight}
+    assert {name: one.exact_values == one.values for name, one in found.items()} == planned
+    assert {found[name].type for name, exact in planned.items() if exact} >= {"F32"}
+    assert all(one.wrong == 0 for one in found.values())
+    inexact = {"bf16"} if dtype == "F16" else {"bf16", "f16"}
+    assert all(planned.values()) == (off_lattice not in inexact)
+
+
+@pytest.mark.parametrize(("dtype", "step"), [("F32", 2.0**-20), ("F16", 2.0**-10)])
+def test_a_block_off_the_lattice_is_compared_in_the_checkpoints_dtype(
+    dtype: str, step: float, of_scheme: Callable[[str], Checkpoint]
+) -> None:
+    checkpoint = of_scheme("max7")
+    matrix = checkpoint.weights[MATRIX]
+    values = matrix.floats(0, matrix.rows).copy()
+    values[5, 64:96] = 1 + step * np.arange(32, dtype=np.float32)  # numbers that bfloat16 does not hold
+
+    def codes(start: int, stop: int) -> LatticeRows:
+        return recovered(values[start:stop].astype(np.float32 if dtype == "F32" else np.float16))
+
+    weight = replace(matrix, stored=dtype, floats=lambda start, stop: values[start:stop], codes=codes)
+    checkpoint = replace(checkpoint, weights={MATRIX: weight})
+
+    def as_numbers(rows: Rows) -> Rows:
+        return values.copy()
+
+    def in_bfloat16(rows: Rows) -> Rows:
+        return bf16_floats(bf16_bits(values))
+
+    whole = measured(checkpoint, MATRIX, as_numbers)
+    assert (whole.exact_blocks, whole.exact_values, whole.max_ulp) == (whole.blocks, matrix.size, 0)
+    found = measured(checkpoint, MATRIX, in_bfloat16)
+    assert found.precision == "bf16"
+    assert found.blocks - found.exact_blocks == 1
+    equal = np.count_nonzero(in_bfloat16(values) == values)
+    assert (found.exact_values, found.max_ulp) == (equal, 1)
+    assert (found.named[0].row, found.named[0].index, found.named[0].ulp) == (5, 2, 1)
+    ruled = measured(checkpoint, MATRIX, lambda rows: rows)
+    assert (ruled.off_lattice, ruled.wrong) == (1, 0)
+    assert ruled.exact_blocks == ruled.blocks - 1
 
 
 def test_a_checkpoint_on_no_lattice_has_no_exact_fraction(

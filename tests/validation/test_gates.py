@@ -80,7 +80,6 @@ def test_one_wrong_value_of_a_float_tensor_fails_and_is_named(equal: LogitMetric
     [
         (7_462, 10_000, 1, "2,538 blocks are not exact; largest error 1 bf16 ulp"),
         (99, 100, 70, "1 block is not exact; largest error 70 bf16 ulp"),
-        (0, 2, NAN_ULP, "2 blocks are not exact; values that are no numbers"),
         (10_000, 10_000, 0, ""),
     ],
 )
@@ -88,6 +87,30 @@ def test_a_failed_exactness_gate_says_how_much_is_not_exact(
     exact: int, blocks: int, ulp: int, note: str, equal: LogitMetrics
 ) -> None:
     assert judge(limits({}), weights(exact, blocks, ulp=ulp), equal)[0].note == note
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"max_ulp": 19_462_144, "precision": "f32"}, "largest error 19462144 f32 ulp"),
+        ({"max_ulp": NAN_ULP["bf16"] + 1, "precision": "f32"}, "largest error 65281 f32 ulp"),
+        ({"max_ulp": NAN_ULP["bf16"]}, "largest error 65280 bf16 ulp"),
+        ({"max_ulp": NAN_ULP["bf16"], "nan_values": 1}, "1 value is no number"),
+        ({"max_ulp": NAN_ULP["f32"], "precision": "f32", "nan_values": 1_234}, "1,234 values are no numbers"),
+    ],
+)
+def test_the_note_of_a_wrong_block_names_the_precision_and_what_is_no_number(
+    fields: dict[str, Any], error: str, equal: LogitMetrics
+) -> None:
+    wrong = tensor(1, 2, wrong=1, coded=True, **fields)
+    gate = judge(limits({}), WeightExactness((wrong,)), equal)[0]
+    assert gate.note == f"1 block is not exact; {error}"
+
+
+def test_the_note_counts_errors_of_each_precision_apart(equal: LogitMetrics) -> None:
+    two = (tensor(1, 2, wrong=1, max_ulp=3), tensor(1, 2, wrong=1, max_ulp=900, precision="f32"))
+    gate = judge(limits({}), WeightExactness(two), equal)[0]
+    assert gate.note == "2 blocks are not exact; largest error 3 bf16 ulp, 900 f32 ulp"
 
 
 def test_blocks_that_no_artifact_can_hold_do_not_count_as_wrong(equal: LogitMetrics) -> None:

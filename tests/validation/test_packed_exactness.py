@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.lattice import bf16_bits, bf16_floats
 from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, Lattice, LatticeRows, Weight
 from targets.target import StoredTensor
-from validation.exactness import TensorExactness, _compare_rows, _finish, scale_errors
+from validation.exactness import NAN_ULP, TensorExactness, _compare_rows, _finish, scale_errors
 
 ROWS, COLUMNS = 512, 256
 RANDOM = np.random.default_rng(7)
@@ -90,6 +90,16 @@ def test_a_wrong_code_is_no_error_of_a_scale() -> None:
     found = measured(stored, rule=CODES * SCALES)
     assert (found.exact_blocks, found.equal_codes, found.wrong) == (ROWS - 1, ROWS - 1, 1)
     assert found.max_scale_error == 0
+    # more steps than bfloat16 has numbers, and numbers all the same
+    assert (found.precision, found.nan_values) == ("f32", 0)
+    assert found.max_ulp > NAN_ULP["bf16"]
+
+
+def test_values_that_are_no_numbers_are_counted_in_a_tensor() -> None:
+    stored = CODES * SCALES
+    stored[5, 7:10] = np.nan
+    found = measured(stored, rule=CODES * SCALES)
+    assert (found.nan_values, found.wrong, found.max_ulp) == (3, 1, NAN_ULP["f32"])
 
 
 def test_a_scale_that_is_too_far_off_is_wrong_even_if_the_rule_makes_it() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from validation.exactness import TensorExactness, WeightExactness
+from validation.exactness import TensorExactness, WeightExactness, largest_ulps
 from validation.metrics import LogitMetrics
 
 
@@ -26,6 +26,8 @@ def weights_entry(weights: WeightExactness) -> dict[str, Any]:
         "equal_code_blocks": weights.count("equal_codes"),
         "max_scale_error": max((tensor.max_scale_error for tensor in lattice), default=0.0),
         "max_ulp": max((tensor.max_ulp for tensor in lattice), default=0),
+        "max_ulp_by_precision": largest_ulps(lattice),
+        "nan_values": weights.count("nan_values"),
         "formats": dict(sorted(Counter(tensor.type for tensor in lattice).items())),
         "off_lattice": {
             "tensors": len(others),
@@ -33,6 +35,8 @@ def weights_entry(weights: WeightExactness) -> dict[str, Any]:
             "exact_values": sum(tensor.exact_values for tensor in others),
             "wrong_values": sum(tensor.wrong for tensor in others),
             "max_ulp": max((tensor.max_ulp for tensor in others), default=0),
+            "max_ulp_by_precision": largest_ulps(others),
+            "nan_values": sum(tensor.nan_values for tensor in others),
             "rms_error": max((tensor.rms_error for tensor in others), default=0.0),
         },
         "per_tensor": [_tensor_entry(tensor) for tensor in weights.tensors],
@@ -52,6 +56,8 @@ def _tensor_entry(tensor: TensorExactness) -> dict[str, Any]:
         "equal_code_blocks": tensor.equal_codes,
         "max_scale_error": tensor.max_scale_error,
         "max_ulp": tensor.max_ulp,
+        "precision": tensor.precision,
+        "nan_values": tensor.nan_values,
         "rms_error": number(tensor.rms_error),
         "not_representable": tensor.not_representable,
         "off_lattice": tensor.off_lattice,

@@ -156,10 +156,10 @@ ENTRIES: Final = tuple(
                 ("99.9 % KLD", "maximum KLD", "p999_kld", "max_kld"),
             ),
             Entry(
-                "largest error, bf16 ulp",
-                "The largest distance between a value of the artifact and the checkpoint's, counted in steps "
-                "of bf16 after both are rounded to bf16. 0: every value is the same bf16 number.",
-                ("largest error of a weight against the checkpoint's, bf16 ulp", "largest error"),
+                "largest error",
+                "The largest distance between a value of the artifact and the checkpoint's, in ulp: steps of "
+                "the checkpoint's precision, to which both are rounded. It is bf16, f16 or f32, and f32 of a "
+                "checkpoint that stores codes and scales. 0: every value is the same number.",
             ),
             Entry(
                 "largest logit difference",

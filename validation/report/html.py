@@ -23,6 +23,7 @@ from validation.report.texts import (
     report_verdict,
     target_facts,
     target_verdict,
+    ulps,
 )
 
 #: Texts of cells that are coloured, by what comes before a colon.
@@ -30,7 +31,7 @@ _VERDICTS = ("passed", "FAILED", "did not run", "not fully proven", "not validat
 #: Under the table of all tensors: how an exact tensor can have an error.
 _TWO_ERRORS = (
     "Two errors of each tensor, against two things. The one in ulp is against the checkpoint's values, after "
-    "both are rounded to bf16 (of a checkpoint that stores codes and scales, to float32): 0 is exact. The "
+    "both are rounded to the checkpoint's precision, which stands beside it: 0 is exact. The "
     "relative RMS error is against the same values before the artifact's are rounded: codes times scales are "
     "no bf16 numbers, so an exact tensor of a bf16 checkpoint has about 0.0015 there."
 )
@@ -126,7 +127,7 @@ def _tensors(entry: Mapping[str, Any]) -> str:
     for index, tensor in enumerate(tensors):
         error = tensor["rms_error"]
         row = [tensor["name"], tensor["stored_as"], tensor["format"], share(tensor["exact_fraction"])]
-        row += [str(tensor["max_ulp"]), "-" if error is None else f"{error:.2e}"]
+        row += [ulps(tensor["max_ulp"], tensor), "-" if error is None else f"{error:.2e}"]
         rows.append([*row, share(others[index]["exact_fraction"])] if others else row)
     if others:
         heading.append(f"exact blocks of {entry['baseline']['name']}")

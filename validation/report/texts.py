@@ -24,8 +24,8 @@ _FORMS = {
     **dict.fromkeys(("engine_same_tokens", "engine_same_prompts", "engine_same_ends", "same_top_p"), rate),
     **dict.fromkeys(("mean_kld", "graph_kld", "decode_mean_kld"), divergence),
 }
-#: What headings call ``max_ulp``: against the checkpoint's values, both rounded to bf16.
-ULP = "largest error, bf16 ulp"
+#: What headings call ``max_ulp``; the cells name the precision whose steps are counted.
+ULP = "largest error"
 #: Blocks that are not exact, by their class.
 _CLASSES = (
     ("not_representable_blocks", "blocks whose scale the type cannot hold"),
@@ -87,8 +87,8 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
                 row(label, f"{weights.get(key, 0):,}", f"{other_weights.get(key, 0):,}")
         row(
             f"{ULP} against the checkpoint's",
-            str(weights["max_ulp"]),
-            str(other_weights.get("max_ulp", "-")),
+            _largest_errors(weights),
+            _largest_errors(other_weights) if other_weights else "-",
         )
     for key, label, form in METRICS if logits else ():
         row(label, form(logits[key]), form(other_logits[key]) if other_logits else "-")
@@ -99,6 +99,17 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
             _perplexity(other_logits) if other_logits else "-",
         )
     return rows
+
+
+def ulps(count: int, tensor: Mapping[str, Any]) -> str:
+    """A distance in steps of the precision in which a tensor is compared, which older reports do not name."""
+    return " ".join(filter(None, (str(count), tensor.get("precision"), "ulp")))
+
+
+def _largest_errors(weights: Mapping[str, Any]) -> str:
+    """The largest distance of each precision."""
+    found = weights.get("max_ulp_by_precision") or {"": weights["max_ulp"]}
+    return ", ".join(ulps(count, {"precision": precision}) for precision, count in found.items())
 
 
 def _perplexity(logits: Mapping[str, Any]) -> str:
@@ -276,11 +287,13 @@ def inexact_blocks(entry: Mapping[str, Any], limit: int = 40) -> list[tuple[str,
     """Heading and rows of the table of single blocks that are not exact, wrong ones first. Empty where all
     are."""
     tensors = (entry.get("weights") or {}).get("per_tensor", ())
-    blocks = [(tensor["name"], block) for tensor in tensors for block in tensor.get("inexact_blocks", ())]
-    blocks.sort(key=lambda one: one[1]["kind"] != "wrong")
+    blocks = [
+        (tensor["name"], tensor, block) for tensor in tensors for block in tensor.get("inexact_blocks", ())
+    ]
+    blocks.sort(key=lambda one: one[2]["kind"] != "wrong")
     rows = [
-        (name, str(block["row"]), str(block["index"]), str(block["ulp"]), block["kind"])
-        for name, block in blocks[:limit]
+        (name, str(block["row"]), str(block["index"]), ulps(block["ulp"], tensor), block["kind"])
+        for name, tensor, block in blocks[:limit]
     ]
     return [("tensor", "row", "block", ULP, "class"), *rows] if rows else []
 
@@ -481,6 +494,6 @@ def least_exact(entry: Mapping[str, Any], limit: int = 20) -> list[tuple[str, ..
     ]
     inexact.sort(key=lambda tensor: (tensor["exact_fraction"], tensor["name"]))
     return [
-        (tensor["name"], tensor["format"], share(tensor["exact_fraction"]), str(tensor["max_ulp"]))
+        (tensor["name"], tensor["format"], share(tensor["exact_fraction"]), ulps(tensor["max_ulp"], tensor))
         for tensor in inexact[:limit]
     ]

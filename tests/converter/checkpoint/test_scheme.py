@@ -7,7 +7,7 @@ import pytest
 
 from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
 from converter.checkpoint.scheme import survey
-from converter.checkpoint.weight import Lattice, Weight
+from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 
 
 def lattice_weight(scale_of, bf16_scale=True, off=0) -> Weight:
@@ -48,6 +48,51 @@ def test_the_scheme_is_found(scheme, scale_of):
     assert found.scheme == scheme
     assert (found.blocks, found.exact, found.exact_fraction) == (512, 512, 1.0)
     assert (found.negative_scales > 0) == (scheme == "extremum/-8")
+
+
+def coded_weight(bits: int, block: int, scheme: str) -> Weight:
+    """A weight that is stored as codes and scales, its scales trained by a scheme."""
+    lowest = 1 << (bits - 1)
+    latent = np.random.default_rng(5).standard_normal((64, 256)).astype(np.float32).reshape(-1, block or 256)
+    scale = {
+        "max": lambda: peak(latent) / (lowest - 1),
+        "max, one lower": lambda: peak(latent) / lowest,
+        "extremum": lambda: extremum(latent) / -lowest,
+        "learned": lambda: peak(latent) / np.linspace(lowest / 2, lowest, len(latent))[:, None],
+    }[scheme]()
+    codes = np.clip(np.rint(latent / scale), -lowest, lowest - 1).astype(np.int8).reshape(64, 256)
+    scales = scale.astype(np.float32).reshape(64, -1)
+
+    def rows(start: int, stop: int) -> LatticeRows:
+        status = np.full(scales[start:stop].shape, EXACT, np.uint8)
+        return LatticeRows(codes[start:stop], scales[start:stop], status)
+
+    def floats(start: int, stop: int) -> np.ndarray:
+        blocks = codes[start:stop].reshape(stop - start, scales.shape[1], -1)
+        return (blocks * scales[start:stop, :, None]).reshape(stop - start, -1)
+
+    return Weight("w", "w", (64, 256), f"I{bits}", floats, Lattice(bits, block), rows)
+
+
+@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize(
+    ("bits", "scheme", "name"),
+    [
+        (2, "max", "max/1"),
+        (2, "max, one lower", "max/2"),
+        (2, "extremum", "extremum/-2"),
+        (4, "max", "max/7"),
+        (4, "max, one lower", "max/8"),
+        (4, "extremum", "extremum/-8"),
+        (4, "learned", "learned"),
+        (8, "max", "max/127"),
+        (8, "max, one lower", "max/128"),
+        (8, "extremum", "extremum/-128"),
+        (8, "learned", "learned"),
+    ],
+)
+def test_the_scheme_of_codes_of_any_bits_is_named_by_their_largest(bits, scheme, name, block):
+    assert survey(coded_weight(bits, block, scheme)).scheme == name
 
 
 def test_scales_that_float16_cannot_hold_are_counted():

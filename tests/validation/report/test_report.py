@@ -9,7 +9,10 @@ from typing import Any
 
 from support.page import Page
 from support.reports import HOSTILE, logits, report, weights
+from support.schemas import faults
+from validation.exactness import Block, TensorExactness, WeightExactness
 from validation.report import texts
+from validation.report.entries import weights_entry
 from validation.report.files import assemble, write
 from validation.report.html import render_html
 from validation.report.markdown import render_markdown
@@ -115,7 +118,39 @@ def test_a_failed_gate_is_said_in_words() -> None:
 
 def test_inexact_tensors_are_named() -> None:
     content = report(weights=weights(97))
-    assert "| layers.0.mlp.up\\_proj.weight | Q4\\_0 | 97.0000 % | 3 |" in render_markdown(content)
+    assert "| layers.0.mlp.up\\_proj.weight | Q4\\_0 | 97.0000 % | 3 bf16 ulp |" in render_markdown(content)
+
+
+def test_distances_are_told_in_the_precision_that_they_are_counted_in() -> None:
+    named = (Block(4, 1, 19_462_144, "wrong"), Block(5, 0, 1, "scale not representable"))
+    fields: dict[str, Any] = {"wrong": 1, "named": named, "precision": "f32", "nan_values": 5}
+    coded = TensorExactness("w", "w", "INT4", 32, 64, 63, 2, 1, 19_462_144, 0.1, **fields)
+    norm = TensorExactness("norm", "norm", "F32", None, 8, 7, 0, 0, 2, 0.1, wrong=1)
+    entry = weights_entry(WeightExactness((coded, norm)))
+    assert (entry["max_ulp"], entry["max_ulp_by_precision"], entry["nan_values"]) == (
+        19_462_144,
+        {"f32": 19_462_144},
+        5,
+    )
+    assert entry["off_lattice"]["max_ulp_by_precision"] == {"bf16": 2}
+    content = report(weights=entry)
+    content["source"] |= {"date": None, "stored_as": "codes", "files": {"read": 1, "compared": 0}}
+    assert faults("report", content) == []
+    page, markdown = Page(render_html(content)).text, render_markdown(content)
+    assert page.count("19462144 f32 ulp") == 3  # of the artifact, of the block, and of the tensor
+    assert page.count("2 bf16 ulp") == 1
+    assert "| w | INT4 | 50.0000 % | 19462144 f32 ulp |" in markdown
+    assert "bf16 ulp" not in markdown
+
+
+def test_a_report_of_an_older_version_names_no_precision() -> None:
+    older = weights(97)
+    del older["max_ulp_by_precision"]
+    for tensor in older["per_tensor"]:
+        del tensor["precision"]
+    markdown = render_markdown(report(weights=older))
+    assert "97.0000 % | 3 ulp |" in markdown
+    assert "| largest error against the checkpoint's | 3 ulp |" in markdown
 
 
 def test_a_baseline_stands_beside_the_artifact() -> None:
