@@ -146,9 +146,10 @@ def test_an_artifact_is_validated_by_its_file_or_its_directory(
 
 
 def test_a_directory_without_an_artifact_or_with_several_is_refused(
-    qatconvert, error_of, reference, artifact, tmp_path
+    qatconvert, error_of, reference, tmp_path
 ):
-    done = qatconvert("validate", artifact.parent, "--reference", reference)
+    (tmp_path / "empty").mkdir()
+    done = qatconvert("validate", tmp_path / "empty", "--reference", reference)
     assert "holds 0 artifacts (.gguf, .litertlm, .onnx): give the file itself" in error_of(done, 2)
     for name in ("one.onnx", "two.onnx"):
         (tmp_path / name).touch()
