@@ -32,6 +32,7 @@ _LIBRARIES = (
     "onnx",
     "onnx-ir",
     "onnxruntime",
+    "onnxruntime-genai",
     "onnxscript",
     "protobuf",
     "torch",

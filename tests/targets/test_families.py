@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 OF_FAMILIES = ("gemma.py", "gemma3.py", "gemma4.py")
 ELSEWHERE = {
     # llama.cpp's name of a way to tokenise, which any family may choose
-    ("targets/gguf/vocabulary.py", "gemma4"),
+    ("targets/gguf/gemma_tokenizer.py", "gemma4"),
     # aliases and the name of the shipped model
     ("converter/names.py", "gemma4-"),
     ("converter/names.py", "gemma4-demo"),

@@ -54,7 +54,7 @@ def test_the_bundle_that_was_written_has_no_difference_and_no_second_export(
     plan = target.plan(checkpoint, "model", target.infer_options(bundle, checkpoint))
     assert target.differences(bundle, checkpoint, plan, lambda *step: seen.append(step)) == []
     assert litert_exports.count == before
-    assert seen[-1][0] == "compare litert"
+    assert seen[-1][0] == "comparing litert"
     assert seen[-1][1] == seen[-1][2]
 
 
