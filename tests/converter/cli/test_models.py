@@ -34,7 +34,7 @@ def test_an_unknown_name_is_wrong_usage_and_suggests_what_comes_close(qatconvert
 def test_an_unknown_target_lists_the_known_ones(qatconvert):
     done = qatconvert("gemma4-demo", "--target", "tflite")
     assert done.returncode == 2
-    assert "unknown target 'tflite'; known: gguf" in done.stderr
+    assert "unknown target 'tflite' (did you mean litert?); known: gguf" in done.stderr
 
 
 def test_an_unknown_option_is_wrong_usage(qatconvert):

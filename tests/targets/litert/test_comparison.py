@@ -15,6 +15,7 @@ pytest.importorskip("litert_torch")
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.errors import CheckpointError
+from converter.system.progress import no_progress
 from support import litert_tampering as tampering
 from support.litert_repacking import TOKENIZER, edit_tokenizer, repack
 from targets.litert.artifact import _graphs, _types
@@ -34,7 +35,7 @@ def bundle(litert_bundle: Callable[..., Path]) -> Path:
 def compare(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], list[Difference]]:
     checkpoint, target = open_checkpoint(DEMO), find_target("litert")
     plan = target.plan(checkpoint, "model", {})
-    graphs = _graphs(checkpoint, plan, tmp_path_factory.mktemp("graphs"), lambda done, total: None)
+    graphs = _graphs(checkpoint, plan, tmp_path_factory.mktemp("graphs"), no_progress)
     assert plan.context is not None
     sections = metadata_sections(checkpoint, plan.context)
     expected = expect(sections, graphs, checkpoint.weights, _types(plan))
