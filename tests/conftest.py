@@ -17,8 +17,8 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.pipeline import manifest
 from converter.pipeline.conversion import Conversion, convert
+from support.forked import forked_workers
 from support.forms import MAKERS, VARIANT
-from support.litert_exports import Exports
 from support.outside import register
 from support.schemas import check
 from targets.target import find_target
@@ -114,21 +114,19 @@ def documents() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def litert_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
-    """Every conversion to LiteRT in this process takes its graph from here: an export takes a minute, and so
-    each is made once a session (``litert_exports.Exports``)."""
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What worker processes import is imported once (``support.forked``), and every graph for LiteRT is
+    exported once a session."""
     own = tmp_path_factory.getbasetemp()
     graphs = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
     graphs.mkdir(exist_ok=True)
-    exports = Exports(graphs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("targets.litert.artifact.export_graphs", exports)
-        yield exports
+    with forked_workers(graphs):
+        yield
 
 
 @pytest.fixture(scope="session")
 def litert_bundle(
-    checkpoint_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFactory, litert_exports: Exports
+    checkpoint_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFactory
 ) -> BundleFactory:
     """``litert_bundle(variant, scheme="max7", layout="hub", **options)`` gives a ``.litertlm`` file that
     nobody may change.

@@ -208,18 +208,27 @@ class Worker:
             if self._directory is not None:
                 environment["TMPDIR"] = str(self._directory.absolute())
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-            command = [sys.executable, "-P", "-m", self._module]
-            self._child = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                env=environment,
-                cwd=self._directory,
-                process_group=0,  # Ctrl-C on a terminal is for the parent, which ends its children
-            )
-            _LOG.info("process %d: %s", self._child.pid, shlex.join(command))
+            self._child = start_process(self._module, environment, self._directory, self._log)
         return self._child, self._log
+
+
+def start_process(
+    module: str, environment: Mapping[str, str], directory: Path | None, log: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """A process that runs ``module``, with pipes for requests and answers; the rest of what it prints goes to
+    ``log``."""
+    command = [sys.executable, "-P", "-m", module]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        env=environment,
+        cwd=directory,
+        process_group=0,  # Ctrl-C on a terminal is for the parent, which ends its children
+    )
+    _LOG.info("process %d: %s", process.pid, shlex.join(command))
+    return process
 
 
 def child_environment(parent: Mapping[str, str]) -> dict[str, str]:

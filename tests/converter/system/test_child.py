@@ -15,8 +15,16 @@ from threading import Event
 import pytest
 
 from converter.errors import ValidationError
+from converter.system import child
 from converter.system.child import Worker, _ending, run_worker
 from converter.system.progress import no_progress
+from support import forked
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are processes that are started, as users have them."""
+    monkeypatch.setattr(child, "start_process", forked.start_process)
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint_factory, litert_exports, tmp_path_factory):
+def exported(checkpoint_factory, tmp_path_factory):
     """``exported(variant)`` is the graph that the target's plan asks for, exported once a session."""
 
     def export(variant: str, **options: object) -> Exported:
@@ -63,7 +63,7 @@ def exported(checkpoint_factory, litert_exports, tmp_path_factory):
         plan = find_target("litert").plan(checkpoint, "model", options)
         formats = {tensor.stored_as: tensor.type for tensor in plan.tensors}
         steps: list[tuple[int, int]] = []
-        paths = litert_exports(
+        paths = export_graphs(
             checkpoint,
             formats,
             [PREFILL],
