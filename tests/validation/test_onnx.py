@@ -7,7 +7,6 @@ import json
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,12 @@ from onnx import helper, numpy_helper
 
 from converter.errors import ValidationError
 from converter.pipeline.conversion import Conversion, convert
+from support.forked import PROGRAM
 from targets.onnx.accuracy import accuracy_levels, with_accuracy_level
 from validation.limits import ANSWERS, DENSE
 from validation.proof import Artifact, inferred_plan, prove, validate
 from validation.settings import Settings, prepare
 
-PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 LEVELS = [{"accuracy_level": 4}, {"accuracy_level": 0}]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.forked import PROGRAM
 from support.schemas import check, check_output
 from support.stages import without_stages
 
@@ -30,7 +31,7 @@ def qatconvert(tmp_path: Path) -> Run:
     def run(
         *words: object, environment: dict[str, str] | None = None, seconds: float = 600
     ) -> subprocess.CompletedProcess[str]:
-        command = [str(Path(sys.executable).with_name("qatconvert")), *map(str, words)]
+        command = [PROGRAM, *map(str, words)]
         variables = {**os.environ, "QATCONVERT_HOME": str(tmp_path / "home"), **(environment or {})}
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)

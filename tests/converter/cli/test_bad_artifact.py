@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from support.directories import listing
+from support.forked import PROGRAM
 
 BEL = "\x1b]0;title\x07"
-PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 
 
 @pytest.fixture(scope="module")

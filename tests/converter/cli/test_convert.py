@@ -18,10 +18,9 @@ import pytest
 from converter.cli.tables import print_report
 from converter.errors import DestinationError
 from converter.system.output import check_space
+from support.forked import PROGRAM
 from support.schemas import check_output
 from support.stages import without_stages
-
-PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -7,16 +7,15 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import gguf
 import pytest
 
+from support.forked import PROGRAM
 from support.hub_server import PLAIN, TOKEN, HubServer
 from support.stages import without_stages
 
-PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 REPO = "google/gemma-4-9B-it-qat-q4_0-unquantized"
 
 

@@ -8,15 +8,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from support.forked import PROGRAM
 from support.hub_server import HubServer
 
-PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 PACKAGES = (
     "litert_torch",
     "litert_lm",

@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
+from support.forked import PROGRAM
+
 PACKAGES = ("mobius", "onnx", "onnx_ir", "onnxruntime", "onnxscript")
 
 
