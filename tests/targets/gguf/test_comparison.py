@@ -10,6 +10,7 @@ from conftest import CheckpointFactory
 
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.errors import CheckpointError
+from support.plans import plan_of
 from support.tampering import (
     GGUF_DESCRIPTIVE,
     GgufFile,
@@ -30,7 +31,7 @@ OPTIONS = {"license": "apache-2.0", "repo": "owner/name", "revision": "0" * 40}
 
 def differences(artifact: Path, checkpoint: Checkpoint, **options: object) -> list[Difference]:
     """Differences of an artifact that was named ``model`` and written by ``OPTIONS``, or the given ones."""
-    plan = target.plan(checkpoint, "model", options or OPTIONS)
+    plan = plan_of(target, checkpoint, options or OPTIONS)
     return list(target.differences(artifact, checkpoint, plan))
 
 

@@ -15,6 +15,7 @@ import targets.onnx.comparison
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.errors import CheckpointError
 from support.onnx_tampering import onnx_file_tamperings, onnx_tamperings
+from support.plans import plan_of
 from support.tampering import Tampering, applied, byte_flips
 from targets.onnx import target
 from targets.onnx.message import model_differences
@@ -52,7 +53,7 @@ def converted(demo: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def differences(directory: Path, checkpoint: Checkpoint) -> list[Difference]:
-    plan = target.plan(checkpoint, "model", OPTIONS)
+    plan = plan_of(target, checkpoint, OPTIONS)
     return list(target.differences(directory / FILE, checkpoint, plan))
 
 
