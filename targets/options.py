@@ -11,10 +11,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Final, Literal
 
 from converter.errors import UsageError
+from converter.system.extensions import entries
 
 #: Entry points of declarations.
 _GROUP: Final = "qatconvert.options"
@@ -191,7 +192,7 @@ def declarations() -> tuple[Sequence[Declaration], Sequence[str]]:
     """What the installed distributions declare, sorted by owner, and a line for each declaration that cannot
     be read. Loads no target and no runtime."""
     found, broken = [], []
-    for entry in sorted(entry_points(group=_GROUP), key=lambda entry: entry.name):
+    for entry in sorted(entries(_GROUP), key=lambda entry: entry.name):
         try:
             found.append(Declaration(entry.name, _distribution(entry), _loaded(entry)))
         except (Exception, SystemExit) as error:  # another package's code, which must not take all help away

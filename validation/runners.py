@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from converter.checkpoint.excerpt import Excerpt
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
-from converter.system.extensions import load
+from converter.system.extensions import entries, load
 from converter.system.progress import StageProgress
 from targets.options import TARGETS, Option
 
@@ -303,7 +303,7 @@ class Runner(Protocol):
 def known_runtimes() -> Mapping[str, tuple[str, ...]]:
     """Names of the registered runtimes by target, both sorted. Imports none."""
     found: dict[str, list[str]] = {}
-    for entry in entry_points(group=_GROUP):
+    for entry in entries(_GROUP):
         target, _, runtime = entry.name.partition(".")
         found.setdefault(target, []).append(runtime)
     return {target: tuple(sorted(found[target])) for target in sorted(found)}
@@ -328,11 +328,11 @@ def runtime_of(target: str, runtime: str | None = None) -> str:
 
 
 def _preferred(target: str, runtimes: Sequence[str]) -> str:
-    homes = {_home(entry) for entry in entry_points(group=TARGETS, name=target)}
+    homes = {_home(entry) for entry in entries(TARGETS).select(name=target)}
     own = [
         name
         for name in runtimes
-        for entry in entry_points(group=_GROUP, name=f"{target}.{name}")
+        for entry in entries(_GROUP).select(name=f"{target}.{name}")
         if _home(entry) in homes
     ]
     return (own or runtimes)[0]

@@ -26,8 +26,8 @@ CASES = [
     if gate != BUILT and target != "litert"
 ]
 #: LiteRT's graphs take long to export, so of its mistakes these are tried here, one of each kind that reaches
-#: it by a way of its own: what rotates, what the mask hides, what a family scales. The models have four layers,
-#: of every kind and attention; ``tests/validation/test_excerpt.py`` tries one in the shipped model.
+#: it by a way of its own: what rotates, what the mask hides, what a family scales. The models have four
+#: layers, of every kind and attention; ``tests/validation/test_excerpt.py`` tries one in the shipped model.
 LITERT = ("rotated-pairs", "window-65", "query-scale")
 FOUR_LAYERS = {
     "num_hidden_layers": 4,
