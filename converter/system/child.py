@@ -209,6 +209,7 @@ class Worker:
                 environment["TMPDIR"] = str(self._directory.absolute())
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
             self._child = start_process(self._module, environment, self._directory, self._log)
+            _LOG.info("process %d: %s", self._child.pid, shlex.join(command(self._module)))
         return self._child, self._log
 
 
@@ -217,9 +218,8 @@ def start_process(
 ) -> subprocess.Popen[bytes]:
     """A process that runs ``module``, with pipes for requests and answers; the rest of what it prints goes to
     ``log``."""
-    command = [sys.executable, "-P", "-m", module]
-    process = subprocess.Popen(
-        command,
+    return subprocess.Popen(
+        command(module),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,
@@ -227,8 +227,11 @@ def start_process(
         cwd=directory,
         process_group=0,  # Ctrl-C on a terminal is for the parent, which ends its children
     )
-    _LOG.info("process %d: %s", process.pid, shlex.join(command))
-    return process
+
+
+def command(module: str) -> list[str]:
+    """The words that run ``module`` in a process; nothing is imported from the working directory."""
+    return [sys.executable, "-P", "-m", module]
 
 
 def child_environment(parent: Mapping[str, str]) -> dict[str, str]:

@@ -137,7 +137,7 @@ class ForkedProcess:
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(address)
         self._told = self._server.makefile("r")
-        message = {"environment": dict(environment), "directory": directory and str(directory)}
+        message = {"environment": dict(environment), "directory": str(directory or Path.cwd())}
         requests, stdin = os.pipe()
         stdout, answers = os.pipe()
         try:
@@ -254,8 +254,7 @@ def _become(message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(message["environment"])
     tempfile.tempdir = None
-    if message["directory"] is not None:
-        os.chdir(message["directory"])
+    os.chdir(message["directory"])
 
 
 def _run(module: str, graphs: Path) -> None:
