@@ -1,11 +1,12 @@
-"""Worker processes that are forked from one which has imported what they import, for tests.
+"""Processes that are forked from one which has imported what they import, for tests.
 
 Importing torch and transformers, or litert-torch, takes longer than most of what a test asks of them. For
 each such module a server imports that once, and does nothing else. A worker is a copy of the server. It gets
 standard streams, an environment and a working directory of its own, and runs the module as ``python -m``
 does. If its environment is another one than the server's, it is started as ever.
 
-``PROGRAM`` is the command whose workers come from the servers of the test process that runs it.
+``run_command`` does the same with whole commands. ``PROGRAM`` is the command in a process of its own, whose
+workers come from the servers of the test process that runs it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from typing import IO, Any, Final
 
 from converter.system import child
 
+#: What serves whole commands.
+_COMMAND: Final = "converter.cli"
 #: What is imported beforehand, by the module that a worker runs.
 IMPORTS: Final[Mapping[str, Sequence[str]]] = {
     "validation.reference.process": [
@@ -39,14 +42,28 @@ IMPORTS: Final[Mapping[str, Sequence[str]]] = {
         "transformers.models.gemma4.modeling_gemma4",
     ],
     "targets.litert.export.process": ["targets.litert.export.process"],
+    _COMMAND: [
+        "converter.cli",
+        "converter.cli.convert",
+        "converter.cli.inspect",
+        "converter.cli.modelfile",
+        "converter.cli.stages",
+        "converter.cli.tables",
+        "converter.cli.validate",
+        "converter.cli.verify",
+        "converter.pipeline.conversion",
+        "converter.pipeline.proving",
+        "targets.gguf.artifact",
+        "targets.onnx.artifact",
+    ],
 }
 #: Of this test process; sockets have short paths.
 _DIRECTORY: Final = Path(tempfile.gettempdir()) / f"qatconvert-tests-{os.getpid()}"
 PROGRAM: Final = str(_DIRECTORY / "qatconvert")
 #: What is behind all else that is imported from: the packages, and the tests' support.
 _PATHS: Final = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-#: What differs from worker to worker without a meaning for what was imported.
-_OF_EACH: Final = ("TMPDIR",)
+#: What differs from process to process without a meaning for what was imported.
+_OF_EACH: Final = ("TMPDIR", "QATCONVERT_HOME", "PYTEST_CURRENT_TEST")
 #: The variable with which a server is told its environment: an interpreter adds to its own.
 _TOLD: Final = "QATCONVERT_TESTS_ENVIRONMENT"
 #: What a server answers instead of a process's number.
@@ -88,19 +105,51 @@ def use_servers(directory: str) -> None:
 
     def start(
         module: str, environment: Mapping[str, str], cwd: Path | None, log: IO[bytes]
-    ) -> subprocess.Popen[bytes] | ForkedProcess:
+    ) -> subprocess.Popen[bytes] | ForkedWorker:
         if module in IMPORTS:
             address = str(Path(directory) / module)
             with contextlib.suppress(_RefusedError):
-                return ForkedProcess(address, environment, cwd, log)
+                return ForkedWorker(address, environment, cwd or Path.cwd(), log)
         return start_process(module, environment, cwd, log)
 
     child.start_process = start  # type: ignore[assignment]  # it has what a worker uses
 
 
+def run_command(
+    words: Sequence[str], environment: Mapping[str, str], directory: Path, seconds: float
+) -> subprocess.CompletedProcess[str]:
+    """What ``subprocess.run`` gives for ``qatconvert`` with ``words``, which is forked where it can be.
+
+    What it prints is decoded as file names are. Raises ``TimeoutExpired`` as that does.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, open(os.devnull, "rb") as nothing:
+        streams = [nothing.fileno(), out.fileno(), err.fileno()]
+        try:
+            process = ForkedProcess(str(_DIRECTORY / _COMMAND), environment, directory, streams, words=words)
+        except _RefusedError:
+            return subprocess.run(
+                [PROGRAM, *words],
+                capture_output=True,
+                text=True,
+                errors="surrogateescape",
+                env=environment,
+                cwd=directory,
+                timeout=seconds,
+            )
+        if not process.ends_within(seconds):
+            process.kill()
+            process.wait()
+            raise subprocess.TimeoutExpired([PROGRAM, *words], seconds)
+        told = []
+        for stream in (out, err):
+            stream.seek(0)
+            told.append(stream.read().decode("utf-8", "surrogateescape"))
+        return subprocess.CompletedProcess([PROGRAM, *words], process.wait(), *told)
+
+
 def _server(module: str, graphs: Path) -> subprocess.Popen[bytes]:
     """A process that runs ``serve``; whoever connects before it has imported what it needs waits."""
-    environment = {**child.child_environment(os.environ), **_own_environment(module)}
+    environment = _environment(module)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(_DIRECTORY / module))
         listener.listen(64)
@@ -115,12 +164,15 @@ def _server(module: str, graphs: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _own_environment(module: str) -> Mapping[str, str]:
-    if module != "targets.litert.export.process":
-        return {}
-    from targets.litert.export import child as export
+def _environment(module: str) -> dict[str, str]:
+    if module == _COMMAND:
+        return dict(os.environ)
+    environment = child.child_environment(os.environ)
+    if module == "targets.litert.export.process":
+        from targets.litert.export import child as export
 
-    return export._ENVIRONMENT
+        environment.update(export._ENVIRONMENT)
+    return environment
 
 
 class _RefusedError(Exception):
@@ -128,42 +180,42 @@ class _RefusedError(Exception):
 
 
 class ForkedProcess:
-    """What ``Worker`` uses of ``subprocess.Popen``, of a process that ``serve`` has forked."""
+    """A process that ``serve`` has forked, with the descriptors ``streams`` as its standard streams.
+
+    Raises ``_RefusedError`` if the server's environment is another one.
+    """
 
     def __init__(
-        self, address: str, environment: Mapping[str, str], directory: Path | None, log: IO[bytes]
+        self,
+        address: str,
+        environment: Mapping[str, str],
+        directory: Path,
+        streams: Sequence[int],
+        words: Sequence[str] = (),
     ) -> None:
         self.returncode: int | None = None
         self._server = socket.socket(socket.AF_UNIX)
         self._server.connect(address)
         self._told = self._server.makefile("r")
-        message = {"environment": dict(environment), "directory": str(directory or Path.cwd())}
-        requests, stdin = os.pipe()
-        stdout, answers = os.pipe()
-        try:
-            socket.send_fds(
-                self._server, [json.dumps(message).encode() + b"\n"], [requests, answers, log.fileno()]
-            )
-        finally:
-            os.close(requests)
-            os.close(answers)
-        self.stdin, self.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
+        message = {"environment": dict(environment), "directory": str(directory), "words": list(words)}
+        socket.send_fds(self._server, [json.dumps(message).encode() + b"\n"], streams)
         answer = self._told.readline().strip()
         if answer == _REFUSED:
-            self.stdin.close()
-            self.stdout.close()
             self._close()
             raise _RefusedError
         self.pid = int(answer)
 
-    def poll(self) -> int | None:
-        """The exit status as ``Popen`` has it, ``None`` while the process runs."""
+    def ends_within(self, seconds: float) -> bool:
+        """Whether the process has ended, or does so in the next ``seconds``."""
         if self.returncode is None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._server, selectors.EVENT_READ)
-                if selector.select(0):
-                    return self.wait()
-        return self.returncode
+                return bool(selector.select(seconds))
+        return True
+
+    def poll(self) -> int | None:
+        """The exit status as ``Popen`` has it, ``None`` while the process runs."""
+        return self.wait() if self.ends_within(0) else None
 
     def wait(self) -> int:
         """The exit status, once there is one."""
@@ -183,8 +235,27 @@ class ForkedProcess:
         self._server.close()
 
 
+class ForkedWorker(ForkedProcess):
+    """What ``Worker`` uses of ``subprocess.Popen``."""
+
+    def __init__(self, address: str, environment: Mapping[str, str], directory: Path, log: IO[bytes]) -> None:
+        requests, stdin = os.pipe()
+        stdout, answers = os.pipe()
+        self.stdin, self.stdout = os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
+        try:
+            super().__init__(address, environment, directory, [requests, answers, log.fileno()])
+        except _RefusedError:
+            self.stdin.close()
+            self.stdout.close()
+            raise
+        finally:
+            os.close(requests)
+            os.close(answers)
+
+
 def serve(module: str, listener: socket.socket, graphs: Path) -> None:
     """Fork a worker for every connection to ``listener`` until standard input ends."""
+    directory = Path(listener.getsockname()).parent
     workers: dict[int, tuple[socket.socket, int]] = {}  # by the descriptor that tells of a worker's end
     with selectors.DefaultSelector() as selector:
         selector.register(0, selectors.EVENT_READ)
@@ -197,7 +268,7 @@ def serve(module: str, listener: socket.socket, graphs: Path) -> None:
                     return
                 if key.fileobj is listener:
                     connection = listener.accept()[0]
-                    if (process := _fork(module, connection, graphs)) is not None:
+                    if (process := _fork(module, connection, directory, graphs)) is not None:
                         ended = os.pidfd_open(process)
                         workers[ended] = connection, process
                         selector.register(ended, selectors.EVENT_READ)
@@ -219,7 +290,7 @@ def _tell_end(selector: selectors.BaseSelector, ended: int, connection: socket.s
         connection.sendall(f"{status}\n".encode())
 
 
-def _fork(module: str, connection: socket.socket, graphs: Path) -> int | None:
+def _fork(module: str, connection: socket.socket, directory: Path, graphs: Path) -> int | None:
     data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     message = json.loads(data)
     process = None
@@ -228,7 +299,7 @@ def _fork(module: str, connection: socket.socket, graphs: Path) -> int | None:
         process = os.fork()
         if process == 0:
             _become(message, descriptors)
-            _run(module, graphs)
+            _run(module, directory, graphs)
     for descriptor in descriptors:
         os.close(descriptor)
     connection.sendall(f"{_REFUSED if process is None else process}\n".encode())
@@ -240,8 +311,15 @@ def _for_all(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _import(module: str) -> None:
+    if module in sys.modules:
+        return
     for name in IMPORTS[module]:
         importlib.import_module(name)
+    if module == _COMMAND:  # what was compiled is loaded when it is first used
+        from converter.checkpoint.opened import open_checkpoint
+        from converter.demo import DEMO
+
+        open_checkpoint(DEMO)
     gc.freeze()  # pages of what was imported stay shared
 
 
@@ -255,9 +333,10 @@ def _become(message: Mapping[str, Any], descriptors: Sequence[int]) -> None:
     os.environ.update(message["environment"])
     tempfile.tempdir = None
     os.chdir(message["directory"])
+    sys.argv = [PROGRAM, *message["words"]]
 
 
-def _run(module: str, graphs: Path) -> None:
+def _run(module: str, directory: Path, graphs: Path) -> None:
     status = 1
     try:
         if module == "targets.litert.export.process":
@@ -265,10 +344,17 @@ def _run(module: str, graphs: Path) -> None:
             from targets.litert.export.process import serve_export
 
             child.serve(kept(serve_export, graphs))
+        elif module == _COMMAND:
+            from converter.cli import main
+
+            use_servers(str(directory))
+            main()
         else:
             del sys.modules[module]  # it is run, not imported
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from support.forked import PROGRAM
+from support.forked import run_command
 from support.schemas import check, check_output
 from support.stages import without_stages
 
@@ -31,19 +31,10 @@ def qatconvert(tmp_path: Path) -> Run:
     def run(
         *words: object, environment: dict[str, str] | None = None, seconds: float = 600
     ) -> subprocess.CompletedProcess[str]:
-        command = [PROGRAM, *map(str, words)]
         variables = {**os.environ, "QATCONVERT_HOME": str(tmp_path / "home"), **(environment or {})}
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            env=variables,
-            cwd=work,
-            timeout=seconds,
-        )
+        done = run_command(list(map(str, words)), variables, work, seconds)
         _check_documents(list(map(str, words)), done, work)
         done.stderr = without_stages(done.stderr)
         return done
