@@ -234,6 +234,8 @@ class Engine(Protocol):
 class Runner(Protocol):
     """One runtime."""
 
+    #: What users know it as.
+    name: str
     #: The extra that installs it.
     extra: str
     #: What must then be importable. Of several that stand together, one is enough.
