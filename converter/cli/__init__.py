@@ -6,14 +6,48 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from io import TextIOWrapper
 
 import click
 from click_default_group import DefaultGroup
 
-from converter.errors import QatconvertError
+from converter.cli.environment import PREFIX, given_by_environment, name_variables
+from converter.errors import QatconvertError, UsageError
 from converter.system import interruption
+
+_WRONG_USAGE = 2
+#: How much a word is like the command that may be meant: ``inpsect`` is, ``model.gguf`` is not.
+_ALIKE = 0.75
+
+
+@dataclass
+class _Session:
+    """What became known of a call while it was read."""
+
+    debug: bool = False
+    #: The command that was called, with what it was given.
+    context: click.Context | None = None
+
+
+def _remember(context: click.Context, option: click.Parameter, debug: bool) -> None:
+    session = context.find_object(_Session)
+    if session is not None:
+        session.debug |= debug
+        session.context = context
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        envvar=f"{PREFIX}_DEBUG",
+        callback=_remember,
+        help="Show the traceback of an error.",
+    )
 
 
 class _Commands(DefaultGroup):  # type: ignore[misc]
@@ -30,6 +64,42 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
             self.add_command(import_module(f"converter.cli.{module}").command)
         return super().get_command(context, name)  # type: ignore[no-any-return]
 
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is called, with the options that all have. Raises ``UsageError`` for a word that
+        is neither a command nor a model, where it is close to a command."""
+        if not context.resilient_parsing:
+            self._refuse_mistyped(context, words[0])
+        name, command, rest = super().resolve_command(context, words)
+        if command is not None:
+            _complete(command, context)
+        return name, command, rest
+
+    def _refuse_mistyped(self, context: click.Context, word: str) -> None:
+        if word.startswith("-") or word in self.names:
+            return
+        from difflib import get_close_matches
+
+        from converter.names import printable, resolve
+
+        near = get_close_matches(word, self.names, 2, _ALIKE)
+        if not near:
+            return
+        try:
+            resolve(word)
+        except UsageError:
+            told = f"no command and no model {printable(word)!r}: did you mean {' or '.join(near)}?"
+            raise click.UsageError(told, context) from None
+
+
+def _complete(command: click.Command, context: click.Context) -> None:
+    """Give a command and those within it what each has: ``--debug``, and defaults from the environment."""
+    for one in (command, *(command.commands.values() if isinstance(command, click.Group) else ())):
+        if not any("--debug" in parameter.opts for parameter in one.params):
+            one.params.append(_debug_option())
+    name_variables(command.name or "", command.get_params(context))
+
 
 @click.group(
     cls=_Commands,
@@ -40,8 +110,7 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
     "did not run (verify: something differs); 130 and 143 interrupted (SIGINT, SIGTERM).",
 )
 @click.version_option(package_name="qatconvert", prog_name="qatconvert")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def group(debug: bool) -> None:
+def group() -> None:
     """Convert quantization-aware-trained Gemma checkpoints without losing what training settled on.
 
     The trained 4-bit codes are recovered, stored as they are in the target's own format, and the result is
@@ -51,6 +120,9 @@ def group(debug: bool) -> None:
     qatconvert gemma4-demo --target gguf        the short form of
     qatconvert convert gemma4-demo --target gguf
     """
+
+
+group.params.append(_debug_option())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,8 +153,9 @@ def _run(words: list[str]) -> int:
     """The exit status of a command; tells on standard error what went wrong. Raises ``KeyboardInterrupt``."""
     # Reading makes many objects and hardly a cycle; the collector would walk through them again and again.
     gc.set_threshold(200_000, 50, 100)
+    session = _Session()
     try:
-        status = group.main(words, prog_name="qatconvert", standalone_mode=False)
+        status = group.main(words, prog_name="qatconvert", standalone_mode=False, obj=session)
     except click.exceptions.Abort as error:  # in which click wraps an interrupt
         raise (
             error.__cause__ if isinstance(error.__cause__, KeyboardInterrupt) else KeyboardInterrupt
@@ -91,11 +164,13 @@ def _run(words: list[str]) -> int:
         error.show()
         return error.exit_code
     except Exception as error:
-        if "--debug" in words:
+        if session.debug:
             raise
         from converter.names import one_line
 
         message, status = _told(error)
+        if status == _WRONG_USAGE and session.context and (given := given_by_environment(session.context)):
+            message += f" (from the environment: {', '.join(given)})"
         click.echo(f"qatconvert: {one_line(message)}", err=True)
     return status if isinstance(status, int) else 0
 

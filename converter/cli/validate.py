@@ -10,6 +10,7 @@ import click
 
 from converter.cli.options import (
     DeclaringCommand,
+    InputPath,
     OutputPath,
     check_effect,
     take_declared,
@@ -22,7 +23,7 @@ from converter.cli.telling import telling_options, told
 @click.command(
     "validate", cls=DeclaringCommand, short_help="Prove an existing ARTIFACT against its checkpoint."
 )
-@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
+@click.argument("artifact", type=InputPath(exists=True, path_type=Path))
 @click.option(
     "--reference",
     "model",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from converter.cli.options import GroupedCommand
 from converter.cli.telling import telling_options, told
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ _SHOWN = 50
 _PLAIN = ("name", "repo", "revision")
 
 
-@click.command("verify", short_help="Compare an output directory with its manifest.")
+@click.command("verify", cls=GroupedCommand, short_help="Compare an output directory with its manifest.")
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--rebuild",

@@ -305,7 +305,7 @@ def test_the_runtime_that_comes_with_the_target_stays_the_default(another):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--runtime", "gguf.other"], "unknown runtime 'gguf.other'; known: gguf.another, gguf.llamacpp, "),
+        (["--runtime", "gguf.other"], "unknown runtime 'gguf.other' (did you mean gguf.another?); known: "),
         (["--runtime", "onnx.onnxruntime"], "--runtime onnx.onnxruntime has no effect without target onnx"),
         (
             ["--runtime", "gguf.another", "--runtime", "gguf.llamacpp"],
