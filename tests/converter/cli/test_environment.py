@@ -30,7 +30,7 @@ def test_they_are_the_defaults_of_both_forms(qatconvert, tmp_path, words):
 
 def test_the_command_line_comes_first_and_a_default_without_effect_is_left_alone(qatconvert):
     environment = {**OUTPUT_OPTIONS, "QATCONVERT_CONVERT_RUNTIME": "gguf.llamacpp"}
-    words = ("gemma4-demo", "-t", "onnx")
+    words = ("gemma4-demo", "-t", "onnx", "--dry-run")
     done = qatconvert(*words, environment=environment)
     assert done.returncode == 0, done.stderr
     assert list(json.loads(done.stdout)["targets"]) == ["onnx"]
