@@ -17,7 +17,10 @@ import textwrap
 from itertools import takewhile
 from pathlib import Path
 
+import click
 import pytest
+
+from converter.cli import group
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -83,7 +86,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path):
             assert matches(shown, done.stdout), f"$ {command}\n{done.stdout}\n--- the page shows\n{shown}"
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "validate", "verify", "modelfile", "models"])
+@pytest.mark.parametrize("command", group.list_commands(click.Context(group)))
 def test_the_help_of_every_command_is_in_the_docs(command):
     shown = [line for page in PAGES for line, _ in examples(page.read_text(encoding="utf-8"))]
     assert f"qatconvert {command} --help" in shown

@@ -4,6 +4,7 @@ them, so that ``--help`` answers at once."""
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 import click
+from click.shell_completion import CompletionItem
 from click_default_group import DefaultGroup
 
 from converter.cli.environment import PREFIX, given_by_environment, name_variables
@@ -18,6 +20,8 @@ from converter.errors import QatconvertError, UsageError
 from converter.system import interruption
 
 _WRONG_USAGE = 2
+#: With it a shell asks what may be typed next.
+COMPLETE = "_QATCONVERT_COMPLETE"
 #: How much a word is like the command that may be meant: ``inpsect`` is, ``model.gguf`` is not.
 _ALIKE = 0.75
 
@@ -53,7 +57,7 @@ def _debug_option() -> click.Option:
 class _Commands(DefaultGroup):  # type: ignore[misc]
     """Commands are modules of this package, imported when they are called for."""
 
-    names = ("convert", "inspect", "validate", "verify", "modelfile", "models")
+    names = ("convert", "inspect", "validate", "verify", "modelfile", "models", "completion")
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.names)
@@ -75,6 +79,13 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
         if command is not None:
             _complete(command, context)
         return name, command, rest
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Commands and options, and models for the short form."""
+        from converter.cli.candidates import models
+
+        found = super().shell_complete(ctx, incomplete)
+        return [*found, *([] if incomplete.startswith("-") else models(ctx, None, incomplete))]
 
     def _refuse_mistyped(self, context: click.Context, word: str) -> None:
         if word.startswith("-") or word in self.names:
@@ -129,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit. The status is 0, 1 if it failed, 2 for wrong usage, 3 if a gate failed
     or something differs. It is 130 and 143 after the signals SIGINT and SIGTERM, when everything half-written
     is removed."""
+    if COMPLETE in os.environ:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - nothing may come between a user and the prompt
     interruption.install()
     _replace_what_cannot_be_shown()
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from converter.cli import candidates
 from converter.cli.options import (
     DeclaringCommand,
     OutputPath,
@@ -23,7 +24,7 @@ from converter.cli.telling import telling_options, told
 
 
 @click.command("convert", cls=DeclaringCommand, short_help="Convert MODEL and prove the result.")
-@click.argument("model")
+@click.argument("model", shell_complete=candidates.models)
 @click.option(
     "-t",
     "--target",

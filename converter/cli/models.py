@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 import click
 
+from converter.cli import candidates
 from converter.names import add_model, known_models, remove_model
 
 
@@ -42,7 +43,7 @@ def add(name: str, repository: str) -> None:
 
 
 @command.command("remove")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.own_names)
 def remove(name: str) -> None:
     """Forget your own NAME."""
     model = remove_model(name)

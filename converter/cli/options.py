@@ -14,7 +14,9 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from converter.cli import candidates
 from converter.cli.console import warn
 from converter.errors import UsageError
 from converter.system.extensions import registered
@@ -30,6 +32,10 @@ _MOST_DIGITS = 12
 
 class TargetOption(click.Option):
     """An option that names targets, of which the help lists those that are registered."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The targets, also behind a comma."""
+        return candidates.targets(incomplete, every=_ALL if self.multiple else "")
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option with the names in its help."""
@@ -67,6 +73,12 @@ class Gate(click.ParamType[tuple[str, float]]):
     """``NAME=LIMIT``, as in ``mean_kld=0.01``."""
 
     name = "NAME=LIMIT"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names."""
+        return candidates.gates(incomplete)
 
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
@@ -137,6 +149,7 @@ _VALIDATION: Final = "Validation"
 _SEVERAL: Final = "Several targets"
 #: The options of the commands themselves by purpose.
 _HEADINGS: Final[Mapping[str, Sequence[str]]] = {
+    "Setting up": ("--install", "--uninstall", "--shell"),
     "Output": ("--target", "--output", "--force", "--from", "--dry-run", "--tensors"),
     "Comparison": ("--rebuild",),
     "Source": ("--reference", "--offline", "--foreign"),
@@ -373,6 +386,7 @@ _VALIDATION_OPTIONS: Final = (
         "runtimes",
         multiple=True,
         metavar="TARGET.RUNTIME",
+        shell_complete=candidates.runtimes,
         help="Run a target's artifact in this one of its runtimes, as in gguf.llamacpp. Default: the "
         "target's own. Repeatable.",
     ),

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from converter.cli import candidates
 from converter.cli.options import (
     DeclaringCommand,
     InputPath,
     OutputPath,
+    TargetOption,
     check_effect,
     take_declared,
     validation_options,
@@ -28,9 +30,15 @@ from converter.cli.telling import telling_options, told
     "--reference",
     "model",
     metavar="MODEL",
+    shell_complete=candidates.models,
     help="The checkpoint it was made from. Default: the one that the manifest of its conversion names.",
 )
-@click.option("--target", metavar="TARGET", help="Which target's ARTIFACT is meant, where there are several.")
+@click.option(
+    "--target",
+    cls=TargetOption,
+    metavar="TARGET",
+    help="Which target's ARTIFACT is meant, where there are several.",
+)
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option(
     "--foreign",

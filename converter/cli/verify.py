@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from converter.cli import candidates
 from converter.cli.options import GroupedCommand
 from converter.cli.telling import telling_options, told
 
@@ -32,6 +33,7 @@ _PLAIN = ("name", "repo", "revision")
 @click.option(
     "--reference",
     metavar="MODEL",
+    shell_complete=candidates.models,
     help="With --rebuild: where the source is, if the manifest has only a directory's name.",
 )
 @click.option("--offline", is_flag=True, help="With --rebuild: use only what was downloaded before.")
