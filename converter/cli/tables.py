@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.checkpoint.stored.modules import NUMBERS
-from converter.cli.layout import command, facts, figures, line
+from converter.cli.layout import command, facts, figures, fits, line
 from converter.names import one_line
 from converter.system.amounts import amount
 from validation.report.figures import bits, rate, share
@@ -175,6 +175,58 @@ def print_preview(found: Mapping[str, Any]) -> None:
     )
     line()
     line(f"Time and memory are estimates, measured on {found['estimated_for']}.")
+
+
+def print_models(found: Sequence[Mapping[str, Any]]) -> None:
+    """The short names with what they stand for and take."""
+    told = [(model["name"], _stands_for(model)) for model in found]
+    rows = [(_download(model), _memory(model["memory"]), _targets(model)) for model in found]
+    heading = ("name", "download", "memory", "targets")
+    if fits(("name", "stands for"), told):
+        figures(
+            (*heading, "stands for"),
+            [(name, *row, meant) for (name, meant), row in zip(told, rows, strict=True)],
+            left=(0, 3, 4),
+        )
+    else:
+        figures(heading, [(name, *row) for (name, _), row in zip(told, rows, strict=True)], left=(0, 3))
+        line()
+        for name, meant in told:
+            line(name)
+            command(f"  {meant}")
+    line()
+    line("memory: about what converting takes without a proof, by target; NAME --dry-run tells more")
+    reasons: dict[str, list[str]] = {}
+    for model in found:
+        if model["targets"] == []:
+            reasons.setdefault(one_line(model["why"]), []).append(model["name"])
+    for why, names in reasons.items():
+        line(f"not yet: {', '.join(names)}: {why}")
+
+
+def _download(model: Mapping[str, Any]) -> str:
+    if model["download"] is None:
+        return "unknown"
+    return f"{'about ' if model['about'] else ''}{amount(model['download'])}" if model["download"] else "none"
+
+
+def _memory(needed: Mapping[str, int] | None) -> str:
+    """The least and the most that targets take."""
+    if not needed:
+        return "unknown"
+    least, most = (amount(_rounded(one)) for one in (min(needed.values()), max(needed.values())))
+    return f"about {least}" if least == most else f"{least} to {most}"
+
+
+def _targets(model: Mapping[str, Any]) -> str:
+    if model["targets"] is None:
+        return "unknown"
+    return ", ".join(model["targets"]) or "not yet"
+
+
+def _stands_for(model: Mapping[str, Any]) -> str:
+    own = " (yours)" if model["origin"] == "user" else ""
+    return f"{model['repo'] or 'ships with qatconvert'}{own}"
 
 
 def _outcome(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
