@@ -3,6 +3,7 @@ them, so that ``--help`` answers at once."""
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
 import sys
@@ -22,6 +23,9 @@ from converter.system import interruption
 _WRONG_USAGE = 2
 #: With it a shell asks what may be typed next.
 COMPLETE = "_QATCONVERT_COMPLETE"
+#: The handler of characters that an output lacks, and what is shown for those of this project's own texts.
+_PLAIN = "qatconvert.plain"
+_INSTEAD = {"…": "..."}
 #: How much a word is like the command that may be meant: ``inpsect`` is, ``model.gguf`` is not.
 _ALIKE = 0.75
 
@@ -128,7 +132,7 @@ def group() -> None:
     run in its real runtime against reference logits.
 
     \b
-    qatconvert gemma4-demo --target gguf        the short form of
+    qatconvert gemma4-demo --target gguf          # the same as
     qatconvert convert gemma4-demo --target gguf
     """
 
@@ -148,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as error:
         interruption.finish()
-        click.echo("qatconvert: interrupted", err=True)
+        click.echo("qatconvert: interrupted", file=sys.stderr)
         status = error.status if isinstance(error, interruption.Interrupted) else 130
     # what is left goes with the process; seeking garbage in it once more takes seconds after the last line
     gc.freeze()
@@ -156,10 +160,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _replace_what_cannot_be_shown() -> None:
-    """Have an output that is no Unicode show a question mark for characters that it lacks."""
+    """Have an output that is no Unicode show what stands for characters that it lacks, or a question mark."""
+    codecs.register_error(_PLAIN, _plain)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=_PLAIN)
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_INSTEAD.get(one, "?") for one in lacking), error.end
 
 
 def _run(words: list[str]) -> int:
@@ -184,7 +196,7 @@ def _run(words: list[str]) -> int:
         message, status = _told(error)
         if status == _WRONG_USAGE and session.context and (given := given_by_environment(session.context)):
             message += f" (from the environment: {', '.join(given)})"
-        click.echo(f"qatconvert: {one_line(message)}", err=True)
+        click.echo(f"qatconvert: {one_line(message)}", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 

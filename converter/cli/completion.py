@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -104,7 +105,7 @@ def _install(shell: str, place: _Place) -> None:
         _append(place.startup, _block(shell, place.script))
         changed.append(f"added a block to {place.startup} that reads it")
     for line in changed or [f"completion is installed already ({place.script})"]:
-        click.echo(line)
+        click.echo(line, file=sys.stdout)
     click.echo(f"open a new {shell} to use it; to undo: qatconvert completion --uninstall --shell {shell}")
 
 
@@ -117,7 +118,7 @@ def _uninstall(shell: str, place: _Place) -> None:
         place.script.unlink()
         changed.append(f"removed {place.script}")
     for line in changed or [f"completion is not installed for {shell}"]:
-        click.echo(line)
+        click.echo(line, file=sys.stdout)
 
 
 def _is_foreign(script: Path) -> bool:

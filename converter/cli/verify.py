@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +122,7 @@ def _print(found: Verification) -> None:
     from converter.system.amounts import amount
 
     def say(line: str) -> None:
-        click.echo(one_line(line))
+        click.echo(one_line(line), file=sys.stdout)
 
     differences, manifest = found.differences, found.manifest
     for one in differences[:_SHOWN]:
