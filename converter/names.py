@@ -27,6 +27,10 @@ _MAPPED_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _REPO_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 _REVISION = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_./+-]{0,198}[A-Za-z0-9_+-])?")
 _MAPPING_LIMIT = 1 << 20
+#: Names whose likeness differs by less are proposed together.
+_AS_CLOSE = 0.05
+#: Windows' absolute paths (`C:/models`).
+_DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,16 @@ class KnownModel:
 def resolve(name: str) -> Source:
     """What `name` means: the first of these that fits, and never something else in its place.
 
-    1. What looks like a path (`./x`, `/x`, `../x`, `~/x`, `x/`, `a/b/c`, `x.gguf`, `.`) is a path.
+    1. What looks like a path (`./x`, `/x`, `../x`, `~/x`, `x/`, `a/b/c`, `x.gguf`, `C:/x`, `a\\b`, `.`)
+       is a path.
     2. A short name: a built-in alias, then the user's own mapping, then the pattern `gemma4-SIZE`; each with
        `@REVISION` if wished. A mapping may take a name of the pattern. It cannot take a built-in alias: such
        a conflict (a hand-written file, or an alias that came with a later version) is an error.
        A directory of the same name in the working directory is not read; `note` says how to mean it.
     3. A directory that exists, or a file that is GGUF or that a registered kind of source recognises. `note`
        says so where the name of a directory could be a repository too.
-    4. `OWNER/NAME[@REVISION]`, a repository.
+    4. `OWNER/NAME[@REVISION]`, a repository. Where the working directory has a directory OWNER, only with
+       `@REVISION`: without it, this is taken for a path that does not exist.
 
     Short names do not depend on case. Raises UsageError for anything else (with the names that come close)
     and for a path that does not exist. Raises CheckpointError for any other file and a
@@ -90,6 +96,8 @@ def resolve(name: str) -> Source:
     if _exists(name):
         return _local(name)
     if base.count("/") == 1:
+        if not at:
+            _refuse_local_owner(base)
         return _repository(base, _checked_revision(revision) if at else None)
     if at and _exists(base):
         raise UsageError(f"{printable(base)} is a local path, which has no revisions: leave out @REVISION")
@@ -216,6 +224,7 @@ def _looks_like_path(text: str) -> bool:
         text in (".", "..")
         or text.startswith(("/", "./", "../", "~"))
         or text.endswith(("/", ".gguf"))
+        or _DRIVE.match(text) is not None
         or "\\" in text
         or text.partition("@")[0].count("/") > 1
     )
@@ -307,6 +316,16 @@ def _directory_passed_over(name: str) -> str | None:
     return f"{name} is the model of that name; the local {name} is not read (write ./{name} to mean it)"
 
 
+def _refuse_local_owner(text: str) -> None:
+    """Raise UsageError for `a/b` where `a` is a directory that has no `b`: it may be either, and a path that
+    is not there must not become a download."""
+    owner = text.partition("/")[0]
+    if owner and _exists(owner) and Path(owner).is_dir():
+        shown = printable(text)
+        repository = f" (the Hub's repository would be {shown}@main)" if _is_repository(text) else ""
+        raise UsageError(f"{shown}: no such file or directory in {printable(owner)}{repository}")
+
+
 def _is_repository(text: str) -> bool:
     """The Hub's own rules for OWNER/NAME, so that no other text reaches an address or a folder's name."""
     parts = text.split("/")
@@ -355,6 +374,8 @@ def _unknown(name: str) -> str:
 
     names = [model.name for model in known_models()]
     close = difflib.get_close_matches(name.lower(), names, n=4, cutoff=0.5)
+    nearness = {near: difflib.SequenceMatcher(None, near, name.lower()).ratio() for near in close}
+    close = [near for near in close if nearness[near] > nearness[close[0]] - _AS_CLOSE]
     hint = f"did you mean {' or '.join(close)}?" if close else f"known names: {', '.join(names)};"
     return (
         f"{printable(name)} is no known model: {hint} "

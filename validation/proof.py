@@ -197,7 +197,7 @@ def _measure_baseline(
         weights = measure(
             bench.checkpoint, stored, bench.stage(f"checking weights ({bench.target.name}, baseline)")
         )
-        output, _ = run(bench, naive, f"running {bench.runtime} (baseline)", choice)
+        output, _ = run(bench, naive, f"running {bench.runner.name} (baseline)", choice)
         logits = map_logits(output, bench.tokens.positions)
         metrics = compare_logits(bench, bench.reference, logits)
     return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}

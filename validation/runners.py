@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -234,6 +235,8 @@ class Engine(Protocol):
 class Runner(Protocol):
     """One runtime."""
 
+    #: What users know it as.
+    name: str
     #: The extra that installs it.
     extra: str
     #: What must then be importable. Of several that stand together, one is enough.
@@ -358,7 +361,9 @@ def read_runtimes(names: Iterable[str]) -> dict[str, str]:
     read: dict[str, str] = {}
     for name in names:
         if name not in known:
-            raise UsageError(f"unknown runtime {name!r}; known: {', '.join(known)}")
+            near = get_close_matches(name, known, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise UsageError(f"unknown runtime {name!r}{meant}; known: {', '.join(known)}")
         target, _, runtime = name.partition(".")
         if read.setdefault(target, runtime) != runtime:
             raise UsageError(f"runtimes {target}.{read[target]} and {name} are of one target: give one")

@@ -19,7 +19,7 @@ from targets.target import Target
 from validation.logits import next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.room import Room
-from validation.runners import AS_IT_IS, Runner, Runtime, runtime_of
+from validation.runners import AS_IT_IS, Runner, Runtime
 from validation.settings import Prepared, Settings
 from validation.text import Tokens
 
@@ -72,12 +72,6 @@ class Bench:
     def stage(self, name: str) -> StageProgress:
         """The progress of one stage."""
         return stage_of(self.progress, name)
-
-    @property
-    def runtime(self) -> str:
-        """The runtime's registered name without the target's."""
-        name = self.target.name
-        return runtime_of(name, self.settings.runtimes.get(name)).removeprefix(f"{name}.")
 
     def file(self, stage: str) -> Path:
         """Where the logits of a stage go."""

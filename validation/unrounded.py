@@ -81,7 +81,7 @@ def _measure_whole(bench: Bench, subject: Subject, own: OwnWeights, trials: Sequ
             )
             same = [trial for trial in trials if not trial.rounded] if form == artifact else []
             tokens = compared(bench.runner, artifact, bench.tokens)
-            title = f"running {bench.runtime} without rounding"
+            title = f"running {bench.runner.name} without rounding"
             output = same[0].output if same else run(bench, form, title, choice, tokens)[0]
         except ValidationError as error:
             return _without(bench, str(error))
@@ -115,7 +115,7 @@ def _measure_excerpt(bench: Bench, subject: Subject, lack: str) -> Graph:
                 excerpt,
             )
             tokens = compared(bench.runner, subject.artifact, bench.tokens, excerpt)
-            output, _ = run(bench, form, f"running {bench.runtime} on some layers", choice, tokens)
+            output, _ = run(bench, form, f"running {bench.runner.name} on some layers", choice, tokens)
         except (CheckpointError, ValidationError) as error:
             return _without(bench, f"{lack}; {error}")
     own = logits_of_weights(bench, cut, cut_tensors(subject.stored, cut, excerpt), layers, tokens)

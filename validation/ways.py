@@ -82,7 +82,7 @@ def _try(
     bench: Bench, subject: Subject, choice: Mapping[str, object], own: OwnWeights | str, suffix: str
 ) -> Trial:
     """One way, run and judged. ``suffix`` tells its stage from those of others."""
-    output, runtime = run(bench, subject.artifact, f"running {bench.runtime}{suffix}", choice)
+    output, runtime = run(bench, subject.artifact, f"running {bench.runner.name}{suffix}", choice)
     logits = map_logits(output, bench.tokens.positions)
     metrics = compare_logits(bench, bench.reference, logits)
     loss: OwnLoss | str = own if isinstance(own, str) else own_loss(bench, own, subject.weights, logits)
@@ -106,6 +106,6 @@ def _timed_again(bench: Bench, tried: Sequence[Trial | Refusal]) -> Sequence[Tri
 
 
 def _timed(bench: Bench, artifact: Path, choice: Mapping[str, object]) -> Runtime:
-    output, runtime = run(bench, artifact, f"running {bench.runtime} again", choice)
+    output, runtime = run(bench, artifact, f"running {bench.runner.name} again", choice)
     output.unlink()
     return runtime

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -105,6 +105,15 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
         tuple(replace(item, weight=belongs.get(item.name, item.name)) for item in left_out),
         {part: made.weights for part, made in parts.items() if made.weights},
     )
+
+
+def expected_weights(
+    architecture: Architecture, expected: Callable[[str, tuple[int, ...]], Weight]
+) -> dict[str, Weight]:
+    """The weights of the text model as they are ``expected`` by name and shape."""
+    return {
+        name: _with_role(expected(name, shape), architecture) for name, shape in architecture.tensors.items()
+    }
 
 
 def _with_role(weight: Weight, architecture: Architecture) -> Weight:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from converter.checkpoint.architecture import Architecture, read_architecture
-from converter.checkpoint.assembly import Assembly, LeftOut, assemble, check_index
+from converter.checkpoint.assembly import Assembly, LeftOut, assemble, check_index, expected_weights
 from converter.checkpoint.card import Card, read_card
 from converter.checkpoint.documents import Documents, evaluation_text
 from converter.checkpoint.generation import Generation, read_generation
@@ -16,6 +16,7 @@ from converter.checkpoint.source import CheckpointSource, open_source
 from converter.checkpoint.stored import Form, find_form
 from converter.checkpoint.tokenizer import Tokenizer, read_tokenizer
 from converter.checkpoint.weight import Scales, Weight
+from converter.errors import CheckpointError
 from converter.filenames import CONFIG, EVALUATION_TEXT, INDEX, TOKENIZER, WEIGHTS
 from converter.system.untrusted import Settings
 
@@ -164,6 +165,22 @@ def open_description(path: Path) -> Checkpoint:
     if described:
         check_index(source, architecture, layout)
     return opened
+
+
+def open_expected(path: Path) -> Checkpoint:
+    """``open_description`` with the weights as they are to be expected and zeros for their values: so a
+    target can plan what is not downloaded yet.
+
+    Raises ``CheckpointError`` also for a form that does not tell what to expect.
+    """
+    described = open_description(path)
+    expected = described.form.expected
+    if expected is None:
+        raise CheckpointError(
+            f"{path.name}: how {described.form.describes} will be stored shows only in the weights, which "
+            "are not downloaded"
+        )
+    return replace(described, weights=expected_weights(described.architecture, expected))
 
 
 def _opened(

@@ -11,15 +11,17 @@ import click
 
 from converter.names import one_line
 
+# Click would write UTF-8 to an output that says it takes ASCII alone, unless it is given that output.
+
 
 def warn(line: str) -> None:
     """One line of warning on standard error."""
-    click.echo(f"qatconvert: warning: {one_line(line)}", err=True)
+    click.echo(f"qatconvert: warning: {one_line(line)}", file=sys.stderr)
 
 
 def fail(line: str) -> None:
     """One line on standard error about what went wrong without ending the command."""
-    click.echo(f"qatconvert: {one_line(line)}", err=True)
+    click.echo(f"qatconvert: {one_line(line)}", file=sys.stderr)
 
 
 @contextmanager

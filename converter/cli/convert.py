@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from converter.cli import candidates
 from converter.cli.options import (
     DeclaringCommand,
     OutputPath,
@@ -23,7 +24,7 @@ from converter.cli.telling import telling_options, told
 
 
 @click.command("convert", cls=DeclaringCommand, short_help="Convert MODEL and prove the result.")
-@click.argument("model")
+@click.argument("model", shell_complete=candidates.models)
 @click.option(
     "-t",
     "--target",
@@ -42,6 +43,12 @@ from converter.cli.telling import telling_options, told
     help="Output directory. Default: MODEL's name followed by -qatconvert.",
 )
 @click.option("--force", is_flag=True, help="Replace an earlier conversion in the output directory.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing: show the plan, the files and their sizes, what is to be downloaded, and time and "
+    "memory to expect.",
+)
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option(
     "--validate/--no-validate",
@@ -58,6 +65,7 @@ def command(
     targets: tuple[str, ...],
     output: Path | None,
     force: bool,
+    dry_run: bool,
     offline: bool,
     validate: bool,
     as_json: bool,
@@ -91,6 +99,19 @@ def command(
         options,
         {**validation_settings(targets, settings), **of_runtimes} if validate else None,
     )
+    if dry_run:
+        from converter.pipeline.preview import preview
+
+        with told(quiet, verbose, log_file, conversion.destination) as telling:
+            expected = preview(conversion, telling.progress, telling.warn)
+        with results():
+            if as_json:
+                click.echo(json.dumps(expected, indent=2))
+            else:
+                from converter.cli.tables import print_preview
+
+                print_preview(expected)
+        return 0
     with told(quiet, verbose, log_file, conversion.destination) as telling:
         outcome = convert(conversion, telling.progress, telling.warn)
     with results():

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from converter.cli import candidates
 from converter.cli.options import DeclaringCommand, TargetOption, check_effect, chosen_targets, take_declared
 from converter.cli.telling import telling_options, told
 
@@ -15,7 +16,7 @@ from converter.cli.telling import telling_options, told
 @click.command(
     "inspect", cls=DeclaringCommand, short_help="Show architecture, lattice and planned size of MODEL."
 )
-@click.argument("model")
+@click.argument("model", shell_complete=candidates.models)
 @click.option(
     "-t",
     "--target",

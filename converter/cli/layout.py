@@ -58,6 +58,12 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
             _print(out, Text(f"{shown}{' ' * (indent - cell_len(shown))}{part}"))
 
 
+def fits(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table has room without being printed in parts."""
+    widths = [max(map(cell_len, column)) for column in zip(heading, *rows, strict=True)]
+    return sum(widths) + _GAP * (len(widths) - 1) <= console().width
+
+
 def figures(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
     """A table whose cells are a line each. Columns of ``left`` are set to the left, others to the right."""
     out = console()

@@ -98,7 +98,7 @@ class _Terminal(logging.Handler):
         """Print a record; who reads no more is no reason to end."""
         with suppress(OSError):
             for line in self.format(record).splitlines():
-                click.echo(one_line(line), err=True)
+                click.echo(one_line(line), file=sys.stderr)
 
 
 class _Formatter(logging.Formatter):

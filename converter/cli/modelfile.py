@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from converter.cli import candidates
 from converter.cli.console import warn
 from converter.cli.options import DeclaringCommand, OutputPath, take_declared
 
@@ -26,7 +27,7 @@ _NOTE: Final = (
 @click.command(
     "modelfile", cls=DeclaringCommand, short_help="Print an Ollama Modelfile for a checkpoint or a GGUF."
 )
-@click.argument("model")
+@click.argument("model", shell_complete=candidates.models)
 @click.option(
     "--from", "path", help="What FROM says. Default: where convert puts the GGUF, or the GGUF given."
 )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
 
-from converter.names import add_model, known_models, remove_model
+from converter.cli import candidates
+from converter.names import add_model, remove_model
 
 
 @click.group("models", short_help="List short names of models; add your own.", invoke_without_command=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """List the short names of models, or add and remove your own.
+    """List the short names of models: what each stands for, what it takes to download and to convert, and
+    the targets that it can be converted to today. Or add and remove your own.
 
     \b
     qatconvert models
@@ -22,14 +23,17 @@ def command(context: click.Context, as_json: bool) -> None:
     """
     if context.invoked_subcommand:
         return
-    models = known_models()
-    if as_json:
-        click.echo(json.dumps([asdict(model) for model in models], indent=2))
-        return
-    width = max(len(model.name) for model in models)
-    for model in models:
-        own = "  (yours)" if model.origin == "user" else ""
-        click.echo(f"{model.name:<{width}}  {model.repo or 'ships with qatconvert'}{own}")
+    from converter.cli.console import results
+    from converter.pipeline.catalogue import catalogue
+
+    found = catalogue()
+    with results():
+        if as_json:
+            click.echo(json.dumps(found, indent=2))
+        else:
+            from converter.cli.tables import print_models
+
+            print_models(found)
 
 
 @command.command("add")
@@ -42,7 +46,7 @@ def add(name: str, repository: str) -> None:
 
 
 @command.command("remove")
-@click.argument("name")
+@click.argument("name", shell_complete=candidates.own_names)
 def remove(name: str) -> None:
     """Forget your own NAME."""
     model = remove_model(name)

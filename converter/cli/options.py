@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
+from converter.cli import candidates
 from converter.cli.console import warn
 from converter.errors import UsageError
 from converter.system.extensions import registered
@@ -29,6 +32,10 @@ _MOST_DIGITS = 12
 
 class TargetOption(click.Option):
     """An option that names targets, of which the help lists those that are registered."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The targets, also behind a comma."""
+        return candidates.targets(incomplete, every=_ALL if self.multiple else "")
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         """The option with the names in its help."""
@@ -46,10 +53,32 @@ def chosen_targets(given: Iterable[str], every: tuple[str, ...]) -> tuple[str, .
     return every if _ALL in names else tuple(dict.fromkeys(names))
 
 
+def meant(given: str, known: Iterable[str]) -> str:
+    """A question for the one of ``known`` that is like ``given``, empty where none is."""
+    near = get_close_matches(given.lower(), list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+class Choice(click.Choice[str]):
+    """A word of several; a mistyped one is answered with the one that may be meant."""
+
+    def convert(self, value: object, parameter: click.Parameter | None, context: click.Context | None) -> str:
+        """The word."""
+        if value not in self.choices and (near := meant(str(value), self.choices)):
+            self.fail(f"{value!r}{near}: give one of {', '.join(self.choices)}", parameter, context)
+        return super().convert(value, parameter, context)
+
+
 class Gate(click.ParamType[tuple[str, float]]):
     """``NAME=LIMIT``, as in ``mean_kld=0.01``."""
 
     name = "NAME=LIMIT"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names."""
+        return candidates.gates(incomplete)
 
     def convert(
         self, value: object, parameter: click.Parameter | None, context: click.Context | None
@@ -65,11 +94,25 @@ class Gate(click.ParamType[tuple[str, float]]):
         except ValueError:
             number = float("nan")
         if name not in KNOWN or not 0 <= number < float("inf"):
-            self.fail(f"{value!r}: give one of {', '.join(KNOWN)} and a limit, as in mean_kld=0.01")
+            near = "" if name in KNOWN else meant(name, KNOWN)
+            self.fail(f"{value!r}{near}: give one of {', '.join(KNOWN)} and a limit, as in mean_kld=0.01")
         return name, number
 
 
-class OutputPath(click.Path):
+class InputPath(click.Path):
+    """A place to read from. An error shows it as it was given, where Click doubles each backslash."""
+
+    def fail(
+        self,
+        message: str,
+        param: click.Parameter | None = None,
+        ctx: click.Context | None = None,
+    ) -> NoReturn:
+        """Raise ``click.BadParameter``."""
+        super().fail(message.replace("\\\\", "\\"), param, ctx)
+
+
+class OutputPath(InputPath):
     """A place to write to. An empty text, as an unset variable gives, does not mean the working directory."""
 
     def convert(
@@ -101,9 +144,17 @@ class Lengths(click.ParamType[tuple[int, ...]]):
         return tuple(map(int, parts))
 
 
-#: Headings in the help; declared options stand under those of their owners.
-_GENERAL: Final = "Options"
+#: Headings in the help; declared options stand under those of their owners, or are for several targets.
 _VALIDATION: Final = "Validation"
+_SEVERAL: Final = "Several targets"
+#: The options of the commands themselves by purpose.
+_HEADINGS: Final[Mapping[str, Sequence[str]]] = {
+    "Setting up": ("--install", "--uninstall", "--shell"),
+    "Output": ("--target", "--output", "--force", "--from", "--dry-run", "--tensors"),
+    "Comparison": ("--rebuild",),
+    "Source": ("--reference", "--offline", "--foreign"),
+    "Results and messages": ("--json", "--quiet", "--verbose", "--log-file", "--debug", "--help"),
+}
 #: Gates without which a user may go on: ``validation.gates.MAY_NOT_RUN``, which a help need not load.
 _MAY_NOT_RUN: Final = (
     "graph_kld",
@@ -153,31 +204,22 @@ def _type(option: Option) -> click.ParamType[Any]:
         bounded = option.least is not None or option.most is not None
         return click.IntRange(option.least, option.most) if bounded else click.INT
     if option.kind == "choice":
-        return click.Choice(option.choices)
+        return Choice(option.choices)
     if option.kind == "lengths":
         return Lengths()
     if option.kind == "path":
         return OutputPath(path_type=Path)
     if option.kind == "file":
-        return click.Path(exists=True, dir_okay=False, path_type=Path)
+        return InputPath(exists=True, dir_okay=False, path_type=Path)
     return click.STRING
 
 
-class DeclaringCommand(click.Command):
-    """A command with the options that targets and runtimes declare for it, grouped in its help."""
-
-    _complete = False
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """All parameters. Raises ``UsageError`` for declarations that contradict each other."""
-        if not self._complete:
-            self.params.extend(_declared(self.name or "", self.params))
-            self._complete = True
-        return super().get_params(ctx)
+class GroupedCommand(click.Command):
+    """A command whose help has its options by purpose."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options by heading: the command's own, those of each target, the validation's."""
-        sections: dict[str, list[tuple[str, str]]] = {_GENERAL: []}
+        sections: dict[str, list[tuple[str, str]]] = {heading: [] for heading in _HEADINGS}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None and isinstance(parameter, click.Option):
@@ -189,10 +231,26 @@ class DeclaringCommand(click.Command):
                     formatter.write_dl(rows)
 
 
+class DeclaringCommand(GroupedCommand):
+    """A command with the options that targets and runtimes declare for it."""
+
+    _complete = False
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """All parameters. Raises ``UsageError`` for declarations that contradict each other."""
+        if not self._complete:
+            self.params.extend(_declared(self.name or "", self.params))
+            self._complete = True
+        return super().get_params(ctx)
+
+
 def _heading(parameter: click.Option) -> str:
     if isinstance(parameter, DeclaredOption):
-        return parameter.offered.heading or _GENERAL
-    return _VALIDATION if isinstance(parameter, ValidationOption) else _GENERAL
+        return parameter.offered.heading or _SEVERAL
+    if isinstance(parameter, ValidationOption):
+        return _VALIDATION
+    known = (heading for heading, flags in _HEADINGS.items() if set(flags) & set(parameter.opts))
+    return next(known, "Options")
 
 
 def _declared(command: str, own: Iterable[click.Parameter]) -> Sequence[DeclaredOption]:
@@ -248,7 +306,7 @@ def take_declared(
         if not isinstance(parameter, DeclaredOption):
             continue
         one, value = parameter.offered, settings.pop(parameter.name or "")
-        given = context.get_parameter_source(parameter.name or "") is not ParameterSource.DEFAULT
+        given = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
         if not given and not set(one.targets) & set(targets):
             continue
         if one.option.kind == "file" and value is not None:
@@ -278,12 +336,12 @@ _VALIDATION_OPTIONS: Final = (
     ),
     _validation(
         "--text",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        type=InputPath(exists=True, dir_okay=False, path_type=Path),
         help="Evaluate on this UTF-8 text instead of the checkpoint's own or the built-in one.",
     ),
     _validation(
         "--reference-dtype",
-        type=click.Choice(["float32", "bfloat16", "float16"]),
+        type=Choice(["float32", "bfloat16", "float16"]),
         default="float32",
         show_default=True,
         help="Type in which transformers computes the reference logits.",
@@ -305,7 +363,7 @@ _VALIDATION_OPTIONS: Final = (
     _validation(
         "--allow-unrun",
         multiple=True,
-        type=click.Choice(_MAY_NOT_RUN),
+        type=Choice(_MAY_NOT_RUN),
         metavar="GATE",
         help="Go on without this gate where it cannot run, for want of room, memory, packages or of what its "
         f"limit is relative to: {', '.join(_MAY_NOT_RUN[:-1])} or {_MAY_NOT_RUN[-1]}. The result is not "
@@ -313,7 +371,7 @@ _VALIDATION_OPTIONS: Final = (
     ),
     _validation(
         "--baseline",
-        type=click.Choice(["naive-q4_0"]),
+        type=Choice(["naive-q4_0"]),
         help="Measure a naive requantisation of the same checkpoint beside it.",
     ),
     _validation(
@@ -328,6 +386,7 @@ _VALIDATION_OPTIONS: Final = (
         "runtimes",
         multiple=True,
         metavar="TARGET.RUNTIME",
+        shell_complete=candidates.runtimes,
         help="Run a target's artifact in this one of its runtimes, as in gguf.llamacpp. Default: the "
         "target's own. Repeatable.",
     ),
@@ -369,6 +428,9 @@ def _chosen(names: Sequence[str], targets: Collection[str]) -> dict[str, str]:
     from validation.runners import read_runtimes
 
     chosen = read_runtimes(names)
+    source = click.get_current_context().get_parameter_source("runtimes")
+    if source is ParameterSource.ENVIRONMENT:
+        return {target: runtime for target, runtime in chosen.items() if target in targets}
     for target, runtime in chosen.items():
         if target not in targets:
             raise UsageError(

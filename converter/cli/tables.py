@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from converter.checkpoint.stored.modules import NUMBERS
-from converter.cli.layout import command, facts, figures, line
+from converter.cli.layout import command, facts, figures, fits, line
 from converter.names import one_line
 from converter.system.amounts import amount
 from validation.report.figures import bits, rate, share
@@ -26,6 +26,8 @@ from validation.report.texts import (
 
 #: Numbers within the name of a weight: of its layer, of its expert.
 _NUMBER: Final = re.compile(r"\.\d+(?=\.)")
+#: From so many seconds on, minutes are told.
+_MINUTES: Final = 120
 _NUMBERS: Final = "norms, vectors, scalars"
 
 
@@ -145,6 +147,133 @@ def print_inspection(found: Mapping[str, Any], every_tensor: bool = False) -> No
         line()
         line("--tensors lists every tensor")
     _print_left_out(found["left_out"])
+
+
+def print_preview(found: Mapping[str, Any]) -> None:
+    """What a conversion would write, download and take, and its weights by kind."""
+    line(f"{one_line(str(found['model']))}: a dry run, nothing is written", "bold")
+    line()
+    facts(_outcome(found))
+    for name, target in found["targets"].items():
+        line()
+        line(f"{name}, planned", "bold")
+        facts((f"  {label}", one_line(text)) for label, text in _expected(name, target, found["validated"]))
+    line()
+    types = {name: _types(target["tensors"]) for name, target in found["targets"].items()}
+    figures(
+        ("kind", "tensors", "shape", *types),
+        [
+            (
+                label,
+                str(len(group)),
+                _shapes(group) if group[0]["matrix"] else "",
+                *(_joined(types[name].get(one["name"], "-") for one in group) for name in types),
+            )
+            for label, group in _kinds(found["weights"])
+        ],
+        left=(0, *range(3, len(types) + 3)),
+    )
+    line()
+    line(f"Time and memory are estimates, measured on {found['estimated_for']}.")
+
+
+def print_models(found: Sequence[Mapping[str, Any]]) -> None:
+    """The short names with what they stand for and take."""
+    told = [(model["name"], _stands_for(model)) for model in found]
+    rows = [(_download(model), _memory(model["memory"]), _targets(model)) for model in found]
+    heading = ("name", "download", "memory", "targets")
+    if fits(("name", "stands for"), told):
+        figures(
+            (*heading, "stands for"),
+            [(name, *row, meant) for (name, meant), row in zip(told, rows, strict=True)],
+            left=(0, 3, 4),
+        )
+    else:
+        figures(heading, [(name, *row) for (name, _), row in zip(told, rows, strict=True)], left=(0, 3))
+        line()
+        for name, meant in told:
+            line(name)
+            command(f"  {meant}")
+    line()
+    line("memory: about what converting takes without a proof, by target; NAME --dry-run tells more")
+    reasons: dict[str, list[str]] = {}
+    for model in found:
+        if model["targets"] == []:
+            reasons.setdefault(one_line(model["why"]), []).append(model["name"])
+    for why, names in reasons.items():
+        line(f"not yet: {', '.join(names)}: {why}")
+
+
+def _download(model: Mapping[str, Any]) -> str:
+    if model["download"] is None:
+        return "unknown"
+    return f"{'about ' if model['about'] else ''}{amount(model['download'])}" if model["download"] else "none"
+
+
+def _memory(needed: Mapping[str, int] | None) -> str:
+    """The least and the most that targets take."""
+    if not needed:
+        return "unknown"
+    least, most = (amount(_rounded(one)) for one in (min(needed.values()), max(needed.values())))
+    return f"about {least}" if least == most else f"{least} to {most}"
+
+
+def _targets(model: Mapping[str, Any]) -> str:
+    if model["targets"] is None:
+        return "unknown"
+    return ", ".join(model["targets"]) or "not yet"
+
+
+def _stands_for(model: Mapping[str, Any]) -> str:
+    own = " (yours)" if model["origin"] == "user" else ""
+    return f"{model['repo'] or 'ships with qatconvert'}{own}"
+
+
+def _outcome(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    output, download = found["output"], found["download"]
+    place = one_line(output["path"])
+    told = [
+        *([f"replaces {', '.join(output['replaces'])}"] if output["replaces"] else []),
+        *([f"keeps {', '.join(output['keeps'])}"] if output["keeps"] else []),
+    ]
+    yield "output", f"{place}: {'; '.join(told) or ('exists' if output['exists'] else 'is new')}"
+    yield "beside", ", ".join(found["files"])
+    if download["bytes"]:
+        yield "download", f"{amount(download['bytes'])} of {amount(download['of'])} of weights"
+        yield "weights", "not at hand: taken to lie on their lattice, as training leaves them"
+    else:
+        yield "download", "nothing"
+    for part in found["left_out"]:
+        yield "left out", f"{one_line(str(part['part']))}: {part['tensors']} tensors, {amount(part['bytes'])}"
+
+
+def _expected(name: str, target: Mapping[str, Any], validated: bool) -> Iterator[tuple[str, str]]:
+    """The files of a target and what making them takes."""
+    yield "weights", f"{amount(target['bytes'])}, {bits(target['bits_per_weight'])} bits per weight"
+    for file in target["files"]:
+        about = "" if file["exact"] else "about " if file["bytes"] else "small, not known before: "
+        yield "file", f"{file['path']}, {about}{amount(file['bytes']) if file['bytes'] else ''}".rstrip(" :")
+    expected = target["estimate"]
+    for key, unit in (("seconds", _duration), ("memory", amount)):
+        label = "time" if key == "seconds" else key
+        if expected is None:
+            yield label, "unknown"
+            continue
+        proof = f", {unit(_rounded(expected['with_proof'][key]))} with the proof"
+        yield label, f"about {unit(_rounded(expected['alone'][key]))}{proof if validated else ''}"
+    for warning in target["warnings"]:
+        yield "warning", warning.removeprefix(f"{name}: ")
+
+
+def _rounded(value: float) -> int:
+    """Two leading digits: an estimate has no more."""
+    step: int = 10 ** max(0, len(str(int(value))) - 2)
+    return round(value / step) * step
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, or minutes where there are some."""
+    return f"{seconds:.0f} s" if seconds < _MINUTES else f"{seconds / 60:.0f} min"
 
 
 def _architecture(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from converter.cli.console import warn
 from converter.errors import UsageError
@@ -53,6 +54,11 @@ def told(quiet: bool, verbose: int, log_file: Path | None, apart: Path | None = 
     from converter.cli.logs import logged
     from converter.cli.stages import shown_stages
 
+    source = click.get_current_context().get_parameter_source
+    if quiet and verbose and source("quiet") is not source("verbose"):
+        # what stands on the command line counts, and not the default that the environment gives
+        quiet = source("quiet") is ParameterSource.COMMANDLINE
+        verbose = 0 if quiet else verbose
     if quiet and verbose:
         raise UsageError("--quiet and --verbose contradict each other: leave out one of them")
     with logged(verbose, log_file, apart), shown_stages(quiet) as stages:

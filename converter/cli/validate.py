@@ -8,9 +8,12 @@ from typing import Any
 
 import click
 
+from converter.cli import candidates
 from converter.cli.options import (
     DeclaringCommand,
+    InputPath,
     OutputPath,
+    TargetOption,
     check_effect,
     take_declared,
     validation_options,
@@ -22,14 +25,20 @@ from converter.cli.telling import telling_options, told
 @click.command(
     "validate", cls=DeclaringCommand, short_help="Prove an existing ARTIFACT against its checkpoint."
 )
-@click.argument("artifact", type=click.Path(exists=True, path_type=Path))
+@click.argument("artifact", type=InputPath(exists=True, path_type=Path))
 @click.option(
     "--reference",
     "model",
     metavar="MODEL",
+    shell_complete=candidates.models,
     help="The checkpoint it was made from. Default: the one that the manifest of its conversion names.",
 )
-@click.option("--target", metavar="TARGET", help="Which target's ARTIFACT is meant, where there are several.")
+@click.option(
+    "--target",
+    cls=TargetOption,
+    metavar="TARGET",
+    help="Which target's ARTIFACT is meant, where there are several.",
+)
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option(
     "--foreign",

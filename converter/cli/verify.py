@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from converter.cli import candidates
+from converter.cli.options import GroupedCommand
 from converter.cli.telling import telling_options, told
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ _SHOWN = 50
 _PLAIN = ("name", "repo", "revision")
 
 
-@click.command("verify", short_help="Compare an output directory with its manifest.")
+@click.command("verify", cls=GroupedCommand, short_help="Compare an output directory with its manifest.")
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--rebuild",
@@ -31,6 +34,7 @@ _PLAIN = ("name", "repo", "revision")
 @click.option(
     "--reference",
     metavar="MODEL",
+    shell_complete=candidates.models,
     help="With --rebuild: where the source is, if the manifest has only a directory's name.",
 )
 @click.option("--offline", is_flag=True, help="With --rebuild: use only what was downloaded before.")
@@ -118,7 +122,7 @@ def _print(found: Verification) -> None:
     from converter.system.amounts import amount
 
     def say(line: str) -> None:
-        click.echo(one_line(line))
+        click.echo(one_line(line), file=sys.stdout)
 
     differences, manifest = found.differences, found.manifest
     for one in differences[:_SHOWN]:

@@ -26,7 +26,7 @@ from converter.system.amounts import amount
 from converter.system.files import state_of
 from converter.system.progress import StageProgress
 
-__all__ = ["Check", "Snapshot", "download"]
+__all__ = ["Check", "Missing", "Snapshot", "download", "is_offline", "missing_weights"]
 
 _STREAMS = 4
 _CHATTY = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -68,7 +68,7 @@ def download(
     store = Store(Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute(), source.repo)
     revision = source.revision or constants.DEFAULT_REVISION
     cached = _Cached(store, examine, progress)
-    if offline or constants.HF_HUB_OFFLINE:
+    if is_offline(offline):
         return cached.snapshot(revision, weights)
     if COMMIT.fullmatch(revision) and store.has_record(revision):
         with contextlib.suppress(HubError):
@@ -84,6 +84,33 @@ def download(
             raise
         # The cause is not chained: its text may repeat what the server wrote.
         raise HubError(f"{explained}{_cached_hint(store, revision, error)}") from None
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Bytes of a model's weights: all, and those that are still to be downloaded."""
+
+    total: int
+    missing: int
+
+
+def missing_weights(snapshot: Snapshot, cache_dir: Path | None = None) -> Missing:
+    """What is still to be downloaded of the weights of a model that was described (``download`` without
+    ``weights``), by the sizes that the Hub lists."""
+    from huggingface_hub import constants
+
+    store = Store(Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute(), snapshot.repo)
+    files = [file for name, file in store.recorded(snapshot.revision).items() if is_weights(name)]
+    missing = [file for file in files if not store.holds(snapshot.revision, file)]
+    left = [store.missing_bytes(file) if file.digest else file.size or 0 for file in missing]
+    return Missing(sum(file.size or 0 for file in files), sum(left))
+
+
+def is_offline(asked: bool) -> bool:
+    """Whether the cache alone is used: as it was asked for, or by HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+
+    return asked or constants.HF_HUB_OFFLINE
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from converter.system.progress import Progress, StageProgress, begin, no_progres
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
-    from converter.hub import Check
+    from converter.hub import Check, Missing
     from targets.target import Target
 
 _LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
@@ -161,6 +161,26 @@ def download_place(
     compared = {name: check.state for name, check in snapshot.checks.items()}
     watched = _watch(snapshot.path, compared)
     return Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks, snapshot.date)
+
+
+def described_place(
+    source: Source, offline: bool, targets: Sequence[Target], options: Mapping[str, object]
+) -> tuple[Place, Missing]:
+    """A repository's description, and what there is of its weights. Offline, they must all be in the cache.
+    Raises as ``examined_place`` does."""
+    from converter.checkpoint.opened import open_description
+    from converter.hub import download, is_offline, missing_weights
+
+    def examine(folder: Path) -> None:
+        described = open_description(folder)
+        for target in targets:
+            target.check_model(described, options)
+
+    snapshot = download(source, offline=offline, weights=is_offline(offline), examine=examine)
+    compared = {name: check.state for name, check in snapshot.checks.items()}
+    watched = _watch(snapshot.path, compared)
+    place = Place(source, snapshot.path, watched, snapshot.revision, snapshot.checks, snapshot.date)
+    return place, missing_weights(snapshot)
 
 
 def opening(source: Source) -> str:

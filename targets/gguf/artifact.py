@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,8 +16,10 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
 from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
+from targets.estimates import Costs
 from targets.families import known_families
 from targets.gguf.comparison import MODELFILE, differences
+from targets.gguf.costs import COSTS
 from targets.gguf.declared import OPTIONS
 from targets.gguf.description import add_description
 from targets.gguf.family import gguf_family
@@ -68,6 +71,7 @@ class GgufTarget:
     modules: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ("gguf", "numba", "numpy")
     options: Sequence[Option] = OPTIONS.options
+    costs: Costs = COSTS
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
@@ -161,6 +165,20 @@ class GgufTarget:
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
         return GGML.losses(checkpoint.weights, written, "float16 does not hold and that is rounded")
+
+    def file_sizes(self, checkpoint: Checkpoint, plan: Plan) -> Mapping[str, int]:
+        """See ``targets.estimates.Estimated``: all files."""
+        with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
+            path = Path(scratch) / f"{_stem(plan.options['name'], plan.tensors)}.gguf"
+            limit = plan.options["split_max_size"]
+            layout = write_header(
+                _metadata(checkpoint, plan), path, plan.tensors, limit if isinstance(limit, int) else None
+            )
+        text = _modelfile_text(checkpoint, plan)
+        return {
+            **dict(zip(plan.artifacts, layout.sizes, strict=True)),
+            **({} if text is None else {MODELFILE: len(text.encode("utf-8"))}),
+        }
 
     def deliver(
         self,

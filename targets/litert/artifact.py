@@ -14,8 +14,10 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
+from targets.estimates import Costs
 from targets.litert.activations import two_rows, ways
 from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
+from targets.litert.costs import COSTS
 from targets.litert.declared import OPTIONS
 from targets.litert.devices.android import check_assets, check_directory, write_assets
 from targets.litert.devices.npu import Npu, check_installed, compile_bundle
@@ -72,6 +74,7 @@ class LitertTarget:
         "transformers",
     )
     options: Sequence[Option] = OPTIONS.options
+    costs: Costs = COSTS
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
@@ -171,6 +174,10 @@ class LitertTarget:
             compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
             compile_bundle(path, npu, compiled, stage_of(progress, f"compiling for {npu}"))
         return [*models.warnings(), *edit_warnings(checkpoint)]
+
+    def file_sizes(self, checkpoint: Checkpoint, plan: Plan) -> Mapping[str, int]:
+        """See ``targets.estimates.Estimated``: none, since the graph is part of the bundle."""
+        return {}
 
     def deliver(
         self,

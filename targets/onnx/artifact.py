@@ -13,7 +13,9 @@ from converter.errors import CheckpointError
 from converter.filenames import CHAT_TEMPLATE
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from converter.system.replacing import write_whole
+from targets.estimates import Costs
 from targets.onnx.accuracy import with_accuracy_level
+from targets.onnx.costs import COSTS
 from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
 from targets.onnx.layout import lay_out
@@ -74,6 +76,7 @@ class OnnxTarget:
         "protobuf",
     )
     options: Sequence[Option] = OPTIONS.options
+    costs: Costs = COSTS
 
     def check(self, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
@@ -196,6 +199,11 @@ class OnnxTarget:
         from targets.onnx.comparison import differences
 
         return differences(artifact, checkpoint, plan, progress)
+
+    def file_sizes(self, checkpoint: Checkpoint, plan: Plan) -> Mapping[str, int]:
+        """See ``targets.estimates.Estimated``: all but the graph, which takes seconds to build."""
+        files = {f"onnx/{name}": len(content) for name, content in generation_files(checkpoint).items()}
+        return {DATA: lay_out(plan.tensors, read_options(plan.options)).size, **files}
 
     def deliver(
         self,

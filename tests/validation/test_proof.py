@@ -151,7 +151,7 @@ def test_every_stage_reaches_its_end(found: dict[str, Any], stages: list[tuple[s
         "tokenizing text (transformers)",
         "reference logits (transformers)",
         "checking weights (gguf)",
-        "running llamacpp",
+        "running llama.cpp",
         "comparing logits (gguf)",
         "dequantizing gguf's weights",
         "transformers on gguf's weights",

@@ -47,7 +47,7 @@ def test_a_runtime_is_chosen_by_its_registered_name() -> None:
     assert read_runtimes(["gguf.llamacpp", "onnx.onnxruntime"]) == {"gguf": "llamacpp", "onnx": "onnxruntime"}
     assert runtime_of("gguf") == runtime_of("gguf", "llamacpp") == "gguf.llamacpp"
     known = "known: gguf.llamacpp, litert.litert, onnx.onnxruntime"
-    with pytest.raises(UsageError, match=f"unknown runtime 'gguf.onnxruntime'; {known}"):
+    with pytest.raises(UsageError, match=rf"'gguf.onnxruntime' \(did you mean onnx.onnxruntime\?\); {known}"):
         read_runtimes(["gguf.onnxruntime"])
 
 

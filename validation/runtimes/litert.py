@@ -36,6 +36,7 @@ from validation.runtimes.litert_lm import engine
 class LiteRt:
     """The runner for LiteRT bundles; see ``validation.runners.Runner``."""
 
+    name: str = "LiteRT"
     extra: str = "litert"
     modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
     libraries: tuple[str, ...] = ("ai-edge-litert", "litert-lm")
@@ -105,7 +106,7 @@ class LiteRt:
             result = run_worker(
                 "validation.runtimes.litert_model", request, progress, what=f"LiteRT on {artifact.name}"
             )
-        return Runtime("LiteRT", result["version"], result["settings"])
+        return Runtime(self.name, result["version"], result["settings"])
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """Bytes of the file that ``unrounded`` writes, and of the models that ``logits`` copies again.

@@ -27,6 +27,7 @@ from validation.runtimes.llamacpp_text import text
 class LlamaCpp:
     """The runner for GGUF files; see ``validation.runners.Runner``."""
 
+    name: str = "llama.cpp"
     extra: str = "llamacpp"
     modules: tuple[str | tuple[str, ...], ...] = (MODULES,)
     libraries: tuple[str, ...] = ("xllamacpp", "llama-cpp-python")
@@ -73,7 +74,7 @@ class LlamaCpp:
                 f"{artifact.name}: has a vocabulary of {result['vocabulary']},"
                 f" the checkpoint one of {vocabulary}"
             )
-        return Runtime("llama.cpp", result["version"], result["settings"])
+        return Runtime(self.name, result["version"], result["settings"])
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """See the protocol."""

@@ -34,6 +34,7 @@ _ALIASES: Final = {"directml": "dml"}
 class OnnxRuntime:
     """The runner for ONNX models; see ``validation.runners.Runner``."""
 
+    name: str = "onnxruntime"
     extra: str = "onnx"
     modules: tuple[str, ...] = ("onnx", "onnxruntime")
     libraries: tuple[str, ...] = ("onnxruntime", "onnxruntime-genai")
@@ -106,7 +107,7 @@ class OnnxRuntime:
         )
         level = result["settings"]["accuracy_level"]
         way = {"accuracy_level": level} if isinstance(level, int) else AS_IT_IS
-        return Runtime("onnxruntime", result["version"], result["settings"], way)
+        return Runtime(self.name, result["version"], result["settings"], way)
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """None, since the artifact itself computes without rounding to integers. For an excerpt they are

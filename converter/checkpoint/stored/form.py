@@ -70,6 +70,9 @@ class Form:
     #: transformers loads such a checkpoint. What it does not load is proven by the numbers that its codes and
     #: scales stand for.
     loads_as_stored: bool = True
+    #: ``expected(name, shape)`` is what a weight is taken for where only a checkpoint's description is at
+    #: hand: its lattice, and zeros for values. ``None`` where the form cannot tell before it reads tensors.
+    expected: Callable[[str, Shape], Weight] | None = None
     #: A repository that has it.
     example: str = ""
 

@@ -18,7 +18,7 @@ from converter.checkpoint.lattice import BLOCK, bf16_bits, bf16_floats, recover
 from converter.checkpoint.safetensors import SourceTensor
 from converter.checkpoint.stored.form import Form, Layout, Parameters, quantization_of
 from converter.checkpoint.stored.modules import as_floats, check_dtype
-from converter.checkpoint.weight import OFF_LATTICE, Lattice, LatticeRows, Weight, sampled_ranges
+from converter.checkpoint.weight import EXACT, OFF_LATTICE, Lattice, LatticeRows, Weight, sampled_ranges
 from converter.errors import CheckpointError
 
 #: Share of the judged blocks that must be on a lattice.
@@ -54,6 +54,35 @@ def make_weight(name: str, tensor: SourceTensor, expected: tuple[int, ...] | Non
         lattice=_LATTICE if on_lattice else None,
         codes=_codes(tensor) if on_lattice else None,
         coded=len(tensor.shape) >= 2,
+    )
+
+
+def expected_weight(name: str, shape: tuple[int, ...]) -> Weight:
+    """A weight as training leaves it, in bfloat16 and on its lattice if it is a matrix. Zeros stand for its
+    values."""
+    columns = shape[-1] if shape else 1
+    on_lattice = len(shape) >= 2 and columns % BLOCK == 0
+
+    def floats(start: int, stop: int) -> NDArray[np.float32]:
+        return np.zeros((stop - start, columns), np.float32)
+
+    def codes(start: int, stop: int) -> LatticeRows:
+        rows, blocks = stop - start, columns // BLOCK
+        return LatticeRows(
+            np.zeros((rows, columns), np.int8),
+            np.ones((rows, blocks), np.float32),
+            np.full((rows, blocks), EXACT, np.uint8),
+        )
+
+    return Weight(
+        name=name,
+        source=name,
+        shape=shape,
+        stored="BF16",
+        floats=floats,
+        lattice=_LATTICE if on_lattice else None,
+        codes=codes if on_lattice else None,
+        coded=len(shape) >= 2,
     )
 
 
@@ -138,5 +167,6 @@ form: Final = Form(
     example="google/gemma-4-E2B-it-qat-q4_0-unquantized",
     recognises=recognises,
     layout=layout,
+    expected=expected_weight,
     last_resort=True,
 )

@@ -53,7 +53,8 @@ def _check_documents(words: list[str], done: subprocess.CompletedProcess[str], w
     if done.returncode not in (0, 3):
         return
     if "--json" in words and words[0] in ("inspect", "validate", "convert"):
-        check("inspect" if words[0] == "inspect" else "report", json.loads(done.stdout))
+        name = "preview" if "--dry-run" in words else "inspect" if words[0] == "inspect" else "report"
+        check(name, json.loads(done.stdout))
     for flag, value in itertools.pairwise(words):
         if flag in ("-o", "--output"):
             check_output(work / value)

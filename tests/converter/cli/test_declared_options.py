@@ -128,9 +128,13 @@ def sections(text: str) -> dict[str, str]:
 def test_options_stand_under_their_targets_in_80_columns(qatconvert):
     done = qatconvert("convert", "--help", environment={"COLUMNS": "80"})
     found = sections(done.stdout)
-    assert list(found) == ["Options", "GGUF and Ollama", "LiteRT", "ONNX", "Validation"]
+    own = ["Output", "Source", "Results and messages"]
+    assert list(found) == [*own, "Several targets", "GGUF and Ollama", "LiteRT", "ONNX", "Validation"]
     for heading, flag in (
-        ("Options", "--off-lattice"),  # of all three
+        ("Output", "--dry-run"),
+        ("Source", "--offline"),
+        ("Results and messages", "--debug"),
+        ("Several targets", "--off-lattice"),  # of all three
         ("GGUF and Ollama", "--num-ctx"),
         ("LiteRT", "--npu"),
         ("ONNX", "--accuracy-level"),
@@ -139,7 +143,7 @@ def test_options_stand_under_their_targets_in_80_columns(qatconvert):
         ("Validation", "--runtime"),
     ):
         assert [name for name, text in found.items() if flag in text] == [heading]
-    assert max(map(len, done.stdout.split("Options:")[1].splitlines())) <= 80
+    assert max(map(len, done.stdout.split("Output:")[1].splitlines())) <= 80
 
 
 def test_an_outside_target_has_its_own_group_in_the_help(qatconvert, tape):
@@ -305,7 +309,7 @@ def test_the_runtime_that_comes_with_the_target_stays_the_default(another):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--runtime", "gguf.other"], "unknown runtime 'gguf.other'; known: gguf.another, gguf.llamacpp, "),
+        (["--runtime", "gguf.other"], "unknown runtime 'gguf.other' (did you mean gguf.another?); known: "),
         (["--runtime", "onnx.onnxruntime"], "--runtime onnx.onnxruntime has no effect without target onnx"),
         (
             ["--runtime", "gguf.another", "--runtime", "gguf.llamacpp"],

@@ -3,22 +3,78 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.distributions import write_distribution
+from support.terminal import on_terminal
 
 
-def test_every_alias_is_listed_with_its_repository(qatconvert):
+def listed(qatconvert):
+    return {model["name"]: model for model in json.loads(qatconvert("models", "--json").stdout)}
+
+
+def test_every_alias_is_listed_with_what_it_stands_for_and_takes(qatconvert):
     done = qatconvert("models")
     assert done.returncode == 0
-    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert lines["gemma4-e2b"] == "google/gemma-4-E2B-it-qat-q4_0-unquantized"
-    assert lines["gemma4-26b-a4b"] == "google/gemma-4-26B-A4B-it-qat-q4_0-unquantized"
-    assert lines["gemma4-e4b-mobile"] == "google/gemma-4-E4B-it-qat-mobile-transformers"
-    assert lines["gemma4-demo"] == "ships with qatconvert"
+    lines = {line.split(maxsplit=1)[0]: line for line in done.stdout.splitlines() if line}
+    assert re.split("  +", lines["gemma4-e2b"]) == [
+        "gemma4-e2b", "about 10.2 GB", "300 MB to 1.1 GB", "gguf, litert, onnx",
+        "google/gemma-4-E2B-it-qat-q4_0-unquantized",
+    ]  # fmt: skip
+    assert re.split("  +", lines["gemma4-demo"]) == [
+        "gemma4-demo", "none", "110 MB to 650 MB", "gguf, litert, onnx", "ships with qatconvert",
+    ]  # fmt: skip
+    assert "unknown" in lines["gemma4-31b"]
+    assert "not yet" in lines["gemma4-e4b-mobile"]
+    assert "google/gemma-4-26B-A4B-it-qat-q4_0-unquantized" in lines["gemma4-26b-a4b"]
+
+
+def test_a_form_that_is_not_read_is_the_reason(qatconvert):
+    mobile = listed(qatconvert)["gemma4-e2b-mobile"]
+    assert mobile["targets"] == []
+    assert "quant_method 'gemma', which is not read" in mobile["why"]
+    assert "not yet: gemma4-e2b-mobile, gemma4-e4b-mobile: config.json" in qatconvert("models").stdout
+
+
+def test_what_registries_have_is_what_can_be_converted(qatconvert, tmp_path):
+    """A form and a target of another package are found, a target that lacks the family is not."""
+    modules = {
+        "packed": """
+            from converter.checkpoint.stored import Form, Layout
+
+            form = Form("packed", "packed codes", lambda config: "quantization_config" in config, Layout)
+        """,
+        "paper": "target = None",
+    }
+    points = {
+        "qatconvert.forms": {"packed": "packed:form"},
+        "qatconvert.targets": {"paper": "paper:target"},
+        "qatconvert.families.paper": {"gemma3": "paper:target"},
+    }
+    site = write_distribution(tmp_path / "site", "packed", points, modules)
+    done = qatconvert("models", "--json", environment={"PYTHONPATH": str(site)})
+    models = {model["name"]: model for model in json.loads(done.stdout)}
+    assert models["gemma4-e2b-mobile"]["targets"] == ["gguf", "litert", "onnx"]
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_the_table_fits_a_terminal(columns, tmp_path):
+    program = str(Path(sys.executable).with_name("qatconvert"))
+    status, text = on_terminal([program, "models"], columns, tmp_path, {"QATCONVERT_HOME": str(tmp_path)})
+    assert status == 0
+    assert max(map(len, text.splitlines())) <= columns
+    assert "google/gemma-4-26B-A4B-it-qat-q4_0-unquantized" in text
 
 
 def test_a_name_can_be_added_listed_and_removed(qatconvert):
     assert qatconvert("models", "add", "gemma4-9b", "my-team/gemma-4-9B").returncode == 0
-    listed = json.loads(qatconvert("models", "--json").stdout)
-    assert {"name": "gemma4-9b", "repo": "my-team/gemma-4-9B", "origin": "user"} in listed
+    found = listed(qatconvert)["gemma4-9b"]
+    assert (found["repo"], found["origin"], found["targets"]) == ("my-team/gemma-4-9B", "user", None)
+    assert "my-team/gemma-4-9B (yours)" in qatconvert("models").stdout
     assert qatconvert("models", "remove", "gemma4-9b").returncode == 0
     assert "my-team" not in qatconvert("models").stdout
 

@@ -184,7 +184,7 @@ def test_something_moves_all_the_time(tmp_path: Path) -> None:
     for name in (
         "tokenizing text (transformers)",
         "writing onnx",
-        "running llamacpp",
+        "running llama.cpp",
         "checking weights (gguf)",
     ):
         assert any(name in line for line in screen.lines)
@@ -200,7 +200,7 @@ def test_something_moves_all_the_time_of_an_export(tmp_path: Path) -> None:
     assert any("exporting the graph (litert)" in line for line in screen.lines)
 
 
-@pytest.mark.parametrize("stage", ["opening", "tokenizing", "reference", "running llamacpp"])
+@pytest.mark.parametrize("stage", ["opening", "tokenizing", "reference", "running llama.cpp"])
 def test_an_interrupt_leaves_the_terminal_as_it_was(stage: str, tmp_path: Path) -> None:
     sent: list[int] = []
 

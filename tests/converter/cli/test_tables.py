@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+import converter
 from converter.cli import layout
 from converter.cli.tables import print_inspection, print_report
 from support.stages import without_stages
 from support.terminal import on_terminal
 
+DEMO = Path(converter.__file__).parent / "demo" / "gemma4-demo"
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = str(Path(sys.executable).with_name("qatconvert"))
 
@@ -209,3 +211,25 @@ def test_a_conversion_ends_with_how_to_try_it_and_json_with_the_report(
     assert lines[-2] == "try it: llama-cli -m 'a b/gguf/text-max70-q4_0.gguf'"
     assert lines[-1].startswith("try it: ollama create text-max70 -f 'a b/ollama/Modelfile'")
     assert "try it" not in qatconvert(*words, "--json").stdout
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
+    ],
+)
+def test_an_output_of_ascii_alone_gets_words_for_what_it_lacks(environment, tmp_path):
+    """Also a model whose directory has another name, and one that is not there."""
+    (tmp_path / "m\u00f6del").symlink_to(DEMO)
+    for words in (["inspect", "./m\u00f6del", "-q"], ["./m\u00f6del", "--dry-run"], ["models"], ["./\u00fc"]):
+        done = subprocess.run(
+            [COMMAND, *words], capture_output=True, cwd=tmp_path, env={**os.environ, **environment}
+        )
+        assert done.returncode == (2 if words == ["./\u00fc"] else 0), done.stderr
+        assert (done.stdout + done.stderr).isascii()
+        assert b"Traceback" not in done.stderr
+        if "inspect" in words or "--dry-run" in words:
+            assert b"x 128 ..." in done.stdout
+            assert b"?" not in done.stdout

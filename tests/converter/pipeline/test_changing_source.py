@@ -94,7 +94,7 @@ def test_a_file_that_changes_during_the_writing_is_named(
 
 
 @pytest.mark.parametrize(
-    "stage", ["tokenizing text (transformers)", "reference logits (transformers)", "running llamacpp"]
+    "stage", ["tokenizing text (transformers)", "reference logits (transformers)", "running llama.cpp"]
 )
 @pytest.mark.parametrize("name", ["chat_template.jinja", SHARDS[1]])
 def test_a_file_that_changes_during_the_proof_is_named(
@@ -173,7 +173,7 @@ def test_a_reference_that_changes_during_a_validation_is_named(model: Path, tmp_
             str(model),
             output_directory=tmp_path / "reports",
             settings={"positions": 8, "cache": tmp_path / "cache"},
-            progress=at("running llamacpp", write_in_place, model / SHARDS[0]),
+            progress=at("running llama.cpp", write_in_place, model / SHARDS[0]),
         )
     assert not (tmp_path / "reports").exists()
 

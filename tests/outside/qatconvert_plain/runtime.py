@@ -22,6 +22,7 @@ from validation.text import Tokens
 class Transformers:
     """The runner; see ``validation.runners.Runner``."""
 
+    name = "transformers"
     extra = "reference"
     modules = ("torch", "transformers")
     libraries = ("safetensors", "torch", "transformers")
@@ -73,7 +74,7 @@ class Transformers:
                 output,
                 progress=progress,
             )
-        return Runtime("transformers", version("transformers"), self._settings())
+        return Runtime(self.name, version("transformers"), self._settings())
 
     def unrounded_bytes(self, artifact: Path, excerpt: Excerpt | None = None) -> int:
         """None: the artifact itself is run."""
