@@ -1,5 +1,6 @@
 # make demo   set up, convert the shipped checkpoint, prove it, print the table
 # make test   set up, then lint, types and tests
+# make check  lint, types, and the tests that are quick and start no process
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -11,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versi
 # every process that proves something imports them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean
+.PHONY: demo test check lint clean
 
 demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
@@ -20,6 +21,9 @@ demo: $(READY)
 # files of tests side by side in two processes, as many as there are cores on a small machine
 test: lint
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 25
+
+check: lint
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not slow' --no-processes
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.pipeline import manifest
 from converter.pipeline.conversion import Conversion, convert
-from support.forked import forked_workers
+from support.forked import forked_workers, no_processes
 from support.forms import MAKERS, VARIANT
 from support.outside import register
 from support.schemas import check
@@ -35,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and _SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--no-processes`` is for ``make check``."""
+    parser.addoption("--no-processes", action="store_true", help="skip each test that starts a process")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -114,9 +119,13 @@ def documents() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def workers(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
     """What worker processes import is imported once (``support.forked``), and every graph for LiteRT is
-    exported once a session."""
+    exported once a session. With ``--no-processes`` there are none: a test that starts one is skipped."""
+    if pytestconfig.getoption("no_processes"):
+        with no_processes():
+            yield
+        return
     own = tmp_path_factory.getbasetemp()
     graphs = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "graphs"
     graphs.mkdir(exist_ok=True)

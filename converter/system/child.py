@@ -208,7 +208,11 @@ class Worker:
             if self._directory is not None:
                 environment["TMPDIR"] = str(self._directory.absolute())
             self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-            self._child = start_process(self._module, environment, self._directory, self._log)
+            try:
+                self._child = start_process(self._module, environment, self._directory, self._log)
+            except BaseException:
+                self.close()
+                raise
             _LOG.info("process %d: %s", self._child.pid, shlex.join(command(self._module)))
         return self._child, self._log
 

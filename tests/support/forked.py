@@ -28,6 +28,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
 
+import pytest
+
 from converter.system import child
 
 #: What serves whole commands.
@@ -71,6 +73,20 @@ _REFUSED: Final = "another environment"
 
 #: What starts a process for a worker where there are no servers.
 start_process: Final = child.start_process
+
+
+@contextlib.contextmanager
+def no_processes() -> Iterator[None]:
+    """Skip the test that starts a process while this lasts."""
+
+    def skip(*arguments: object, **options: object) -> None:
+        pytest.skip("starts a process")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", skip)
+        patch.setattr(subprocess.Popen, "__del__", lambda process: None)
+        patch.setattr(ForkedProcess, "__init__", skip)
+        yield
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from support.outside import BROUGHT
 from targets.target import Plan, Target, artifact_of, find_target, known_targets, target_of
 from validation.exactness import measure
 
+pytestmark = pytest.mark.slow
+
 Convert = Callable[..., object]
 #: An older conversion of a model of the same shapes, with scales of another scheme.
 OTHER = "learned"

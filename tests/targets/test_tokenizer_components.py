@@ -22,6 +22,8 @@ from targets.gguf import target as gguf
 from targets.onnx.side_files import generation_files
 from targets.target import find_target
 
+pytestmark = pytest.mark.slow
+
 
 def taken_by(target):
     return [name for name, component in COMPONENTS.items() if target in component.take]

@@ -19,6 +19,8 @@ from validation.proof import Artifact, prove
 from validation.reference.ahead import Identity
 from validation.settings import Prepared, Settings, prepare
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     pytest.param(derivation, target, id=f"{derivation.name}-{target}")
     for derivation in DERIVATIONS

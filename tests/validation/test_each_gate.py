@@ -18,6 +18,8 @@ from validation.evaluation import find_evaluation
 from validation.limits import OWN_NOTE
 from validation.proof import validate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(write_gguf: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:

@@ -28,6 +28,8 @@ from validation.room import Room
 from validation.runners import find_runner
 from validation.settings import Prepared, Settings, prepare
 
+pytestmark = pytest.mark.slow
+
 TWELVE_LAYERS = {"num_hidden_layers": 12, "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 2}
 MODELS: dict[str, dict[str, Any]] = {
     "e2b": {},

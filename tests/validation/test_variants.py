@@ -14,6 +14,8 @@ from validation.gates import SAME_AS_BUILT
 from validation.limits import ANSWERS, DECODE, GRAPH, RELATIVE, UNROUNDED_DECODE, absolute
 from validation.runners import find_runner
 
+pytestmark = pytest.mark.slow
+
 
 def relative(runtime: dict[str, Any]) -> dict[str, float]:
     """Limits of a model that predicts nothing, by what its runtime and the checkpoint's own rounding cost."""

@@ -22,6 +22,8 @@ from support.hub_model import (
 )
 from support.hub_server import PLAIN, HubServer, content_id
 
+pytestmark = pytest.mark.slow
+
 
 def damage(path: Path) -> None:
     """Change one bit in the middle, and leave size and times as they were."""

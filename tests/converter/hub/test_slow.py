@@ -15,6 +15,8 @@ from converter.names import resolve
 from support.hub_model import REPO, WEIGHTS, partial_weights, use_only, write_model
 from support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 #: A server of these tests sends 20 bytes a second where it drips.
 QUICK = Rate(1000, 0.5)
 

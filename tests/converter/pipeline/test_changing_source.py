@@ -15,6 +15,8 @@ from converter.pipeline.opening import open_model
 from converter.pipeline.validation import validate
 from converter.system.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 Change = Callable[[Path], object]
 

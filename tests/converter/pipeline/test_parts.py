@@ -22,6 +22,8 @@ from targets.target import find_target
 from validation.proof import validate
 from validation.report.markdown import render_markdown
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 TARGETS = {VISION: vision, AUDIO: audio, DRAFTER: drafter}
 #: A matrix of each part.

@@ -18,6 +18,8 @@ from converter.pipeline.verification import Rebuild, Verification, verify
 from support.altered_output import edit_manifest, list_again, tamper
 from targets.target import find_target
 
+pytestmark = pytest.mark.slow
+
 TARGETS = ("gguf", "onnx", "litert")
 GGUF = "gguf/gemma4-demo-q4_0.gguf"
 OPTIONS = {"litert": {"keep_tflite": True}}

@@ -22,8 +22,10 @@ from support import forked
 
 
 @pytest.fixture(autouse=True)
-def started(monkeypatch: pytest.MonkeyPatch) -> None:
+def started(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
     """Workers are processes that are started, as users have them."""
+    if pytestconfig.getoption("no_processes"):
+        pytest.skip("starts processes")
     monkeypatch.setattr(child, "start_process", forked.start_process)
 
 

@@ -91,6 +91,7 @@ def test_what_the_new_manifest_lists_stays_and_what_it_does_not_list_goes(tmp_pa
     assert not any(path.name.startswith(".") for path in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_the_earlier_conversion_or_the_new_one(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: None)  # the machine goes on: only time is saved
     seen, killed, step = set(), True, 0

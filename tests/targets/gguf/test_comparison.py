@@ -74,6 +74,7 @@ def test_what_was_converted_has_no_difference(
     assert {**again.options, "split_max_size": None} == {**plan.options, "split_max_size": None}
 
 
+@pytest.mark.slow
 def test_every_change_of_a_key_or_of_the_tensors_is_a_difference(
     converted: Path, demo: Checkpoint, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_one_wrong_byte_in_each_tensor_is_a_difference_of_each(
         assert named == tensors or kind == "scale of zeros"
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_is_a_difference(converted: Path, demo: Checkpoint, tmp_path: Path) -> None:
     flips = byte_flips(converted, FILE, 200)
     assert [one.name for one in flips if not caught(one, converted, demo, tmp_path / "copy")] == []

@@ -22,6 +22,8 @@ from targets.onnx.message import model_differences
 from targets.onnx.protobuf import External, read_graph
 from targets.target import Difference
 
+pytestmark = pytest.mark.slow
+
 FILE = "onnx/model.onnx"
 DATA = "onnx/model.onnx.data"
 OPTIONS = {"license": "apache-2.0", "repo": "owner/name", "revision": "0" * 40}

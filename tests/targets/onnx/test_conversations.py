@@ -17,6 +17,8 @@ import pytest
 
 from checkpoints.variants import VARIANTS
 
+pytestmark = pytest.mark.slow
+
 #: More tokens than two sliding windows of the generated checkpoints and of the demo checkpoint (64).
 PROMPT = [2, *np.random.default_rng(5).integers(300, 1200, 149).tolist()]
 TURN = [16, 401, 555, 302, 777, 640, 309]

@@ -19,6 +19,8 @@ from converter.pipeline.conversion import Conversion
 from converter.pipeline.conversion import convert as convert_model
 from support.greedy import batch_by_genai, by_genai, by_onnxruntime, by_transformers
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = [
     {"role": "system", "content": "Answer in one sentence."},
     {"role": "user", "content": "What does the following function return, and why does it end at all?"},

@@ -17,6 +17,8 @@ from converter.errors import CheckpointError
 from targets.onnx.side_files import generation_files, generation_warnings
 from targets.target import KVCache
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def altered(checkpoint_factory, tmp_path):

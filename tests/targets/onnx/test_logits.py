@@ -12,6 +12,8 @@ from checkpoints.variants import VARIANTS
 from support.divergence import OTHER_SETTINGS, divergence_from_transformers
 from validation.runtimes.onnxruntime import runner
 
+pytestmark = pytest.mark.slow
+
 #: Mean KL divergence allowed between two float32 implementations.
 LIMIT = 1e-6
 

@@ -13,6 +13,8 @@ from converter.system.child import Worker
 from converter.system.progress import no_progress
 from support.greedy import by_transformers
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[2, 1233, 914, 348, 288, 345, 292, 405, 950, 280], [2, 460, 382]]
 ENDS = [1, 16]
 COUNT = 12

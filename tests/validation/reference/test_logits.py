@@ -42,6 +42,8 @@ from validation.reference.model import batches, load_model
 from validation.reference.table import Table, find_table
 from validation.text import Tokens
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
 TOKENS = Tokens.of(SEQUENCES)
