@@ -22,7 +22,11 @@ from pathlib import Path
 import click
 import pytest
 
+if __name__ == "__main__":  # a script finds the folders of tests before the packages of the same names
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from converter.cli import group
+from support.forked import PROGRAM
 from support.hub_server import HubServer
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +55,7 @@ def run(
     command: str, directory: Path, environment: Mapping[str, str] = os.environ
 ) -> subprocess.CompletedProcess[str]:
     """Run a shell command with this environment's programs first; 80 columns, no colours."""
-    binaries = str(Path(sys.executable).parent)
+    binaries = os.pathsep.join([str(Path(PROGRAM).parent), str(Path(sys.executable).parent)])
     variables = {
         **environment,
         "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",

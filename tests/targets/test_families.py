@@ -25,6 +25,10 @@ ELSEWHERE = {
     # aliases and the name of the shipped model
     ("converter/names.py", "gemma4-"),
     ("converter/names.py", "gemma4-demo"),
+    # what is known of published models by their short names
+    ("converter/pipeline/catalogue.py", "gemma4"),
+    ("converter/pipeline/catalogue.py", "gemma4-e2b"),
+    ("converter/pipeline/catalogue.py", "gemma4-12b"),
 }
 
 
