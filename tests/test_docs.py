@@ -81,8 +81,8 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 
 def test_every_block_is_run_or_said_not_to_be():
     languages = {one for page in PAGES for one, _ in _BLOCK.findall(page.read_text("utf-8"))}
-    # those that a test of this file or tests/test_walk.py runs or reads, and text that is no program
-    assert languages - set(NOT_RUN) == {"", "console", "diff", "json", "python", "sh", "tree"}
+    # what this file, tests/test_walk.py and tests/test_troubleshooting.py run or read, and text
+    assert languages - set(NOT_RUN) == {"", "console", "diff", "error", "json", "python", "sh", "tree"}
     commands = {line for _, text in blocks("sh") for line in text.splitlines() if line}
     assert commands == set(NOT_RUN) - languages
     for page, text in blocks(""):
