@@ -228,6 +228,33 @@ class Difference:
     deciding: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class BlockCounts:
+    """Blocks that a target wrote as codes of a lattice, by what their recovery verified. A weight that is
+    stored twice counts with both."""
+
+    blocks: int
+    #: Blocks whose scale the target's type does not hold and that is rounded.
+    rounded_scales: int
+    #: Blocks that lie on no lattice, though their weight does, and are rounded to the nearest.
+    off_lattice: int
+
+    @property
+    def exact(self) -> int:
+        """Blocks whose codes and scale, as they are stored, give the checkpoint's values bit for bit."""
+        return self.blocks - self.rounded_scales - self.off_lattice
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What writing showed."""
+
+    #: Warnings about what only the whole reading shows.
+    warnings: Sequence[str] = ()
+    #: ``None`` for a target that does not count them.
+    blocks: BlockCounts | None = None
+
+
 class Target(Protocol):
     """One output format, found through the entry-point group ``qatconvert.targets``."""
 
@@ -273,9 +300,9 @@ class Target(Protocol):
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
-    ) -> Sequence[str]:
+    ) -> Stored:
         """Write ``plan.files`` below ``directory`` (a scratch directory that the caller renames when whole)
-        and return warnings about what only the whole reading showed.
+        and say what only the whole reading showed.
         The stage ``writing NAME`` of ``progress`` counts bytes of the checkpoint, by one thread at a time."""
 
     def deliver(

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from converter.checkpoint.weight import NEEDS_F32_SCALE, OFF_LATTICE, Weight
 from converter.errors import DestinationError
 from converter.system.processors import processors
+from targets.target import BlockCounts
 
 _LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 #: Values per range: codes, scales and bytes of one stay in a core's L2 cache.
@@ -48,6 +49,11 @@ class Written:
     off_values: Mapping[str, int]
     #: How many blocks need a scale that float16 does not hold and have been rounded.
     rounded: int
+
+    @property
+    def counts(self) -> BlockCounts:
+        """The blocks of all weights together."""
+        return BlockCounts(self.blocks, self.rounded, sum(self.off_lattice.values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 import os
 import stat
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -73,29 +73,26 @@ class Stretch:
 
 
 class Shard:
-    """One open file, or a stretch of one, which is closed with its last user.
+    """One file, or a stretch of one, which is open only while it is read: a checkpoint may have more files
+    than a process may have open.
 
     ``path`` is the file, and ``size`` the length in bytes. ``name`` and ``where`` are what an index and
     messages call it. Raises ``CheckpointError`` for what cannot be opened, is no regular file, or ends before
     the stretch does.
     """
 
-    __slots__ = ("__weakref__", "_begin", "_descriptor", "name", "path", "size", "where")
+    __slots__ = ("_begin", "_file", "name", "path", "size", "where")
 
     def __init__(self, path: Path, stretch: Stretch | None = None) -> None:
         self.path = path
         self.name = path.name if stretch is None else stretch.name
         self.where = str(path) if stretch is None else f"{path}: {stretch.name}"
         self._begin = 0 if stretch is None else stretch.begin
-        try:
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be opened: {error.strerror or error}") from error
-        self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-        status = os.fstat(descriptor)
+        with self._open() as descriptor:
+            status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path}: is not a regular file")
+        self._file = status.st_dev, status.st_ino
         self.size = status.st_size if stretch is None else stretch.size
         if self._begin + self.size > status.st_size:
             raise CheckpointError(f"{self.where}: the file is cut off")
@@ -103,16 +100,32 @@ class Shard:
     def read_into(self, buffer: memoryview, offset: int, what: str) -> None:
         """Fill ``buffer`` from byte ``offset`` on; raises ``CheckpointError`` that names ``what``."""
         done, begin = 0, self._begin + offset
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._descriptor, [buffer[done:]], begin + done)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self.where}: {what} cannot be read: {error.strerror or error}"
-                ) from error
-            if count == 0:
-                raise CheckpointError(f"{self.where}: ends within {what}; the file is cut off")
-            done += count
+        with self._open() as descriptor:
+            status = os.fstat(descriptor)
+            if (status.st_dev, status.st_ino) != self._file:
+                raise CheckpointError(f"{self.path}: was replaced while it was read")
+            while done < len(buffer):
+                try:
+                    count = os.preadv(descriptor, [buffer[done:]], begin + done)
+                except OSError as error:
+                    raise CheckpointError(
+                        f"{self.where}: {what} cannot be read: {error.strerror or error}"
+                    ) from error
+                if count == 0:
+                    raise CheckpointError(f"{self.where}: ends within {what}; the file is cut off")
+                done += count
+
+    @contextmanager
+    def _open(self) -> Iterator[int]:
+        """A descriptor of the file, for as long as the block runs."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be opened: {error.strerror or error}") from error
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def read(self, offset: int, count: int, what: str) -> bytes:
         """``count`` bytes from ``offset`` on."""

@@ -14,7 +14,7 @@ from converter.names import one_line
 from converter.system.amounts import amount
 from validation.report.figures import bits, rate, share
 from validation.report.prompts import chats_told
-from validation.report.summary import measured_against, side_by_side
+from validation.report.summary import measured_against, recovery_told, side_by_side
 from validation.report.texts import (
     difference_lines,
     engine_text,
@@ -38,9 +38,9 @@ def print_report(report: Mapping[str, Any], output: Path | None, try_it: Sequenc
     line(f"{one_line(str(report['model']))}: {report_verdict(report)}", "bold")
     line()
     figures(("", *targets), list(side_by_side(targets)))
-    if reference := measured_against(report):
+    for sentence in filter(None, (recovery_told(report), measured_against(report))):
         line()
-        line(reference)
+        line(sentence)
     for target, entry in targets.items():
         if told := list(_told(entry)):
             line()

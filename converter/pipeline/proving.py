@@ -137,6 +137,8 @@ def prove(proving: Proving | None, made: Written) -> Proven:
             measured = {"passed": False, "error": _reason(error)}
     if choice is not None:
         made.target.choose(made.artifact, choice)
+    # what was read back says more than what was seen in writing
+    recovered = {} if "weights" in measured or made.recovery is None else {"recovery": made.recovery}
     entry = {
         "artifact": made.plan.artifacts[0],
         "bytes": made.bytes,
@@ -144,6 +146,7 @@ def prove(proving: Proving | None, made: Written) -> Proven:
         "bits_per_weight": round(made.plan.bits_per_weight, 4),
         **needs(made.plan),
         **({"warnings": list(made.warnings)} if made.warnings else {}),
+        **recovered,
         **measured,
         **parts_entry(made.plan, made.scratch, measured.get("parts", {})),
     }

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from converter.checkpoint.opened import Checkpoint
+from converter.checkpoint.parts import TEXT
 from converter.pipeline import manifest
 from converter.pipeline.running import Running
 from converter.system.amounts import amount
 from converter.system.progress import Progress
-from targets.target import Plan, Target
+from targets.storing import is_matrix
+from targets.target import BlockCounts, Plan, Target
 
 _LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
@@ -32,6 +35,9 @@ class Written:
     warnings: Sequence[str]
     #: The paths of all its files.
     files: Sequence[str]
+    #: What the recovery verified of the text model's matrices, as the report tells it. ``None`` for a target
+    #: that does not count.
+    recovery: Mapping[str, int] | None
 
     @property
     def artifact(self) -> Path:
@@ -62,16 +68,36 @@ def write(
     for target, plan in zip(run.targets, plans, strict=True):
         choice = _first_choice(target, plan, measured)
         made = plan if choice is None else target.written(plan, choice)
-        warnings = target.write(run.model.checkpoint, made, scratch, progress)
-        for warning in warnings:
+        stored = target.write(run.model.checkpoint, made, scratch, progress)
+        for warning in stored.warnings:
             run.warn(warning)
         found = set(manifest.files_of(scratch))
         files = sorted(path.relative_to(scratch).as_posix() for path in found - before)
         for name in files:
             _LOG.info("%s: written, %s", name, amount((scratch / name).stat().st_size))
-        done.append(Written(target, plan, scratch, choice, [*plan.warnings, *warnings], files))
+        warnings = [*plan.warnings, *stored.warnings]
+        recovery = _recovery(run.model.checkpoint, made, stored.blocks)
+        done.append(Written(target, plan, scratch, choice, warnings, files, recovery))
         before = found
     return done
+
+
+def _recovery(checkpoint: Checkpoint, plan: Plan, blocks: BlockCounts | None) -> dict[str, int] | None:
+    """Matrices of the text model, those of them that are stored as their own codes, and the blocks of
+    these."""
+    if blocks is None:
+        return None
+    text = plan.of_part(TEXT)
+    stored = {tensor.weight for tensor in text if tensor.weight is not None}
+    coded = {tensor.weight for tensor in text if tensor.scales is not None}
+    return {
+        "matrices": sum(is_matrix(checkpoint.weights[name]) for name in stored),
+        "coded_matrices": len(coded),
+        "blocks": blocks.blocks,
+        "exact_blocks": blocks.exact,
+        "not_representable_blocks": blocks.rounded_scales,
+        "off_lattice_blocks": blocks.off_lattice,
+    }
 
 
 def _replaced(target: Target, plan: Plan) -> bool:

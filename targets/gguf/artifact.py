@@ -46,6 +46,7 @@ from targets.target import (
     Plan,
     PlannedFile,
     PlannedTensor,
+    Stored,
     StoredTensor,
     begins_with,
 )
@@ -141,7 +142,7 @@ class GgufTarget:
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
-    ) -> list[str]:
+    ) -> Stored:
         """See ``targets.target.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         limit = plan.options["split_max_size"]
         path = directory / "gguf" / f"{_stem(plan.options['name'], plan.tensors)}.gguf"
@@ -164,7 +165,8 @@ class GgufTarget:
                 (directory / MODELFILE).write_bytes(text.encode("utf-8"))
         except OSError as error:
             raise destination_error(directory / MODELFILE, error) from error
-        return GGML.losses(checkpoint.weights, written, "float16 does not hold and that is rounded")
+        why = "float16 does not hold and that is rounded"
+        return Stored(GGML.losses(checkpoint.weights, written, why), written.counts)
 
     def file_sizes(self, checkpoint: Checkpoint, plan: Plan) -> Mapping[str, int]:
         """See ``targets.estimates.Estimated``: all files."""

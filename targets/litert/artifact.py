@@ -43,7 +43,16 @@ from targets.litert.storage import (
     planned_tensors,
 )
 from targets.options import Option
-from targets.target import COMPANION, Difference, Plan, PlannedFile, PlannedTensor, StoredTensor, begins_with
+from targets.target import (
+    COMPANION,
+    Difference,
+    Plan,
+    PlannedFile,
+    PlannedTensor,
+    Stored,
+    StoredTensor,
+    begins_with,
+)
 from targets.trying import quoted
 from targets.writing import Written, destination_error
 
@@ -147,7 +156,7 @@ class LitertTarget:
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
-    ) -> list[str]:
+    ) -> Stored:
         """See ``targets.target.Target``; the stage ``exporting the graph (litert)`` counts steps. Raises
         ``DestinationError`` for a file that cannot be written and ``TargetError`` if litert-torch cannot
         export the graph."""
@@ -173,7 +182,7 @@ class LitertTarget:
         for npu in chosen.npus:
             compiled = path.with_name(_bundle_name(str(plan.options["name"]), npu))
             compile_bundle(path, npu, compiled, stage_of(progress, f"compiling for {npu}"))
-        return [*models.warnings(), *edit_warnings(checkpoint)]
+        return Stored([*models.warnings(), *edit_warnings(checkpoint)], models.written.counts)
 
     def file_sizes(self, checkpoint: Checkpoint, plan: Plan) -> Mapping[str, int]:
         """See ``targets.estimates.Estimated``: none, since the graph is part of the bundle."""
@@ -321,11 +330,15 @@ class _Models:
         self._off_values.update(filled.off_values)
         self._narrowed.update(filled.narrowed)
 
+    @property
+    def written(self) -> Written:
+        """What the writer saw in all of them."""
+        return Written(self._blocks, self._off_lattice, self._off_values, self._rounded)
+
     def warnings(self) -> list[str]:
         """A line for each loss."""
-        written = Written(self._blocks, self._off_lattice, self._off_values, self._rounded)
         why = "float16, LiteRT's type for scales, does not hold and that is rounded"
-        told = LITERT.losses(self._weights, written, why)
+        told = LITERT.losses(self._weights, self.written, why)
         if lost := self._narrowed.total():
             told.append(
                 f"litert: {lost} of {self._blocks} blocks have a scale that is exact in the file and that "

@@ -35,6 +35,7 @@ from targets.target import (
     Difference,
     Plan,
     PlannedFile,
+    Stored,
     StoredTensor,
     check_installed,
 )
@@ -138,7 +139,7 @@ class OnnxTarget:
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
-    ) -> list[str]:
+    ) -> Stored:
         """See ``targets.target.Target``. Raises ``DestinationError`` for a file that cannot be written."""
         from targets.onnx.graph import serialized_graph
 
@@ -153,7 +154,7 @@ class OnnxTarget:
         written = write_data(directory / DATA, layout, checkpoint.weights, storage, advance)
         remedy = "--onnx-scales f32" if storage.dtype == "FLOAT" else "--onnx-dtype float32"
         why = f"float16 does not hold and that is rounded; {remedy} keeps them"
-        return storage.held.losses(checkpoint.weights, written, why)
+        return Stored(storage.held.losses(checkpoint.weights, written, why), written.counts)
 
     def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
         """See ``targets.trying.Tryable``: with onnxruntime-genai's Python package."""

@@ -6,7 +6,7 @@ their own, safetensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.parts import AUDIO, DRAFTER, TEXT, VISION
 from converter.checkpoint.weight import Weight
 from targets.gguf import target as gguf
-from targets.target import Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.target import Plan, PlannedFile, PlannedTensor, Stored, StoredTensor
 
 
 @dataclass
@@ -53,12 +53,12 @@ class PartTarget:
     def planned(self, weight: Weight) -> PlannedTensor:
         return PlannedTensor(weight.name, weight.name, weight.shape, "F32", 4 * weight.size, True, self.part)
 
-    def write(self, checkpoint: Checkpoint, plan: Plan, directory: Path, *progress: Any) -> Sequence[str]:
-        warnings = gguf.write(checkpoint, of_text(plan), directory, *progress)
+    def write(self, checkpoint: Checkpoint, plan: Plan, directory: Path, *progress: Any) -> Stored:
+        written = gguf.write(checkpoint, of_text(plan), directory, *progress)
         weights = checkpoint.parts[self.part]
         values = {str(one.weight): whole(weights[str(one.weight)]) for one in plan.of_part(self.part)}
         save_file(values, directory / self.file)
-        return list(warnings)
+        return written
 
     def describe(self, artifact: Path, checkpoint: Checkpoint) -> Mapping[str, StoredTensor]:
         values = load_file(artifact.parent / Path(self.file).name)

@@ -98,6 +98,17 @@ ENTRIES: Final = tuple(
                 ("its scores",),
             ),
             Entry(
+                "blocks recovered exactly",
+                "Blocks written as codes and a scale that give the checkpoint's values, rounded to bf16, bit "
+                "for bit. It was verified block by block while the file was written; nothing was read back. "
+                "Others have a scale that the type cannot hold and that is rounded, or lie on no lattice.",
+                ("scales rounded", "blocks on no lattice"),
+            ),
+            Entry(
+                "matrices as trained codes",
+                "Matrices of the text model that are stored as the codes that training settled on.",
+            ),
+            Entry(
                 "engine_same_ends",
                 "Gate: the share of tokens that end an answer which checkpoint and engine have in common.",
                 ("its ends",),

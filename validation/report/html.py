@@ -11,7 +11,7 @@ from validation.report.figures import share
 from validation.report.glossary import ENTRIES, entry_of
 from validation.report.plots import plots
 from validation.report.style import STYLE
-from validation.report.summary import measured_against, side_by_side
+from validation.report.summary import measured_against, recovery_told, side_by_side
 from validation.report.texts import (
     ULP,
     alternatives,
@@ -55,8 +55,12 @@ def _top(report: Mapping[str, Any]) -> str:
     """The verdict, what the report is about, and the targets side by side."""
     word, targets = report_verdict(report), report["targets"]
     rows = list(side_by_side(targets))
-    told = measured_against(report)
-    against = f"<p>Figures are {escape(told)}.</p>\n" if told else ""
+    below = []
+    if told := recovery_told(report):
+        below.append(told)
+    if told := measured_against(report):
+        below.append(f"Figures are {told}.")
+    against = "".join(f"<p>{escape(line)}</p>\n" for line in below)
     return (
         f'<h1>{escape(str(report["model"]))}: <span class="{word.split()[0]}">{word}</span></h1>\n'
         f"<p>{escape(verdict_told(report))}</p>\n{_list(facts(report))}"

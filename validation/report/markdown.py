@@ -8,7 +8,7 @@ from typing import Any
 
 from validation.report.coverage import coverage, not_covered, verdict_told
 from validation.report.glossary import entries_of
-from validation.report.summary import measured_against, side_by_side
+from validation.report.summary import measured_against, recovery_told, side_by_side
 from validation.report.texts import (
     ULP,
     alternatives,
@@ -31,6 +31,8 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     lines = [f"# {_text(report['model'])}: {report_verdict(report)}", "", _text(verdict_told(report)), ""]
     lines += _facts(facts(report))
     lines += ["", "## Targets", "", *_table(("figure", *targets), _indented(rows))]
+    if told := recovery_told(report):
+        lines += ["", _text(told)]
     if told := measured_against(report):
         lines += ["", f"Figures are {_text(told)}."]
     lines += ["", '## What "proven" covered', ""]

@@ -123,12 +123,29 @@ def _codes(tensor: SourceTensor) -> Callable[[int, int], LatticeRows]:
     def codes(start: int, stop: int) -> LatticeRows:
         values = tensor.read_rows(start, stop)
         try:
-            return recovered(values)
+            rows = recovered(values)
         except ValueError:
             _check_finite(tensor, values, start)
             raise
+        _check_recovered(tensor, values[:1], rows, start)
+        return rows
 
     return codes
+
+
+def _check_recovered(
+    tensor: SourceTensor, values: NDArray[np.generic], rows: LatticeRows, first_row: int
+) -> None:
+    """Multiply the first of ``rows`` out again, apart from the code that recovered them all. Raise
+    ``CheckpointError`` if a block that is not told to be off the lattice does not give ``values`` back: a
+    processor or a compiler that computes wrongly must not pass for a lattice."""
+    products = rows.codes[:1].reshape(-1, BLOCK) * rows.scales[:1].reshape(-1, 1)
+    same = bf16_floats(bf16_bits(products)) == as_floats(values).reshape(products.shape)
+    if not np.all(same[rows.status[:1].reshape(-1) != OFF_LATTICE]):
+        raise CheckpointError(
+            f"{tensor.where}: the codes recovered for row {first_row} do not give its values back: recovery "
+            "computes wrongly on this machine"
+        )
 
 
 def _check_finite(tensor: SourceTensor, values: NDArray[np.generic], first_row: int) -> None:

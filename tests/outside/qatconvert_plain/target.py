@@ -22,7 +22,7 @@ from converter.system.progress import Progress, counted, no_progress, stage_of
 from qatconvert_plain.options import OPTIONS, TYPES
 from targets.options import Option
 from targets.storing import Holdings
-from targets.target import Difference, Plan, PlannedFile, PlannedTensor, StoredTensor
+from targets.target import Difference, Plan, PlannedFile, PlannedTensor, Stored, StoredTensor
 
 CONFIG = "config"
 
@@ -78,7 +78,7 @@ class PlainTarget:
 
     def write(
         self, checkpoint: Checkpoint, plan: Plan, directory: Path, progress: Progress = no_progress
-    ) -> Sequence[str]:
+    ) -> Stored:
         """Write the file. Raises ``DestinationError``."""
         advance = counted(stage_of(progress, f"writing {self.name}"), checkpoint.stored_bytes)
         path = directory / plan.artifacts[0]
@@ -92,7 +92,7 @@ class PlainTarget:
             save_file(tensors, path, metadata(checkpoint))
         except OSError as error:
             raise DestinationError(f"{path}: cannot be written: {error.strerror}") from error
-        return ()
+        return Stored()
 
     def deliver(self, plan, output, options, passed, progress=no_progress) -> Sequence[str]:  # type: ignore[no-untyped-def]
         """Nothing is to be done."""

@@ -116,8 +116,11 @@ def test_blocks_that_turn_out_to_be_off_the_lattice_are_counted(checkpoint_facto
     noise = np.random.default_rng(0).normal(size=32).astype(np.float32)
     data[place : place + 64] = bf16_bits(noise).tobytes()
     (directory / "model.safetensors").write_bytes(data)
-    warnings = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out")
-    assert warnings == [
+    written = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path / "out")
+    assert written.blocks is not None
+    assert (written.blocks.off_lattice, written.blocks.rounded_scales) == (1, 0)
+    assert written.blocks.exact == written.blocks.blocks - 1
+    assert written.warnings == [
         f"gguf: embed_tokens.weight: 1 blocks ({32 / weight.size:.2%} of its weights) lie on no lattice and "
         "are rounded to the nearest"
     ]
@@ -140,7 +143,7 @@ def scaled(checkpoint, name, factor):
 
 def test_scales_below_float16_are_told(checkpoint_factory, tmp_path):
     checkpoint = scaled(open_checkpoint(checkpoint_factory("text")), "embed_tokens.weight", 2.0**-20)
-    (warning,) = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path)
+    (warning,) = target.write(checkpoint, target.plan(checkpoint, "m", {}), tmp_path).warnings
     assert re.fullmatch(
         r"gguf: \d+ of \d+ blocks have a scale that float16 does not hold and that is rounded", warning
     )
