@@ -59,7 +59,7 @@ def body(record: Mapping[str, Any]) -> Iterator[str]:
         yield text(6, top + 14, f"scales {SCALES[scheme]}", "title")
         top += 22
         for one in group:
-            yield text(6, top + BAR + 4, FILES[one["target"]].split()[0])
+            yield text(6, top + BAR + 4, FILES[one["target"]])
             for which, style in (("artifact", "a"), ("baseline", "b")):
                 value = one[which]["mean_kld"]
                 yield from bar(top, value, axis(value), style)

@@ -49,7 +49,7 @@ INTERVAL = 1.0
 RECORD = Path(__file__).with_suffix(".json")
 #: What the tables call the schemes and the targets.
 SCALES = {"max7": "max/7", "learned": "learned"}
-FILES = {"gguf": "GGUF in llama.cpp", "onnx": "ONNX in onnxruntime", "litert": "LiteRT"}
+FILES = {"gguf": "GGUF", "onnx": "ONNX", "litert": "LiteRT"}
 
 
 def download(directory: Path) -> Path:
@@ -190,16 +190,15 @@ def way(runtime: Mapping[str, Any]) -> str:
 
 def quality(record: Mapping[str, Any]) -> Iterator[list[str]]:
     """Lines of the table of figures: an artifact's, and below it those of the weights rounded naively."""
-    yield ["scales", "artifact", "exact blocks", "mean KLD", "same top token", "perplexity"]
+    yield ["artifact, scales", "exact blocks", "mean KLD", "same top token", "perplexity"]
     for found in record["measured"]:
-        for name, one in (
-            (FILES[found["target"]], found["artifact"]),
-            ("rounded naively", found["baseline"]),
-        ):
+        artifact = f"{FILES[found['target']]}, {SCALES[found['scheme']]}"
+        if not found["passed"]:
+            artifact += ": FAILED"
+        for name, one in ((artifact, found["artifact"]), ("rounded naively", found["baseline"])):
             distance = 100 * (one["ppl"] / found["ppl_reference"] - 1)
             yield [
-                SCALES[found["scheme"]] if one is found["artifact"] else "",
-                name if one is found["baseline"] or found["passed"] else f"{name}, FAILED",
+                name,
                 rate(one["exact_fraction"]),
                 f"{one['mean_kld']:.4f}",
                 rate(one["same_top_p"]),
@@ -209,16 +208,16 @@ def quality(record: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def costs(record: Mapping[str, Any]) -> Iterator[list[str]]:
     """Lines of the table of wall clock and memory."""
-    yield ["scales", "artifact", "way", "converted", "converted and proven"]
+    yield ["artifact, scales", "way", "converted", "converted and proven"]
     for found in record["measured"]:
         stages = (found["convert"], found["prove"])
         spent = [f"{stage['seconds']:.0f} s, {stage['mib']:.0f} MiB" for stage in stages]
-        yield [SCALES[found["scheme"]], FILES[found["target"]], found["way"], *spent]
+        yield [f"{FILES[found['target']]}, {SCALES[found['scheme']]}", found["way"], *spent]
 
 
 def markdown(lines: Iterator[list[str]]) -> str:
-    """A table whose first line is its header."""
-    header, *rest = lines
+    """A table whose first line is its header; figures and their units are not broken apart."""
+    header, *rest = ([cell.replace(" %", "\u00a0%") for cell in line] for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rest))
 
 
@@ -227,8 +226,8 @@ def caption(record: Mapping[str, Any]) -> str:
     return (
         "Google's Gemma 3 270M (base): real weights, dequantised from a Q4_K_M file and put on a lattice of "
         "4-bit codes by `benchmarks/real_gemma.py`; no quantization-aware training has seen them. The "
-        "reference is transformers in float32 on the same checkpoint, over "
-        f"{record['positions']} positions of {record['text_name']}."
+        "artifacts ran in llama.cpp, onnxruntime and LiteRT. The reference is transformers in float32 on the "
+        f"same checkpoint, over {record['positions']} positions of {record['text_name']}."
     )
 
 

@@ -166,6 +166,22 @@ def test_the_examples_of_every_help_can_be_pasted(line, demo_output, checkpoint_
     assert done.returncode in ((0, 3) if command == "validate" else (0,)), done.stderr
 
 
+def test_commands_within_sentences_have_options_that_there_are():
+    known = {}
+    for command, shown in examples((ROOT / "docs" / "cli.md").read_text("utf-8")):
+        if found := re.fullmatch(r"qatconvert (?:([a-z]+) )?--help", command):
+            known[found[1]] = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", shown)) | {"--help"}
+    count = 0
+    for page in PAGES:
+        for words in re.findall(r"`qatconvert ([^`]+)`", _BLOCK.sub("", page.read_text("utf-8"))):
+            first = words.split()[0]
+            command = first if first in known else None if first.startswith("-") else "convert"
+            options = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", words))
+            assert options <= known[command], f"{page.name}: qatconvert {words}"
+            count += bool(options)
+    assert count > 10
+
+
 def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
