@@ -30,7 +30,8 @@ from converter.system.untrusted import PICKLES, kind, parse_object, shown
 
 #: Longest header that the format allows.
 HEADER_BYTES: Final = 100_000_000
-_INDEX_BYTES: Final = 100_000_000
+#: Largest index that is read; that of a model with 100,000 tensors has 10 MB.
+_INDEX_BYTES: Final = 32 << 20
 _MOST_DIMENSIONS: Final = 8
 _LARGEST_SIZE: Final = 1 << 48
 

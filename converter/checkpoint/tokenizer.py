@@ -31,6 +31,8 @@ from converter.system.untrusted import Settings, kind, shown
 _LONGEST_TOKEN: Final = 1024
 _TEMPLATE_BYTES: Final = 4 << 20
 _LARGEST_VOCABULARY: Final = 1 << 21
+#: Gemma 4 has half as many.
+_MOST_MERGES: Final = 1 << 20
 _BYTE: Final = re.compile(r"<0x[0-9A-F]{2}>")
 _NAMES: Final = ("bos", "eos", "pad", "unk", "mask")
 
@@ -281,6 +283,10 @@ def _merges(model: Settings, ids: Mapping[str, int]) -> tuple[tuple[str, str], .
     listed = model.values.get("merges")
     if not isinstance(listed, list):
         raise model.error("merges", f"is {kind(listed)}, expected a list")
+    if len(listed) > _MOST_MERGES:
+        raise model.error("merges", f"has {len(listed)} merges, more than the {_MOST_MERGES} that are read")
+    # the vocabulary's own strings: those of half a million merges are as large as the file
+    tokens = {token: token for token in ids}
     merges: list[tuple[str, str]] = []
     for index, entry in enumerate(listed):
         pair = entry.split(" ") if isinstance(entry, str) else entry
@@ -291,7 +297,7 @@ def _merges(model: Settings, ids: Mapping[str, int]) -> tuple[tuple[str, str], .
             raise model.error(f"merges[{index}]", f"is {shown(entry)}, expected two tokens")
         if first not in ids or second not in ids or first + second not in ids:
             raise model.error(f"merges[{index}]", f"is {shown(entry)}, whose parts or result are no tokens")
-        merges.append((first, second))
+        merges.append((tokens[first], tokens[second]))
     return tuple(merges)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,13 @@ PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 CONFIG_BYTES: Final = 16 << 20
 #: Most values (counted by the commas and brackets of the text) in one file: a value takes up to 60 times
 #: the memory of its text. The tokenizer of Gemma 4 has 2 million.
-_MOST_VALUES: Final = 1 << 22
+_MOST_VALUES: Final = 3 << 20
+#: Most keys (counted by the colons of the text), each of which takes some 350 bytes while it is read. The
+#: tokenizer of Gemma 4 has a quarter of them.
+_MOST_KEYS: Final = 1 << 20
+#: Most memory of a text: one rare character makes each of them take four bytes, and what is read of it is a
+#: copy. The tokenizer of Gemma 4 takes 120 MB.
+_MOST_MEMORY: Final = 192 << 20
 _LARGEST_INTEGER: Final = (1 << 31) - 1
 #: Float32's normal range, in which artifacts and runtimes keep numbers.
 _LARGEST_NUMBER: Final = (2 - 2**-23) * 2.0**127
@@ -76,6 +83,10 @@ def parse_object(text: str, where: str) -> dict[str, object]:
     """The JSON object in ``text``; ``where`` begins the message of the ``CheckpointError``."""
     if sum(map(text.count, ",[{")) > _MOST_VALUES:
         raise CheckpointError(f"{where}: holds more than {_MOST_VALUES} values")
+    if text.count(":") > _MOST_KEYS:
+        raise CheckpointError(f"{where}: holds more than {_MOST_KEYS} keys")
+    if sys.getsizeof(text) > _MOST_MEMORY:
+        raise CheckpointError(f"{where}: its text takes more than {_MOST_MEMORY >> 20} MB of memory")
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except CheckpointError as error:
