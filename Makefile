@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/ready
 TOOLS := .venv/ready-to-test
 # modules are compiled when they are imported: most of those that come along never are
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint converter/constraints.txt
 
 # Imports of torch and transformers take twice as long where nothing keeps what they were compiled to, and
 # every process that proves something imports them.
@@ -28,7 +28,7 @@ lint: $(TOOLS)
 	$(BIN)/mypy --config-file tests/mypy.ini
 
 # torch goes first and pinned: an unpinned one brings gigabytes of CUDA libraries.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml converter/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[all]'

@@ -52,7 +52,7 @@ def tree(patterns: Iterable[str]) -> set[str]:
 def test_it_holds_the_packages_and_the_shipped_checkpoint_and_nothing_else(wheel: Path) -> None:
     code = tree(f"{package}/**/*.py" for package in PACKAGES)
     marks = {f"{package}/py.typed" for package in PACKAGES}
-    data = {"converter/checkpoint/chats.json", "validation/passages.toml"}
+    data = {"converter/checkpoint/chats.json", "converter/constraints.txt", "validation/passages.toml"}
     shipped = tree(["converter/demo/gemma4-demo/*"])
     assert "converter/demo/gemma4-demo/model.safetensors" in shipped
     assert names(wheel) == code | marks | data | shipped

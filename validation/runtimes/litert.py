@@ -37,7 +37,7 @@ class LiteRt:
     """The runner for LiteRT bundles; see ``validation.runners.Runner``."""
 
     extra: str = "litert"
-    modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
+    modules: tuple[str, ...] = ("ai_edge_litert.interpreter", "litert_lm")
     libraries: tuple[str, ...] = ("ai-edge-litert", "litert-lm")
     engine: Engine | None = engine
     text: TextRuntime | None = None
