@@ -1,5 +1,6 @@
 # make demo   set up, convert the shipped checkpoint, prove it, print the table
 # make test   set up, then lint, types and tests
+# make lock   write requirements/*.lock anew
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -11,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versi
 # every process that proves something imports them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint lock clean
 
 demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
@@ -37,6 +38,9 @@ $(READY): pyproject.toml converter/constraints.txt
 $(TOOLS): $(READY)
 	$(INSTALL) --editable '.[dev]'
 	touch $@
+
+lock: $(TOOLS)
+	$(BIN)/python requirements/lock.py
 
 clean:
 	rm -rf .venv out build *.egg-info
