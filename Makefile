@@ -1,18 +1,19 @@
 # make demo   set up, convert the shipped checkpoint, prove it, print the table
 # make test   set up, then lint, types and tests
 # make check  lint, types, and the tests that are quick and start no process
+# make lock   write requirements/*.lock anew
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 TOOLS := .venv/ready-to-test
 # modules are compiled when they are imported: most of those that come along never are
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint converter/constraints.txt
 
 # Imports of torch and transformers take twice as long where nothing keeps what they were compiled to, and
 # every process that proves something imports them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint clean
+.PHONY: demo test check lint lock clean
 
 demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
@@ -32,7 +33,7 @@ lint: $(TOOLS)
 	$(BIN)/mypy --config-file tests/mypy.ini
 
 # torch goes first and pinned: an unpinned one brings gigabytes of CUDA libraries.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml converter/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) torch
 	$(INSTALL) --editable '.[all]'
@@ -41,6 +42,9 @@ $(READY): pyproject.toml constraints.txt
 $(TOOLS): $(READY)
 	$(INSTALL) --editable '.[dev]'
 	touch $@
+
+lock: $(TOOLS)
+	$(BIN)/python requirements/lock.py
 
 clean:
 	rm -rf .venv out build *.egg-info

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,7 +29,8 @@ from targets.options import TARGETS, Option
 #: Entry points of runners, which are imported only when they are needed.
 _GROUP: Final = "qatconvert.runtimes"
 #: What the reference needs, and the extra that installs it.
-_REFERENCE = ("torch", "transformers", "accelerate")
+REFERENCE: Final = ("torch", "transformers", "accelerate")
+REFERENCE_EXTRA: Final = "reference"
 #: The provider that every runtime has.
 CPU: Final = "cpu"
 #: The choice of an artifact that is run as it was written.
@@ -376,10 +378,10 @@ def check_available(targets: Iterable[str], runtimes: Mapping[str, str] = NO_CHO
     ``runtimes`` are those that are chosen, by target. Imports none of the libraries, so that it can be called
     before any work is done.
     """
-    extras = ["reference"] if _missing(_REFERENCE) else []
+    extras = [REFERENCE_EXTRA] if lacking(REFERENCE) else []
     for target in targets:
         runner = find_runner(target, runtimes.get(target))
-        if _missing(runner.modules):
+        if lacking(runner.modules):
             extras.append(runner.extra)
     if extras:
         wanted = ",".join(dict.fromkeys(extras))
@@ -389,6 +391,26 @@ def check_available(targets: Iterable[str], runtimes: Mapping[str, str] = NO_CHO
         )
 
 
-def _missing(modules: Iterable[str | tuple[str, ...]]) -> bool:
-    alternatives = ((module,) if isinstance(module, str) else module for module in modules)
-    return any(all(find_spec(module) is None for module in one_of) for one_of in alternatives)
+def lacking(modules: Iterable[str | tuple[str, ...]]) -> tuple[str, ...]:
+    """Those of ``modules`` that are not installed; of several that stand together and are all missing, the
+    first. Nothing is imported."""
+    found = ((module,) if isinstance(module, str) else module for module in modules)
+    return tuple(one_of[0] for one_of in found if not any(map(_is_there, one_of)))
+
+
+def present(modules: Iterable[str | tuple[str, ...]]) -> tuple[str, ...]:
+    """Those of ``modules`` that are installed; of several that stand together, the first that is."""
+    found = ((module,) if isinstance(module, str) else module for module in modules)
+    return tuple(there for one_of in found if (there := next(filter(_is_there, one_of), None)) is not None)
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module is installed, perhaps one within packages: they are searched and not imported."""
+    top, *within = module.split(".")
+    spec, name = find_spec(top), top
+    for part in within:
+        if spec is None or spec.submodule_search_locations is None:
+            return False
+        name = f"{name}.{part}"
+        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+    return spec is not None

@@ -19,11 +19,13 @@ scale would need code +8. A negative zero counts as zero.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE, LatticeRows
-from converter.system.compiled import compiled
+from converter.system.compiled import compiled, kept_code
 
 #: Consecutive input values that share a scale, in every Gemma QAT checkpoint and in GGML's Q4_0.
 BLOCK = 32
@@ -401,3 +403,8 @@ def recover(bits: NDArray[np.uint16]) -> LatticeRows:
         row, block = divmod(int(bad), columns // BLOCK)
         raise ValueError(f"row {row} has a value that is not finite in block {block}")
     return LatticeRows(codes, scales, status)
+
+
+def machine_code() -> tuple[Path | None, bool]:
+    """Where the compiled search is kept between processes (``kept_code``), and whether it is there by now."""
+    return kept_code(_recover)

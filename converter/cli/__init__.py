@@ -58,10 +58,19 @@ def _debug_option() -> click.Option:
     )
 
 
+#: The words behind the program's name, among what a context keeps.
+_TYPED = "qatconvert.typed"
+
+
 class _Commands(DefaultGroup):  # type: ignore[misc]
     """Commands are modules of this package, imported when they are called for."""
 
-    names = ("convert", "inspect", "validate", "verify", "modelfile", "models", "completion")
+    names = ("convert", "inspect", "validate", "verify", "modelfile", "models", "doctor", "completion")
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        """Remember what was typed: ``--version`` says more beside ``-v``, which otherwise is a command's."""
+        context.meta[_TYPED] = tuple(words)
+        return super().parse_args(context, words)  # type: ignore[no-any-return]
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(self.names)
@@ -124,7 +133,14 @@ def _complete(command: click.Command, context: click.Context) -> None:
     epilog="Exit status: 0 done, every gate passed; 1 failed; 2 wrong usage; 3 written, but a gate failed or "
     "did not run (verify: something differs); 130 and 143 interrupted (SIGINT, SIGTERM).",
 )
-@click.version_option(package_name="qatconvert", prog_name="qatconvert")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, _, asked: _print_versions(context) if asked else None,
+    help="Show the version and exit; with -v also those of Python, the runtimes and the libraries.",
+)
 def group() -> None:
     """Convert quantization-aware-trained Gemma checkpoints without losing what training settled on.
 
@@ -138,6 +154,17 @@ def group() -> None:
 
 
 group.params.append(_debug_option())
+
+
+def _print_versions(context: click.Context) -> None:
+    from importlib.metadata import version
+
+    click.echo(f"qatconvert, version {version('qatconvert')}")
+    if {"-v", "--verbose"} & set(context.meta[_TYPED]):
+        from converter.cli.doctor import print_versions
+
+        print_versions()
+    context.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from numba import njit
@@ -28,6 +29,15 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             return njit(nogil=True, **options)(function)
 
     return decorate
+
+
+def kept_code(function: Any) -> tuple[Path | None, bool]:
+    """The directory in which the machine code of a ``compiled`` function is kept, ``None`` if there is no
+    place for it, and whether some is there by now."""
+    if (place := function.stats.cache_path) is None:
+        return None, False
+    name = f"{function.py_func.__module__.rpartition('.')[2]}.{function.py_func.__qualname__}-*.nbi"
+    return Path(place), any(Path(place).glob(name))
 
 
 class _Announcer(event.Listener):  # type: ignore[misc]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from converter.errors import UsageError
-from validation.runners import check_available, find_runner, read_runtimes, runtime_of
+from validation.runners import check_available, find_runner, lacking, present, read_runtimes, runtime_of
 from validation.runtimes import llamacpp, onnxruntime
 from validation.settings import check_runtimes, read_settings
 
@@ -93,3 +94,15 @@ def test_the_check_imports_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_module_within_a_package_is_looked_for_without_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_a_runtime").mkdir()
+    (tmp_path / "half_a_runtime" / "__init__.py").write_text("raise ImportError")
+    (tmp_path / "half_a_runtime" / "there.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    modules = ("half_a_runtime.there", "half_a_runtime.gone", ("gone", "half_a_runtime"), ("gone", "lost"))
+    assert lacking(modules) == ("half_a_runtime.gone", "gone")
+    assert present(modules) == ("half_a_runtime.there", "half_a_runtime")

@@ -38,7 +38,7 @@ class LiteRt:
 
     name: str = "LiteRT"
     extra: str = "litert"
-    modules: tuple[str, ...] = ("ai_edge_litert", "litert_lm")
+    modules: tuple[str, ...] = ("ai_edge_litert.interpreter", "litert_lm")
     libraries: tuple[str, ...] = ("ai-edge-litert", "litert-lm")
     engine: Engine | None = engine
     text: TextRuntime | None = None

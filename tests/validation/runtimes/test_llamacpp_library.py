@@ -58,7 +58,7 @@ def test_the_extra_installs_a_tested_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     pinned = project["optional-dependencies"]["llamacpp"][0]
     assert pinned.split(";")[0] in {f"xllamacpp=={version}" for version in TESTED}
-    assert f"xllamacpp=={VERSION}" in (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    assert f"xllamacpp=={VERSION}" in (ROOT / "converter/constraints.txt").read_text("utf-8").splitlines()
 
 
 @pytest.mark.parametrize(
