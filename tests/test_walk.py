@@ -64,7 +64,9 @@ def environment(server: HubServer, folder: Path) -> dict[str, str]:
     """That of a new user with this Python and this machine's way to packages."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     own = server.environment(folder)
-    constraints = " ".join(filter(None, [os.environ.get("PIP_CONSTRAINT"), str(ROOT / "converter" / "constraints.txt")]))
+    constraints = " ".join(
+        filter(None, [os.environ.get("PIP_CONSTRAINT"), str(ROOT / "converter" / "constraints.txt")])
+    )
     return {name: value for name, value in kept.items() if not name.startswith("HF_")} | {
         "PATH": os.pathsep.join([str(Path(sys.base_prefix) / "bin"), "/usr/bin", "/bin"]),
         "HOME": str(folder / "home"),
