@@ -1,4 +1,4 @@
-"""Wall time and peak resident memory of the GGUF conversion beside `cp` and gguf-py's NumPy path.
+"""Wall time, processor time and memory of the GGUF conversion beside `cp` and gguf-py's NumPy path.
 
 Makes a lattice checkpoint in E2B's proportions (and one twice as large), warms the page cache, and runs
 every command as a process of its own, in turn. Prints the median of the runs and ratios within this run.
@@ -27,9 +27,11 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Run:
-    """One finished process: wall seconds and peak resident megabytes."""
+    """One finished process: wall seconds, processor seconds and peak resident megabytes."""
 
     seconds: float
+    #: Of the program and of the kernel for it: other work on the machine changes them little.
+    processor: float
     megabytes: float
 
 
@@ -42,7 +44,7 @@ def measure(command: Sequence[str]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with status {process.returncode}")
-    return Run(seconds, usage.ru_maxrss * 1024 / 1e6)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
 
 
 def commands(checkpoint: Path, output: Path) -> dict[str, list[str]]:
@@ -86,19 +88,24 @@ def compare(checkpoint: Path, output: Path, runs: int, names: Sequence[str]) -> 
             if turn:
                 found[name].append(run)
     return {
-        name: Run(statistics.median(run.seconds for run in done), max(run.megabytes for run in done))
+        name: Run(
+            statistics.median(run.seconds for run in done),
+            statistics.median(run.processor for run in done),
+            max(run.megabytes for run in done),
+        )
         for name, done in found.items()
     }
 
 
 def show(title: str, results: dict[str, Run], gigabytes: float) -> None:
-    """One line per command, with its time as a multiple of cp's."""
+    """One line per command, with its times as multiples of cp's."""
     print(f"\n{title}: {gigabytes:.2f} GB")
-    print(f"{'':<18}{'seconds':>9}{'x cp':>7}{'GB/s':>7}{'peak MB':>9}")
+    print(f"{'':<18}{'seconds':>9}{'x cp':>7}{'CPU':>9}{'x cp':>7}{'GB/s':>7}{'peak MB':>9}")
     for name, run in results.items():
-        ratio = run.seconds / results["cp"].seconds
+        wall, busy = run.seconds / results["cp"].seconds, run.processor / results["cp"].processor
         print(
-            f"{name:<18}{run.seconds:>9.2f}{ratio:>7.2f}{gigabytes / run.seconds:>7.2f}{run.megabytes:>9.0f}"
+            f"{name:<18}{run.seconds:>9.2f}{wall:>7.2f}{run.processor:>9.2f}{busy:>7.2f}"
+            f"{gigabytes / run.seconds:>7.2f}{run.megabytes:>9.0f}"
         )
 
 
