@@ -46,6 +46,25 @@ NOT_RUN = {
     "qatconvert gemma4-e2b --target litert --npu qualcomm:SM8750": "needs the vendor's SDK",
     "PYTHONPATH=.:tests .venv/bin/python -m fuzzing --format gguf --seconds 600 --seed 7": "takes ten "
     "minutes; tests/test_fuzzing.py runs a few cases",
+    **dict.fromkeys(
+        (
+            "pip install 'torch==2.13.0' --index-url CPU_BUILDS",
+            "pip install './qatconvert-0.1.0-py3-none-any.whl[llamacpp,reference]'",
+            "pip install --no-deps --require-hashes -r requirements/all.lock",
+            "pip install --no-deps ./qatconvert-0.1.0-py3-none-any.whl",
+        ),
+        "tests/distribution does the same in clean environments, from the index of this machine",
+    ),
+    **dict.fromkeys(
+        (
+            "pipx install './qatconvert-0.1.0-py3-none-any.whl[llamacpp,reference]'",
+            "uv tool install './qatconvert-0.1.0-py3-none-any.whl[llamacpp,reference]'",
+            "pip install 'qatconvert[llamacpp,reference] @ git+URL'",
+            "pipx install 'qatconvert[llamacpp,reference] @ git+URL'",
+            "uv tool install 'qatconvert[llamacpp,reference] @ git+URL'",
+        ),
+        "installs the same wheel by another program, or builds it from a clone",
+    ),
     "kotlin": "needs the Android SDK; the page says that it was not compiled",
 }
 _HELP = re.compile(r"(^\$ (qatconvert(?: [a-z]+)* --help)\n)(.*?)(?=^```$)", re.MULTILINE | re.DOTALL)
