@@ -24,6 +24,7 @@ from converter.system.processors import processors
 from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.metrics import compare
+from validation.reference.shards import few_open_files
 from validation.reference.table import find_table
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
@@ -138,7 +139,7 @@ def load_model(request: Mapping[str, Any]) -> Any:
     table = find_table(Path(request["model"]), text) if options["config"] is text else None
     dtype = getattr(torch, request["dtype"])
     kind = AutoModelForCausalLM if table is None else table.model_class(text, dtype)
-    with _reading_without_maps():
+    with few_open_files():
         model, info = kind.from_pretrained(
             request["model"],
             dtype=dtype,
@@ -156,24 +157,6 @@ def load_model(request: Mapping[str, Any]) -> Any:
     _check_loaded(model, info, {*request["left_out"], *([] if table is None else [table.name])})
     model.eval()
     return model
-
-
-@contextmanager
-def _reading_without_maps() -> Iterator[None]:
-    """Have ``transformers`` read each tensor into memory of its own, which goes when its copy in the model's
-    dtype is made.
-
-    The pages of a mapped file would stay until the last tensor is read, beside the model. ``transformers``
-    has no argument for this (5.23).
-    """
-    from transformers import modeling_utils
-
-    mapped = modeling_utils.safe_open
-    modeling_utils.safe_open = lambda *files, **options: mapped(*files, **{**options, "backend": "pread"})
-    try:
-        yield
-    finally:
-        modeling_utils.safe_open = mapped
 
 
 class Float16Gelu:
