@@ -10,12 +10,13 @@ from typing import Final
 
 from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.parts import TEXT
+from converter.errors import ExtensionError
 from converter.pipeline import manifest
 from converter.pipeline.running import Running
 from converter.system.amounts import amount
 from converter.system.progress import Progress
 from targets.storing import is_matrix
-from targets.target import BlockCounts, Plan, Target
+from targets.target import BlockCounts, Plan, Stored, Target
 
 _LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 
@@ -69,6 +70,12 @@ def write(
         choice = _first_choice(target, plan, measured)
         made = plan if choice is None else target.written(plan, choice)
         stored = target.write(run.model.checkpoint, made, scratch, progress)
+        if not isinstance(stored, Stored):
+            kind = type(stored).__name__
+            raise ExtensionError(
+                f"target {target.name} says by a {kind} what it has written, not by a Stored: it is made for "
+                "another version of qatconvert"
+            )
         for warning in stored.warnings:
             run.warn(warning)
         found = set(manifest.files_of(scratch))

@@ -32,7 +32,7 @@ TAPE = {
     """,
     "tape": """
         from converter.system.progress import no_progress
-        from targets.target import Plan, PlannedFile
+        from targets.target import Plan, PlannedFile, Stored
         from tape_declared import OPTIONS
 
         class Tape:
@@ -55,7 +55,7 @@ TAPE = {
                 path = directory / plan.artifacts[0]
                 path.parent.mkdir()
                 path.write_text(repr(sorted(plan.options)))
-                return ()
+                return Stored()
 
         target = Tape()
     """,
@@ -156,6 +156,18 @@ def test_an_outside_target_has_its_own_group_in_the_help(qatconvert, tape):
     assert "--tape-speed" in inspected["Paper tape"]
     assert "--tape-colour" not in inspected["Paper tape"]
     assert "tape" not in qatconvert("validate", "--help", environment=tape).stdout
+
+
+def test_a_target_that_does_not_say_what_it_stored_is_named(qatconvert, tmp_path):
+    older = {**TAPE, "tape": TAPE["tape"].replace("return Stored()", "return []")}
+    environment = install(tmp_path / "site", "qatconvert-tape", older, POINTS)
+    done = qatconvert("gemma4-demo", "-t", "tape", "--no-validate", environment=environment)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "qatconvert: target tape says by a list what it has written, not by a Stored: it is made for another "
+        "version of qatconvert\n"
+    )
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_its_options_reach_its_plan(qatconvert, tape, tmp_path):
