@@ -65,7 +65,7 @@ PROGRAM: Final = str(_DIRECTORY / "qatconvert")
 #: What is behind all else that is imported from: the packages, and the tests' support.
 _PATHS: Final = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 #: What differs from process to process without a meaning for what was imported.
-_OF_EACH: Final = ("TMPDIR", "QATCONVERT_HOME", "PYTEST_CURRENT_TEST")
+_OF_EACH: Final = ("PATH", "TMPDIR", "QATCONVERT_HOME", "PYTEST_CURRENT_TEST")
 #: The variable with which a server is told its environment: an interpreter adds to its own.
 _TOLD: Final = "QATCONVERT_TESTS_ENVIRONMENT"
 #: What a server answers instead of a process's number.

@@ -92,6 +92,7 @@ def test_a_conversion_that_cannot_be_validated_is_kept_unproven_until_it_can(
         "weight_bytes",
         "bits_per_weight",
         "requires",
+        "recovery",
         "passed",
         "error",
     }

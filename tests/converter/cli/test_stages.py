@@ -191,8 +191,11 @@ def test_something_moves_all_the_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_something_moves_all_the_time_of_an_export(tmp_path: Path) -> None:
-    command = [PROGRAM, "gemma4-demo", "-t", "litert", "-o", str(tmp_path / "out"), "--no-validate"]
+def test_something_moves_all_the_time_of_an_export(
+    checkpoint_factory: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = str(checkpoint_factory("text"))
+    command = [PROGRAM, model, "-t", "litert", "-o", str(tmp_path / "out"), "--no-validate"]
     screen = watched(command, 60, tmp_path)
     assert screen.status == 0
     assert screen.stillness < PATIENCE
