@@ -23,6 +23,8 @@ from converter.checkpoint.lattice import bf16_bits, recover
 from converter.checkpoint.weight import EXACT, OFF_LATTICE
 from converter.errors import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 Factory = Callable[..., Path]
 ROWS, COLUMNS = 512, 256
 

@@ -22,6 +22,8 @@ from validation.own_weights import disk_shortage, needed_disk, write_checkpoint
 from validation.reference.logits import Computation, Model, own_logits, reference_logits
 from validation.text import Tokens
 
+pytestmark = pytest.mark.slow
+
 SEQUENCES = [[2, *range(40, 80)], [2, 900, 5, 7, 11], [2, *range(300, 320)]]
 TOKENS = Tokens.of(SEQUENCES)
 

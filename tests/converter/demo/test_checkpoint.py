@@ -25,6 +25,8 @@ from converter.checkpoint.lattice import recover
 from converter.checkpoint.weight import EXACT, OFF_LATTICE
 from converter.demo import DEMO
 
+pytestmark = pytest.mark.slow
+
 
 def _bits(directory: Path) -> dict[str, np.ndarray]:
     """Bit patterns (uint16) of every tensor, by name."""

@@ -11,6 +11,8 @@ import pytest
 from support.divergence import OTHER_SETTINGS, divergence_from_transformers
 from validation.runtimes.llamacpp import runner
 
+pytestmark = pytest.mark.slow
+
 #: Mean KL divergence allowed; llama.cpp's GELU comes from a float16 table.
 LIMIT = 1e-4
 #: Experts whose router scores nearly tie change places between two float32 implementations.

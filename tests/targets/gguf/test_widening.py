@@ -17,6 +17,8 @@ from validation.logits import map_logits
 from validation.own_weights import write_checkpoint
 from validation.runtimes.llamacpp import runner
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 1e-4
 LIMIT_WITH_EXPERTS = 1e-2
 

@@ -6,6 +6,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
+pytestmark = pytest.mark.slow
+
 #: Lengths of the prompts, on both sides of the sliding window of the generated checkpoints (64).
 LENGTHS = (100, 40, 7)
 

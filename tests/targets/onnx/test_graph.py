@@ -16,6 +16,8 @@ from converter.checkpoint.opened import open_checkpoint
 from support.onnx_reading import load
 from targets.onnx import target
 
+pytestmark = pytest.mark.slow
+
 
 def external(initializer):
     return {entry.key: entry.value for entry in initializer.external_data}

@@ -24,6 +24,8 @@ from support.onnx_reading import (
 )
 from targets.onnx.reading import describe
 
+pytestmark = pytest.mark.slow
+
 
 def dims(*shape):
     def change(model, node, tensor):

@@ -23,6 +23,8 @@ from targets.onnx.storage import Storage, expert_name, stored_name
 from targets.onnx.writing import write_data
 from targets.storing import is_matrix
 
+pytestmark = pytest.mark.slow
+
 ROUTER = ".router.proj.weight"
 
 

@@ -23,6 +23,8 @@ from validation.proof import validate
 from validation.reference.logits import Computation, Model, reference_logits
 from validation.text import Tokens
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., Path]
 TOKENS = Tokens.of([[2, *range(40, 80)], [2, *range(300, 400)]])
 SHARING = ("e2b", "e4b", "text")
