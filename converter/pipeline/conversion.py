@@ -55,13 +55,7 @@ def convert(
         place = local_place(source)
         if place is not None:
             digests.add(place.shard_files())
-        targets = [find_target(name) for name in names]
-        check_options(targets, conversion.options)
-        check_installed(targets)
-        for target in targets:
-            target.check(conversion.options)
-        if conversion.validation is not None:
-            check_validation(names, conversion.validation)
+        targets = usable_targets(names, conversion)
         if place is None:
             place = examined_place(source, conversion.offline, targets, conversion.options, progress)
             digests.know(place.known())
@@ -70,6 +64,19 @@ def convert(
             model = open_place(place, progress)
             digests.add(model.checkpoint.files)
             return _convert(Running(conversion, model, targets, destination, digests, worker, progress, warn))
+
+
+def usable_targets(names: Sequence[str], conversion: Conversion) -> list[Target]:
+    """The targets of these names. Raises ``UsageError`` for options or a validation that they do not take,
+    and for packages that are not installed."""
+    targets = [find_target(name) for name in names]
+    check_options(targets, conversion.options)
+    check_installed(targets)
+    for target in targets:
+        target.check(conversion.options)
+    if conversion.validation is not None:
+        check_validation(names, conversion.validation)
+    return targets
 
 
 def _convert(run: Running) -> Outcome:

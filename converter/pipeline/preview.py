@@ -9,10 +9,10 @@ from typing import Any
 
 from converter.filenames import MANIFEST, REPORTS
 from converter.names import Source, resolve
+from converter.pipeline.conversion import usable_targets
 from converter.pipeline.destination import check_destination, check_room
 from converter.pipeline.earlier import Earlier, check_staying
 from converter.pipeline.opening import Model, described_place, local_place, open_place, opening
-from converter.pipeline.proving import check_validation
 from converter.pipeline.recording import stored_beside_text
 from converter.pipeline.running import Conversion, Running
 from converter.system.digests import Digests
@@ -22,10 +22,7 @@ from targets.estimates import MACHINE, estimate, file_sizes
 from targets.target import (
     Plan,
     Target,
-    check_installed,
     check_known,
-    check_options,
-    find_target,
     planning,
 )
 
@@ -44,13 +41,7 @@ def preview(
     source, destination = resolve(conversion.model), conversion.destination
     begin(progress, opening(source))
     earlier = check_destination(destination, names, conversion.force)
-    targets = [find_target(name) for name in names]
-    check_options(targets, conversion.options)
-    check_installed(targets)
-    for target in targets:
-        target.check(conversion.options)
-    if conversion.validation is not None:
-        check_validation(names, conversion.validation)
+    targets = usable_targets(names, conversion)
     model, download = _opened(source, conversion, targets, progress)
     if model.source.note:
         warn(model.source.note)
