@@ -21,6 +21,8 @@ from converter.system.extensions import entries
 _GROUP: Final = "qatconvert.options"
 #: Entry points of targets, each loaded when it is asked for.
 TARGETS: Final = "qatconvert.targets"
+#: Entry points of runners, likewise, called ``TARGET.RUNTIME``.
+RUNTIMES: Final = "qatconvert.runtimes"
 
 #: Options that show in the artifact, so that a plan differs by them.
 PLANNED: Final = ("convert", "inspect")
@@ -262,6 +264,12 @@ def check_names(given: Iterable[str], owners: Mapping[str, Iterable[Option]]) ->
                 f"{title} has no effect without target {needed}: leave it out, or add the target"
             )
         check_known_names([name], known)
+
+
+def meant(given: str, known: Iterable[str]) -> str:
+    """A question, in brackets, for the one of ``known`` that is like ``given``; empty where none is."""
+    near = get_close_matches(given.lower(), list(known), 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def check_known_names(given: Iterable[str], known: Collection[str]) -> None:

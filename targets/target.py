@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -17,7 +16,7 @@ from converter.checkpoint.parts import TEXT
 from converter.errors import ExtensionError, UsageError
 from converter.system.extensions import load, registered
 from converter.system.progress import Progress, no_progress
-from targets.options import TARGETS, Option, check_names
+from targets.options import TARGETS, Option, check_names, meant
 
 if TYPE_CHECKING:
     from converter.checkpoint.opened import Checkpoint
@@ -370,9 +369,7 @@ def check_known(names: Iterable[str]) -> None:
     known = known_targets()
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise UsageError(f"unknown target {name!r}{meant}; known: {', '.join(known)}")
+            raise UsageError(f"unknown target {name!r}{meant(name, known)}; known: {', '.join(known)}")
 
 
 def find_target(name: str) -> Target:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.machinery import PathFinder
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
@@ -24,10 +23,8 @@ from converter.checkpoint.tokenizer import Tokenizer
 from converter.errors import UsageError
 from converter.system.extensions import entries, load
 from converter.system.progress import StageProgress
-from targets.options import TARGETS, Option
+from targets.options import RUNTIMES, TARGETS, Option, meant
 
-#: Entry points of runners, which are imported only when they are needed.
-_GROUP: Final = "qatconvert.runtimes"
 #: What the reference needs, and the extra that installs it.
 REFERENCE: Final = ("torch", "transformers", "accelerate")
 REFERENCE_EXTRA: Final = "reference"
@@ -308,7 +305,7 @@ class Runner(Protocol):
 def known_runtimes() -> Mapping[str, tuple[str, ...]]:
     """Names of the registered runtimes by target, both sorted. Imports none."""
     found: dict[str, list[str]] = {}
-    for entry in entries(_GROUP):
+    for entry in entries(RUNTIMES):
         target, _, runtime = entry.name.partition(".")
         found.setdefault(target, []).append(runtime)
     return {target: tuple(sorted(found[target])) for target in sorted(found)}
@@ -337,7 +334,7 @@ def _preferred(target: str, runtimes: Sequence[str]) -> str:
     own = [
         name
         for name in runtimes
-        for entry in entries(_GROUP).select(name=f"{target}.{name}")
+        for entry in entries(RUNTIMES).select(name=f"{target}.{name}")
         if _home(entry) in homes
     ]
     return (own or runtimes)[0]
@@ -350,7 +347,7 @@ def _home(entry: EntryPoint) -> str | None:
 def find_runner(target: str, runtime: str | None = None) -> Runner:
     """The runner of ``runtime_of`` the same. Raises ``UsageError`` when there is none, and ``ExtensionError``
     for one that cannot be loaded."""
-    runner: Runner = load(_GROUP, runtime_of(target, runtime))
+    runner: Runner = load(RUNTIMES, runtime_of(target, runtime))
     return runner
 
 
@@ -363,9 +360,7 @@ def read_runtimes(names: Iterable[str]) -> dict[str, str]:
     read: dict[str, str] = {}
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise UsageError(f"unknown runtime {name!r}{meant}; known: {', '.join(known)}")
+            raise UsageError(f"unknown runtime {name!r}{meant(name, known)}; known: {', '.join(known)}")
         target, _, runtime = name.partition(".")
         if read.setdefault(target, runtime) != runtime:
             raise UsageError(f"runtimes {target}.{read[target]} and {name} are of one target: give one")

@@ -16,9 +16,8 @@ from converter.errors import QatconvertError
 from converter.filenames import CONFIG
 from converter.names import built_in_models, read_mapping
 from converter.system.extensions import registered
-from targets.options import TARGETS
+from targets.options import RUNTIMES, TARGETS
 
-RUNTIMES: Final = "qatconvert.runtimes"
 #: Directories that are looked into for a checkpoint.
 _MOST: Final = 1000
 

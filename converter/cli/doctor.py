@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import TargetOption, chosen_targets
+from converter.cli.options import GroupedCommand, TargetOption, chosen_targets
 from converter.cli.telling import telling_options, told
 
 #: What stands where a library is not installed.
@@ -18,7 +18,9 @@ _MISSING = "not installed"
 _STATES = {"missing": _MISSING, "outside": "not in the allowed range", "untested": "not tested", "tested": ""}
 
 
-@click.command("doctor", short_help="Say what is installed, what is missing and how to get it.")
+@click.command(
+    "doctor", cls=GroupedCommand, short_help="Say what is installed, what is missing and how to get it."
+)
 @click.argument("names", nargs=-1, metavar="[TARGET]...")
 @click.option(
     "-t",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -20,7 +19,7 @@ from converter.cli import candidates
 from converter.cli.console import warn
 from converter.errors import UsageError
 from converter.system.extensions import registered
-from targets.options import TARGETS, Offered, Option, declarations, offered
+from targets.options import TARGETS, Offered, Option, declarations, meant, offered
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MOST_GB = 1e9
@@ -51,12 +50,6 @@ def chosen_targets(given: Iterable[str], every: tuple[str, ...]) -> tuple[str, .
     names = [name.strip() for one in given for name in one.split(",")]
     check_known(name for name in names if name != _ALL)
     return every if _ALL in names else tuple(dict.fromkeys(names))
-
-
-def meant(given: str, known: Iterable[str]) -> str:
-    """A question for the one of ``known`` that is like ``given``, empty where none is."""
-    near = get_close_matches(given.lower(), list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 class Choice(click.Choice[str]):
@@ -150,6 +143,7 @@ _SEVERAL: Final = "Several targets"
 #: The options of the commands themselves by purpose.
 _HEADINGS: Final[Mapping[str, Sequence[str]]] = {
     "Setting up": ("--install", "--uninstall", "--shell"),
+    "Examination": ("--no-validate",),
     "Output": ("--target", "--output", "--force", "--from", "--dry-run", "--tensors"),
     "Comparison": ("--rebuild",),
     "Source": ("--reference", "--offline", "--foreign"),

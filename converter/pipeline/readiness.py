@@ -27,7 +27,7 @@ from converter.system.installed import (
 from converter.system.memory import free_memory
 from converter.system.processors import processors
 from converter.system.progress import Progress, no_progress, stage_of
-from targets.options import TARGETS
+from targets.options import RUNTIMES, TARGETS
 from targets.target import check_known, find_target, known_targets
 from validation.loading import Failure, try_loading
 from validation.runners import REFERENCE, REFERENCE_EXTRA, find_runner, lacking, present, runtime_of
@@ -37,7 +37,6 @@ _FEATURES: Final[Mapping[str, tuple[str, ...]]] = {
     "x86_64": ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
     "aarch64": ("asimdhp", "asimddp", "i8mm", "sve"),
 }
-_RUNTIMES: Final = "qatconvert.runtimes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ def _check_running(target: str) -> tuple[str, Ability]:
     except (UsageError, ExtensionError) as error:
         return "", Ability(False, (str(error),))
     return registered.partition(".")[2], _check(
-        runner.modules, runner.extra, _package(_RUNTIMES, registered), registered
+        runner.modules, runner.extra, _package(RUNTIMES, registered), registered
     )
 
 

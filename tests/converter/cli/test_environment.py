@@ -95,7 +95,7 @@ def test_a_text_that_reads_like_the_option_is_none(qatconvert, error_of):
 
 
 def test_the_help_of_every_command_groups_its_options(qatconvert):
-    for name in ("convert", "inspect", "validate", "verify", "modelfile"):
+    for name in ("convert", "inspect", "validate", "verify", "modelfile", "completion", "doctor"):
         told = qatconvert(name, "--help").stdout
         assert "\nOptions:" not in told, name
         assert "\nResults and messages:" in told
