@@ -2,14 +2,14 @@
 
 LiteRT's library for processors rounds each row of a product's input to int8 by one scale, which the row's
 largest value decides. A trained model has a few very large values, and beside them the others lose most of
-their bits. An input that is split by magnitude into two rows (``targets.litert.export.projections``) keeps
+their bits. An input that is split by magnitude into two rows (``targets.litert.additions``) keeps
 them, at the price of the second row. What that gains differs between projections, so they are chosen by the
 names of their modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from converter.checkpoint.architecture import Architecture
@@ -72,6 +72,16 @@ def two_rows(activations: str | None, architecture: Architecture) -> tuple[str, 
     if activations not in (LAYERS, TWO):
         return tuple(activations.split(","))
     return tuple(name for name in projections(architecture) if activations == TWO or name != _HEAD)
+
+
+def split_products(tensors: Iterable[PlannedTensor], two: Collection[str]) -> frozenset[str]:
+    """Canonical names of the matrices, stored as ``tensors``, whose products split their input: those of the
+    projections ``two`` that round it, as products with codes do. The name of a tied head is its own."""
+    types = {tensor.stored_as: tensor.type for tensor in tensors}
+    if EMBEDDING in types:
+        types.setdefault(HEAD, types[EMBEDDING])
+    coded = {name for name, type in types.items() if type in CODED} - set(EMBEDDINGS)
+    return frozenset(name for name in coded if projection(name) in two)
 
 
 def ways(tensors: Iterable[PlannedTensor]) -> Sequence[Mapping[str, object]]:

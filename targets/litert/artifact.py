@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,13 @@ from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.estimates import Costs
-from targets.litert.activations import two_rows, ways
+from targets.litert.activations import split_products, two_rows, ways
 from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
 from targets.litert.costs import COSTS
 from targets.litert.declared import OPTIONS
 from targets.litert.devices.android import check_assets, check_directory, write_assets
 from targets.litert.devices.npu import Npu, check_installed, compile_bundle
-from targets.litert.export.request import KeptGraphs, export_graphs, graph_key, needed_memory
+from targets.litert.export.request import KeptGraphs, Wanted, export_graphs, graph_key, needed_memory
 from targets.litert.family import litert_family
 from targets.litert.metadata import (
     check_tokenizer,
@@ -169,7 +169,7 @@ class LitertTarget:
         except OSError as error:
             raise destination_error(path, error) from error
         advance = counted(stage_of(progress, "writing litert"), _read_bytes(plan.tensors, checkpoint.weights))
-        models = _Models(checkpoint.weights, types, advance)
+        models = _Models(checkpoint.weights, types, _split(checkpoint, plan), advance)
         sections = [
             *metadata_sections(checkpoint, chosen.context),
             *(Section(MODEL, partial(models.write, graph), kind) for kind, graph in graphs.items()),
@@ -228,7 +228,7 @@ class LitertTarget:
         return ways(plan.tensors) if plan.options["activations"] is None else ()
 
     def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
-        """See ``targets.target.Target``: another graph for every choice."""
+        """See ``targets.target.Target``: other operators in the graph for every choice."""
         return replace(plan, options={**plan.options, **choice})
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
@@ -265,7 +265,7 @@ class LitertTarget:
         with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
             graphs = _graphs(checkpoint, plan, Path(scratch), progress)
         sections = metadata_sections(checkpoint, read_options(plan.options).context)
-        expected = expect(sections, graphs, checkpoint.weights, _types(plan))
+        expected = expect(sections, graphs, checkpoint.weights, _types(plan), _split(checkpoint, plan))
         advance = counted(
             stage_of(progress, "comparing litert"), _read_bytes(plan.tensors, checkpoint.weights)
         )
@@ -284,36 +284,35 @@ def _types(plan: Plan) -> dict[str, str]:
     return {tensor.stored_as: tensor.type for tensor in plan.tensors}
 
 
+def _split(checkpoint: Checkpoint, plan: Plan) -> frozenset[str]:
+    """The matrices whose products split their input."""
+    activations = read_options(plan.options).activations
+    return split_products(plan.tensors, two_rows(activations, checkpoint.architecture))
+
+
 def _graphs(checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: Progress) -> Mapping[str, bytes]:
     """The graphs of a plan by model type; they are exported once for all that need them."""
-    chosen, types = read_options(plan.options), _types(plan)
-    rows = two_rows(chosen.activations, checkpoint.architecture)
+    chosen = read_options(plan.options)
+    wanted = Wanted(chosen.prefill_lengths, chosen.context, chosen.externalize_embedder)
 
     def export(directory: Path) -> Mapping[str, Path]:
-        return export_graphs(
-            checkpoint,
-            types,
-            chosen.prefill_lengths,
-            chosen.context,
-            directory,
-            stage_of(progress, "exporting the graph (litert)"),
-            externalize_embedder=chosen.externalize_embedder,
-            two_rows=rows,
-        )
+        stage = stage_of(progress, "exporting the graph (litert)")
+        return export_graphs(checkpoint, wanted, directory, stage)
 
-    key = graph_key(
-        checkpoint, types, chosen.prefill_lengths, chosen.context, chosen.externalize_embedder, rows
-    )
-    return _GRAPHS.get(key, export, scratch)
+    return _GRAPHS.get(graph_key(checkpoint, wanted), export, scratch)
 
 
 class _Models:
     """Fills graphs with weights, and remembers what that lost."""
 
     def __init__(
-        self, weights: Mapping[str, Weight], types: Mapping[str, str], advance: Callable[[int], None]
+        self,
+        weights: Mapping[str, Weight],
+        types: Mapping[str, str],
+        two_rows: Collection[str],
+        advance: Callable[[int], None],
     ) -> None:
-        self._weights, self._types, self._advance = weights, types, advance
+        self._weights, self._types, self._two_rows, self._advance = weights, types, two_rows, advance
         self._blocks = self._rounded = 0
         self._off_lattice: Counter[str] = Counter()
         self._off_values: Counter[str] = Counter()
@@ -323,7 +322,7 @@ class _Models:
         """Write the model of a graph where ``output`` stands."""
         from targets.litert.filling import fill
 
-        filled = fill(graph, self._weights, self._types, output, self._advance)
+        filled = fill(graph, self._weights, self._types, output, self._advance, two_rows=self._two_rows)
         self._blocks += filled.blocks
         self._rounded += filled.rounded
         self._off_lattice.update(filled.off_lattice)

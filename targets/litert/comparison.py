@@ -8,7 +8,7 @@ read, so that the difference can be named; buffers are then compared by content,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -60,10 +60,12 @@ def expect(
     graphs: Mapping[str, bytes],
     weights: Mapping[str, Weight],
     types: Mapping[str, str],
+    two_rows: Collection[str] = (),
 ) -> Expected:
     """What the converter makes of ``graphs`` (by model type, without weights), the ``weights`` by canonical
     name and their ``types``; see ``targets.litert.filling.fill``."""
-    return Expected(sections, {kind: lay_out(graph, weights, types) for kind, graph in graphs.items()})
+    layouts = {kind: lay_out(graph, weights, types, two_rows) for kind, graph in graphs.items()}
+    return Expected(sections, layouts)
 
 
 def bundle_differences(

@@ -183,7 +183,7 @@ class _Function:
 
     def _stream(self, value: int) -> int:
         """What goes into the norm from which a product's input comes, by one way or by the several of an
-        input that is split into rows (``projections.project``)."""
+        input that is split into rows (``additions.Function.split_input``)."""
         norms, left, seen = set(), [value], {value}
         while left and len(seen) <= _STEPS:
             maker = self._makers.get(left.pop())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,21 +88,24 @@ def fill(
     output: BinaryIO,
     progress: Callable[[int], None] = lambda count: None,
     threads: int | None = None,
+    *,
+    two_rows: Collection[str] = (),
 ) -> Filled:
     """Write a TFLite model from where ``output``, a real file, stands; it stands behind the model then.
 
     ``graph`` is a flatbuffer whose functions take weights as float32 arguments named as in ``weights``, which
     is by canonical name, or ``lm_head.weight`` for a head tied to the embedding. ``types`` say for each of
-    them how it is held (``targets.litert.storage``); ``INT4+sums`` takes an argument ``<name>|sums`` as
-    well, float32 ``[rows, blocks]``. A weight of several experts, ``[experts, rows, columns]``, may be
-    an argument ``[experts * rows, columns]`` or ``[rows, experts * columns]``. ``progress`` is called with
+    them how it is held (``targets.litert.storage``); ``INT4+sums`` adds a product with a
+    constant ``<name>|sums``, float32 ``[rows, blocks]``. A weight of several experts, ``[experts, rows,
+    columns]``, may be an argument ``[experts * rows, columns]`` or ``[rows, experts * columns]``.
+    Products with a weight named in ``two_rows`` split their input by magnitude. ``progress`` is called with
     the bytes of checkpoint read, by one thread at a time.
 
     Raises ``TargetError`` for a graph that does not fit the weights and for values that the type or the
     runtime cannot hold. Raises ``DestinationError`` if the file cannot be written, and ``CheckpointError``
     for a weight that cannot be read. Needs the packages of the extra ``litert``.
     """
-    layout = lay_out(graph, weights, types)
+    layout = lay_out(graph, weights, types, two_rows)
     head, end, base = layout.head, layout.end, output.tell()
     finished = [replace(place, offsets=tuple(base + one for one in place.offsets)) for place in layout.places]
     path = Path(str(output.name))
@@ -129,11 +132,14 @@ def fill(
     )
 
 
-def lay_out(graph: bytes, weights: Mapping[str, Weight], types: Mapping[str, str]) -> Layout:
+def lay_out(
+    graph: bytes, weights: Mapping[str, Weight], types: Mapping[str, str], two_rows: Collection[str] = ()
+) -> Layout:
     """Where ``fill`` puts everything, without reading a matrix; arguments and errors are those of
     ``fill``."""
-    filling = Graph(graph, known=lambda name: _resolved(name, weights) is not None)
-    places = [_chosen(filling, name, weights, types) for name in filling.names]
+    filling = Graph(graph, lambda name: _resolved(name, weights) is not None, types)
+    rows = {*two_rows, EMBEDDING} if HEAD in two_rows else set(two_rows)  # of a tied head
+    places = [_chosen(filling, name, weights, types, name in rows) for name in filling.names]
     sizes = [place.weight.rows * size for place in places for size in place.bytes if size]
     head, offsets = filling.finished(sizes, _offsets)
     end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
@@ -141,14 +147,16 @@ def lay_out(graph: bytes, weights: Mapping[str, Weight], types: Mapping[str, str
     return Layout(head, tuple(_placed(place, rest) for place in places), end, filling.names)
 
 
-def _chosen(filling: Graph, name: str, weights: Mapping[str, Weight], types: Mapping[str, str]) -> Place:
+def _chosen(
+    filling: Graph, name: str, weights: Mapping[str, Weight], types: Mapping[str, str], two_rows: bool
+) -> Place:
     """A weight of the graph made a constant; its offsets are not known yet."""
     weight = _resolved(name, weights)
     assert weight is not None
     type_name = types.get(name)
     if type_name is None:
         raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
-    use = filling.use(name, type_name)
+    use = filling.use(name, type_name, two_rows)
     weight = _shaped(weight, use.shape, name)
     return Place(
         name, weight, type_name, (0, 0, 0), LITERT.row_parts(type_name, weight.columns), use.multiplied

@@ -1,28 +1,30 @@
 """A graph whose arguments become constants: TFLite's flatbuffer, taken apart and put together again.
 
+What depends on how weights are stored is added here, so that one export serves every way: a ``DEQUANTIZE``
+in front of what reads float16, the product with the sums of blocks, a head apart from its embedding.
 The graph is this program's own export; files of strangers are read in ``targets.litert.schema``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.errors import TargetError
+from targets.litert.additions import Function
 from targets.litert.storage import CODED, sums_name
-from targets.litert.type_names import FLOAT16, INT4_SUMS
+from targets.litert.type_names import FLOAT16
 from targets.storing import Coded
 
 #: Operators, and the place of the input, that take blocks of codes.
 _MULTIPLIED: Final = (schema.BuiltinOperator.FULLY_CONNECTED, 1)
 _LOOKED_UP: Final = (schema.BuiltinOperator.EMBEDDING_LOOKUP, 1)
-#: The version of ``DEQUANTIZE`` that takes float16.
-_DEQUANTIZE_VERSION: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,21 @@ class Filling:
 
 @dataclass(frozen=True, slots=True)
 class _Argument:
-    """A tensor of one function that stands for a weight or its sums."""
+    """A tensor of one function that stands for a weight."""
 
     subgraph: int
     tensor: int
 
 
 class Graph:
-    """A parsed graph; ``names`` are the weights among its arguments, sorted, by what ``known`` knows."""
+    """A parsed graph; ``names`` are the weights among its arguments, sorted, by what ``known`` knows.
 
-    def __init__(self, graph: bytes, known: Callable[[str], bool]) -> None:
+    If the head is among the names ``planned`` and no argument, products read it instead of the embedding.
+    """
+
+    def __init__(self, graph: bytes, known: Callable[[str], bool], planned: Collection[str] = ()) -> None:
         self._model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(graph, 0))
+        self._functions = [Function(self._model, index) for index in range(len(self._model.subgraphs))]
         self._arguments: dict[str, list[_Argument]] = {}
         self._buffers: list[int] = []
         for signature in self._model.signatureDefs or []:
@@ -54,14 +60,16 @@ class Graph:
             for index in self._model.subgraphs[signature.subgraphIndex].inputs:
                 # the exporter may put the function's name before that of an argument
                 name = tensors[index].name.decode().split(":")[0].removeprefix(prefix)
-                if known(name.partition("|")[0]):
+                if known(name):
                     place = _Argument(signature.subgraphIndex, int(index))
                     self._arguments.setdefault(name, []).append(place)
-        self.names = tuple(sorted(name for name in self._arguments if "|" not in name))
+        if HEAD in planned and HEAD not in self._arguments:
+            self._part_head()
+        self.names = tuple(sorted(self._arguments))
 
-    def use(self, name: str, type_name: str) -> Filling:
-        """Make the argument of a weight a constant of the type ``type_name``. Raises ``TargetError`` if the
-        graph uses it as that type cannot be used."""
+    def use(self, name: str, type_name: str, two_rows: bool = False) -> Filling:
+        """Make the argument of a weight a constant of the type ``type_name``; with ``two_rows`` products with
+        it split their input. Raises ``TargetError`` if the graph uses it as that type cannot be used."""
         places = self._arguments[name]
         shapes = {self._shape(place) for place in places}
         if len(shapes) != 1:
@@ -71,15 +79,18 @@ class Graph:
         if coded := CODED.get(type_name):
             self._set_codes(name, coded, places, shape, uses)
             if coded.sums:
-                self._set_sums(name, (shape[0], shape[1] // coded.block))
+                self._add_sums(name, (shape[0], shape[1] // coded.block), places)
         else:
             buffer = self._new_buffer()
             for place in places:
                 self._tensor(place).buffer = buffer
                 if type_name == FLOAT16:
-                    self._dequantize(place)
-        if type_name != INT4_SUMS and sums_name(name) in self._arguments:
-            raise TargetError(f"litert: {name}: the graph takes sums of blocks, which {type_name} has not")
+                    self._function(place).dequantize(place.tensor)
+        if two_rows:
+            for place in places:
+                function = self._function(place)
+                for product in function.products(place.tensor):
+                    function.split_input(product)
         return Filling(shape, _MULTIPLIED in uses)
 
     def finished(
@@ -152,47 +163,38 @@ class Graph:
             tensor.type, tensor.buffer = schema.TensorType.INT4, codes
             tensor.quantization = quantization
 
-    def _set_sums(self, name: str, shape: tuple[int, int]) -> None:
-        places = self._arguments.get(sums_name(name), [])
-        functions = {place.subgraph for place in places}
-        if functions != {place.subgraph for place in self._arguments[name]}:
-            raise TargetError(f"litert: {name}: the graph does not take the sums that it needs")
+    def _add_sums(self, name: str, shape: tuple[int, int], places: Sequence[_Argument]) -> None:
+        """Add to every product with a weight that of the sums of its input's blocks with a constant of
+        ``shape``, float32 ``[rows, blocks]``."""
         buffer = self._new_buffer()
         for place in places:
-            # a single column becomes a vector, and the product an elementwise one
-            expected = [size for size in shape if size > 1]
-            if [size for size in self._shape(place) if size > 1] != expected:
-                raise TargetError(f"litert: {name}: the graph takes sums of another shape")
-            self._tensor(place).buffer = buffer
+            function = self._function(place)
+            sums = function.tensor(sums_name(name), shape, buffer=buffer)
+            for product in function.products(place.tensor):
+                function.add_sums(product, sums)
 
-    def _dequantize(self, place: _Argument) -> None:
-        """Read a tensor as float16 and hand it on as float32."""
-        subgraph = self._model.subgraphs[place.subgraph]
-        source = self._tensor(place)
-        source.type = schema.TensorType.FLOAT16
-        made = schema.TensorT()
-        made.name, made.shape = source.name + b"|float", source.shape
-        made.type, made.hasRank = schema.TensorType.FLOAT32, True
-        subgraph.tensors.append(made)
-        result = len(subgraph.tensors) - 1
-        for operator in subgraph.operators:
-            if operator.inputs is not None:
-                operator.inputs = np.where(np.equal(operator.inputs, place.tensor), result, operator.inputs)
-        code = schema.OperatorCodeT()
-        code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.DEQUANTIZE
-        code.version = _DEQUANTIZE_VERSION
-        added = schema.OperatorT()
-        added.opcodeIndex = self._code(code)
-        added.inputs, added.outputs = np.array([place.tensor], np.int32), np.array([result], np.int32)
-        subgraph.operators.insert(0, added)
+    def _part_head(self) -> None:
+        """Make an argument of its own of the head that is the embedding; in a function that only multiplies
+        with it, the embedding's argument becomes the head's."""
+        places = self._arguments.pop(EMBEDDING, [])
+        found: dict[str, list[_Argument]] = {EMBEDDING: [], HEAD: []}
+        for place in places:
+            function, products = self._function(place), self._function(place).products(place.tensor)
+            looked_up = _LOOKED_UP in self._uses(place)
+            if looked_up or not products:
+                found[EMBEDDING].append(place)
+            else:
+                self._tensor(place).name = HEAD.encode()
+                found[HEAD].append(place)
+            if looked_up and products:
+                head = function.tensor(HEAD, self._shape(place))
+                for product in products:
+                    product.inputs = np.where(np.equal(product.inputs, place.tensor), head, product.inputs)
+                found[HEAD].append(replace(place, tensor=head))
+        self._arguments.update({name: places for name, places in found.items() if places})
 
-    def _code(self, wanted: Any) -> int:
-        codes = self._model.operatorCodes
-        for index, code in enumerate(codes):
-            if (code.builtinCode, code.version) == (wanted.builtinCode, wanted.version):
-                return index
-        codes.append(wanted)
-        return len(codes) - 1
+    def _function(self, place: _Argument) -> Function:
+        return self._functions[place.subgraph]
 
     def _drop_arguments(self) -> None:
         """Constants are no arguments."""

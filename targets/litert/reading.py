@@ -261,8 +261,7 @@ class _Tensors:
                 continue
             tensor = subgraph.tensors[index]
             uses = self._uses[id(subgraph)].get(index, frozenset())
-            kept = [size for size in tensor.shape if size > 1] == [size for size in shape if size > 1]
-            if TYPES.get(tensor.type) != FLOAT or not kept or not uses & {("FULLY_CONNECTED", 1), ("MUL", 1)}:
+            if TYPES.get(tensor.type) != FLOAT or tensor.shape != shape or uses != {_MULTIPLIED}:
                 raise self.error(
                     tensor.name, "has another shape or type, or is used in a way that is not read"
                 )

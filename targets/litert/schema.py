@@ -28,7 +28,6 @@ OPERATORS: Final[Mapping[int, str]] = {
     6: "DEQUANTIZE",
     7: "EMBEDDING_LOOKUP",
     9: "FULLY_CONNECTED",
-    18: "MUL",
     206: "STABLEHLO_COMPOSITE",
 }
 

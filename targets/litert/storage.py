@@ -4,9 +4,9 @@
 (TFLite's ``BlockwiseQuantization``). LiteRT's processor library, XNNPACK, takes positive ones only in
 ``FULLY_CONNECTED``. A matrix with negative ones is ``INT4+sums``: a block of codes ``c`` with scale ``s < 0``
 holds ``-c - 1`` with scale ``|s|``. As ``s * c = |s| * (-c - 1) + |s|``, a small float32 matrix
-``[rows, blocks]`` has ``|s|`` for such blocks and 0 for others. The graph multiplies it with the sums
-of the input's blocks. That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP`` takes any scale.
-``FLOAT16`` goes through a ``DEQUANTIZE``, ``FLOAT`` is float32.
+``[rows, blocks]`` has ``|s|`` for such blocks and 0 for others. It is multiplied with the sums of the
+input's blocks (``targets.litert.additions``). That is exact, at 5.5 bits a weight. ``EMBEDDING_LOOKUP``
+takes any scale. ``FLOAT16`` goes through a ``DEQUANTIZE``, ``FLOAT`` is float32.
 """
 
 from __future__ import annotations
@@ -144,13 +144,7 @@ def operators(tensors: Sequence[PlannedTensor], tied_head: bool) -> dict[str, di
         for use in uses:
             add(use, {FLOAT16: FLOAT, INT4_SUMS: INT4}.get(tensor.type, tensor.type))
         if tensor.type == INT4_SUMS:
-            # litert-torch makes of a product with one column one by element
-            add(
-                "MUL"
-                if tensor.shape[-1] == CODED[tensor.type].block and len(tensor.shape) == 2
-                else "FULLY_CONNECTED",
-                FLOAT,
-            )
+            add("FULLY_CONNECTED", FLOAT)
     return {operator: dict(sorted(types.items())) for operator, types in sorted(found.items())}
 
 

@@ -19,6 +19,8 @@ from converter.system.progress import StageProgress
 
 #: What of a request is a place, whose contents count.
 _PLACES: Final = ("checkpoint", "directory", "vectors")
+#: Keys of ``config.json`` that say how weights are stored.
+_STORED: Final = ("quantization_config",)
 
 Handler = Callable[[dict[str, Any], StageProgress], Mapping[str, object]]
 
@@ -63,7 +65,10 @@ def _export(
 
 def _key(request: Mapping[str, Any]) -> str:
     asked = {name: value for name, value in request.items() if name not in _PLACES}
-    digest = hashlib.sha256(json.dumps(asked).encode())
-    digest.update((Path(request["checkpoint"]) / CONFIG).read_bytes())
+    read = json.loads((Path(request["checkpoint"]) / CONFIG).read_bytes())
+    configs = [
+        {name: one[name] for name in one if name not in _STORED} for one in (asked.pop("config"), read)
+    ]
+    digest = hashlib.sha256(json.dumps([asked, *configs]).encode())
     digest.update(Path(request["vectors"]).read_bytes())
     return digest.hexdigest()[:16]

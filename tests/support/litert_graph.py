@@ -55,31 +55,17 @@ class Function:
         operator.builtinOptions, operator.builtinOptionsType = options, kind
         self.graph.operators.append(operator)
 
-    def product(self, x, name, rows, columns, count, out):
+    def product(self, x, name, rows, columns, out, activation=0):
         options = schema.FullyConnectedOptionsT()
+        options.fusedActivationFunction = activation
         weight = self.argument(name, (rows, columns))
         kind = schema.BuiltinOptions.FullyConnectedOptions
         self.operator("FULLY_CONNECTED", [x, weight, -1], [out], options, kind, 5)
 
-    def multiply(self, name, rows, columns, count, sums=False):
-        """Input ``x:<name>`` ``[count, columns]`` to output ``y:<name>``, with a product of sums if asked."""
+    def multiply(self, name, rows, columns, count, activation=0):
+        """Input ``x:<name>`` ``[count, columns]`` to output ``y:<name>``, behind a fused ``activation``."""
         x = self.argument(f"x:{name}", (count, columns))
-        if not sums:
-            self.product(x, name, rows, columns, count, self.result(f"y:{name}", (count, rows)))
-            return
-        blocks = columns // 32
-        cut, folded = self.tensor("cut", (count, blocks, 32)), self.tensor("folded", (count, blocks))
-        shape = self.tensor("shape", (3,), INT, np.array([count, blocks, 32], np.int32))
-        axis = self.tensor("axis", (1,), INT, np.array([2], np.int32))
-        self.operator("RESHAPE", [x, shape], [cut])
-        options = schema.ReducerOptionsT()
-        self.operator("SUM", [cut, axis], [folded], options, schema.BuiltinOptions.ReducerOptions)
-        first, second = self.tensor("first", (count, rows)), self.tensor("second", (count, rows))
-        self.product(x, name, rows, columns, count, first)
-        self.product(folded, f"{name}|sums", rows, blocks, count, second)
-        added = schema.AddOptionsT()
-        out = self.result(f"y:{name}", (count, rows))
-        self.operator("ADD", [first, second], [out], added, schema.BuiltinOptions.AddOptions)
+        self.product(x, name, rows, columns, self.result(f"y:{name}", (count, rows)), activation)
 
     def look_up(self, name, rows, columns, count):
         """Input ``i:<name>`` ``[count]`` to output ``e:<name>`` ``[count, columns]``."""

@@ -8,7 +8,7 @@ zero before the second product. The weight of that product has the experts side 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +25,7 @@ def fused_shape(shape: tuple[int, ...], name: str) -> tuple[int, int]:
 
 
 class FusedExperts(torch.nn.Module):
-    """All experts of a layer; ``parameter`` gives weight and sums of ``gate_up_proj`` and ``down_proj``,
-    ``two_rows`` those of them whose input is split (``project``)."""
+    """All experts of a layer; ``parameter`` gives the weight of ``gate_up_proj`` and of ``down_proj``."""
 
     __module__ = "targets.litert.experts"  # as of Projection
 
@@ -34,23 +33,21 @@ class FusedExperts(torch.nn.Module):
         self,
         sizes: Sizes,
         activation: Callable[[Any], Any],
-        parameter: Callable[[str], tuple[torch.nn.Parameter, torch.nn.Parameter | None]],
-        two_rows: Collection[str] = (),
+        parameter: Callable[[str], torch.nn.Parameter],
     ) -> None:
         super().__init__()
-        self.sizes, self.activation, self.two_rows = sizes, activation, frozenset(two_rows)
-        self.gate_up, self.gate_up_sums = parameter("gate_up_proj")
-        self.down, self.down_sums = parameter("down_proj")
+        self.sizes, self.activation = sizes, activation
+        self.gate_up, self.down = parameter("gate_up_proj"), parameter("down_proj")
 
     def forward(self, x: Any, chosen: Any, weights: Any) -> Any:
         """``x`` float32 ``[tokens, hidden]``, ``chosen`` indices and ``weights`` ``[tokens, active]`` to
         ``[tokens, hidden]``."""
         count, width = self.sizes.count, self.sizes.feed_forward
-        gate_up = project(x, self.gate_up, self.gate_up_sums, "gate_up_proj" in self.two_rows)
+        gate_up = project(x, self.gate_up)
         gate, up = gate_up.reshape(-1, count, 2 * width).chunk(2, dim=-1)
         every = torch.arange(count, dtype=torch.int32)
         hits = chosen.to(torch.int32).unsqueeze(-1) == every  # [tokens, active, experts]
         route = (hits.to(x.dtype) * weights.unsqueeze(-1)).sum(1)
         h = self.activation(gate) * up * route.unsqueeze(-1)
         h = h.reshape(-1, count * width)
-        return project(h, self.down, self.down_sums, "down_proj" in self.two_rows)
+        return project(h, self.down)

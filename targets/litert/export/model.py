@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,10 +24,7 @@ from targets.litert.export.projections import Projection
 from targets.litert.export.skeleton import Skeleton
 from targets.litert.export.workarounds import text_configuration
 from targets.litert.family import litert_family
-from targets.litert.type_names import INT4, INT4_SUMS
 
-#: Types of codes. A matrix of the second has a product of its own for the blocks of negative scale.
-_CODED: Final = (INT4, INT4_SUMS)
 #: litert-torch's attention, which keeps keys and values as LiteRT-LM wants them.
 ATTENTION: Final = "lrt_transposed_attention"
 _EXPERTS: Final = ".experts"
@@ -42,14 +39,11 @@ class TextModel:
     stand_ins: StandIns
 
 
-def build(checkpoint: Skeleton, types: Mapping[str, str], two_rows: Collection[str], block: int) -> TextModel:
+def build(checkpoint: Skeleton) -> TextModel:
     """The text model of a checkpoint of any layout, all of whose matrices are stand-ins, named canonically.
 
-    ``types`` are by canonical name. A matrix of ``INT4+sums`` has a second stand-in, ``<name>|sums``, of
-    float32 ``[rows, columns / block]``. A head tied to the embedding shares its stand-in unless ``types``
-    has ``lm_head.weight``. Norms and other vectors have their values. ``two_rows`` are names of the modules
-    whose products split their input (``project``) if they round it. Raises ``TargetError`` for a model that
-    does not have the tensors of the checkpoint.
+    A head tied to the embedding shares its stand-in. Norms and other vectors have their values. Raises
+    ``TargetError`` for a model that does not have the tensors of the checkpoint.
     """
     architecture = checkpoint.architecture
     family = litert_family(architecture)
@@ -62,9 +56,9 @@ def build(checkpoint: Skeleton, types: Mapping[str, str], two_rows: Collection[s
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     config.tie_word_embeddings = architecture.tied_head
     stand_ins = StandIns()
-    places = _Places(architecture, types, stand_ins, block)
-    _put_experts(model, architecture, places, two_rows)
-    _put_projections(model, places, two_rows)
+    places = _Places(architecture, stand_ins)
+    _put_experts(model, architecture, places)
+    _put_projections(model, places)
     _put_values(model, checkpoint.weights, places)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     missing = architecture.tensors.keys() - places.used
@@ -80,38 +74,20 @@ def build(checkpoint: Skeleton, types: Mapping[str, str], two_rows: Collection[s
 class _Places:
     """Gives every matrix its stand-ins, and remembers which of the checkpoint's tensors have a place."""
 
-    def __init__(
-        self, architecture: Architecture, types: Mapping[str, str], stand_ins: StandIns, block: int
-    ) -> None:
-        self._types, self._stand_ins, self._block = types, stand_ins, block
-        self._tied = architecture.tied_head
-        self._shapes = {**architecture.tensors}
-        if self._tied:
-            self._shapes[HEAD] = self._shapes[EMBEDDING]
+    def __init__(self, architecture: Architecture, stand_ins: StandIns) -> None:
+        self._stand_ins, self._tied = stand_ins, architecture.tied_head
+        self._shapes = architecture.tensors
         self._made: dict[str, torch.nn.Parameter] = {}
         self.used: set[str] = set()
 
     def matrix(self, name: str) -> torch.nn.Parameter:
         """The one stand-in of a weight, that of the embedding for a tied head without a type of its own."""
         self.used.add(name)
-        if name == HEAD and self._tied and name not in self._types:
+        if name == HEAD and self._tied:
             name = EMBEDDING
         if name not in self._made:
             self._made[name] = self._stand_ins.parameter(name, self._shape(name))
         return self._made[name]
-
-    def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter | None]:
-        """The stand-ins of a weight that is multiplied with, and of its sums if it has any."""
-        weight = self.matrix(name)
-        if self._types.get(name) != INT4_SUMS:
-            return weight, None
-        rows, columns = weight.shape
-        return weight, self._stand_ins.parameter(f"{name}|sums", (rows, columns // self._block))
-
-    def rounding(self, name: str) -> bool:
-        """Whether a product with a matrix rounds its input: one with codes does."""
-        own = self._types.get(name)
-        return (self._types.get(EMBEDDING) if own is None and name == HEAD else own) in _CODED
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = self._shapes.get(name)
@@ -124,7 +100,7 @@ def _canonical(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def _put_experts(model: Any, architecture: Architecture, places: _Places, two_rows: Collection[str]) -> None:
+def _put_experts(model: Any, architecture: Architecture, places: _Places) -> None:
     for name, module in list(model.named_modules()):
         if name.endswith(_EXPERTS) and architecture.experts is not None:
             prefix = _canonical(name)
@@ -132,22 +108,20 @@ def _put_experts(model: Any, architecture: Architecture, places: _Places, two_ro
             parent.experts = FusedExperts(
                 architecture.experts,
                 module.act_fn,
-                lambda kind, prefix=prefix: places.pair(f"{prefix}.{kind}"),  # type: ignore[misc]
-                [kind for kind in two_rows if places.rounding(f"{prefix}.{kind}")],
+                lambda kind, prefix=prefix: places.matrix(f"{prefix}.{kind}"),  # type: ignore[misc]
             )
 
 
-def _put_projections(model: Any, places: _Places, two_rows: Collection[str]) -> None:
+def _put_projections(model: Any, places: _Places) -> None:
     for name, module in list(model.named_modules()):
         for kind, child in list(module.named_children()):
             if isinstance(child, torch.nn.Linear):
                 canonical = _canonical(f"{name}.{kind}.weight" if name else f"{kind}.weight")
-                weight, sums = places.pair(canonical)
+                weight = places.matrix(canonical)
                 _check_shape(
                     f"{name}.{kind}".removeprefix("."), tuple(child.weight.shape), tuple(weight.shape)
                 )
-                split = kind in two_rows and places.rounding(canonical)
-                setattr(module, kind, Projection(weight, sums, split))
+                setattr(module, kind, Projection(weight))
 
 
 def _put_values(model: Any, weights: Mapping[str, Weight], places: _Places) -> None:

@@ -25,6 +25,7 @@ from litert_torch.generative.export_hf.core.external_emb import exportable_modul
 from litert_torch.generative.export_hf.core.mu import mu_pass_lib
 from litert_torch.generative.export_hf.model_ext import patches
 from litert_torch.model import LiteRTModel
+from torch.fx import config as fx_config
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
 from targets.litert.export.model import ATTENTION, TextModel, build
@@ -40,7 +41,7 @@ def export(request: dict[str, Any], step: Callable[[], None]) -> dict[str, str]:
     """Write the graphs that a request asks for; names of files by model type."""
     checkpoint = read_skeleton(request)
     directory = Path(request["directory"])
-    text = build(checkpoint, request["types"], request["two_rows"], request["block"])
+    text = build(checkpoint)
     text.stand_ins.lower()
     family = litert_family(checkpoint.architecture)
     step()
@@ -136,6 +137,8 @@ def serve_export(request: dict[str, Any], progress: StageProgress) -> dict[str, 
     """Answer one request."""
     total = 1 + STEPS * (3 if request["externalize_embedder"] else 1)
     steps = itertools.count(1)
+    # Each operator would get the trace of the calls that made it, a twelfth of the time, which nothing reads.
+    fx_config.do_not_emit_stack_traces = True
     # what was imported stays: garbage is sought, and sooner, among the rest
     gc.collect()
     gc.freeze()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -35,41 +36,42 @@ _LOG: Final = logging.getLogger(f"qatconvert.{__name__}")
 _KEPT: Final = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a graph is asked to be, apart from the model."""
+
+    #: In tokens: those of the signatures ``prefill_N``.
+    prefill_lengths: Sequence[int]
+    #: In tokens: the caches'.
+    context_length: int
+    #: Embeddings are graphs of their own.
+    externalize_embedder: bool = False
+
+    def listed(self) -> dict[str, object]:
+        """The same as JSON holds it."""
+        return {
+            "prefill_lengths": list(self.prefill_lengths),
+            "context_length": self.context_length,
+            "externalize_embedder": self.externalize_embedder,
+        }
+
+
 def export_graphs(
-    checkpoint: Checkpoint,
-    types: Mapping[str, str],
-    prefill_lengths: Sequence[int],
-    context_length: int,
-    directory: Path,
-    progress: StageProgress = no_progress,
-    *,
-    externalize_embedder: bool = False,
-    two_rows: Collection[str] = (),
+    checkpoint: Checkpoint, wanted: Wanted, directory: Path, progress: StageProgress = no_progress
 ) -> Mapping[str, Path]:
     """Write the graphs of a text model below ``directory``; paths by LiteRT-LM's name of the kind.
 
-    ``types`` are the plan's, by canonical name. A matrix of ``INT4+sums`` gets a second input,
-    ``<name>|sums`` (float32 ``[rows, blocks]``). A tied head becomes an input of its own if
-    ``lm_head.weight`` has a type. Of a tensor of experts ``[E, N, K]`` the input is ``[E * N, K]``, and
-    ``[N, E * K]`` for ``down_proj``, the experts side by side. ``prefill_lengths`` and ``context_length`` are
-    in tokens. With ``externalize_embedder`` the embeddings are graphs of their own. The products of modules
-    named in ``two_rows`` (``down_proj``) split their input by magnitude.
+    Every matrix is an input by its canonical name, a tied head that of the embedding. Of a tensor of experts
+    ``[E, N, K]`` the input is ``[E * N, K]``, and ``[N, E * K]`` for ``down_proj``, the experts side by side.
 
     Equal arguments give equal bytes. Raises ``TargetError`` of one line, with the child's log as a note.
     """
-    from targets.litert.storage import SUMS  # what the child does not import
-
     vectors = directory / _VECTORS
     try:
         request = {
             **write_skeleton(checkpoint, vectors),
-            "types": dict(types),
-            "prefill_lengths": list(prefill_lengths),
-            "context_length": context_length,
+            **wanted.listed(),
             "directory": str(directory.absolute()),
-            "externalize_embedder": externalize_embedder,
-            "two_rows": sorted(two_rows),
-            "block": SUMS.block,
         }
         files = ask(_MODULE, request, progress, work="the graph's export")
     finally:
@@ -101,28 +103,14 @@ class KeptGraphs:
         return self._kept[key]
 
 
-def graph_key(
-    checkpoint: Checkpoint,
-    types: Mapping[str, str],
-    prefill_lengths: Sequence[int],
-    context_length: int,
-    externalize_embedder: bool,
-    two_rows: Collection[str],
-) -> str:
+def graph_key(checkpoint: Checkpoint, wanted: Wanted) -> str:
     """What equal exports have in common; the arguments are those of ``export_graphs``."""
     digest = hashlib.sha256(checkpoint.documents.content(CONFIG))
     for name, weight in checkpoint.weights.items():
         digest.update(f"{name} {weight.shape}".encode())
         if len(weight.shape) < 2:
             digest.update(np.ascontiguousarray(weight.floats(0, weight.rows), "<f4").tobytes())
-    asked = (
-        sorted(types.items()),
-        list(prefill_lengths),
-        context_length,
-        externalize_embedder,
-        sorted(two_rows),
-    )
-    digest.update(f"{asked} {checkpoint.architecture}".encode())
+    digest.update(f"{wanted.listed()} {checkpoint.architecture}".encode())
     return digest.hexdigest()
 
 

@@ -44,7 +44,8 @@ def demo(tmp_path_factory) -> Path:
     """The conversion of the README, with validation and the naive baseline."""
     out = tmp_path_factory.mktemp("demo") / "out"
     targets = ["--target", "gguf", "--target", "onnx", "--target", "litert"]
-    command = [PROGRAM, "gemma4-demo", *targets, "--baseline", "naive-q4_0", "-o", str(out)]
+    log = ["--log-file", str(out.with_name("log"))]
+    command = [PROGRAM, "gemma4-demo", *targets, "--baseline", "naive-q4_0", "-o", str(out), *log]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert without_stages(done.stderr) == ""
@@ -72,6 +73,13 @@ def test_the_demo_leaves_artifact_modelfile_reports_and_manifest(demo):
         "report.md",
     ]
     assert not any(path.name.endswith(".partial") for path in demo.parent.iterdir())
+
+
+@pytest.mark.slow
+def test_litert_exports_one_graph_for_the_artifact_its_comparison_and_the_baseline(demo):
+    told = re.findall(r"graphs (\w+): (.*)", demo.with_name("log").read_text())
+    assert [what for _, what in told] == ["to be exported", "kept", "kept"]
+    assert len({key for key, _ in told}) == 1
 
 
 @pytest.mark.slow

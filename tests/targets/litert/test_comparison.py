@@ -185,7 +185,7 @@ def test_any_byte_that_changes_is_a_difference_or_an_error(
     bundle: Path, compare: Callable[[Path], list[Difference]], tmp_path: Path
 ) -> None:
     path, missed = tmp_path / "m.litertlm", []
-    for place, content in tampering.single_bytes(bundle.read_bytes(), 200):
+    for place, content in tampering.single_bytes(bundle.read_bytes(), 80):
         path.write_bytes(content)
         with contextlib.suppress(CheckpointError):
             if not compare(path):

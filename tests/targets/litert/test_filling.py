@@ -81,8 +81,8 @@ def multiplied(path, name, columns, function=0):
     return out[f"y:{name}"].T
 
 
-def product_graph(rows=48, columns=96, sums=False, name=MATRIX):
-    return graph(lambda f: f.multiply(name, rows, columns, columns, sums))
+def product_graph(rows=48, columns=96, name=MATRIX, activation=0):
+    return graph(lambda f: f.multiply(name, rows, columns, columns, activation))
 
 
 def test_a_product_computes_with_scale_times_code(tmp_path):
@@ -106,7 +106,7 @@ def test_negative_scales_are_exact_with_sums(tmp_path):
     codes[:, ::32] = -8  # whose negative no code can be
     weight = lattice(MATRIX, (48, 96), mixed_signs(48, 3), codes)
     path = tmp_path / "m.tflite"
-    write(path, product_graph(sums=True), [weight], {MATRIX: "INT4+sums"})
+    write(path, product_graph(), [weight], {MATRIX: "INT4+sums"})
     found = multiplied(path, MATRIX, 96)
     np.testing.assert_allclose(found, values(weight), rtol=2e-6, atol=1e-7)
     stored = describe_models(open_models(path), {MATRIX: weight})[MATRIX]
@@ -131,7 +131,7 @@ def test_blocks_of_zeros_have_a_scale_that_the_runtime_takes(format, tmp_path):
     codes = np.full((48, 96), 3, np.int8)
     codes[5] = 0
     weight = lattice(MATRIX, (48, 96), scales, codes)
-    write(tmp_path / "m.tflite", product_graph(sums=format != "INT4"), [weight], {MATRIX: format})
+    write(tmp_path / "m.tflite", product_graph(), [weight], {MATRIX: format})
     found = multiplied(tmp_path / "m.tflite", MATRIX, 96)
     assert not found[5].any()
     np.testing.assert_allclose(found, values(weight), rtol=2e-6, atol=1e-7)
@@ -165,17 +165,19 @@ def test_a_tied_head_shares_the_tensor_of_the_embedding_in_every_function(tmp_pa
 
 def test_a_tied_head_with_negative_scales_is_a_tensor_of_its_own(tmp_path):
     weight = lattice(EMBEDDING, (64, 64), mixed_signs(64, 2))
-
-    def build(function):
-        function.look_up(EMBEDDING, 64, 64, 64)
-        function.multiply(HEAD, 64, 64, 64, sums=True)
-
     path = tmp_path / "m.tflite"
-    write(path, graph(build), [weight], {EMBEDDING: "INT4", HEAD: "INT4+sums"})
-    inputs = {f"i:{EMBEDDING}": np.arange(64, dtype=np.int32), f"x:{HEAD}": np.eye(64, dtype=np.float32)}
-    found = run(path, **inputs)
-    np.testing.assert_array_equal(found[f"e:{EMBEDDING}"], values(weight))
-    np.testing.assert_allclose(found[f"y:{HEAD}"].T, values(weight), rtol=2e-6, atol=1e-7)
+    functions = (
+        both,
+        lambda f: f.multiply(EMBEDDING, 64, 64, 64),
+        lambda f: f.look_up(EMBEDDING, 64, 64, 64),
+    )
+    write(path, graph(*functions), [weight], {EMBEDDING: "INT4", HEAD: "INT4+sums"})
+    ids, one = np.arange(64, dtype=np.int32), np.eye(64, dtype=np.float32)
+    found = run(path, **{f"i:{EMBEDDING}": ids, f"x:{EMBEDDING}": one})
+    for looked_up in (found, run(path, 2, **{f"i:{EMBEDDING}": ids})):
+        np.testing.assert_array_equal(looked_up[f"e:{EMBEDDING}"], values(weight))
+    for product in (found[f"y:{EMBEDDING}"].T, multiplied(path, EMBEDDING, 64, 1)):
+        np.testing.assert_allclose(product, values(weight), rtol=2e-6, atol=1e-7)
     stored = describe_models(open_models(path), {EMBEDDING: weight})[EMBEDDING]
     assert stored.bytes * 8 == 64 * 64 * (4.5 + 5.5)
     assert stored.type == "INT4 and INT4+sums"
@@ -348,8 +350,7 @@ def test_a_full_disk_is_one_line():
     ("flatbuffer", "format", "message"),
     [
         (product_graph(48, 64), "INT4", r"takes it as \[48, 64\]"),
-        (product_graph(), "INT4+sums", "does not take the sums"),
-        (product_graph(sums=True), "INT4", "takes sums"),
+        (product_graph(activation=1), "INT4+sums", "does more than multiply"),
     ],
 )
 def test_a_graph_that_does_not_fit_is_refused(flatbuffer, format, message, tmp_path):

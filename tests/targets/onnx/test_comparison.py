@@ -150,7 +150,7 @@ def test_every_change_of_a_side_file_is_a_difference(
 def test_every_flipped_byte_is_a_difference(
     converted: Path, demo: Checkpoint, tmp_path: Path, file: str
 ) -> None:
-    flips = byte_flips(converted, file, 100 if file in (FILE, DATA) else 20)
+    flips = byte_flips(converted, file, 50 if file in (FILE, DATA) else 20)
     assert [one.name for one in flips if not caught(one, converted, demo, tmp_path / "copy")] == []
 
 

@@ -22,28 +22,24 @@ from converter.checkpoint.directory import Directory
 from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.errors import TargetError
 from targets.litert.export import request as graph
-from targets.litert.export.request import export_graphs, needed_memory
+from targets.litert.export.request import Wanted, export_graphs, needed_memory
 from targets.litert.sections import EMBEDDER, PER_LAYER_EMBEDDER, PREFILL_DECODE
-from targets.target import find_target
 
 #: The target's defaults, so that its bundles have the same graphs.
 PREFILL, CONTEXT = 128, 4096
 LENGTH = PREFILL + 12
-#: Lattices, some with negative scales, whose matrices have sums, and layouts of the configuration.
+#: Lattices, some with negative scales, and layouts of the configuration.
 VARIANTS = {
     "e2b": ("extremum8", "transformers"),
     "26b-a4b": ("extremum8", "hub"),
     "12b": ("max7", "hub"),
     "gemma3": ("max7", "hub"),
 }
-#: What is added to the sums and taken off the weights: the products stay what they were.
-MOVED = np.float32(0.25)
 
 
 @dataclass(frozen=True)
 class Exported:
     checkpoint: Checkpoint
-    formats: dict[str, str]
     paths: Mapping[str, Path]
     steps: tuple[tuple[int, int], ...]
 
@@ -60,19 +56,14 @@ def exported(checkpoint_factory, tmp_path_factory):
         scheme, layout = VARIANTS[variant]
         other = {} if layout == "hub" else {"layout": layout}
         checkpoint = open_checkpoint(checkpoint_factory(variant, scheme, **other))
-        plan = find_target("litert").plan(checkpoint, "model", options)
-        formats = {tensor.stored_as: tensor.type for tensor in plan.tensors}
         steps: list[tuple[int, int]] = []
         paths = export_graphs(
             checkpoint,
-            formats,
-            [PREFILL],
-            CONTEXT,
+            Wanted([PREFILL], CONTEXT, **options),
             tmp_path_factory.mktemp(f"graph-{variant}"),
             lambda done, total: steps.append((done, total)),
-            **options,
         )
-        return Exported(checkpoint, formats, paths, tuple(steps))
+        return Exported(checkpoint, paths, tuple(steps))
 
     return export
 
@@ -82,25 +73,18 @@ def matrices(checkpoint):
 
 
 def inputs(exported, interpreter):
-    """The values of every weight that is an input: those of the checkpoint, some moved to the sums."""
+    """The checkpoint's values of every weight that is an input."""
     values = {}
     details = {}
     for key in interpreter.get_signature_list():
         details |= interpreter.get_signature_runner(key).get_input_details()
     for name, detail in details.items():
-        base, _, sums = name.partition("|")
-        held = "embed_tokens.weight" if base == "lm_head.weight" else base
-        weight = exported.checkpoint.weights.get(held)
+        weight = exported.checkpoint.weights.get(name)
         if weight is None:
             continue
-        if sums:
-            values[name] = np.full(detail["shape"], MOVED, np.float32)
-            continue
         floats = weight.floats(0, weight.rows)
-        if base.endswith("experts.down_proj"):
+        if name.endswith("experts.down_proj"):
             floats = floats.reshape(weight.shape).transpose(1, 0, 2)
-        if exported.formats.get(base) == "INT4+sums":
-            floats = floats - MOVED
         values[name] = np.ascontiguousarray(floats.reshape(detail["shape"]))
     return values
 
@@ -201,20 +185,13 @@ def test_every_matrix_is_an_input_of_its_name(variant, exported):
     interpreter = Interpreter(model_path=str(made.path))
     details = interpreter.get_signature_runner("decode").get_input_details()
     weights = {name for name in details if "." in name}
-    with_sums = {name for name, format in made.formats.items() if format == "INT4+sums"}
-    assert bool(with_sums) == (VARIANTS[variant][0] == "extremum8")
-    expected = set(matrices(made.checkpoint)) | {f"{name}|sums" for name in with_sums} | with_sums
-    assert weights == expected
+    assert weights == set(matrices(made.checkpoint))
     for name, weight in matrices(made.checkpoint).items():
         shape = tuple(details[name]["shape"])
         if name.endswith("experts.down_proj"):
             assert shape == (weight.shape[1], weight.shape[0] * weight.shape[2])
         else:
             assert shape == (weight.rows, weight.columns)
-    for name in with_sums:
-        rows, columns = details[name]["shape"]
-        kept = (rows, columns // 32) if columns > 32 else (rows,)
-        assert tuple(details[f"{name}|sums"]["shape"]) == kept
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
@@ -232,7 +209,7 @@ def test_progress_counts_to_its_total(exported):
     assert exported("e2b").steps == ((1, 4), (2, 4), (3, 4), (4, 4))
 
 
-def test_the_head_without_sums_is_the_embedding(exported):
+def test_a_tied_head_is_the_embedding(exported):
     details = Interpreter(model_path=str(exported("12b").path)).get_signature_runner("decode")
     assert "lm_head.weight" not in details.get_input_details()
 
@@ -249,7 +226,7 @@ def test_a_failure_of_the_child_is_one_line(checkpoint_factory, tmp_path):
     (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 192}))
     moved = replace(checkpoint, source=Directory(broken))
     with pytest.raises(TargetError, match=r": lm_head is \[1280, 192\] in transformers' model, ") as caught:
-        export_graphs(moved, {}, [PREFILL], CONTEXT, tmp_path)
+        export_graphs(moved, Wanted([PREFILL], CONTEXT), tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -258,7 +235,7 @@ def test_a_killed_child_is_told_from_a_failed_one(checkpoint_factory, tmp_path, 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(graph, "_MODULE", "killed")
     with pytest.raises(TargetError, match="killed, most likely for want of memory"):
-        export_graphs(open_checkpoint(checkpoint_factory("text")), {}, [PREFILL], CONTEXT, tmp_path)
+        export_graphs(open_checkpoint(checkpoint_factory("text")), Wanted([PREFILL], CONTEXT), tmp_path)
 
 
 def test_needed_memory_does_not_grow_with_the_width(checkpoint_factory):

@@ -19,7 +19,7 @@ from targets.litert.export.placeholders import StandIns
 
 stand_ins = StandIns()
 
-def plain(x, weight, sums):
+def plain(x, weight):
     return torch.nn.functional.linear(x, weight)
 
 class Scaled(torch.nn.Module):
@@ -31,7 +31,7 @@ class Scaled(torch.nn.Module):
 
     def forward(self, tokens):
         x = torch.nn.functional.embedding(tokens, self.table)
-        return self.product(x, self.weight, None) * 3.5
+        return self.product(x, self.weight) * 3.5
 
 stand_ins.lower()
 converter = interface.Converter()
