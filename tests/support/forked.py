@@ -44,6 +44,26 @@ IMPORTS: Final[Mapping[str, Sequence[str]]] = {
         "transformers.models.gemma4.modeling_gemma4",
     ],
     "targets.litert.export.process": ["targets.litert.export.process"],
+    "converter.checkpoint.rendering": [
+        "converter.checkpoint.rendering",
+        "transformers.utils.chat_template_utils",
+    ],
+    "validation.loading": ["validation.loading"],
+    "validation.runtimes.genai_text_model": ["validation.runtimes.genai_text_model", "onnxruntime_genai"],
+    "validation.runtimes.litert_lm_engine": ["validation.runtimes.litert_lm_engine", "litert_lm"],
+    "validation.runtimes.litert_model": [
+        "validation.runtimes.litert_model",
+        "ai_edge_litert.interpreter",
+    ],
+    "validation.runtimes.llamacpp_model": ["validation.runtimes.llamacpp_model"],
+    "validation.runtimes.llamacpp_server_model": ["validation.runtimes.llamacpp_server_model", "xllamacpp"],
+    "validation.runtimes.llamacpp_text_model": ["validation.runtimes.llamacpp_text_model"],
+    "validation.runtimes.onnxruntime_excerpt": ["validation.runtimes.onnxruntime_excerpt", "onnx"],
+    "validation.runtimes.onnxruntime_model": [
+        "validation.runtimes.onnxruntime_model",
+        "onnx",
+        "onnxruntime",
+    ],
     _COMMAND: [
         "converter.cli",
         "converter.cli.convert",
@@ -330,12 +350,17 @@ def _import(module: str) -> None:
     if module in sys.modules:
         return
     for name in IMPORTS[module]:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # the worker says what is missing
+            importlib.import_module(name)
     if module == _COMMAND:  # what was compiled is loaded when it is first used
         from converter.checkpoint.opened import open_checkpoint
         from converter.demo import DEMO
 
         open_checkpoint(DEMO)
+    if ".llamacpp_" in module or module == _COMMAND:  # its digest is known then
+        from validation.runtimes.llamacpp_library import find_library
+
+        find_library()
     gc.freeze()  # pages of what was imported stay shared
 
 

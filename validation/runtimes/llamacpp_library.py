@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Mapping
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -219,7 +220,7 @@ def find_library() -> Installed:
     reason = "llama.cpp is not installed"
     if (path := _shared_library()) is not None:
         found = _version_of("xllamacpp")
-        digest = sha256(path) if found in TESTED else ""
+        digest = _digest(path, _state(path)) if found in TESTED else ""
         if digest and digest == TESTED[found]:
             return Installed("xllamacpp", found, path)
         reason = f"xllamacpp {found} is not a version that was tested"
@@ -231,6 +232,18 @@ def find_library() -> Installed:
         f"{reason}; tested: xllamacpp {', '.join(TESTED)} (Linux, x86-64):"
         f" pip install --force-reinstall --no-deps xllamacpp=={max(TESTED)}; or pip install llama-cpp-python"
     )
+
+
+@lru_cache(maxsize=1)
+def _digest(path: Path, state: tuple[int, int, int]) -> str:
+    """SHA-256 of a file of 100 MB, for which a proof asks several times, in a ``state``."""
+    return sha256(path)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    """What is another once a file was written to or replaced."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def open_library() -> Library:
