@@ -85,7 +85,9 @@ PROGRAM: Final = str(_DIRECTORY / "qatconvert")
 #: What is behind all else that is imported from: the packages, and the tests' support.
 _PATHS: Final = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 #: What differs from process to process without a meaning for what was imported.
-_OF_EACH: Final = ("PATH", "TMPDIR", "QATCONVERT_HOME", "PYTEST_CURRENT_TEST")
+_OF_EACH: Final = ("PATH", "TMPDIR", "QATCONVERT_HOME", "PYTEST_CURRENT_TEST", "PYTHONPATH")
+#: The one of them that says where to import from.
+_PLACES: Final = "PYTHONPATH"
 #: The variable with which a server is told its environment: an interpreter adds to its own.
 _TOLD: Final = "QATCONVERT_TESTS_ENVIRONMENT"
 #: What a server answers instead of a process's number.
@@ -332,14 +334,25 @@ def _fork(module: str, connection: socket.socket, directory: Path, graphs: Path)
     process = None
     if _for_all(message["environment"]) == _for_all(json.loads(os.environ[_TOLD])):
         _import(module)
-        process = os.fork()
-        if process == 0:
-            _become(message, descriptors)
-            _run(module, directory, graphs)
+        places = _places(message["environment"].get(_PLACES, ""))
+        if places is not None:
+            process = os.fork()
+            if process == 0:
+                sys.path[:0] = places
+                _become(message, descriptors)
+                _run(module, directory, graphs)
     for descriptor in descriptors:
         os.close(descriptor)
     connection.sendall(f"{_REFUSED if process is None else process}\n".encode())
     return process
+
+
+def _places(given: str) -> list[str] | None:
+    """Directories of ``PYTHONPATH`` that a worker imports from too, ``None`` if the server has imported, or
+    would have run, another module of a name in them."""
+    places = [one for one in given.split(os.pathsep) if Path(one).is_dir() and one not in sys.path]
+    names = {file.name.split(".")[0] for place in places for file in Path(place).iterdir()}
+    return None if names & {*sys.modules, "sitecustomize"} else places
 
 
 def _for_all(environment: Mapping[str, str]) -> dict[str, str]:

@@ -169,9 +169,7 @@ def test_the_right_artifact_passes_and_the_report_says_what_was_run(
         pytest.param(one, target, id=f"{one.name}-{target}", marks=[SLOW] if target == "litert" else [])
         for one in DERIVATIONS
         for target in ("gguf", "onnx", "litert")
-        if one.model == "demo"
-        and one.gates.get(target) == GRAPH
-        and one.name in MISTAKES[target]
+        if one.model == "demo" and one.gates.get(target) == GRAPH and one.name in MISTAKES[target]
     ],
 )
 def test_a_mistake_fails_it(derivation: Derivation, target: str, case: Make, tmp_path: Path) -> None:
