@@ -92,7 +92,7 @@ def test_weights_of_another_lattice_fail(
     tmp_path: Path,
 ) -> None:
     _, artifact = bundle("e2b")
-    checkpoint = open_checkpoint(checkpoint_factory("e2b"))
+    checkpoint = open_checkpoint(checkpoint_factory("e2b", layout="transformers"))
     entry = validate(checkpoint, "litert", artifact, scratch=tmp_path, cache=cache)["entry"]
     failed = {gate["name"] for gate in entry["gates"] if not gate["passed"]}
     assert {"exact_fraction", "mean_kld", "same_top_p"} <= failed
