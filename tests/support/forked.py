@@ -332,7 +332,8 @@ def _fork(module: str, connection: socket.socket, directory: Path, graphs: Path)
     data, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     message = json.loads(data)
     process = None
-    if _for_all(message["environment"]) == _for_all(json.loads(os.environ[_TOLD])):
+    given, own = (_for_all(one, module) for one in (message["environment"], json.loads(os.environ[_TOLD])))
+    if given == own:
         _import(module)
         places = _places(message["environment"].get(_PLACES, ""))
         if places is not None:
@@ -355,8 +356,10 @@ def _places(given: str) -> list[str] | None:
     return None if names & {*sys.modules, "sitecustomize"} else places
 
 
-def _for_all(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in _OF_EACH}
+def _for_all(environment: Mapping[str, str], module: str) -> dict[str, str]:
+    # a worker is told where files are, where a command looks for them at home
+    own = _OF_EACH if module == _COMMAND else (*_OF_EACH, "HOME")
+    return {name: value for name, value in environment.items() if name not in own}
 
 
 def _import(module: str) -> None:
