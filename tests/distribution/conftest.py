@@ -133,19 +133,20 @@ def wheel(checkout: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """``empty()``: a new virtual environment with nothing in it, not even pip."""
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``empty(python)``: a new virtual environment, of this Python if none is named, with nothing in it, not
+    even pip."""
 
-    def make() -> Path:
+    def make(python: Path | str = sys.executable) -> Path:
         path = tmp_path_factory.mktemp("clean") / "environment"
-        uv("venv", "--quiet", "--python", sys.executable, path)
+        uv("venv", "--quiet", "--python", python, path)
         return path
 
     return make
 
 
 @pytest.fixture(scope="session")
-def installed(wheel: Path, empty: Callable[[], Path]) -> Make:
+def installed(wheel: Path, empty: Callable[..., Path]) -> Make:
     """``installed(*extras)``: an environment with the wheel and these extras alone, made once."""
     made: dict[tuple[str, ...], Environment] = {}
 
@@ -161,7 +162,7 @@ def installed(wheel: Path, empty: Callable[[], Path]) -> Make:
 
 
 @pytest.fixture(scope="session")
-def locked(wheel: Path, empty: Callable[[], Path]) -> Make:
+def locked(wheel: Path, empty: Callable[..., Path]) -> Make:
     """``locked(name)``: an environment of a lock file, with its hashes, and the wheel, made once."""
     made: dict[str, Environment] = {}
 
