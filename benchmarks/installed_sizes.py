@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
-from uv import find_uv_bin
 
 from converter.system.amounts import amount
 
@@ -49,6 +48,8 @@ def downloads(wheel: Path, directory: Path) -> dict[str, int]:
 
 def install(wheel: Path, extras: str, directory: Path, *words: str) -> list[Distribution]:
     """What a new environment has, in which the wheel and its extras were installed."""
+    from uv import find_uv_bin
+
     environment = directory / (extras or "base")
     variables = {**os.environ, "UV_CONSTRAINT": str(CONSTRAINTS)}
     wanted = f"{wheel}[{extras}]" if extras else str(wheel)
