@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=DIRECTORY)
     given = parser.parse_args()
     record = json.loads(RECORD.read_text("utf-8"))
+    given.directory.mkdir(parents=True, exist_ok=True)
     for theme in COLOURS:
         (given.directory / f"real-gemma-{theme}.svg").write_text(picture(record, theme), "utf-8")
 

@@ -23,6 +23,9 @@ _END: Final = "# <<< qatconvert completion <<<"
 _OWN: Final = "# written by: qatconvert completion --install"
 #: zsh completes nothing before its system is loaded.
 _LOADED: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n"
+#: Click's script for fish (8.5) cuts what it is answered at every comma; ``onnx,gguf`` has one of its own.
+_CUT: Final = 'string split "," '
+_CUT_ONCE: Final = 'string split --max 1 "," '
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,8 @@ def _script(shell: str) -> str:
     found = get_completion_class(shell)
     assert found is not None
     complete = found(group, {}, "qatconvert", COMPLETE)
-    return complete.source_template % complete.source_vars()
+    script = complete.source_template % complete.source_vars()
+    return script.replace(_CUT, _CUT_ONCE) if shell == "fish" else script
 
 
 def _place(shell: str) -> _Place:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from converter.cli.options import GroupedCommand, TargetOption, chosen_targets
+from converter.cli.options import EXAMINATION, GroupedCommand, TargetOption, chosen_targets
 from converter.cli.telling import telling_options, told
 
 #: What stands where a library is not installed.
@@ -27,6 +27,7 @@ _STATES = {"missing": _MISSING, "outside": "not in the allowed range", "untested
     "--target",
     "targets",
     cls=TargetOption,
+    heading=EXAMINATION,
     multiple=True,
     metavar="NAME",
     help="Ask for this target: TARGETS, several as in gguf,onnx, or all. Repeatable; the same as TARGET.",

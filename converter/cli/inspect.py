@@ -9,7 +9,14 @@ from typing import Any
 import click
 
 from converter.cli import candidates
-from converter.cli.options import DeclaringCommand, TargetOption, check_effect, chosen_targets, take_declared
+from converter.cli.options import (
+    EXAMINATION,
+    DeclaringCommand,
+    TargetOption,
+    check_effect,
+    chosen_targets,
+    take_declared,
+)
 from converter.cli.telling import telling_options, told
 
 
@@ -22,6 +29,7 @@ from converter.cli.telling import telling_options, told
     "--target",
     "targets",
     cls=TargetOption,
+    heading=EXAMINATION,
     multiple=True,
     metavar="NAME",
     help="Plan only for this: TARGETS, several as in gguf,onnx, or all (the default). Repeatable.",

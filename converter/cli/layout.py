@@ -65,10 +65,13 @@ def fits(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 
 def figures(heading: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
-    """A table whose cells are a line each. Columns of ``left`` are set to the left, others to the right."""
+    """A table whose cells are a line each. Columns of ``left`` are set to the left, others to the right. An
+    empty line stands between its parts."""
     out = console()
     widths = [max(cell_len(row[column]) for row in (heading, *rows)) for column in range(len(heading))]
-    for shown in _parts(widths, out.width):
+    for number, shown in enumerate(_parts(widths, out.width)):
+        if number:
+            line()
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
         for column in shown:
             table.add_column(

@@ -23,6 +23,9 @@ from targets.options import TARGETS, Offered, Option, declarations, meant, offer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _MOST_GB = 1e9
+#: Headings of a help: of what is written, and of what a command looks at.
+_OUTPUT: Final = "Output"
+EXAMINATION: Final = "Examination"
 #: Stands for every target.
 _ALL: Final = "all"
 #: Digits of a number of tokens: more than any model has.
@@ -30,7 +33,11 @@ _MOST_DIGITS = 12
 
 
 class TargetOption(click.Option):
-    """An option that names targets, of which the help lists those that are registered."""
+    """An option that names targets, of which the help lists those that are registered, under ``heading``."""
+
+    def __init__(self, *arguments: Any, heading: str = _OUTPUT, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.heading = heading
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The targets, also behind a comma."""
@@ -143,11 +150,19 @@ _SEVERAL: Final = "Several targets"
 #: The options of the commands themselves by purpose.
 _HEADINGS: Final[Mapping[str, Sequence[str]]] = {
     "Setting up": ("--install", "--uninstall", "--shell"),
-    "Examination": ("--no-validate",),
-    "Output": ("--target", "--output", "--force", "--from", "--dry-run", "--tensors"),
+    EXAMINATION: ("--no-validate",),
+    _OUTPUT: ("--output", "--force", "--from", "--dry-run"),
     "Comparison": ("--rebuild",),
     "Source": ("--reference", "--offline", "--foreign"),
-    "Results and messages": ("--json", "--quiet", "--verbose", "--log-file", "--debug", "--help"),
+    "Results and messages": (
+        "--tensors",
+        "--json",
+        "--quiet",
+        "--verbose",
+        "--log-file",
+        "--debug",
+        "--help",
+    ),
 }
 #: Gates without which a user may go on: ``validation.gates.MAY_NOT_RUN``, which a help need not load.
 _MAY_NOT_RUN: Final = (
@@ -243,6 +258,8 @@ def _heading(parameter: click.Option) -> str:
         return parameter.offered.heading or _SEVERAL
     if isinstance(parameter, ValidationOption):
         return _VALIDATION
+    if isinstance(parameter, TargetOption):
+        return parameter.heading
     known = (heading for heading, flags in _HEADINGS.items() if set(flags) & set(parameter.opts))
     return next(known, "Options")
 

@@ -10,6 +10,7 @@ import click
 
 from converter.cli import candidates
 from converter.cli.options import (
+    EXAMINATION,
     DeclaringCommand,
     InputPath,
     OutputPath,
@@ -36,6 +37,7 @@ from converter.cli.telling import telling_options, told
 @click.option(
     "--target",
     cls=TargetOption,
+    heading=EXAMINATION,
     metavar="TARGET",
     help="Which target's ARTIFACT is meant, where there are several.",
 )

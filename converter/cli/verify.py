@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,11 +117,12 @@ def _as_json(found: Verification) -> dict[str, object]:
 
 def _print(found: Verification) -> None:
     """The differences, the first one first, what the report says if it is not ``passed``, and a verdict."""
+    from converter.cli.layout import line
     from converter.names import one_line
     from converter.system.amounts import amount
 
-    def say(line: str) -> None:
-        click.echo(one_line(line), file=sys.stdout)
+    def say(text: str) -> None:
+        line(one_line(text))
 
     differences, manifest = found.differences, found.manifest
     for one in differences[:_SHOWN]:

@@ -77,6 +77,7 @@ def examine(
     check_known(targets)
     found = check_targets(targets or known_targets(), progress, validate=validate)
     return {
+        "schema": 1,
         "tool": {"version": version(PACKAGE), "installer": installer(), "environment": sys.prefix},
         "python": platform.python_version(),
         "platform": platform.platform(),

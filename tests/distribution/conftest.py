@@ -11,9 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from uv import find_uv_bin
@@ -21,7 +22,7 @@ from uv import find_uv_bin
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS = ROOT / "converter" / "constraints.txt"
 _PACKAGES = ("converter", "targets", "validation")
-_BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+_BUILD = "import sys; from setuptools import build_meta as build; build.build_{kind}(sys.argv[1])"
 #: What pip's configuration calls what uv takes from its environment.
 _SETTINGS = {
     "index-url": "UV_INDEX_URL",
@@ -33,7 +34,7 @@ _TORCH = next(line for line in CONSTRAINTS.read_text().splitlines() if line.star
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment with the wheel in it."""
+    """A virtual environment with qatconvert in it."""
 
     path: Path
 
@@ -83,10 +84,15 @@ def variables() -> dict[str, str]:
     return kept | {"UV_CONSTRAINT": str(CONSTRAINTS)}
 
 
-def uv(*words: object) -> None:
-    """Run uv. Where it cannot, the test is skipped with what it says, but fails in CI."""
+def uv(*words: object, more: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Run uv, with ``more`` variables. Where it cannot, the test is skipped with what it says, but fails in
+    CI."""
     done = subprocess.run(
-        [find_uv_bin(), *map(str, words)], capture_output=True, text=True, env=variables(), timeout=600
+        [find_uv_bin(), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=variables() | more,
+        timeout=600,
     )
     if done.returncode:
         told = f"uv {words[0]} {words[1]}: {done.stderr.strip()[-800:]}"
@@ -95,36 +101,52 @@ def uv(*words: object) -> None:
         pytest.skip(f"no network: {told}")
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of this tree; it is built from a copy, in which setuptools may leave what it makes."""
-    directory = tmp_path_factory.mktemp("distribution")
-    source, built = directory / "source", directory / "built"
-    for name in (*_PACKAGES, "tests/checkpoints", "benchmarks"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
+def build(kind: str, source: Path) -> Path:
+    """Build an ``sdist`` or a ``wheel`` of a source tree, in which setuptools may leave what it makes."""
+    built = source.parent / kind
     subprocess.run(
-        [sys.executable, "-c", _BUILD, str(built)], cwd=source, check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-c", _BUILD.format(kind=kind), str(built)],
+        cwd=source,
+        check=True,
+        stdout=subprocess.DEVNULL,
     )
-    (made,) = built.glob("*.whl")
+    (made,) = built.iterdir()
     return made
 
 
 @pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """``empty()``: a new virtual environment with nothing in it, not even pip."""
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this tree, with what setuptools might take from it."""
+    source = tmp_path_factory.mktemp("distribution") / "source"
+    for name in (*_PACKAGES, "tests/checkpoints", "benchmarks"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    files = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
+    for path in (*files, *ROOT.glob("tests/*.py")):
+        shutil.copy(path, source / path.relative_to(ROOT))
+    return source
 
-    def make() -> Path:
+
+@pytest.fixture(scope="session")
+def wheel(checkout: Path) -> Path:
+    """A wheel of this tree."""
+    return build("wheel", checkout)
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``empty(python)``: a new virtual environment, of this Python if none is named, with nothing in it, not
+    even pip."""
+
+    def make(python: Path | str = sys.executable) -> Path:
         path = tmp_path_factory.mktemp("clean") / "environment"
-        uv("venv", "--quiet", "--python", sys.executable, path)
+        uv("venv", "--quiet", "--python", python, path)
         return path
 
     return make
 
 
 @pytest.fixture(scope="session")
-def installed(wheel: Path, empty: Callable[[], Path]) -> Make:
+def installed(wheel: Path, empty: Callable[..., Path]) -> Make:
     """``installed(*extras)``: an environment with the wheel and these extras alone, made once."""
     made: dict[tuple[str, ...], Environment] = {}
 
@@ -140,17 +162,20 @@ def installed(wheel: Path, empty: Callable[[], Path]) -> Make:
 
 
 @pytest.fixture(scope="session")
-def locked(wheel: Path, empty: Callable[[], Path]) -> Make:
-    """``locked(name)``: an environment of a lock file, with its hashes, and the wheel."""
+def locked(wheel: Path, empty: Callable[..., Path]) -> Make:
+    """``locked(name)``: an environment of a lock file, with its hashes, and the wheel, made once."""
+    made: dict[str, Environment] = {}
 
     def make(name: str) -> Environment:
-        path = empty()
-        if name == "all":
-            uv("pip", "install", "--quiet", "--python", path, _TORCH)
-        lock = ROOT / "requirements" / f"{name}.lock"
-        uv("pip", "install", "--quiet", "--python", path, "--no-deps", "--require-hashes", "-r", lock)
-        uv("pip", "install", "--quiet", "--python", path, "--no-deps", wheel)
-        uv("pip", "check", "--python", path)
-        return Environment(path)
+        if name not in made:
+            path = empty()
+            if name == "all":
+                uv("pip", "install", "--quiet", "--python", path, _TORCH)
+            lock = ROOT / "requirements" / f"{name}.lock"
+            uv("pip", "install", "--quiet", "--python", path, "--no-deps", "--require-hashes", "-r", lock)
+            uv("pip", "install", "--quiet", "--python", path, "--no-deps", wheel)
+            uv("pip", "check", "--python", path)
+            made[name] = Environment(path)
+        return made[name]
 
     return make

@@ -10,7 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
-NAMES = ("report", "manifest", "inspect", "preview")
+NAMES = ("report", "manifest", "inspect", "preview", "doctor")
 #: Targets that ship: what another package's adds is in no schema.
 SHIPPED = {"gguf", "onnx", "litert"}
 RUNNERS = {"gguf.llamacpp", "onnx.onnxruntime", "litert.litert"}

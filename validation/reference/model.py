@@ -24,7 +24,7 @@ from converter.system.processors import processors
 from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.metrics import compare
-from validation.reference.shards import few_open_files
+from validation.reference.shards import any_index, few_open_files
 from validation.reference.table import find_table
 
 #: Share of the memory that is free which a model may take when the caller gives no limit.
@@ -139,7 +139,7 @@ def load_model(request: Mapping[str, Any]) -> Any:
     table = find_table(Path(request["model"]), text) if options["config"] is text else None
     dtype = getattr(torch, request["dtype"])
     kind = AutoModelForCausalLM if table is None else table.model_class(text, dtype)
-    with few_open_files():
+    with few_open_files(), any_index():
         model, info = kind.from_pretrained(
             request["model"],
             dtype=dtype,

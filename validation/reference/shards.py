@@ -2,15 +2,21 @@
 
 ``transformers`` opens all files of a checkpoint before it reads the first tensor, and maps them. 200 files
 are more than some systems allow, and the pages of a mapped file stay until the last tensor is read, beside
-the model. It has no argument for either (5.23).
+the model. It has no argument for either (5.23). It also ends with a ``KeyError`` for an index of files that
+has no ``metadata``, from which it takes nothing that a checkpoint needs.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
+
+from converter.filenames import INDEX
 
 #: Files that are open at once. A checkpoint has fewer as a rule, so that none is opened twice.
 _OPEN: Final = 16
@@ -36,6 +42,29 @@ def few_open_files() -> Iterator[None]:
     finally:
         modeling_utils.safe_open = original
         opened.cache_clear()
+
+
+@contextmanager
+def any_index() -> Iterator[None]:
+    """Have ``transformers`` take an index of files that has no ``metadata`` for one that has none in it."""
+    from transformers import modeling_utils
+
+    original = modeling_utils.get_checkpoint_shard_files
+
+    def files(directory: str, index: str, **options: Any) -> Any:
+        listed = json.loads(Path(index).read_text("utf-8"))
+        if isinstance(listed.get("metadata"), dict):
+            return original(directory, index, **options)
+        with TemporaryDirectory() as temporary:
+            completed = Path(temporary) / INDEX
+            completed.write_text(json.dumps({**listed, "metadata": {}}), "utf-8")
+            return original(directory, str(completed), **options)
+
+    modeling_utils.get_checkpoint_shard_files = files
+    try:
+        yield
+    finally:
+        modeling_utils.get_checkpoint_shard_files = original
 
 
 class _File:

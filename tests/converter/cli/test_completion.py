@@ -17,6 +17,24 @@ from support.distributions import write_distribution
 PROGRAM = str(Path(sys.executable).with_name("qatconvert"))
 #: Seconds that a person who pressed a key waits for gladly; 0.2 on an idle machine.
 PATIENCE = 2.0
+#: What shows the line that zsh is at when Ctrl-X is typed. With ``menu_complete``, each tab takes the next of
+#: what may follow.
+ZSHRC = """
+PS1='ready '
+setopt menu_complete
+show() { print -r -- "<$BUFFER>" }
+zle -N show
+bindkey '^X' show
+"""
+#: An interactive zsh on a terminal, into which the argument and Ctrl-X are typed.
+TERMINAL = r"""
+zmodload zsh/zpty
+zpty z zsh -i
+zpty -r z begun '*ready *'
+zpty -w -n z "$1"$'\x18'
+zpty -r z shown '*<*>*'
+print -r -- ${${shown##*<}%%>*}
+"""
 
 
 @pytest.fixture
@@ -62,6 +80,12 @@ def press_tab(environment: dict[str, str], line: str) -> list[str]:
     return done.stdout.split()
 
 
+def needs(shell: str) -> None:
+    """Skip the test where a shell is not installed."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+
+
 def completion(environment: dict[str, str], *words: str, status: int = 0) -> str:
     command = [PROGRAM, "completion", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -90,6 +114,58 @@ def completion(environment: dict[str, str], *words: str, status: int = 0) -> str
 def test_bash_proposes_what_may_follow(environment, line, proposed):
     completion(environment, "--install")
     assert press_tab(environment, line) == proposed
+
+
+@pytest.mark.parametrize(
+    ("line", "proposed"),
+    [
+        ("qatconvert insp", ["inspect\tShow architecture, lattice and planned size of MODEL."]),
+        ("qatconvert inspect gemma4-e2", ["gemma4-e2b", "gemma4-e2b-mobile"]),
+        ("qatconvert gemma4-demo -t ", ["all", "gguf", "litert", "onnx"]),
+        ("qatconvert gemma4-demo -t onnx,", ["onnx,gguf", "onnx,litert"]),
+        ("qatconvert x --gate mean", ["mean_kld="]),
+        ("qatconvert verify ./f", ["./folder/"]),
+        ("qatconvert nothing-like-it", []),
+    ],
+)
+def test_fish_proposes_what_may_follow(environment, tmp_path, line, proposed):
+    needs("fish")
+    (tmp_path / "folder").mkdir()
+    completion(environment, "--install", "--shell", "fish")
+    command = ["fish", "--command", "complete --do-complete $argv[1]", line]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
+    assert (done.stdout.splitlines(), done.stderr) == (proposed, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "tabs", "completed"),
+    [
+        ("qatconvert insp", 1, "qatconvert inspect "),
+        ("qatconvert inspect gemma4-e2", 1, "qatconvert inspect gemma4-e2b"),
+        ("qatconvert inspect gemma4-e2", 2, "qatconvert inspect gemma4-e2b-mobile"),
+        ("qatconvert gemma4-demo -t onnx,", 2, "qatconvert gemma4-demo -t onnx,litert"),
+        ("qatconvert x --gate mean", 1, "qatconvert x --gate mean_kld= "),
+        ("qatconvert verify ./f", 1, "qatconvert verify ./folder/"),
+        ("qatconvert nothing-like-it", 1, "qatconvert nothing-like-it"),
+    ],
+)
+def test_zsh_completes_what_may_follow(environment, tmp_path, line, tabs, completed):
+    needs("zsh")
+    (tmp_path / "folder").mkdir()
+    completion(environment, "--install", "--shell", "zsh")
+    with (tmp_path / ".zshrc").open("a") as startup:
+        startup.write(ZSHRC)
+    command = ["zsh", "-f", "-c", TERMINAL, "zsh", line + tabs * "\t"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**environment, "TERM": "xterm"},
+        cwd=tmp_path,
+        check=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (f"{completed}\n", "")
 
 
 def test_own_names_and_checkpoints_of_the_directory_are_proposed(environment, checkpoint_factory, tmp_path):
@@ -207,5 +283,6 @@ def test_an_unknown_shell_is_asked_for(environment):
 def test_what_is_printed_is_a_script_of_the_shell(environment, shell):
     script = completion(environment, "--shell", shell)
     assert f"{shell}_complete" in script
+    assert ('string split --max 1 ","' in script) == (shell == "fish")
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=script, text=True, check=True)

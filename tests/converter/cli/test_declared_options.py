@@ -146,6 +146,22 @@ def test_options_stand_under_their_targets_in_80_columns(qatconvert):
     assert max(map(len, done.stdout.split("Output:")[1].splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("command", "heading"),
+    [
+        ("convert", "Output"),
+        ("inspect", "Examination"),
+        ("validate", "Examination"),
+        ("doctor", "Examination"),
+    ],
+)
+def test_a_target_stands_under_output_only_where_one_is_written(qatconvert, command, heading):
+    found = sections(qatconvert(command, "--help").stdout)
+    assert [name for name, text in found.items() if re.search(r"^ .*--target ", text, re.MULTILINE)] == [
+        heading
+    ]
+
+
 def test_an_outside_target_has_its_own_group_in_the_help(qatconvert, tape):
     found = sections(qatconvert("convert", "--help", environment=tape).stdout)
     assert found["Paper tape"].split() == [

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from support.distributions import write_distribution
+from support.schemas import faults
 
 #: A target of which the runtime is what a test makes of it.
 _TARGET = "from targets.gguf import target\n"
@@ -40,7 +41,9 @@ def doctor(*words: str, path: Path | None = None, **variables: str) -> subproces
 
 
 def found(done: subprocess.CompletedProcess[str]) -> Mapping[str, Any]:
+    """What was printed as JSON, which is as its schema says."""
     told: Mapping[str, Any] = json.loads(done.stdout)
+    assert faults("doctor", told) == []
     return told
 
 

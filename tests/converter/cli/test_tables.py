@@ -48,6 +48,17 @@ def test_a_narrow_terminal_breaks_no_word_and_no_line(
 
 
 @pytest.mark.parametrize("columns", [80, 60])
+def test_a_verdict_is_wrapped_at_words(
+    qatconvert: Run, demo_output: Path, tmp_path: Path, columns: int
+) -> None:
+    whole = qatconvert("verify", demo_output).stdout
+    status, told = on_terminal([COMMAND, "verify", str(demo_output)], columns, tmp_path)
+    assert status == 0
+    assert told.split() == whole.split()
+    assert max(map(len, told.splitlines())) <= max(columns, len(str(demo_output)) + 1)  # with its colon
+
+
+@pytest.mark.parametrize("columns", [80, 60])
 def test_a_report_breaks_no_word_and_no_line(qatconvert: Run, tmp_path: Path, columns: int) -> None:
     output = tmp_path / "out"
     assert (
@@ -119,7 +130,7 @@ def test_a_table_that_is_too_wide_is_printed_in_parts(
         ("name", "one", "three", "five"), [("a", "1", "3", "5"), ("bb", "11", "33", "a long cell")]
     )
     told = "name  one  three\na       1      3\nbb     11     33\n"
-    told += "name         five\na               5\nbb    a long cell\n"
+    told += "\nname         five\na               5\nbb    a long cell\n"
     assert capsys.readouterr().out == told  # what fits nowhere is longer than the line, and whole
 
 
@@ -205,11 +216,12 @@ def test_a_command_to_paste_is_one_line_however_narrow_the_terminal(columns: int
 def test_a_conversion_ends_with_how_to_try_it_and_json_with_the_report(
     qatconvert: Run, checkpoint_factory: Callable[..., Path]
 ) -> None:
-    words = (checkpoint_factory("text"), "--no-validate", "-o", "a b", "--force")
+    model = checkpoint_factory("text")
+    words = (model, "--no-validate", "-o", "a b", "--force")
     lines = qatconvert(*words).stdout.splitlines()
     assert lines[-3] == "written to a b"
-    assert lines[-2] == "try it: llama-cli -m 'a b/gguf/text-max70-q4_0.gguf'"
-    assert lines[-1].startswith("try it: ollama create text-max70 -f 'a b/ollama/Modelfile'")
+    assert lines[-2] == f"try it: llama-cli -m 'a b/gguf/{model.name}-q4_0.gguf'"
+    assert lines[-1].startswith(f"try it: ollama create {model.name} -f 'a b/ollama/Modelfile'")
     assert "try it" not in qatconvert(*words, "--json").stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.safetensors import open_shards
 from converter.checkpoint.stored.modules import as_floats
 from converter.errors import UsageError, ValidationError
+from converter.filenames import INDEX
 from converter.system.child import Worker
 from support.raw_safetensors import write_tensors
 from validation.reference.logits import (
@@ -361,3 +363,23 @@ def test_no_file_is_mapped_while_a_model_is_loaded(
     assert mapped == [False]
     AutoModelForCausalLM.from_pretrained(directory)  # what transformers does of itself
     assert mapped == [False, True]
+
+
+@pytest.mark.parametrize("metadata", [{}, {"metadata": None}], ids=["none", "null"])
+def test_an_index_of_files_needs_no_metadata(
+    metadata: dict[str, None], checkpoint_factory: Make, tmp_path: Path
+) -> None:
+    whole = checkpoint_factory("text", shards=2)
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    for path in whole.iterdir():
+        (directory / path.name).symlink_to(path)
+    listed = json.loads((whole / INDEX).read_text("utf-8"))
+    (directory / INDEX).unlink()
+    (directory / INDEX).write_text(json.dumps({"weight_map": listed["weight_map"], **metadata}), "utf-8")
+    options = {"dtype": "float32", "max_memory": None, "scratch": None}
+    found = load_model({"model": directory, "left_out": model_of(directory).left_out, **options})
+    expected = load_model({"model": whole, "left_out": model_of(whole).left_out, **options}).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+    with pytest.raises((KeyError, TypeError)):  # what transformers makes of it by itself
+        AutoModelForCausalLM.from_pretrained(directory)
