@@ -152,7 +152,7 @@ def test_the_first_command_on_a_real_model_downloads_converts_and_proves_it(walk
     place, steps = walk
     one = step(steps, "qatconvert gemma4-e2b")
     assert "downloading gemma4-e2b" in one.errors
-    # the only warning is what README announces: the encoders are left out, with their size
+    # the only warning is what README announces: the encoders are left out
     warnings = [line for line in one.errors.splitlines() if "warning" in line]
     assert len(warnings) == 1, warnings
     assert "left out: vision encoder (" in warnings[0]
