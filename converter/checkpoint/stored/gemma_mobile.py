@@ -305,7 +305,8 @@ def make(name: str, shape: Shape, tensors: Tensors, rules: Rules) -> Weight:
     rows, columns = shape
     _check_codes(codes, rows, columns, bits, rules)
     blocks = _check_scale(scale, rows, columns, embedding=_ROWS in tensors)
-    read = _reader(codes, scale, columns, bits)
+    read_row_scales = _scale_reader(scale)
+    read = _reader(codes, read_row_scales, columns, bits)
     block = columns // blocks if blocks > 1 else 0
     return Weight(
         name=name,
@@ -315,6 +316,7 @@ def make(name: str, shape: Shape, tensors: Tensors, rules: Rules) -> Weight:
         floats=lambda start, stop: multiplied(read(start, stop)),
         lattice=Lattice(bits, block),
         codes=read,
+        scales=read_row_scales,
         coded=True,
     )
 
@@ -363,10 +365,8 @@ def _check_scale(tensor: SourceTensor, rows: int, columns: int, *, embedding: bo
     return blocks
 
 
-def _reader(
-    codes: SourceTensor, scale: SourceTensor, columns: int, bits: int
-) -> Callable[[int, int], LatticeRows]:
-    def read(start: int, stop: int) -> LatticeRows:
+def _scale_reader(scale: SourceTensor) -> Callable[[int, int], Floats]:
+    def read(start: int, stop: int) -> Floats:
         scales = np.asarray(scale.read_rows(start, stop), np.float32)
         good = np.isfinite(scales) & (scales >= 0)
         if not good.all():
@@ -375,6 +375,16 @@ def _reader(
                 f"{scale.where} has the scale {scales[row, block]} in row {start + row}, expected a finite "
                 "number that is not negative"
             )
+        return scales
+
+    return read
+
+
+def _reader(
+    codes: SourceTensor, read_scales: Callable[[int, int], Floats], columns: int, bits: int
+) -> Callable[[int, int], LatticeRows]:
+    def read(start: int, stop: int) -> LatticeRows:
+        scales = read_scales(start, stop)
         with np.errstate(over="ignore"):
             halves = scales.astype(np.float16)
         status = np.where(halves == scales, np.uint8(EXACT), np.uint8(NEEDS_F32_SCALE))
