@@ -76,6 +76,9 @@ class Form:
     #: transformers loads such a checkpoint. What it does not load is proven by the numbers that its codes and
     #: scales stand for.
     loads_as_stored: bool = True
+    #: transformers multiplies codes and scales in the type in which it computes, so that it has the
+    #: checkpoint's values in float32 alone.
+    float32_alone: bool = False
     #: A repository that has it.
     example: str = ""
 

@@ -493,4 +493,5 @@ form: Final = Form(
     example="google/gemma-4-E2B-it-qat-mobile-transformers",
     recognises=recognises,
     layout=layout,
+    float32_alone=True,
 )
