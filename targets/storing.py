@@ -13,7 +13,7 @@ A target hands in what its runtime holds (``Holdings``). The rule:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -47,6 +47,9 @@ LARGEST: Final[Mapping[str, float]] = {
     "F16": float16.LARGEST,
     "BF16": float((2 - 2.0**-7) * 2.0**127),
 }
+
+#: Values whose scales are read at once.
+_SCALED_VALUES: Final = 1 << 24
 
 Floats = NDArray[np.float32]
 
@@ -87,7 +90,7 @@ class Coded:
         Raises ``CheckpointError`` if they cannot be read."""
         if weight.scales is None or self.scale != "F16":
             return True
-        largest = max((float(weight.scales(*rows).max()) for rows in weight.row_ranges()), default=0)
+        largest = max((float(one.max()) for one in _stored_scales(weight)), default=0)
         return largest == 0 or float16.SMALLEST <= largest <= float16.LARGEST
 
     def row_parts(self, columns: int) -> tuple[int, int, int]:
@@ -320,10 +323,10 @@ class Holdings:
         lost, largest = 0, 0.0
         for weight in matrices:
             held = self.holding(weight)
-            if weight.scales is None or held is None or held.scale != "F16":
+            if held is None or held.scale != "F16":
                 continue
-            for rows in weight.row_ranges():
-                values, made = float16.coarse(weight.scales(*rows))
+            for scales in _stored_scales(weight):
+                values, made = float16.coarse(scales)
                 if values.size:
                     found[weight.name] = found.get(weight.name, 0) + values.size
                     errors = np.abs(made - values)[made != 0] / values[made != 0]
@@ -372,6 +375,13 @@ class Holdings:
 def is_matrix(weight: Weight) -> bool:
     """Whether the rules for matrices hold for a weight; the rest is norms, vectors, scalars, the router."""
     return len(weight.shape) > 1 and not weight.router
+
+
+def _stored_scales(weight: Weight) -> Iterator[Floats]:
+    """The scales that the checkpoint stores of a weight, by ranges of rows: there is one for many values."""
+    if weight.scales is not None:
+        for start, stop in weight.row_ranges(_SCALED_VALUES):
+            yield weight.scales(start, stop)
 
 
 def _scales_of(coded: Coded) -> str:

@@ -13,6 +13,7 @@ from conftest import CheckpointFactory
 from converter.checkpoint.opened import open_checkpoint
 from support.tampering import GgufFile
 from targets.target import find_target
+from validation import unrounded
 from validation.proof import validate
 from validation.report.coverage import not_covered
 from validation.report.files import assemble
@@ -77,6 +78,22 @@ def test_the_graph_is_judged_without_rounding(proven: dict[str, Any]) -> None:
     (gate,) = (gate for gate in proven["entry"]["gates"] if gate["name"] == "graph_kld")
     assert gate["passed"] is True
     assert gate["value"] < 1e-5
+
+
+def test_an_excerpt_is_judged_where_there_is_no_room_for_the_whole(
+    made: Callable[..., Any], prove: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = unrounded.shortage
+
+    def shortage(runner: Any, artifact: Path, room: Any, excerpt: Any = None) -> str | None:
+        return whole(runner, artifact, room, excerpt) if excerpt else "no room"
+
+    monkeypatch.setattr(unrounded, "shortage", shortage)
+    entry = prove(*made())["entry"]
+    assert entry["passed"] is True, failed(entry)
+    graph = entry["runtime"]["graph"]
+    assert len(graph["layers"]) < graph["layers_of"] == 10
+    assert graph["mean_kld"] < 1e-5
 
 
 def test_codes_and_scales_are_told_apart(proven: dict[str, Any]) -> None:
