@@ -183,12 +183,13 @@ def _literals(word: str) -> _Part:
     """Characters that follow each other, the last one first."""
 
     def starts(text: Searched, ends: int) -> int:
-        text.work.spend(len(word))
-        places = text.places
+        places, taken = text.places, 1
         for character in word:
             ends = places.get(character, 0) & ends >> 1
+            taken += 1
             if not ends:
                 break
+        text.work.spend(taken * (1 + (len(text.text) >> 6)))
         return ends
 
     return starts

@@ -11,6 +11,7 @@ import pytest
 from conftest import CheckpointFactory
 
 from converter.checkpoint.opened import open_checkpoint
+from converter.pipeline.conversion import Conversion, convert
 from support.tampering import GgufFile
 from targets.target import find_target
 from validation import unrounded
@@ -137,6 +138,26 @@ def test_other_checkpoints_are_proven_too(
     entry = prove(*made(**options))["entry"]
     assert entry["passed"] is True, failed(entry)
     assert entry["activation_grids"]["mean_kld"] > 0.03
+
+
+def test_a_conversion_says_what_is_recorded_and_not_applied(
+    mobile_factory: CheckpointFactory, tmp_path: Path
+) -> None:
+    """From the command's own steps, with the report and the manifest as their schemas have them."""
+    settings = {"cache": tmp_path / "cache", "positions": 64, "baseline": "naive-q4_0"}
+    warned: list[str] = []
+    model, output = str(mobile_factory("e2b")), tmp_path / "out"
+    outcome = convert(Conversion(model, ["gguf"], output, validation=settings), warn=warned.append)
+    assert outcome.exit_status == 0
+    report = outcome.report
+    assert report["source"]["format"] == "gemma-mobile"
+    assert report["reference"]["activation_grids"] is False
+    entry = report["targets"]["gguf"]
+    for lines in (warned, entry["warnings"]):
+        assert any("static scales of activations" in line and "does not apply" in line for line in lines)
+    assert entry["weights"]["exact_fraction"] > entry["baseline"]["weights"]["exact_fraction"]
+    assert entry["logits"]["mean_kld"] < 0.1 * entry["baseline"]["logits"]["mean_kld"]
+    assert "does not round to the static grids" in (output / "report.html").read_text("utf-8")
 
 
 def _block(change: Callable[[bytearray], None], name: str) -> Callable[[GgufFile], None]:

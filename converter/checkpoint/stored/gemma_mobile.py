@@ -181,8 +181,9 @@ class Rules:
         return min(found, key=lambda one: one[0])[1] if found else self.bits
 
     def check(self, names: Collection[str]) -> None:
-        """Raise ``CheckpointError`` for a rule that is found in no module of the stored tensors ``names``."""
-        modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
+        """Raise ``CheckpointError`` for a rule that is found in no module of the stored tensors ``names``.
+        The head is a module of transformers' model too where it is tied and not stored."""
+        modules = dict.fromkeys((*(_module(name) for name in names), _module(HEAD)))
         waiting = dict.fromkeys(rule.pattern for rule in self.rules)
         for module in modules:
             if not waiting:

@@ -142,7 +142,6 @@ def test_an_embedding_is_copied_for_a_tied_head_that_is_not_stored(
     tensors, config = mobile_tensors(source, head="tied")
     for name in [name for name in tensors if name.startswith("lm_head")]:
         del tensors[name]
-    del config["quantization_config"]["module_quant_configs"]["lm_head"]
     directory = write_packed(source, tmp_path / "bare", tensors, config)
     np.testing.assert_allclose(logits(directory), logits(mobile_factory("text", head="tied")), atol=1e-5)
 

@@ -424,6 +424,12 @@ def test_what_is_expected_is_what_is_there(write: Callable[..., Path], tmp_path:
         assert not weight.floats(0, 2 if weight.rows > 1 else 1).any()
 
 
+def test_a_rule_may_mean_a_head_that_is_not_stored() -> None:
+    found = layout(rules(**{"lm_head": 2, "gate": 4}))
+    found.check([f"{GATE}.weight"])
+    assert "'gate' matches no module" in refusal_of(CheckpointError, found.check, ["model.norm.weight"])
+
+
 def test_kept_modules_are_no_rule() -> None:
     """Names of what is not packed need not be there: they are those of a larger model."""
     config = settings(modules_to_not_convert=[*KEPT, "nowhere"])
