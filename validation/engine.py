@@ -188,6 +188,8 @@ def _continue(
                 "task": "continue",
                 "model": str(directory.resolve()),
                 "left_out": list(model.left_out),
+                "untied": model.untied,
+                "grids": False,
                 "prompts": [[*_begin(prepared), *prompt.ids] for prompt in prompts],
                 "drafts": [list(answer.tokens) for answer in account.answers],
                 "count": COUNT,

@@ -18,9 +18,11 @@ from validation.as_built import compare_as_built
 from validation.baseline import write_naive_q4_0
 from validation.choice import Trial
 from validation.exactness import measure
+from validation.grids import grids_entry
 from validation.logits import map_logits
 from validation.parts import measure_parts
-from validation.reference.ahead import Identity, logits_of
+from validation.reference.ahead import Identity, identity_of, logits_of
+from validation.reference.source import gridded_modules
 from validation.report.entries import logits_entry, weights_entry
 from validation.runners import runtime_of
 from validation.running import Bench, compare_logits, run
@@ -126,8 +128,12 @@ def prove(
     settings, target = prepared.settings, artifact.plan.target
     writer, runner = find_target(target), settings.runner(target)
     with tempfile.TemporaryDirectory(prefix=".validation-", dir=scratch) as name:
+        identity = identity or identity_of(prepared.checkpoint, progress)
         reference = logits_of(prepared, identity, Path(name), progress)
-        bench = Bench(prepared, writer, runner, reference, Path(name), progress)
+        gridded = None
+        if gridded_modules(prepared.checkpoint):
+            gridded = logits_of(prepared, identity, Path(name), progress, grids=True)
+        bench = Bench(prepared, writer, runner, reference, Path(name), progress, gridded)
         begin(progress, "hashing files")
         settle()
         proof, options, way = _prove(bench, artifact)
@@ -171,6 +177,7 @@ def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object
             **({} if graph.entry is None else {"graph": graph.entry}),
             **({} if text.engine is None else {"engine": text.engine}),
         },
+        **grids_entry(bench, chosen.output),
         "gates": [gate.entry() for gate in judged],
         **built.entry,
         **({"parts": {part.name: part.entry() for part in parts}} if parts else {}),

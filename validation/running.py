@@ -43,6 +43,9 @@ class Bench:
     #: Where temporary files lie.
     scratch: Path
     progress: Progress
+    #: Logits of the reference with the checkpoint's static grids of activations, of the same shape as
+    #: ``reference``, which is without them. ``None`` where there are no grids.
+    gridded: NDArray[np.float32] | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -25,6 +25,7 @@ from validation.baseline import check_baseline
 from validation.evaluation import Evaluation, find_evaluation
 from validation.reference.logits import check_dtype
 from validation.reference.process import reference_worker
+from validation.reference.source import gridded_modules
 from validation.room import Room, room_in
 from validation.runners import Runner, check_available, find_runner, runtime_of
 from validation.text import Tokens, cut, encode
@@ -175,6 +176,11 @@ def prepare(
     limits.check(settings.gates)  # an unknown gate costs no work
     check_baseline(settings.baseline)
     check_dtype(settings.reference_dtype)
+    if checkpoint.form.float32_alone and settings.reference_dtype != "float32":
+        raise UsageError(
+            f"--reference-dtype {settings.reference_dtype}: transformers would round the scales of "
+            f"{checkpoint.form.name} to it: its reference is float32"
+        )
     gates.check_unrun(settings.allow_unrun)
     evaluation = find_evaluation(checkpoint.evaluation, settings.text)
     with ExitStack() as stack:
@@ -205,6 +211,7 @@ def reference_entry(prepared: Prepared) -> dict[str, Any]:
         "version": version("transformers"),
         "dtype": prepared.settings.reference_dtype,
         "positions": tokens.positions,
+        **({"activation_grids": False} if gridded_modules(prepared.checkpoint) else {}),
         "torch": version("torch"),
         "text": prepared.evaluation.sha256,
         "text_name": prepared.evaluation.name,

@@ -9,6 +9,7 @@ import numpy as np
 
 from converter.checkpoint.opened import Checkpoint
 from validation.reference.model import write_logits
+from validation.reference.source import reference_model
 
 GEMMA4_ROPE = {
     "full_attention": {
@@ -47,6 +48,8 @@ def divergence_from_transformers(checkpoint: Checkpoint, artifact: Path, runner:
     request = {
         "model": str(checkpoint.source.directory()),
         "left_out": [one.name for one in checkpoint.left_out],
+        "untied": reference_model(checkpoint, scratch).untied,
+        "grids": False,
         "sequences": ids,
         "firsts": [0],
         "output": str(scratch / "reference.npy"),

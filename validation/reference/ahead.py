@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
@@ -21,7 +21,7 @@ from converter.system.digests import hexdigest
 from converter.system.extensions import provider
 from converter.system.progress import Progress, StageProgress, counted, stage_of
 from validation.reference.logits import Cache, Computation, default_cache, is_writable, reference_logits
-from validation.reference.source import DEQUANTIZING, reference_model
+from validation.reference.source import DEQUANTIZING, gridded_modules, reference_model
 from validation.settings import Prepared
 
 
@@ -35,27 +35,37 @@ class Identity:
     unchanged: Callable[[], object] = lambda: None
 
 
+def identity_of(checkpoint: Checkpoint, progress: Progress) -> Identity:
+    """The identity of a checkpoint whose files are hashed the first time that it is asked for."""
+    return Identity(cache(partial(_hashed, checkpoint, stage_of(progress, "hashing the checkpoint"))))
+
+
 def logits_of(
-    prepared: Prepared, identity: Identity | None, scratch: Path, progress: Progress
+    prepared: Prepared,
+    identity: Identity | None,
+    scratch: Path,
+    progress: Progress,
+    *,
+    grids: bool = False,
 ) -> NDArray[np.float32]:
-    """Reference logits of the positions that ``prepared`` compares, float32 ``[positions, vocabulary]``.
+    """Reference logits of the positions that ``prepared`` compares, float32 ``[positions, vocabulary]``: with
+    ``grids``, those of a model that rounds activations by the checkpoint's static scales.
 
     Without the checkpoint's ``identity``, its files are hashed. ``scratch`` is as for ``reference_logits``,
     and so is what is raised.
     """
     checkpoint, settings, tokens = prepared.checkpoint, prepared.settings, prepared.tokens
-    if identity is None:
-        identity = Identity(partial(_hashed, checkpoint, stage_of(progress, "hashing the checkpoint")))
+    identity = identity or identity_of(checkpoint, progress)
     form = {} if checkpoint.form.loads_as_stored else {"form": _made_by(checkpoint)}
     source = {"files": list(identity.digests()), **form}
     return reference_logits(
         reference_model(checkpoint, scratch, tokens.ids, partial(progress, DEQUANTIZING)),
         tokens,
-        Computation(prepared.worker, settings.reference_dtype, settings.max_memory),
+        Computation(prepared.worker, settings.reference_dtype, settings.max_memory, grids=grids),
         scratch,
         Cache(_cache(prepared), source, identity.unchanged),
         # begun where they are computed, which they are not if they are in the cache
-        partial(progress, "reference logits (transformers)"),
+        partial(progress, f"reference logits (transformers{', with grids' * grids})"),
     )
 
 
@@ -76,6 +86,8 @@ def computed_ahead(prepared: Prepared, identity: Identity, progress: Progress) -
     def compute() -> None:
         with suppress(Exception), tempfile.TemporaryDirectory() as scratch:
             logits_of(prepared, identity, Path(scratch), progress)
+            if gridded_modules(prepared.checkpoint):
+                logits_of(prepared, identity, Path(scratch), progress, grids=True)
 
     thread = Thread(target=compute, name="reference", daemon=True)
     thread.start()

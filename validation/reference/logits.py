@@ -53,6 +53,8 @@ class Model:
     left_out: tuple[str, ...]
     #: The number of tokens in its vocabulary.
     vocabulary: int
+    #: The head is to be a module of its own, though the configuration ties it.
+    untied: bool = False
     #: Makes the checkpoint in ``directory`` where it lies in none, each time that it is used.
     write: Callable[[Path], None] | None = None
 
@@ -108,6 +110,8 @@ class Computation:
     batch_bytes: int | None = None
     #: GELU goes through float16, as llama.cpp's does.
     float16_gelu: bool = False
+    #: Modules round what goes through them by the checkpoint's static scales.
+    grids: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +142,11 @@ def reference_logits(
     """
     check_dtype(computation.dtype)
     if cache is None:
-        output = scratch / "reference-logits.npy"
+        output = scratch / f"reference-logits{'-with-grids' * computation.grids}.npy"
         with replacing(output) as fresh:
             _compute(model, tokens, computation, fresh, progress)
         return map_logits(output, tokens.positions)
-    made_from = _ingredients(tokens, cache.source, computation.dtype)
+    made_from = _ingredients(tokens, cache.source, computation)
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:40]
     if (found := _lookup(cache.directory, key, tokens.positions, model.vocabulary)) is not None:
         _LOG.info("reference logits of %d positions are in %s", tokens.positions, cache.directory)
@@ -188,14 +192,15 @@ def own_logits(
     return OwnLogits(map_logits(output, tokens.positions), float(answer.get("gelu_kld", 0.0)))
 
 
-def _ingredients(tokens: Tokens, source: Mapping[str, object], dtype: str) -> dict[str, object]:
+def _ingredients(tokens: Tokens, source: Mapping[str, object], computation: Computation) -> dict[str, object]:
     """All that the logits depend on; what is equal has one entry in the cache."""
     ids = [list(tokens.firsts), [list(ids) for ids in tokens.sequences]]
     return {
         "schema": 2,
         "source": dict(source),
         "sequences": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
-        "dtype": dtype,
+        "dtype": computation.dtype,
+        **({"grids": True} if computation.grids else {}),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
 
@@ -217,6 +222,8 @@ def _compute(
             "task": "logits",
             "model": str(directory.resolve()),
             "left_out": list(model.left_out),
+            "untied": model.untied,
+            "grids": computation.grids,
             "sequences": [list(ids) for ids in tokens.sequences],
             "firsts": list(tokens.firsts),
             "output": str(output),

@@ -24,6 +24,7 @@ from converter.system.processors import processors
 from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.metrics import compare
+from validation.reference.packed import check_room, complete, is_packed, untie
 from validation.reference.shards import any_index, few_open_files
 from validation.reference.table import find_table
 
@@ -54,6 +55,8 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
     * ``max_memory``: bytes or null
     * ``scratch``: directory for what must be rewritten to be offloaded
     * ``left_out``: names of tensors that are known not to be text weights
+    * ``grids``: whether modules round what goes through them by static scales, as far as there are any
+    * ``untied``: whether the head is to be a module of its own, though the configuration ties it
     * ``batch_bytes``: most bytes of float32 logits of one pass of a model that is read from disk; null: 1 GiB
     * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does
     * ``gelu_noise``: whether to measure what that costs; for dense models
@@ -128,6 +131,8 @@ def load_model(request: Mapping[str, Any]) -> Any:
     offline = {"local_files_only": True, "trust_remote_code": False}
     with bounded(LOADING_SECONDS, LOADING_MEMORY):
         config = AutoConfig.from_pretrained(request["model"], **offline)
+    if request["untied"]:
+        untie(config, Path(request["model"]))
     text = config.get_text_config()
     options: dict[str, Any] = {"config": config}
     if text is not config and getattr(config, "quantization_config", None) is None:
@@ -138,6 +143,9 @@ def load_model(request: Mapping[str, Any]) -> Any:
         options = {"config": text, "key_mapping": _TEXT_NAMES}
     table = find_table(Path(request["model"]), text) if options["config"] is text else None
     dtype = getattr(torch, request["dtype"])
+    memory = request["max_memory"] or int(free_memory() * _SHARE)
+    if is_packed(config):
+        check_room(Path(request["model"]), memory)
     kind = AutoModelForCausalLM if table is None else table.model_class(text, dtype)
     with few_open_files(), any_index():
         model, info = kind.from_pretrained(
@@ -145,8 +153,8 @@ def load_model(request: Mapping[str, Any]) -> Any:
             dtype=dtype,
             attn_implementation="eager",
             experts_implementation="eager",
-            device_map="auto",
-            max_memory={"cpu": request["max_memory"] or int(free_memory() * _SHARE)},
+            device_map={"": "cpu"} if is_packed(config) else "auto",
+            max_memory={"cpu": memory},
             offload_folder=request["scratch"],
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported by name below, where the exception would not name it
@@ -154,6 +162,7 @@ def load_model(request: Mapping[str, Any]) -> Any:
             **options,
             **offline,
         )
+    info = complete(model, info, Path(request["model"]), grids=request["grids"], untied=request["untied"])
     _check_loaded(model, info, {*request["left_out"], *([] if table is None else [table.name])})
     model.eval()
     return model

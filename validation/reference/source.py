@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
+from converter.checkpoint.canonical_names import EMBEDDING
 from converter.checkpoint.opened import Checkpoint
 from converter.errors import ValidationError
 from converter.system.amounts import amount
@@ -34,7 +35,7 @@ def reference_model(
     vocabulary = checkpoint.architecture.vocabulary
     if checkpoint.form.loads_as_stored:
         left_out = tuple(left.name for left in checkpoint.left_out)
-        return Model(checkpoint.source.directory(), left_out, vocabulary)
+        return Model(checkpoint.source.directory(), left_out, vocabulary, untied=_is_untied(checkpoint))
 
     def write(directory: Path) -> None:
         needed, free = needed_disk(checkpoint, tokens), shutil.disk_usage(directory).free
@@ -51,4 +52,22 @@ def reference_model(
         }
         write_checkpoint(checkpoint, numbers, directory, progress, tokens=tokens)
 
-    return Model(scratch / "reference-model", (), vocabulary, write)
+    return Model(scratch / "reference-model", (), vocabulary, write=write)
+
+
+def gridded_modules(checkpoint: Checkpoint) -> int:
+    """How many modules of the model have their inputs or outputs rounded by ``transformers`` to static grids.
+    None of a form that it does not load: its reference is made of numbers."""
+    if not checkpoint.form.loads_as_stored:
+        return 0
+    modules = {name.rpartition(".")[0] for name in checkpoint.weights}
+    return sum(
+        module in modules and (scales.input is not None or scales.output is not None)
+        for module, scales in checkpoint.scales.items()
+    )
+
+
+def _is_untied(checkpoint: Checkpoint) -> bool:
+    """Whether a head is tied to packed codes, which transformers does not load: the head is then loaded as
+    one of its own, which computes the same."""
+    return checkpoint.architecture.tied_head and checkpoint.weights[EMBEDDING].is_packed

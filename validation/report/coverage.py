@@ -182,6 +182,9 @@ def _open(entry: Mapping[str, Any]) -> Iterator[str]:
     graph = runtime.get("graph") or {}
     if graph.get("layers_of"):
         yield f"without rounding, {len(graph['layers'])} of {graph['layers_of']} layers ran"
+    grids = entry.get("activation_grids")
+    if grids and not grids["applied"]:
+        yield f"the runtime does not round to the static grids of {grids['modules']} modules"
     engine = runtime.get("engine") or {}
     prompts = engine.get("prompts") or {}
     for key, what in (

@@ -32,6 +32,14 @@ ENTRIES: Final = tuple(
         (
             *(Entry(f"{number}. {point.title}", point.means) for number, point in enumerate(POINTS, 1)),
             Entry(
+                "activation grids",
+                "Static scales to whose multiples training rounded what goes into a module and comes out of "
+                "it. The figures are judged without them, as a runtime is that does not apply them. Beside "
+                "them stands what they do by themselves (the KLD between transformers with and without "
+                "them), and how far the artifact is from the model with them.",
+                ("mean KLD of the activation grids", "mean KLD with activation grids"),
+            ),
+            Entry(
                 "artifact",
                 "The file that a runtime loads, written by the conversion or given to validate.",
             ),
@@ -56,6 +64,12 @@ ENTRIES: Final = tuple(
                 "block",
                 "Neighbouring values of a row that share one scale: 32 in Q4_0.",
                 ("row",),
+            ),
+            Entry(
+                "blocks with the checkpoint's codes",
+                "Share of the blocks whose codes are those that the checkpoint stores, whatever their scale "
+                "is. The largest error of a scale is that of these blocks, relative.",
+                ("largest error of a scale",),
             ),
             Entry(
                 "class of a block",
@@ -276,6 +290,11 @@ ENTRIES: Final = tuple(
                 "weights",
                 "The tensors of the text model, read back from the artifact and compared with the "
                 "checkpoint's.",
+            ),
+            Entry(
+                "weights alone",
+                "The mean KLD between float32 logits of the artifact's own weights and the reference's: what "
+                "the weights cost, whatever the runtime is.",
             ),
             Entry("weights in them", "Size of the stored weights, with their scales, within the files."),
         ),

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from converter.system.amounts import amount
 from validation.report.figures import bits, distance, divergence, perplexity, rate, share
-from validation.report.texts import target_verdict
+from validation.report.texts import CODES, GRIDS, SCALES, codes_told, packed, scales_told, target_verdict
 
 #: Figures of an artifact and of its baseline: label, block of the entry, its key, form.
 _MEASURED: Final = (
@@ -26,7 +26,11 @@ def side_by_side(targets: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str
             yield (label, *(amount(one[key]) if key in one else "-" for one in entries))
         yield ("bits per weight", *(bits(entry.get("bits_per_weight")) for entry in entries))
     yield from _recovered(entries)
+    yield from _codes(entries)
     yield from _figures(entries, "")
+    grids = [entry.get("activation_grids") for entry in entries]
+    for key, label in GRIDS.items() if any(grids) else ():
+        yield (label, *(divergence(one[key]) if one else "-" for one in grids))
     baselines = [entry.get("baseline") or {} for entry in entries]
     if name := next((one["name"] for one in baselines if one), None):
         yield (f"baseline {name}", *("" for _ in entries))
@@ -52,6 +56,14 @@ def _recovered(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]
             yield (label, *(f"{one[key]:,}" if one else "-" for one in found))
 
 
+def _codes(entries: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """Codes and scales apart, of checkpoints that store both."""
+    found = [entry.get("weights") or {} for entry in entries]
+    if any(map(packed, found)):
+        for label, told in ((CODES, codes_told), (SCALES, scales_told)):
+            yield (label, *(told(one) if one else "-" for one in found))
+
+
 def _figures(entries: Sequence[Mapping[str, Any]], indent: str) -> Iterator[tuple[str, ...]]:
     for label, block, key, form in _MEASURED:
         blocks = [entry.get(block) or {} for entry in entries]
@@ -71,8 +83,9 @@ def measured_against(report: Mapping[str, Any]) -> str:
     for entry in report["targets"].values():
         if logits := entry.get("logits"):
             reference = entry.get("reference", report["reference"])
+            grids = " without static grids" if reference.get("activation_grids") is False else ""
             told[
-                f"transformers in {reference['dtype']}, whose perplexity is"
+                f"transformers in {reference['dtype']}{grids}, whose perplexity is"
                 f" {perplexity(logits['ppl_reference'])} ({logits['positions']} positions)"
             ] = None
     return f"against {'; '.join(told)}" if told else ""

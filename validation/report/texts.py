@@ -26,6 +26,13 @@ _FORMS = {
 }
 #: What headings call ``max_ulp``; the cells name the precision whose steps are counted.
 ULP = "largest error"
+#: Rows about checkpoints that store codes and scales.
+CODES, SCALES = "blocks with the checkpoint's codes", "largest error of a scale"
+#: Rows about static grids of activations, by the key of the ``activation_grids`` block.
+GRIDS = {
+    "mean_kld": "mean KLD of the activation grids",
+    "mean_kld_artifact": "mean KLD with activation grids",
+}
 #: Blocks that are not exact, by their class.
 _CLASSES = (
     ("not_representable_blocks", "blocks whose scale the type cannot hold"),
@@ -90,6 +97,9 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
             _largest_errors(weights),
             _largest_errors(other_weights) if other_weights else "-",
         )
+    if packed(weights):
+        row(CODES, codes_told(weights), codes_told(other_weights) if other_weights else "-")
+        row(SCALES, scales_told(weights), scales_told(other_weights) if other_weights else "-")
     for key, label, form in METRICS if logits else ():
         row(label, form(logits[key]), form(other_logits[key]) if other_logits else "-")
     if logits:
@@ -98,7 +108,24 @@ def comparison(entry: Mapping[str, Any]) -> list[tuple[str, str, str | None]]:
             _perplexity(logits),
             _perplexity(other_logits) if other_logits else "-",
         )
+    for key, label in GRIDS.items() if entry.get("activation_grids") else ():
+        row(label, divergence(entry["activation_grids"][key]), "-")
     return rows
+
+
+def packed(weights: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint stores codes and scales, which are then worth telling apart."""
+    return any(one["lattice"] and one.get("precision") == "f32" for one in weights.get("per_tensor", ()))
+
+
+def codes_told(weights: Mapping[str, Any]) -> str:
+    """The share of blocks with the checkpoint's codes."""
+    return share(weights["equal_code_blocks"] / weights["blocks"] if weights["blocks"] else None)
+
+
+def scales_told(weights: Mapping[str, Any]) -> str:
+    """The largest relative error of the scales of these blocks, in percent."""
+    return f"{100 * weights['max_scale_error']:.2g} %"
 
 
 def ulps(count: int, tensor: Mapping[str, Any]) -> str:
@@ -154,7 +181,11 @@ def _reference_facts(reference: Mapping[str, Any] | None) -> list[tuple[str, str
         kinds = dict.fromkeys(sequence["kind"] for sequence in reference.get("sequences", ()))
         about = f" of {reference['text_name']}" if reference.get("text_name") else ""
         about += f" ({', '.join(kinds)})" if kinds else ""
-        found.append(("reference", f"{reference['runtime']} {reference['version']}, {reference['dtype']}"))
+        told = f"{reference['runtime']} {reference['version']}, {reference['dtype']}"
+        told += (
+            ", without the static grids of activations" if reference.get("activation_grids") is False else ""
+        )
+        found.append(("reference", told))
         found.append(("text", f"{reference['positions']} positions{about}"))
     return found
 
@@ -187,6 +218,7 @@ def target_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         if runtime.get("note"):
             found.append(("runtime alone", str(runtime["note"])))
+        found += _grid_facts(entry)
         found += _graph_facts(runtime.get("graph"))
         found += _runtime_facts(runtime)
         found += _engine_facts(runtime.get("engine"))
@@ -223,6 +255,24 @@ def _part_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
     if entry.get("left_out"):
         found.append(("left out", left_out_text(entry["left_out"])))
     return found
+
+
+def _grid_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the checkpoint's static grids of activations do, and what the weights alone cost beside them."""
+    grids = entry.get("activation_grids")
+    if grids is None:
+        return []
+    found = []
+    own = entry["runtime"].get("mean_kld_own_weights")
+    if own is not None:
+        told = f"mean KLD {divergence(own)} between float32 logits of its own weights and the reference's"
+        found.append(("weights alone", told))
+    told = f"{grids['modules']} modules of the checkpoint round to them, which "
+    told += "the runtime does as well" if grids["applied"] else "the runtime and the reference do not"
+    told += f": that alone is a mean KLD of {divergence(grids['mean_kld'])}, with the same top token at"
+    told += f" {rate(grids['same_top_p'])} of the positions; the artifact is"
+    told += f" {divergence(grids['mean_kld_artifact'])} from the reference with grids"
+    return [*found, ("activation grids", told)]
 
 
 def _graph_facts(graph: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -30,6 +30,8 @@ def continued(worker: Worker, tmp_path_factory: pytest.TempPathFactory) -> Calla
             "task": "continue",
             "model": str(DEMO),
             "left_out": [],
+            "untied": False,
+            "grids": False,
             "prompts": PROMPTS,
             "drafts": [[], []],
             "count": COUNT,

@@ -146,13 +146,14 @@ def test_a_cached_entry_needs_no_model(filled: Path, worker: Worker, model: Mode
     assert np.array_equal(logits, straight(model.directory))
 
 
-def test_an_entry_belongs_to_one_source_text_and_dtype() -> None:
+def test_an_entry_belongs_to_one_source_text_and_dtype(worker: Worker) -> None:
     entries = [
-        _ingredients(TOKENS, SOURCE, "float32"),
-        _ingredients(TOKENS, SOURCE, "float16"),
-        _ingredients(Tokens.of(SEQUENCES[:2]), SOURCE, "float32"),
-        _ingredients(Tokens.of(SEQUENCES, [0, 0, 2]), SOURCE, "float32"),
-        _ingredients(TOKENS, {**SOURCE, "files": ["1" * 64]}, "float32"),
+        _ingredients(TOKENS, SOURCE, Computation(worker)),
+        _ingredients(TOKENS, SOURCE, Computation(worker, "float16")),
+        _ingredients(TOKENS, SOURCE, Computation(worker, grids=True)),
+        _ingredients(Tokens.of(SEQUENCES[:2]), SOURCE, Computation(worker)),
+        _ingredients(Tokens.of(SEQUENCES, [0, 0, 2]), SOURCE, Computation(worker)),
+        _ingredients(TOKENS, {**SOURCE, "files": ["1" * 64]}, Computation(worker)),
     ]
     assert all(a != b for a, b in combinations(entries, 2))
     assert entries[0]["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
@@ -323,7 +324,7 @@ def texts_rows(checkpoint_factory: Make) -> tuple[Path, Table]:
 
 def test_the_table_of_per_layer_embeddings_stays_on_the_disk(texts_rows: tuple[Path, Table]) -> None:
     directory, table = texts_rows
-    options = {"dtype": "float32", "max_memory": None, "scratch": None}
+    options = {"dtype": "float32", "max_memory": None, "scratch": None, "grids": False, "untied": False}
     model = load_model({"model": directory, "left_out": model_of(directory).left_out, **options})
     assert not any("embed_tokens_per_layer" in name for name, _ in model.named_parameters())
     rows = model.model.embed_tokens_per_layer
@@ -358,7 +359,7 @@ def test_no_file_is_mapped_while_a_model_is_loaded(
         return found
 
     monkeypatch.setattr(modeling_utils, "safe_open", opened)
-    options = {"dtype": "float32", "max_memory": None, "scratch": None}
+    options = {"dtype": "float32", "max_memory": None, "scratch": None, "grids": False, "untied": False}
     load_model({"model": directory, "left_out": model_of(directory).left_out, **options})
     assert mapped == [False]
     AutoModelForCausalLM.from_pretrained(directory)  # what transformers does of itself
