@@ -11,6 +11,8 @@ from converter.system.compiled import compiled
 
 #: The largest finite float16.
 LARGEST: Final = 65504.0
+#: The smallest normal one. Below it steps stay as large, so that fewer bits of a number are held.
+SMALLEST: Final = 2.0**-14
 
 
 @compiled(inline="always")
@@ -27,6 +29,14 @@ def half_bits(bits):  # type: ignore[no-untyped-def]
         min(magnitude, np.int32(0x47800000)) + np.int32(0xFFF) + ((magnitude >> np.int32(13)) & np.int32(1))
     )
     return sign | min((rounded >> np.int32(13)) - np.int32(112 << 10), np.int32(0x7C00))
+
+
+def coarse(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Those of ``values`` below float16's normal numbers that it does not hold, and what it makes of them.
+    All steps there are of 2**-24, so that an error is 2**-25 at most."""
+    below = values[np.abs(values) < SMALLEST]
+    made = below.astype(np.float16).astype(np.float32)
+    return below[made != below], made[made != below]
 
 
 def out_of_range(values: NDArray[np.float32], limit: float = LARGEST) -> bool:

@@ -6,6 +6,7 @@ A target hands in what its runtime holds (``Holdings``). The rule:
   reaches, is float32 everywhere.
 * A matrix on a lattice has the first type of codes and scales that holds its codes as they are. Such a type
   has at least as many bits, and each of its blocks lies within one of the lattice's, whose scale it repeats.
+  Where float16's range is too narrow for scales that the checkpoint stores, the matrix is float32.
 * Any other matrix has the type that the user chose for it. One of blocks rounds to a lattice of its own, by
   GGML's rule; where rows are no multiple of its block, a matrix keeps the checkpoint's type.
 """
@@ -78,6 +79,17 @@ class Coded:
             return not lattice.block or lattice.block == columns
         return columns % self.block == 0 and (lattice.block or columns) % self.block == 0
 
+    def holds_scales(self, weight: Weight) -> bool:
+        """Whether the scales that the checkpoint stores of a weight lose half a step of ``scale`` at most.
+
+        float16 does it up to its largest number. Below its normal numbers half a step is 2**-25, which is
+        little beside a normal scale and much where all are as small. So the largest scale must be normal.
+        Raises ``CheckpointError`` if they cannot be read."""
+        if weight.scales is None or self.scale != "F16":
+            return True
+        largest = max((float(weight.scales(*rows).max()) for rows in weight.row_ranges()), default=0)
+        return largest == 0 or float16.SMALLEST <= largest <= float16.LARGEST
+
     def row_parts(self, columns: int) -> tuple[int, int, int]:
         """Bytes of the codes, the scales and the sums of a row. Raises ``ValueError`` for columns that are
         not whole blocks."""
@@ -141,8 +153,14 @@ class Holdings:
         return next(dtype for dtype, one in self.numbers.items() if one == name)
 
     def holding(self, weight: Weight, *, negative: bool = False) -> Coded | None:
-        """The type that holds the codes of a matrix as they are, ``None`` if there is none. ``negative`` says
-        that a scale must be taken with its sign."""
+        """The type that holds the codes of a matrix as they are, and its scales within half a step of theirs,
+        ``None`` if there is none. ``negative`` says that a scale must be taken with its sign. Raises
+        ``CheckpointError`` if scales cannot be read."""
+        held = self._holding_codes(weight, negative=negative)
+        return held if held and held.holds_scales(weight) else None
+
+    def _holding_codes(self, weight: Weight, *, negative: bool = False) -> Coded | None:
+        """The same, whatever the scales are."""
         if not is_matrix(weight) or weight.lattice is None or weight.codes is None:
             return None
         for one in self.coded:
@@ -154,8 +172,8 @@ class Holdings:
         """The type of a weight, by the rule; ``negative`` as for ``holding``."""
         if not is_matrix(weight):
             return self.numbers["F32"] if weight.router else self.vectors
-        if held := self.holding(weight, negative=negative):
-            return held.name
+        if held := self._holding_codes(weight, negative=negative):
+            return held.name if held.holds_scales(weight) else self.numbers["F32"]
         rounded = self.find(self.off_lattice)
         if rounded is not None and rounded.block and weight.columns % rounded.block:
             return self.numbers.get(weight.stored, self.numbers["F32"])
@@ -186,7 +204,7 @@ class Holdings:
 
     def _keeping(self, weight: Weight, name: str) -> Coded | None:
         """The type ``name`` if a weight's own codes are written in it, else ``None``."""
-        held, preferred = self.find(name), self.holding(weight)
+        held, preferred = self.find(name), self._holding_codes(weight)
         if held is None or preferred is None or weight.lattice is None:
             return None
         # a type of more bits than are needed is another tool's, which rounds
@@ -264,10 +282,10 @@ class Holdings:
         )
 
     def warnings(self, weights: Iterable[Weight]) -> list[str]:
-        """A line about the matrices that are not held as codes of their lattice; none if all are."""
+        """Lines about the matrices that are not held as codes of their lattice; none if all are."""
         matrices = [weight for weight in weights if is_matrix(weight)]
-        other = [weight for weight in matrices if self.holding(weight) is None]
-        told = []
+        told = [line for weight in matrices for line in self._beyond(weight)] + self._coarse(matrices)
+        other = [weight for weight in matrices if self._holding_codes(weight) is None]
         for off, what in (
             ([one for one in other if one.lattice is None], "lie on no lattice"),
             (
@@ -282,6 +300,42 @@ class Holdings:
                     f"{what}: {'; '.join(self._instead(off))}"
                 )
         return told
+
+    def _beyond(self, weight: Weight) -> list[str]:
+        """A line about a matrix that is float32 because of its scales."""
+        held = self._holding_codes(weight)
+        if held is None or held.holds_scales(weight):
+            return []
+        number = self.numbers["F32"]
+        sizes = [weight.rows * self.row_bytes(name, weight.columns) for name in (number, held.name)]
+        return [
+            f"{self.target}: {weight.name}: its scales are outside float16's range "
+            f"({float16.SMALLEST:.1e} to {float16.LARGEST:.0f}): stored as {number}, without loss, in "
+            f"{sizes[0]} bytes instead of the {sizes[1]} of {held.name}"
+        ]
+
+    def _coarse(self, matrices: Iterable[Weight]) -> list[str]:
+        """A line about scales that are so small that float16 holds few bits of them."""
+        found: dict[str, int] = {}
+        lost, largest = 0, 0.0
+        for weight in matrices:
+            held = self.holding(weight)
+            if weight.scales is None or held is None or held.scale != "F16":
+                continue
+            for rows in weight.row_ranges():
+                values, made = float16.coarse(weight.scales(*rows))
+                if values.size:
+                    found[weight.name] = found.get(weight.name, 0) + values.size
+                    errors = np.abs(made - values)[made != 0] / values[made != 0]
+                    lost += int(np.count_nonzero(made == 0))
+                    largest = max(largest, float(errors.max(initial=0)))
+        if not found:
+            return []
+        return [
+            f"{self.target}: {sum(found.values())} scales of {len(found)} matrices (the first is "
+            f"{next(iter(found))}) are below float16's normal numbers, {float16.SMALLEST:.1e}, and lose more "
+            f"than half a step of those: {lost} become 0, the others are off by {largest:.2%} at most"
+        ]
 
     def _instead(self, off: Sequence[Weight]) -> list[str]:
         """How matrices are stored whose codes are not held."""
@@ -339,11 +393,14 @@ def _fits(values: Floats, dtype: str) -> bool:
 
 def naively_rounded(weight: Weight, coded: Coded) -> Weight:
     """A weight that lies on a lattice, with the codes of ``coded.rounded`` instead of its own. It is the
-    weight itself if that lies on none, or if its rows are no whole blocks of ``coded``."""
+    weight itself if that lies on none, if its rows are no whole blocks of ``coded``, or if ``coded`` does not
+    hold its scales."""
     if weight.lattice is None or (coded.block and weight.columns % coded.block):
+        return weight
+    if not coded.holds_scales(weight):
         return weight
 
     def codes(start: int, stop: int) -> LatticeRows:
         return coded.rounded(weight.floats(start, stop))
 
-    return replace(weight, lattice=Lattice(coded.bits, coded.block), codes=codes)
+    return replace(weight, lattice=Lattice(coded.bits, coded.block), codes=codes, scales=None)

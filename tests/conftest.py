@@ -13,6 +13,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from checkpoints.generate import write_checkpoint
+from checkpoints.mobile import write_mobile
 from converter.checkpoint.opened import open_checkpoint
 from converter.demo import DEMO
 from converter.pipeline import manifest
@@ -61,6 +62,25 @@ def checkpoint_factory(tmp_path_factory: pytest.TempPathFactory) -> CheckpointFa
         if key not in made:
             directory = tmp_path_factory.mktemp(f"{variant}-{scheme}")
             made[key] = write_checkpoint(directory, variant, scheme, **options)  # type: ignore[arg-type]
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mobile_factory(
+    checkpoint_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFactory
+) -> CheckpointFactory:
+    """``mobile_factory(variant, text=..., **options)`` gives a directory that nobody may change: a checkpoint
+    in Gemma's mobile form, with the options of ``checkpoints.mobile.write_mobile`` and keys of the text part.
+    """
+    made: dict[str, Path] = {}
+
+    def make(variant: str, text: Mapping[str, object] | None = None, **options: Any) -> Path:
+        key = repr((variant, text, sorted(options.items())))
+        if key not in made:
+            source = checkpoint_factory(variant, text=text) if text else checkpoint_factory(variant)
+            made[key] = write_mobile(source, tmp_path_factory.mktemp(f"{variant}-mobile") / "m", **options)
         return made[key]
 
     return make

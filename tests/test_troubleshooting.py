@@ -72,7 +72,7 @@ CASES: dict[str, tuple[Callable[[Place], subprocess.CompletedProcess[str]], int]
     "Not downloaded yet": (lambda at: at.run("gemma4-e2b", "--offline"), 1),
     "A directory without a checkpoint": (lambda at: at.run("empty"), 1),
     "A form that is not read": (
-        lambda at: at.run(at.changed("mobile", quantization_config={"quant_method": "gemma"})),
+        lambda at: at.run(at.changed("packed", quantization_config={"quant_method": "awq"})),
         1,
     ),
     "Another family": (lambda at: at.run(at.changed("llama", model_type="llama")), 1),

@@ -17,7 +17,7 @@ A block of a lattice weight is of one of four classes:
 * *scale not representable*: a float32 scale reproduces the block, and no scale of the artifact's type does.
   The codes are the trained ones and the stored scale is the nearest. Where the checkpoint stores numbers,
   each value is off by at most one ulp of bfloat16. Where it stores codes and scales, the scale is off by at
-  most half a step of float16;
+  most half a step of float16, which below its normal numbers is 2**-25;
 * *off the lattice*: no float32 scale reproduces the checkpoint's block. It holds what the target's rule
   makes;
 * *wrong*: everything else.
@@ -61,6 +61,8 @@ _PRECISIONS: Final[Mapping[str, str]] = {"BF16": "bf16", "F16": "f16", "F32": "f
 _ROUNDING = 2.0**-22
 #: Half a step of float16, relative, and what is lost in finding it.
 _HALF_STEP = 2.0**-11 * 1.001
+#: The same below float16's normal numbers, where all steps are as large.
+_HALF_STEP_BELOW = 2.0**-25 * 1.001
 #: Blocks of a tensor that are named one by one.
 NAMED = 16
 
@@ -364,15 +366,17 @@ def _classes(
     as_ruled = np.zeros(ulps.size, np.bool_) if right is None else right.reshape(ulps.size, -1).all(axis=1)
     as_ruled = as_ruled.reshape(ulps.shape)
     inexact = ulps > 0
-    near = errors <= _HALF_STEP if weight.is_packed else ulps <= 1
+    apart = errors * np.abs(rows.scales)
+    normal = errors <= _HALF_STEP
+    near = normal | (apart <= _HALF_STEP_BELOW) if weight.is_packed else ulps <= 1
     narrow = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & near
     off = inexact & as_ruled & (rows.status == OFF_LATTICE)
     wrong = inexact & ~narrow & ~off
     # the nearest scale of the type, but below its normal range, where its steps are coarse
-    coarse = wrong & as_ruled & (rows.status == NEEDS_F32_SCALE)
+    coarse = inexact & as_ruled & (rows.status == NEEDS_F32_SCALE) & (~normal if weight.is_packed else wrong)
     kinds = np.select(
-        [narrow, off, coarse],
-        ["scale not representable", "off the lattice", "scale below the type's range"],
+        [coarse, narrow, off],
+        ["scale below the type's range", "scale not representable", "off the lattice"],
         "wrong",
     )
     # wrong ones first: they are what a reader looks for

@@ -68,6 +68,7 @@ def assemble(shards: Shards, architecture: Architecture, layout: Layout) -> Asse
     Raises ``CheckpointError`` for tensors that do not fit the architecture: missing, unexpected, twice there,
     or of another shape.
     """
+    layout.check(shards.tensors)
     tensors, outside = _sort_out(shards, architecture, layout)
     assigned = _assign(shards.where, tensors, architecture, layout)
     for name in assigned.clip_bounds:
@@ -157,7 +158,9 @@ def check_index(files: Files, architecture: Architecture, layout: Layout) -> Non
     """Refuse an index without a tensor that the architecture needs, or with one that it has no place for.
     Raises ``CheckpointError``."""
     known = _stored_names(architecture, layout)
-    listed = [name for name in read_index(files) if _other_part(name, architecture) is None]
+    every = read_index(files)
+    layout.check(every)
+    listed = [name for name in every if _other_part(name, architecture) is None]
     names = {canonical_name(name, architecture, known): name for name in listed}
     index = files.where(INDEX)
     assigned = _assign(index, names, architecture, layout)

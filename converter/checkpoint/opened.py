@@ -174,7 +174,7 @@ def open_expected(path: Path) -> Checkpoint:
     Raises ``CheckpointError`` also for a form that does not tell what to expect.
     """
     described = open_description(path)
-    expected = described.form.expected
+    expected = described.form.layout(described.config).expected
     if expected is None:
         raise CheckpointError(
             f"{path.name}: how {described.form.describes} will be stored shows only in the weights, which "

@@ -83,6 +83,9 @@ class Weight:
     lattice: Lattice | None = None
     #: ``codes(start, stop)`` gives the rows of a weight that lies on a lattice.
     codes: Callable[[int, int], LatticeRows] | None = None
+    #: ``scales(start, stop)`` gives their scales alone where the checkpoint stores them, float32
+    #: ``[stop - start, blocks]``: these are few, and can be asked for before codes are read.
+    scales: Callable[[int, int], NDArray[np.float32]] | None = None
     #: Training coded the weight, by the scheme that the checkpoint was trained with. Then it should lie on a
     #: lattice.
     coded: bool = False

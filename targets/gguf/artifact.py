@@ -18,6 +18,7 @@ from converter.errors import UsageError
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.estimates import Costs
 from targets.families import known_families
+from targets.gguf.activations import activation_warnings, add_activation_scales
 from targets.gguf.comparison import MODELFILE, differences
 from targets.gguf.costs import COSTS
 from targets.gguf.declared import OPTIONS
@@ -253,6 +254,7 @@ def split_limit(options: Mapping[str, object]) -> int | None:
 def _warnings(checkpoint: Checkpoint, held: Holdings) -> list[str]:
     warnings = held.warnings(checkpoint.weights.values())
     warnings += vocabulary_warnings(checkpoint.architecture, checkpoint.tokenizer)
+    warnings += activation_warnings(checkpoint)
     warnings += [f"gguf: {line}" for line in checkpoint.card.warnings]
     family = checkpoint.architecture.family
     if not has_modelfile(family):
@@ -295,6 +297,7 @@ def _metadata(checkpoint: Checkpoint, plan: Plan) -> Header:
     add_hyperparameters(header, checkpoint.architecture)
     add_vocabulary(header, checkpoint.architecture, checkpoint.tokenizer)
     add_generation(header, checkpoint.generation, checkpoint.architecture)
+    add_activation_scales(header, checkpoint)
     return header
 
 

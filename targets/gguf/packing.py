@@ -3,6 +3,11 @@
 Q4_0, from ``ggml/src/ggml-common.h`` (``block_q4_0``): 32 values take 18 bytes, a float16 scale and 16 bytes
 of codes. Byte ``i`` holds value ``i`` in its low and value ``i + 16`` in its high nibble, each as code + 8.
 So a value is ``scale * (nibble - 8)``.
+
+TQ2_0 (``block_tq2_0``): 256 values take 66 bytes, 64 of codes and then a float16 scale. Each half of the
+values has 32 of the bytes: byte ``i`` holds values ``i``, ``i + 32``, ``i + 64`` and ``i + 96`` of its half,
+the first in the lowest bits. Two bits ``q`` are the value ``scale * (q - 1)``, from -1 to 2 times the scale.
+Codes of two bits go from -2 to 1, so they are stored as ``1 - code`` with the scale negated.
 """
 
 from __future__ import annotations
@@ -17,11 +22,16 @@ from converter.checkpoint.lattice import bf16_bits
 from converter.checkpoint.weight import LatticeRows
 from converter.system.compiled import compiled
 from targets.float16 import half_bits
-from targets.gguf.storage import Q4_0, Q8_0
+from targets.gguf.storage import Q4_0, Q8_0, TQ2_0
 
 Q4_0_BYTES: Final = sum(Q4_0.row_parts(Q4_0.block))
-#: What compiled code takes as a constant.
+TQ2_0_BYTES: Final = sum(TQ2_0.row_parts(TQ2_0.block))
+#: What compiled code takes as constants.
 _BLOCK: Final = Q4_0.block
+_HALF: Final = TQ2_0.block // 2
+_QUARTER: Final = _HALF // 4
+_WORDS: Final = TQ2_0.block // 8
+_PARTS: Final = TQ2_0_BYTES // 2
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -73,6 +83,70 @@ def pack_q8_0(rows: LatticeRows) -> Bytes:
     return np.concatenate([scales, codes], axis=2).reshape(count, -1)
 
 
+_PAIRS: Final = np.uint64(0x0303030303030303)
+_ONES: Final = np.uint64(0x5555555555555555)
+
+
+@compiled()
+def _pack_tq2_0(codes, scales, out):  # type: ignore[no-untyped-def]
+    """Eight codes at a time: a block has 32 uint64 of ``codes``, one int32 of ``scales`` (the bits of a
+    float32) and 33 uint16 of ``out``.
+
+    The low two bits of a two's complement code in -2..1 become 1 - code when the lowest is flipped.
+    """
+    for block in range(scales.size):
+        source = block * _WORDS
+        place = block * _PARTS
+        for word in range(8):
+            first = source + (word >> 2) * 16 + (word & 3)
+            packed = codes[first] & _PAIRS
+            packed |= (codes[first + 4] & _PAIRS) << np.uint64(2)
+            packed |= (codes[first + 8] & _PAIRS) << np.uint64(4)
+            packed |= (codes[first + 12] & _PAIRS) << np.uint64(6)
+            packed ^= _ONES
+            for part in range(4):
+                out[place + word * 4 + part] = np.uint16(packed >> np.uint64(16 * part))
+        out[place + _PARTS - 1] = np.uint16(half_bits(scales[block])) ^ np.uint16(0x8000)
+
+
+def pack_tq2_0(rows: LatticeRows) -> Bytes:
+    """TQ2_0 bytes, uint8 ``[rows, columns / 256 * 66]``, of 2-bit codes in blocks of 256.
+
+    A scale that float16 does not hold is rounded to the nearest float16.
+    """
+    count, columns = rows.codes.shape
+    codes = np.ascontiguousarray(rows.codes).reshape(-1).view("<u8")
+    scales = np.ascontiguousarray(rows.scales, "<f4").reshape(-1).view("<i4")
+    out = np.empty((count, columns // TQ2_0.block * TQ2_0_BYTES // 2), "<u2")
+    _pack_tq2_0(codes, scales, out.reshape(-1))
+    return out.view(np.uint8)
+
+
+@compiled()
+def _unpack_tq2_0(blocks, scales, out):  # type: ignore[no-untyped-def]
+    for block in range(scales.size):
+        scale = scales[block]
+        for half in range(2):
+            first = half * _HALF
+            for index in range(_QUARTER):
+                byte = np.int32(blocks[block, half * _QUARTER + index])
+                place = first + index
+                out[block, place] = scale * np.float32((byte & 3) - 1)
+                out[block, place + _QUARTER] = scale * np.float32((byte >> 2 & 3) - 1)
+                out[block, place + 2 * _QUARTER] = scale * np.float32((byte >> 4 & 3) - 1)
+                out[block, place + 3 * _QUARTER] = scale * np.float32((byte >> 6) - 1)
+
+
+def unpack_tq2_0(data: Bytes) -> Floats:
+    """Values, float32 ``[rows, columns]``, of TQ2_0 bytes, uint8 ``[rows, columns / 256 * 66]``: to the bit
+    those of gguf-py."""
+    blocks = np.ascontiguousarray(data).reshape(-1, TQ2_0_BYTES)
+    scales = np.ascontiguousarray(blocks[:, -2:]).view("<f2").astype(np.float32).reshape(-1)
+    out = np.empty((len(blocks), TQ2_0.block), np.float32)
+    _unpack_tq2_0(blocks, scales, out)
+    return out.reshape(len(data), -1)
+
+
 @compiled()
 def _unpack_q4_0(blocks, scales, out):  # type: ignore[no-untyped-def]
     for block in range(scales.size):
@@ -106,7 +180,13 @@ def _as_bf16(values: Floats) -> Bytes:
 
 
 #: How codes and scales become bytes.
-FROM_CODES: Final[Mapping[str, Callable[[LatticeRows], Bytes]]] = {"Q4_0": pack_q4_0, "Q8_0": pack_q8_0}
+FROM_CODES: Final[Mapping[str, Callable[[LatticeRows], Bytes]]] = {
+    "TQ2_0": pack_tq2_0,
+    "Q4_0": pack_q4_0,
+    "Q8_0": pack_q8_0,
+}
+#: How bytes become float32 rows, where gguf-py would take long.
+TO_FLOATS: Final[Mapping[str, Callable[[Bytes], Floats]]] = {"TQ2_0": unpack_tq2_0, "Q4_0": unpack_q4_0}
 #: How float rows ``[rows, columns]`` become bytes.
 FROM_FLOATS: Final[Mapping[str, Callable[[Floats], Bytes]]] = {
     "F32": _as_f32,

@@ -21,8 +21,8 @@ from converter.errors import CheckpointError
 from converter.system.untrusted import open_at_once
 from targets.gguf.metadata import Tensor, read_contents
 from targets.gguf.names import tensor_names
-from targets.gguf.packing import unpack_q4_0
-from targets.gguf.storage import TYPES
+from targets.gguf.packing import TO_FLOATS
+from targets.gguf.storage import GGML, OFF_LATTICE
 from targets.gguf.writing import encode
 from targets.target import StoredTensor
 
@@ -58,9 +58,14 @@ def describe(artifact: Path, checkpoint: Checkpoint) -> dict[str, StoredTensor]:
             shape=weight.shape,
             bytes=tensor.bytes,
             floats=_Rows(file, tensor, np.float32(offset)),
-            rule=_Rule(weight, tensor, offset) if tensor.type.name in TYPES else None,
+            rule=_Rule(weight, tensor, offset) if _is_ruled(weight, tensor.type.name) else None,
         )
     return stored
+
+
+def _is_ruled(weight: Weight, type_name: str) -> bool:
+    """Whether this target stores a weight in the type: its codes, or numbers that are rounded to it."""
+    return type_name in OFF_LATTICE.values() or GGML.kept_scales(weight, type_name) is not None
 
 
 class File:
@@ -137,8 +142,8 @@ class _Rule:
 
 def _dequantised(data: NDArray[np.uint8], tensor: Tensor, taken: np.float32) -> NDArray[np.float32]:
     with np.errstate(over="ignore", invalid="ignore"):  # scales of a damaged file
-        if tensor.type == gguf.GGMLQuantizationType.Q4_0:
-            values = unpack_q4_0(data)
+        if quick := TO_FLOATS.get(tensor.type.name):
+            values = quick(data)
         else:
             values = gguf.quants.dequantize(data, tensor.type)
     return values - taken if taken else values.astype(np.float32, copy=False)

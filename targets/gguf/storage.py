@@ -12,13 +12,15 @@ from targets.storing import Coded, Holdings
 #: comparing llama.cpp's arithmetic with a reference; it stores every such matrix without loss.
 OFF_LATTICE: Final = {"q8_0": "Q8_0", "bf16": "BF16", "f16": "F16", "q4_0": "Q4_0", "f32": "F32"}
 
-#: Every type that a file can have.
-TYPES: Final = tuple(OFF_LATTICE.values())
-
-#: Types of codes and scales (``ggml/src/ggml-common.h``), the smallest first.
+#: Types of codes and scales (``ggml/src/ggml-common.h``), the smallest first. Numbers are rounded to the last
+#: two alone: GGML's own rounding to TQ2_0 leaves three values.
+TQ2_0: Final = Coded("TQ2_0", 2, 256)
 Q4_0: Final = Coded("Q4_0", 4, 32)
 Q8_0: Final = Coded("Q8_0", 8, 32)
-CODED: Final = (Q4_0, Q8_0)
+CODED: Final = (TQ2_0, Q4_0, Q8_0)
+
+#: Every type that a file can have.
+TYPES: Final = (*OFF_LATTICE.values(), TQ2_0.name)
 
 
 def holdings(off_lattice: str) -> Holdings:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from checkpoints.mobile import write_mobile
 from support.outside import PackedForm, packed_forms
 
 #: What all of them have: layers, shapes and names of the generator's.
@@ -21,5 +22,6 @@ def _packed(form: PackedForm) -> Callable[[Path, Path], Path]:
 #: By the form's name: ``make(source, directory)`` gives the checkpoint in the unquantized one's shape.
 MAKERS: Final[Mapping[str, Callable[[Path, Path], Path]]] = {
     "bf16-lattice": lambda source, directory: source,
+    "gemma-mobile": lambda source, directory: write_mobile(source, directory / "model", half=True),
     **{name: _packed(form) for name, form in packed_forms().items()},
 }

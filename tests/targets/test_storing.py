@@ -22,7 +22,7 @@ from targets.litert.encoding import encode as litert_encode
 from targets.litert.storage import LITERT
 from targets.onnx.storage import Storage
 from targets.onnx.writing import quantised
-from targets.storing import Coded, Holdings
+from targets.storing import Coded, Holdings, naively_rounded
 from targets.writing import Encoded, Piece, reserved, write_pieces
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,11 @@ ONNX = Storage().held
         (4, 32, 256, ("Q4_0", "INT4", "INT4")),
         (4, 128, 256, ("Q4_0", "INT4", "INT4")),
         (4, 0, 256, ("Q4_0", "INT4", "INT4")),
-        (2, 0, 256, ("Q4_0", "INT4", "INT4")),
+        (2, 0, 256, ("TQ2_0", "INT4", "INT4")),
+        (2, 256, 512, ("TQ2_0", "INT4", "INT4")),
+        (2, 0, 128, ("Q4_0", "INT4", "INT4")),  # no whole blocks of 256
+        (2, 128, 256, ("Q4_0", "INT4", "INT4")),  # two scales in one
+        (3, 0, 256, ("Q4_0", "INT4", "INT4")),
         (3, 64, 256, ("Q4_0", "INT4", "INT4")),
         (8, 0, 256, ("Q8_0", "INT8", "FLOAT16")),
         (5, 32, 256, ("Q8_0", "INT8", "FLOAT16")),
@@ -95,7 +99,7 @@ def test_codes_of_every_lattice_are_written_as_they_are(bits: int, block: int) -
     assert data.nbytes == ROWS * GGML.row_bytes(format, weight.columns)
     back = gguf.quants.dequantize(data.reshape(ROWS, -1), gguf.GGMLQuantizationType[format])
     np.testing.assert_array_equal(back, expected)
-    assert statuses.size == ROWS * weight.columns // 32
+    assert statuses.size == ROWS * weight.columns // GGML.find(format).block
     assert GGML.is_exact(weight, format)
     codes, scales, _ = quantised(weight, ONNX.type_of(weight), Storage(), 0, ROWS)
     assert (codes.nbytes, scales.nbytes) == tuple(
@@ -153,6 +157,58 @@ def test_a_scale_that_the_type_does_not_hold_is_not_exact() -> None:
     assert not LITERT.is_exact(weight, "INT4")
     assert ONNX.is_exact(weight, "INT4")
     assert not Storage(scales="FLOAT16").held.is_exact(weight, "INT4")
+
+
+def stored_scales(first: float, others: float = 0.1, bits: int = 4) -> Weight:
+    """A matrix whose scales the checkpoint stores, so that they are asked for before anything is read."""
+    scales = np.full((ROWS, 1), others, np.float32)
+    scales[0] = first
+    return replace(packed(bits, 0, scales=scales), scales=lambda start, stop: scales[start:stop])
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("first", "others"), [(65505, 0.1), (1e30, 0), (6e-5, 6e-5), (1e-7, 0), (1e-40, 1e-20), (1e-40, 1e-5)]
+)
+def test_a_matrix_whose_scales_are_outside_float16s_range_is_float32(
+    bits: int, first: float, others: float
+) -> None:
+    weight = stored_scales(first, others, bits)
+    assert GGML.holding(weight) is None
+    assert GGML.type_of(weight) == "F32"
+    assert GGML.is_exact(weight, "F32")
+    (line,) = GGML.warnings([weight])
+    size, coded = 4 * weight.size, ROWS * GGML.row_bytes({2: "TQ2_0", 4: "Q4_0", 8: "Q8_0"}[bits], 256)
+    assert line.startswith("gguf: w.weight: its scales are outside float16's range (6.1e-05 to 65504)")
+    assert f"in {size} bytes instead of the {coded} of" in line
+    data, statuses = encode(weight, "F32", 0, ROWS, 0.0)
+    assert data.tobytes() == weight.floats(0, ROWS).tobytes()
+    assert statuses.size == 0
+    assert ONNX.type_of(weight) != ONNX.numbers["F32"]  # has float32 scales
+    assert naively_rounded(weight, GGML.coded[1]) is weight
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (1e-8, "1 become 0, the others are off by 0.00% at most"),
+        (1e-40, "1 become 0, the others are off by 0.00% at most"),
+        (1e-6, "0 become 0, the others are off by 1.33% at most"),
+    ],
+)
+def test_small_scales_beside_others_are_rounded_and_counted(first: float, told: str) -> None:
+    weight = stored_scales(first)
+    assert GGML.type_of(weight) == "Q4_0"
+    (line,) = GGML.warnings([weight])
+    assert line.startswith("gguf: 1 scales of 1 matrices (the first is w.weight) are below float16's normal")
+    assert line.endswith(told)
+
+
+@pytest.mark.parametrize("first", [0.0, 65504.0, 2.0**-14, 2.0**-20, 0.1])
+def test_scales_that_float16_holds_to_half_a_step_are_not_told(first: float) -> None:
+    weight = stored_scales(first)
+    assert GGML.type_of(weight) == "Q4_0"
+    assert GGML.warnings([weight, stored_scales(0, 0)]) == []
 
 
 def large(value: float, lattice: Lattice | None = None) -> Weight:
@@ -219,13 +275,15 @@ def test_a_norm_beyond_float16_is_refused_with_what_helps() -> None:
 
 def test_only_codes_of_a_lattice_have_statuses() -> None:
     on, off = packed(4, 32, scales=np.full((ROWS, 8), 0.1, np.float32)), numbers(256)
-    for held, expected in ((GGML, NEEDS_F32_SCALE), (ONNX, EXACT)):
-        rows, statuses = held.coded_rows(on, held.coded[0], 0, ROWS)
+    for held, name, expected in ((GGML, "Q4_0", NEEDS_F32_SCALE), (ONNX, "INT4", EXACT)):
+        coded = held.find(name)
+        assert coded is not None
+        rows, statuses = held.coded_rows(on, coded, 0, ROWS)
         assert on.codes is not None
         np.testing.assert_array_equal(rows.codes, on.codes(0, ROWS).codes)
         assert statuses.tolist() == [expected] * (ROWS * 8)
-        rows, statuses = held.coded_rows(off, held.coded[0], 0, ROWS)
-        np.testing.assert_array_equal(rows.codes, held.coded[0].rounded(off.floats(0, ROWS)).codes)
+        rows, statuses = held.coded_rows(off, coded, 0, ROWS)
+        np.testing.assert_array_equal(rows.codes, coded.rounded(off.floats(0, ROWS)).codes)
         assert statuses.size == 0
 
 

@@ -109,6 +109,23 @@ def test_a_scale_that_is_too_far_off_is_wrong_even_if_the_rule_makes_it() -> Non
     assert found.max_scale_error == pytest.approx(0.01, rel=1e-3)
 
 
+def test_small_scales_may_be_off_by_half_a_step_of_what_float16_has_there() -> None:
+    """Which is as large as that of its smallest normal number. What the rule does not make is wrong still."""
+    scales = SCALES.copy()
+    scales[3], scales[4], scales[5] = 1e-6, 1e-8, 0
+    narrow = scales.astype(np.float16).astype(np.float32)
+    found = measured(CODES * narrow, of=weight(scales))
+    assert (found.wrong, found.equal_codes) == (0, ROWS)
+    assert found.max_scale_error == 1  # one became 0
+    kinds = {block.row: block.kind for block in found.named}
+    assert (kinds[3], kinds[4]) == ("scale below the type's range",) * 2
+    assert 5 not in kinds
+    other = narrow.copy()
+    other[3] = 1.5e-6
+    found = measured(CODES * other, of=weight(scales))
+    assert (found.wrong, found.named[0].row) == (1, 3)
+
+
 def test_numbers_of_the_checkpoint_are_still_compared_as_bfloat16() -> None:
     values = bf16_floats(bf16_bits(CODES * SCALES))
     stored = CODES * SCALES

@@ -50,6 +50,12 @@ class Layout:
     read_scales: Callable[[str, Tensors], Scales] = named_scales
     #: ``head(head, embedding)`` settles what a stored head is where the configuration ties it.
     head: Callable[[Tensors, Tensors | None], Head] = settle_head
+    #: ``check(names)`` judges the names of all stored tensors together, of every part. It raises
+    #: ``CheckpointError``.
+    check: Callable[[Collection[str]], None] = lambda names: None
+    #: ``expected(name, shape)`` is what a weight is taken for where only a checkpoint's description is at
+    #: hand: its lattice, and zeros for values. ``None`` where the form cannot tell before it reads tensors.
+    expected: Callable[[str, Shape], Weight] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +76,6 @@ class Form:
     #: transformers loads such a checkpoint. What it does not load is proven by the numbers that its codes and
     #: scales stand for.
     loads_as_stored: bool = True
-    #: ``expected(name, shape)`` is what a weight is taken for where only a checkpoint's description is at
-    #: hand: its lattice, and zeros for values. ``None`` where the form cannot tell before it reads tensors.
-    expected: Callable[[str, Shape], Weight] | None = None
     #: A repository that has it.
     example: str = ""
 

@@ -36,6 +36,7 @@ def layout(config: Mapping[str, object]) -> Layout:
     return Layout(
         parameters=lambda name: (Parameters({"weight": name}),),
         weight=lambda name, shape, tensors: make_weight(name, tensors["weight"], shape),
+        expected=expected_weight,
     )
 
 
@@ -184,6 +185,5 @@ form: Final = Form(
     example="google/gemma-4-E2B-it-qat-q4_0-unquantized",
     recognises=recognises,
     layout=layout,
-    expected=expected_weight,
     last_resort=True,
 )

@@ -277,16 +277,24 @@ def assert_refused_without_weights(server, folder, *words):
 
 
 MOBILE = "google/gemma-4-E2B-it-qat-mobile-transformers"
-QUANTISED = {"quantization_config": {"quant_method": "gemma", "num_bits": 4}}
+QUANTISED = {"quantization_config": {"quant_method": "awq", "bits": 4}}
 
 
 @pytest.mark.parametrize("words", [["convert"], ["inspect"]])
-def test_a_mobile_checkpoint_is_refused_without_its_weights(checkpoint_factory, tmp_path, words):
+def test_a_form_that_is_not_read_is_refused_without_its_weights(checkpoint_factory, tmp_path, words):
     with HubServer(
-        {MOBILE: changed(checkpoint_factory("text"), tmp_path, "config.json", **QUANTISED)}
+        {REPO: changed(checkpoint_factory("text"), tmp_path, "config.json", **QUANTISED)}
     ) as server:
-        line = assert_refused_without_weights(server, tmp_path, *words, "gemma4-e2b-mobile")
-    assert "quant_method 'gemma', which is not read" in line
+        line = assert_refused_without_weights(server, tmp_path, *words, "gemma4-9b")
+    assert "quant_method 'awq', which is not read" in line
+
+
+def test_a_rule_that_is_not_read_is_refused_without_weights(checkpoint_factory, tmp_path):
+    rules = {"quant_method": "gemma", "module_quant_configs": {"(": {"num_bits": 2}}}
+    other = changed(checkpoint_factory("text"), tmp_path, "config.json", quantization_config=rules)
+    with HubServer({MOBILE: other}) as server:
+        line = assert_refused_without_weights(server, tmp_path, "gemma4-e2b-mobile")
+    assert "module_quant_configs: '(' is not a regular expression" in line
 
 
 def test_an_unknown_architecture_is_refused_without_its_weights(checkpoint_factory, tmp_path):

@@ -10,10 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from converter.checkpoint.weight import EXACT, LatticeRows
-from targets.gguf.packing import FROM_CODES, FROM_FLOATS, pack_q4_0, pack_q8_0, unpack_q4_0
+from targets.gguf.packing import (
+    FROM_CODES,
+    FROM_FLOATS,
+    pack_q4_0,
+    pack_q8_0,
+    pack_tq2_0,
+    unpack_q4_0,
+    unpack_tq2_0,
+)
 from targets.gguf.storage import GGML
 
 Q4_0, Q8_0 = gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0
+TQ2_0 = gguf.GGMLQuantizationType.TQ2_0
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 6))
 HALF_FLOATS = st.floats(width=16, allow_nan=False, allow_infinity=False)
 
@@ -92,7 +101,40 @@ def test_codes_of_8_bits_are_dequantised_as_scale_times_code(codes, scales):
     np.testing.assert_array_equal(gguf.quants.dequantize(packed, Q8_0), expected)
 
 
-@pytest.mark.parametrize("format", [*FROM_FLOATS, *FROM_CODES])
+@settings(deadline=None)
+@given(
+    arrays.arrays(np.int8, (3, 512), elements=st.integers(-2, 1)),
+    arrays.arrays(np.float32, (3, 2), elements=st.floats(width=32, allow_nan=False)),
+)
+def test_codes_of_2_bits_are_dequantised_as_scale_times_code(codes, scales):
+    with np.errstate(over="ignore", invalid="ignore"):
+        packed = pack_tq2_0(lattice_rows(codes, scales))
+        halves = scales.astype(np.float16).astype(np.float32)
+        expected = codes * np.repeat(halves, 256, axis=1)
+        assert packed.shape == (3, GGML.row_bytes("TQ2_0", 512))
+        np.testing.assert_array_equal(gguf.quants.dequantize(packed, TQ2_0), expected)
+
+
+def test_every_place_of_a_block_has_its_own_two_bits():
+    """One code that is not zero at each of the 256 places."""
+    codes = np.eye(256, dtype=np.int8)
+    packed = pack_tq2_0(lattice_rows(codes, np.full((256, 1), 3, np.float32)))
+    np.testing.assert_array_equal(gguf.quants.dequantize(packed, TQ2_0), 3 * np.eye(256, dtype=np.float32))
+    np.testing.assert_array_equal(unpack_tq2_0(packed), 3 * np.eye(256, dtype=np.float32))
+
+
+def test_all_scales_and_all_bytes_of_tq2_0_are_dequantised_as_gguf_py_does():
+    """All 65,536 float16 scales, infinities and NaN among them, with all 256 bytes of codes."""
+    blocks = np.empty((1 << 16, 66), np.uint8)
+    blocks[:, 64:] = np.arange(1 << 16, dtype="<u2")[:, None].view(np.uint8)
+    blocks[:, :64] = (np.arange(1 << 22) * 37 % 256).reshape(-1, 64)
+    data = blocks.reshape(256, -1)
+    with np.errstate(invalid="ignore"):
+        expected = gguf.quants.dequantize(data, TQ2_0)
+    np.testing.assert_array_equal(unpack_tq2_0(data).view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("format", [*FROM_FLOATS, "Q4_0", "Q8_0"])
 def test_float_rows_take_the_bytes_that_the_type_says(format):
     values = np.random.default_rng(1).normal(size=(3, 96)).astype(np.float32)
     coded = GGML.find(format)

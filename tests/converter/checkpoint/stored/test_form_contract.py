@@ -97,7 +97,8 @@ def test_it_knows_the_weight_and_the_shape_of_tensors_whose_names_no_architectur
     layout = checkpoint.form.layout(checkpoint.config)
     stored = Directory(source).tensors().tensors
     for name, weight in checkpoint.weights.items():
-        whole = f"model.{name}"
+        whole = layout.weight_of(weight.source)
+        assert whole.endswith(name)
         way = whole_way("", whole, stored, layout)
         assert weight.source in way.values()
         assert {layout.weight_of(one) for one in way.values()} == {whole}

@@ -174,7 +174,7 @@ def test_samples_are_spread_and_bounded(rows: int, columns: int) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quantization_config": {"quant_method": "gemma"}}, "quantization_config has quant_method 'gemma'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config has quant_method 'awq'"),
         (
             {"quantization_config": {"quant_method": "compressed-tensors"}},
             "'compressed-tensors', which is not",
