@@ -4,8 +4,9 @@ A target hands in what its runtime holds (``Holdings``). The rule:
 
 * Norms, vectors and scalars have one type of numbers. The router, which decides which experts a token
   reaches, is float32 everywhere.
-* A matrix on a lattice has the first type of codes and scales that holds its codes as they are. Such a type
-  has at least as many bits, and each of its blocks lies within one of the lattice's, whose scale it repeats.
+* A matrix on a lattice has the first type of codes and scales that holds its codes as they are, of those with
+  the lattice's own blocks if there is one. Such a type has at least as many bits, and each of its blocks lies
+  within one of the lattice's, whose scale it repeats.
   Where float16's range is too narrow for scales that the checkpoint stores, the matrix is float32.
 * Any other matrix has the type that the user chose for it. One of blocks rounds to a lattice of its own, by
   GGML's rule; where rows are no multiple of its block, a matrix keeps the checkpoint's type.
@@ -166,7 +167,8 @@ class Holdings:
         """The same, whatever the scales are."""
         if not is_matrix(weight) or weight.lattice is None or weight.codes is None:
             return None
-        for one in self.coded:
+        own = weight.lattice.block
+        for one in sorted(self.coded, key=lambda one: one.block != own):
             if one.holds(weight.lattice, weight.columns) and (one.negative or not negative):
                 return one
         return None

@@ -21,9 +21,9 @@ import numpy as np
 from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
-from targets.litert.encoding import encode, side_by_side
+from targets.litert.encoding import encode, row_scales, side_by_side
 from targets.litert.flatbuffer import Graph
-from targets.litert.storage import LITERT
+from targets.litert.storage import LITERT, ROWS
 from targets.writing import RANGE, Encoded, Output, Piece, destination_error, write_pieces
 
 #: Places of buffers, and of the first one, are multiples of these.
@@ -60,7 +60,7 @@ class Place:
     name: str
     weight: Weight
     type: str
-    #: Where its codes or numbers, its scales and its sums begin.
+    #: Where its codes or numbers, its scales and its sums begin; scales of rows stand in the flatbuffer.
     offsets: tuple[int, ...]
     #: Of a row of each.
     bytes: tuple[int, int, int]
@@ -156,11 +156,14 @@ def _chosen(
     type_name = types.get(name)
     if type_name is None:
         raise TargetError(f"litert: {name}: the graph has this weight, the plan has not")
-    use = filling.use(name, type_name, two_rows)
+    scales = None
+    if type_name in ROWS:
+        scales = row_scales(weight, type_name, multiplied=filling.is_multiplied(name))
+    use = filling.use(name, type_name, two_rows, scales)
     weight = _shaped(weight, use.shape, name)
-    return Place(
-        name, weight, type_name, (0, 0, 0), LITERT.row_parts(type_name, weight.columns), use.multiplied
-    )
+    codes, beside, sums = LITERT.row_parts(type_name, weight.columns)
+    parts = (codes, 0 if type_name in ROWS else beside, sums)
+    return Place(name, weight, type_name, (0, 0, 0), parts, use.multiplied)
 
 
 def _resolved(name: str, weights: Mapping[str, Weight]) -> Weight | None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.errors import TargetError
@@ -22,7 +23,9 @@ from targets.litert.storage import CODED, sums_name
 from targets.litert.type_names import FLOAT16
 from targets.storing import Coded
 
-#: Operators, and the place of the input, that take blocks of codes.
+#: The type of codes by their bits.
+_CODES: Final = {2: schema.TensorType.INT2, 4: schema.TensorType.INT4, 8: schema.TensorType.INT8}
+#: Operators, and the place of the input, that take codes.
 _MULTIPLIED: Final = (schema.BuiltinOperator.FULLY_CONNECTED, 1)
 _LOOKED_UP: Final = (schema.BuiltinOperator.EMBEDDING_LOOKUP, 1)
 
@@ -33,6 +36,43 @@ class Filling:
 
     shape: tuple[int, ...]
     multiplied: bool
+
+
+class _Packed:
+    """Where parts lie in a flatbuffer under construction, so that several tables share them."""
+
+    def __init__(self) -> None:
+        self.places: dict[object, int] = {}
+
+    def place(self, key: object, pack: Callable[[], int]) -> int:
+        """Where the part of a key lies, which ``pack`` puts there the first time."""
+        if key not in self.places:
+            self.places[key] = pack()
+        return self.places[key]
+
+
+class _RowScales:
+    """``QuantizationParameters`` with one scale for each row, float32 ``[rows]``, and zero points of 0.
+
+    It packs itself as ``QuantizationParametersT`` does, but once for all tensors that share it, and zero
+    points once for all of as many rows: functions share the weights, and a table of E2B has 262144 rows.
+    """
+
+    def __init__(self, scales: NDArray[np.float32], packed: _Packed) -> None:
+        self._scales, self._packed = scales, packed
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 (the schema's name)
+        """The place of the table, which is written the first time."""
+        return self._packed.place(self, lambda: self._table(builder))
+
+    def _table(self, builder: Any) -> int:
+        count = len(self._scales)
+        scales = builder.CreateNumpyVector(self._scales)
+        zeros = self._packed.place(count, lambda: builder.CreateNumpyVector(np.zeros(count, np.int64)))
+        schema.QuantizationParametersStart(builder)
+        schema.QuantizationParametersAddScale(builder, scales)
+        schema.QuantizationParametersAddZeroPoint(builder, zeros)
+        return int(schema.QuantizationParametersEnd(builder))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +94,7 @@ class Graph:
         self._functions = [Function(self._model, index) for index in range(len(self._model.subgraphs))]
         self._arguments: dict[str, list[_Argument]] = {}
         self._buffers: list[int] = []
+        self._shared = _Packed()
         for signature in self._model.signatureDefs or []:
             prefix = signature.signatureKey.decode() + "_"
             tensors = self._model.subgraphs[signature.subgraphIndex].tensors
@@ -67,9 +108,20 @@ class Graph:
             self._part_head()
         self.names = tuple(sorted(self._arguments))
 
-    def use(self, name: str, type_name: str, two_rows: bool = False) -> Filling:
+    def is_multiplied(self, name: str) -> bool:
+        """Whether a product uses the argument of a weight."""
+        return any(_MULTIPLIED in self._uses(place) for place in self._arguments[name])
+
+    def use(
+        self,
+        name: str,
+        type_name: str,
+        two_rows: bool = False,
+        row_scales: NDArray[np.float32] | None = None,
+    ) -> Filling:
         """Make the argument of a weight a constant of the type ``type_name``; with ``two_rows`` products with
-        it split their input. Raises ``TargetError`` if the graph uses it as that type cannot be used."""
+        it split their input. A type with one scale for each row has them here, float32 ``[rows]``. Raises
+        ``TargetError`` if the graph uses it as that type cannot be used."""
         places = self._arguments[name]
         shapes = {self._shape(place) for place in places}
         if len(shapes) != 1:
@@ -77,7 +129,12 @@ class Graph:
         shape = shapes.pop()
         uses = {use for place in places for use in self._uses(place)}
         if coded := CODED.get(type_name):
-            self._set_codes(name, coded, places, shape, uses)
+            if not uses <= {_MULTIPLIED, _LOOKED_UP} or len(shape) != 2:
+                raise TargetError(f"litert: {name}: the graph uses it in a way that codes cannot be used")
+            if row_scales is not None:
+                self._set_row_codes(name, coded, places, shape, row_scales)
+            else:
+                self._set_codes(name, coded, places, shape)
             if coded.sums:
                 self._add_sums(name, (shape[0], shape[1] // coded.block), places)
         else:
@@ -110,6 +167,7 @@ class Graph:
     def _packed(self, offsets: Sequence[int], sizes: Sequence[int]) -> bytes:
         for index, offset, size in zip(self._buffers, offsets, sizes, strict=True):
             self._model.buffers[index].offset, self._model.buffers[index].size = offset, size
+        self._shared.places.clear()
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(self._model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
@@ -142,10 +200,9 @@ class Graph:
         coded: Coded,
         places: list[_Argument],
         shape: tuple[int, ...],
-        uses: set[tuple[int, int]],
     ) -> None:
-        if not uses <= {_MULTIPLIED, _LOOKED_UP} or len(shape) != 2 or shape[1] % coded.block:
-            raise TargetError(f"litert: {name}: the graph uses it in a way that codes cannot be used")
+        if shape[1] % coded.block:
+            raise TargetError(f"litert: {name}: has rows of {shape[1]} values, no blocks of {coded.block}")
         codes, scales = self._new_buffer(), self._new_buffer()
         for place in places:
             tensors = self._model.subgraphs[place.subgraph].tensors
@@ -160,8 +217,26 @@ class Graph:
             quantization.detailsType = schema.QuantizationDetails.BlockwiseQuantization
             quantization.details, quantization.quantizedDimension = details, 0
             tensor = self._tensor(place)
-            tensor.type, tensor.buffer = schema.TensorType.INT4, codes
+            tensor.type, tensor.buffer = _CODES[coded.bits], codes
             tensor.quantization = quantization
+
+    def _set_row_codes(
+        self,
+        name: str,
+        coded: Coded,
+        places: list[_Argument],
+        shape: tuple[int, ...],
+        scales: NDArray[np.float32],
+    ) -> None:
+        if len(scales) != shape[0] or shape[1] * coded.bits % 8:
+            raise TargetError(
+                f"litert: {name}: the graph takes it as {list(shape)}, which {coded.name} with {len(scales)} "
+                "scales does not hold"
+            )
+        codes, quantization = self._new_buffer(), _RowScales(scales, self._shared)
+        for place in places:
+            tensor = self._tensor(place)
+            tensor.type, tensor.buffer, tensor.quantization = _CODES[coded.bits], codes, quantization
 
     def _add_sums(self, name: str, shape: tuple[int, int], places: Sequence[_Argument]) -> None:
         """Add to every product with a weight that of the sums of its input's blocks with a constant of

@@ -26,8 +26,8 @@ _MOST_PARTS: Final = 1 << 21
 #: A value of a field, as it can be compared and printed.
 Value = object
 #: Fields of a table by number: a name, how it is read (a format of ``struct``, ``s`` for a text, ``*`` before
-#: the format of a list's items) and what it is when it is left out. Fields that other code reads are marked
-#: ``-``.
+#: the format of a list's items, ``#`` for a digest of a list that may be long) and what it is when it is left
+#: out. Fields that other code reads are marked ``-``.
 _Fields = Mapping[int, tuple[str, str, Value]]
 
 _CODE: Final[_Fields] = {
@@ -58,8 +58,8 @@ _TENSOR: Final[_Fields] = {
 _QUANTIZATION: Final[_Fields] = {
     0: ("least", "*<f", ()),
     1: ("greatest", "*<f", ()),
-    2: ("scales", "*<f", ()),
-    3: ("zero points", "*<q", ()),
+    2: ("scales", "#<f", ()),
+    3: ("zero points", "#<q", ()),
     4: ("kind", "<B", 0),
     5: ("details", "-", None),
     6: ("dimension", "<i", 0),

@@ -15,10 +15,9 @@ from targets.litert.activations import found_activations, projection
 from targets.litert.bundle import read_sections
 from targets.litert.functions import Content, read_content
 from targets.litert.reading import open_models
-from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
+from targets.litert.schema import BITS, GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
 from targets.litert.sections import EMBEDDER, MODEL, PREFILL_DECODE
 from targets.litert.storage import OFF_LATTICE, holdings
-from targets.litert.type_names import INT4
 from targets.off_lattice import inferred_off_lattice
 
 _PREFILL: Final = "prefill_"
@@ -75,7 +74,7 @@ def _activations(content: Content, model: Model, weights: Collection[str]) -> st
             continue
         values, weight = read
         count = math.prod(values.shape[:-1])
-        if TYPES.get(weight.type) == INT4 and weight.name in weights and count in rows:
+        if TYPES.get(weight.type) in BITS and weight.name in weights and count in rows:
             rows[count].add(projection(weight.name))
     return found_activations(rows[1], rows[2])
 

@@ -25,10 +25,31 @@ from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.litert.bundle import read_sections
 from targets.litert.encoding import dequantised, encode
-from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor, read_model
+from targets.litert.schema import (
+    BITS,
+    GRAPH_BYTES,
+    OPERATORS,
+    TYPES,
+    Buffer,
+    Model,
+    Rowwise,
+    Subgraph,
+    Tensor,
+    read_model,
+)
 from targets.litert.sections import MODEL
 from targets.litert.storage import CODED, LITERT, sums_name
-from targets.litert.type_names import FLOAT, FLOAT16, INT4, INT4_SUMS
+from targets.litert.type_names import (
+    FLOAT,
+    FLOAT16,
+    INT2,
+    INT2_ROWS,
+    INT4,
+    INT4_ROWS,
+    INT4_SUMS,
+    INT8,
+    INT8_ROWS,
+)
 from targets.target import StoredTensor
 
 Floats = NDArray[np.float32]
@@ -38,6 +59,8 @@ _MULTIPLIED: Final = ("FULLY_CONNECTED", 1)
 _CODED_USES: Final = frozenset((_MULTIPLIED, ("EMBEDDING_LOOKUP", 1)))
 _DEQUANTIZED: Final = frozenset((("DEQUANTIZE", 0),))
 _WIDTHS: Final = {FLOAT: 4, FLOAT16: 2}
+#: Types with one scale for each row, by that of the codes.
+_PER_ROW: Final = {INT2: INT2_ROWS, INT4: INT4_ROWS, INT8: INT8_ROWS}
 #: Most functions with one weight.
 _MOST_PLACES: Final = 64
 #: Largest constant among which nameless vectors are sought, in bytes.
@@ -88,7 +111,7 @@ def describe_models(
 
 
 def coded_products(model: Model, subgraph: Subgraph) -> Callable[[Tensor], Codes]:
-    """A function that gives codes times scales, without sums, of a tensor of ``INT4`` in one function of a
+    """A function that gives codes times scales, without sums, of a tensor of codes in one function of a
     model. It raises ``CheckpointError`` for codes that are used or scaled in a way that is not read."""
     found = _Tensors([replace(model, subgraphs=(subgraph,))], lambda name: 0.0)
     uses = _uses(subgraph)
@@ -201,7 +224,7 @@ class _Tensors:
         uses = self._uses[id(subgraph)].get(index, frozenset())
         if not uses:
             raise self.error(name, "is used by no operator")
-        if type == INT4:
+        if type in BITS:
             return self._coded(model, subgraph, tensor, uses, weight)
         if type is None or tensor.scaled or (type == FLOAT16 and uses != _DEQUANTIZED):
             raise self.error(name, f"has type {tensor.type} or is used in a way that is not read")
@@ -221,6 +244,14 @@ class _Tensors:
         weight: Weight,
     ) -> _Matrix:
         products = self.products(model, subgraph, tensor, uses)
+        if tensor.rowwise is not None:
+            return _Matrix(
+                _PER_ROW[TYPES[tensor.type]],
+                products.codes.buffer.size + products.scales.buffer.size,
+                (products.codes.place, products.scales.place),
+                self._as_rows(tensor.name, tensor.shape, weight, products),
+                _MULTIPLIED in uses,
+            )
         rows, blocks = tensor.shape[0], tensor.shape[1] // products.block
         sums = self._sums(model, subgraph, tensor.name, (rows, blocks))
         values = replace(products, sums=sums)
@@ -238,9 +269,13 @@ class _Tensors:
     ) -> Codes:
         """Codes times scales of a tensor that is read by ``uses``, without sums."""
         name, scheme = tensor.name, tensor.blockwise
-        if scheme is None or len(tensor.shape) != 2 or not uses <= _CODED_USES:
+        if len(tensor.shape) != 2 or not uses <= _CODED_USES:
             raise self.error(name, "has codes that are used in a way that is not read")
         rows, columns = tensor.shape
+        if tensor.rowwise is not None and scheme is None:
+            return self._row_products(model, tensor, tensor.rowwise)
+        if scheme is None or tensor.scaled or TYPES.get(tensor.type) != INT4:
+            raise self.error(name, "has codes that are scaled in a way that is not read")
         block = scheme.block
         if block < 2 or block % 2 or columns % block or scheme.dimension != 0 or scheme.zero_points != -1:
             raise self.error(name, f"has blocks of {block} codes in {columns} columns, which are not read")
@@ -252,7 +287,20 @@ class _Tensors:
             raise self.error(name, f"has scales of type {scales.type} and shape {shown(scales.shape)}")
         codes = self._stretch(model, tensor, rows * columns // 2)
         factors = self._stretch(model, scales, rows * blocks * 2)
-        return Codes(codes, factors, None, columns, block)
+        return Codes(codes, factors, None, columns, block, 4)
+
+    def _row_products(self, model: Model, tensor: Tensor, scheme: Rowwise) -> Codes:
+        """The same where every row has a scale, which stands in the graph."""
+        name, (rows, columns), bits = tensor.name, tensor.shape, BITS[TYPES[tensor.type]]
+        if not columns or columns * bits % 8 or scheme.dimension != 0:
+            raise self.error(name, f"has rows of {columns} codes, or other scales than theirs")
+        zeros = scheme.zero_points
+        if scheme.scales.size != rows * 4 or zeros is None or zeros.size != rows * 8:
+            raise self.error(name, f"has not a scale and a zero point for each of its {rows} rows")
+        if _Stretch(model, zeros, name).read(0, rows, "<i8").any():
+            raise self.error(name, "has zero points, which are not read")
+        codes = self._stretch(model, tensor, rows * columns * bits // 8)
+        return Codes(codes, _Stretch(model, scheme.scales, name), None, columns, columns, bits, in_graph=True)
 
     def _sums(self, model: Model, subgraph: Subgraph, name: str, shape: tuple[int, int]) -> _Stretch | None:
         """What corrects blocks with negative scales, if the function that has the codes has it."""
@@ -359,25 +407,37 @@ class _Values:
 
 @dataclass(frozen=True, slots=True)
 class Codes:
-    """Rows of codes, two to a byte, the first in the low half, times their block's scale, plus its sum."""
+    """Rows of codes, the first of a byte in its lowest bits, times their block's scale, plus its sum."""
 
     codes: _Stretch
     scales: _Stretch
     sums: _Stretch | None
     columns: int
     block: int
+    bits: int
+    #: Whether ``scales`` are those of rows, float32 numbers in the graph.
+    in_graph: bool = False
 
     def __call__(self, start: int, stop: int) -> Floats:
         """Rows ``start`` to ``stop``, float32 ``[rows, columns]``."""
         count, blocks = stop - start, self.columns // self.block
-        packed = self.codes.read(start * self.columns // 2, count * self.columns // 2, "u1")
-        scales = self.scales.read(start * blocks, count * blocks, "<f2").view(np.float16)
+        width = self.columns * self.bits // 8
+        packed = self.codes.read(start * width, count * width, "u1").view(np.uint8)
+        scales = self.factors(start, stop)
         sums = None
         if self.sums is not None:
             sums = (
                 self.sums.read(start * blocks, count * blocks, "<f4").view(np.float32).reshape(count, blocks)
             )
-        return dequantised(packed.view(np.uint8), scales.reshape(count, blocks), sums, self.columns)
+        return dequantised(packed, scales, sums, self.columns, self.bits)
+
+    def factors(self, start: int, stop: int) -> NDArray[np.float16] | NDArray[np.float32]:
+        """Scales of rows: float16 ``[rows, blocks]``, or float32 ``[rows, 1]`` where each row has one."""
+        if self.in_graph:
+            return self.scales.read(start, stop - start, "<f4").view(np.float32).reshape(-1, 1)
+        blocks = self.columns // self.block
+        found = self.scales.read(start * blocks, (stop - start) * blocks, "<f2")
+        return found.view(np.float16).reshape(-1, blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from converter.checkpoint.safetensors import Shard
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.litert.tables import Flatbuffer, Table
-from targets.litert.type_names import FLOAT, FLOAT16, INT4
+from targets.litert.type_names import FLOAT, FLOAT16, INT2, INT4, INT8
 
 #: Most bytes of a file among which its graph may lie; one of 60 layers has 10 MB. Weights come behind.
 GRAPH_BYTES: Final = 64 << 20
@@ -22,7 +22,9 @@ GRAPH_BYTES: Final = 64 << 20
 _MOST_PARTS: Final = 1 << 20
 _MOST_DIMENSIONS: Final = 8
 #: ``TensorType`` of the types in which weights are stored.
-TYPES: Final[Mapping[int, str]] = {0: FLOAT, 1: FLOAT16, 17: INT4}
+TYPES: Final[Mapping[int, str]] = {0: FLOAT, 1: FLOAT16, 9: INT8, 17: INT4, 19: INT2}
+#: Bits of a code, by the type.
+BITS: Final[Mapping[str, int]] = {INT2: 2, INT4: 4, INT8: 8}
 #: ``BuiltinOperator`` of the operators that read weights in ways of their own.
 OPERATORS: Final[Mapping[int, str]] = {
     6: "DEQUANTIZE",
@@ -57,6 +59,18 @@ class Blockwise:
 
 
 @dataclass(frozen=True, slots=True)
+class Rowwise:
+    """Scales of codes that stand in the graph."""
+
+    #: float32 numbers.
+    scales: Buffer
+    #: int64 numbers; ``None`` for none.
+    zero_points: Buffer | None
+    #: The dimension along which there is one for each item.
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor of a subgraph."""
 
@@ -67,6 +81,8 @@ class Tensor:
     #: ``None`` without data.
     buffer: Buffer | None
     blockwise: Blockwise | None
+    rowwise: Rowwise | None
+    #: Whether it is scaled in another way than by blocks.
     scaled: bool
 
 
@@ -158,14 +174,18 @@ class _Reader:
         if len(shape) > _MOST_DIMENSIONS or min(shape, default=0) < 0:
             raise self._damaged(f"tensor {shown(name)} has shape {shown(shape)}")
         quantization = table.table(4)
-        blockwise, scaled = None, False
+        blockwise, rowwise, scaled = None, None, False
         if quantization is not None:
-            scaled = quantization.vector(2, 4)[1] > 0 or quantization.number(4, "<B") not in (0, _BLOCKWISE)
+            (place, count), (first, length) = quantization.vector(2, 4), quantization.vector(3, 8)
+            scaled = count > 0 or quantization.number(4, "<B") not in (0, _BLOCKWISE)
+            if count and not quantization.number(4, "<B"):
+                zero_points = Buffer(first, length * 8) if length else None
+                rowwise = Rowwise(Buffer(place, count * 4), zero_points, quantization.number(6, "<i"))
             details = quantization.table(5)
             if details is not None and quantization.number(4, "<B") == _BLOCKWISE:
                 scales, zeros, block = (details.number(field, "<i") for field in range(3))
                 blockwise = Blockwise(scales, zeros, block, quantization.number(6, "<i"))
-        return Tensor(name, table.number(1, "<b"), shape, buffers[index], blockwise, scaled)
+        return Tensor(name, table.number(1, "<b"), shape, buffers[index], blockwise, rowwise, scaled)
 
     def _operator(self, table: Table, codes: list[int]) -> Operator:
         index = table.number(0, "<I")

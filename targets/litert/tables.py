@@ -9,6 +9,7 @@ others.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -119,13 +120,19 @@ class Table:
         return [field for field in range((self._size - 4) // 2) if self.where(field) is not None]
 
     def value(self, field: int, format: str, default: object) -> object:
-        """A number of a format of ``struct``, a list of them (``*`` before the format) or a text (``s``);
-        ``default`` if it is left out."""
+        """A number of a format of ``struct``, a list of them (``*`` before the format), the count and a
+        digest of a list (``#``), or a text (``s``); ``default`` if it is left out."""
         place = self.where(field)
         if place is None:
             return default
         if format == "s":
             return self.text(field)
+        if format.startswith("#"):
+            width = struct.calcsize(format[1:])
+            start, count = self.vector(field, width)
+            self._buffer.make_room(count * width // _PART + 1)
+            content = self._buffer.data[start : start + count * width]
+            return f"{count} numbers, SHA-256 {hashlib.sha256(content).hexdigest()[:16]}" if count else ()
         if format.startswith("*"):
             letter = format[2:]
             width = struct.calcsize(f"<{letter}")

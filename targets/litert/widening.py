@@ -30,9 +30,9 @@ from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.litert.excerpt import cut
 from targets.litert.reading import Codes, coded_products
-from targets.litert.schema import GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor
+from targets.litert.schema import BITS, GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor
 from targets.litert.tables import Flatbuffer, Patch, Table
-from targets.litert.type_names import FLOAT, FLOAT16, INT4
+from targets.litert.type_names import FLOAT, FLOAT16
 from targets.writing import RANGE, Output, destination_error
 
 _FLOAT: Final = 4
@@ -134,7 +134,7 @@ class _Widening:
         for subgraph, table in zip(self._model.subgraphs, root.tables(2), strict=True):
             products = coded_products(self._model, subgraph)
             for tensor, entry in zip(subgraph.tensors, table.tables(0), strict=True):
-                if TYPES.get(tensor.type) == INT4:
+                if TYPES.get(tensor.type) in BITS:
                     codes = products(tensor)
                     if tensor.buffer in multiplied:
                         self._add(tensor, entry, codes)
@@ -169,12 +169,17 @@ class _Widening:
             raise self._damaged(f"tensor {shown(tensor.name)} has type {tensor.type}, which is not read")
 
     def _add(self, tensor: Tensor, entry: Table, codes: Codes) -> None:
-        index, quantization = entry.number(2, "<I"), entry.table(4)
-        if quantization is None or tensor.scaled:
-            raise self._damaged(f"tensor {shown(tensor.name)} has scales of another kind")
-        for place in (entry.where(1), quantization.where(4)):
-            assert place is not None  # the numbers there are not 0
-            self.patches.append(Patch(place, b"\0"))
+        index, quantization, kind = entry.number(2, "<I"), entry.table(4), entry.where(1)
+        assert quantization is not None
+        assert kind is not None  # the number there is not 0
+        self.patches.append(Patch(kind, b"\0"))
+        if tensor.rowwise is not None:  # a list of scales without any says that there are none
+            place, _ = quantization.vector(2, _FLOAT)
+            self.patches.append(Patch(place - 4, b"\0\0\0\0"))
+        else:
+            details = quantization.where(4)
+            assert details is not None
+            self.patches.append(Patch(details, b"\0"))
         wide = _Wide(codes, tensor.shape[0], self.end)
         known = self.buffers.setdefault(index, wide)
         if known is wide:

@@ -70,14 +70,15 @@ ONNX = Storage().held
     [
         (4, 32, 256, ("Q4_0", "INT4", "INT4")),
         (4, 128, 256, ("Q4_0", "INT4", "INT4")),
-        (4, 0, 256, ("Q4_0", "INT4", "INT4")),
-        (2, 0, 256, ("TQ2_0", "INT4", "INT4")),
+        (4, 0, 256, ("Q4_0", "INT4", "INT4 per row")),
+        (2, 0, 256, ("TQ2_0", "INT4", "INT2 per row")),
         (2, 256, 512, ("TQ2_0", "INT4", "INT4")),
-        (2, 0, 128, ("Q4_0", "INT4", "INT4")),  # no whole blocks of 256
+        (2, 0, 128, ("Q4_0", "INT4", "INT2 per row")),  # no whole blocks of 256
         (2, 128, 256, ("Q4_0", "INT4", "INT4")),  # two scales in one
-        (3, 0, 256, ("Q4_0", "INT4", "INT4")),
+        (3, 0, 256, ("Q4_0", "INT4", "INT4 per row")),
         (3, 64, 256, ("Q4_0", "INT4", "INT4")),
-        (8, 0, 256, ("Q8_0", "INT8", "FLOAT16")),
+        (8, 0, 256, ("Q8_0", "INT8", "INT8 per row")),
+        (4, 32, 32, ("Q4_0", "INT4", "INT4")),  # the lattice's own blocks, which are whole rows
         (5, 32, 256, ("Q8_0", "INT8", "FLOAT16")),
         (4, 16, 256, ("Q8_0", "INT8", "FLOAT16")),  # two scales in a block: rounded
         (4, 48, 240, ("F32", "FLOAT", "FLOAT16")),  # no whole blocks
@@ -108,8 +109,8 @@ def test_codes_of_every_lattice_are_written_as_they_are(bits: int, block: int) -
     np.testing.assert_array_equal(
         scales.view("<f4").reshape(ROWS, -1)[:, 0], weight.codes(0, ROWS).scales[:, 0]
     )
-    if bits <= 4:
-        rows = litert_encode(weight, "INT4", 0, ROWS, multiplied=True)
+    if bits <= 4 or not block:
+        rows = litert_encode(weight, LITERT.type_of(weight), 0, ROWS, multiplied=True)
         np.testing.assert_array_equal(rows.floats(), expected)
 
 
@@ -290,7 +291,7 @@ def test_only_codes_of_a_lattice_have_statuses() -> None:
 def test_a_type_that_refuses_negative_scales_is_passed_over() -> None:
     weight = packed(4, 0, scales=np.full((ROWS, 1), -0.5, np.float32))
     assert LITERT.type_of(weight, negative=True) == "INT4+sums"
-    assert LITERT.type_of(weight) == "INT4"
+    assert LITERT.type_of(weight) == "INT4 per row"
     assert GGML.type_of(weight, negative=True) == "Q4_0"
 
 

@@ -27,9 +27,8 @@ from converter.system.amounts import amount
 from converter.system.child import without_directories
 from converter.system.processors import processors
 from targets.litert.bundle import find_section, read_sections
-from targets.litert.schema import OPERATORS, TYPES, read_model
+from targets.litert.schema import BITS, OPERATORS, TYPES, read_model
 from targets.litert.sections import EMBEDDER, MODEL, PER_LAYER_EMBEDDER, PREFILL_DECODE
-from targets.litert.type_names import INT4
 
 #: Contents of the caches by name, float32.
 Cache = Mapping[str, NDArray[np.float32]]
@@ -249,7 +248,7 @@ def _rounds(path: Path) -> bool:
         OPERATORS.get(operator.code) == "FULLY_CONNECTED"
         and len(operator.inputs) > 1
         and 0 <= operator.inputs[1] < len(subgraph.tensors)
-        and TYPES.get(subgraph.tensors[operator.inputs[1]].type) == INT4
+        and TYPES.get(subgraph.tensors[operator.inputs[1]].type) in BITS
         for subgraph in model.subgraphs
         for operator in subgraph.operators
     )

@@ -244,7 +244,7 @@ def test_a_long_operator_that_many_ask_for_is_read_once(excerpt):
     """Time that grows with the product of two numbers of a stranger's would be without end."""
     count = 20_000
     tensors = tuple(
-        Tensor("layers.0.self_attn.q_proj.weight" if index == 1 else "", 0, (1,), None, None, False)
+        Tensor("layers.0.self_attn.q_proj.weight" if index == 1 else "", 0, (1,), None, None, None, False)
         for index in range(count + 2)
     )
     norm = Operator(206, (0, *(-1,) * count), tuple(range(2, count + 2)))
