@@ -351,7 +351,7 @@ def _fork(module: str, connection: socket.socket, directory: Path, graphs: Path)
 def _places(given: str) -> list[str] | None:
     """Directories of ``PYTHONPATH`` that a worker imports from too, ``None`` if the server has imported, or
     would have run, another module of a name in them."""
-    places = [one for one in given.split(os.pathsep) if Path(one).is_dir() and one not in sys.path]
+    places = [one for one in given.split(os.pathsep) if one and Path(one).is_dir() and one not in sys.path]
     names = {file.name.split(".")[0] for place in places for file in Path(place).iterdir()}
     return None if names & {*sys.modules, "sitecustomize"} else places
 

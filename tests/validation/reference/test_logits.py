@@ -378,7 +378,7 @@ def test_an_index_of_files_needs_no_metadata(
     listed = json.loads((whole / INDEX).read_text("utf-8"))
     (directory / INDEX).unlink()
     (directory / INDEX).write_text(json.dumps({"weight_map": listed["weight_map"], **metadata}), "utf-8")
-    options = {"dtype": "float32", "max_memory": None, "scratch": None}
+    options = {"dtype": "float32", "max_memory": None, "scratch": None, "grids": False, "untied": False}
     found = load_model({"model": directory, "left_out": model_of(directory).left_out, **options})
     expected = load_model({"model": whole, "left_out": model_of(whole).left_out, **options}).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
