@@ -347,9 +347,16 @@ class Holdings:
         rounded = self.find(self.off_lattice)
         block = rounded.block if rounded else 0
         odd = [weight for weight in off if block and weight.columns % block]
+        packed = [weight for weight in odd if weight.is_packed]
+        odd = [weight for weight in odd if not weight.is_packed]
         parts = []
-        if len(odd) < len(off):
-            parts.append(f"{len(off) - len(odd)} are stored as {self.off_lattice}")
+        if rest := len(off) - len(odd) - len(packed):
+            parts.append(f"{rest} are stored as {self.off_lattice}")
+        if packed:
+            parts.append(
+                f"{len(packed)} are stored as {self.numbers['F32']}, without loss, as their rows fit no "
+                f"blocks (the first is {packed[0].name}, with an input dimension of {packed[0].columns})"
+            )
         if odd:
             parts.append(
                 f"{len(odd)} keep the checkpoint's type, as their rows are no multiple of {block} (the first "

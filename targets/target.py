@@ -115,6 +115,9 @@ class Plan:
     scales: str = "float16"
     #: The first versions of the runtimes that run it, by their names.
     requires: Mapping[str, str] = field(default_factory=dict)
+    #: Whether it rounds activations to the checkpoint's static grids. It is then judged by a reference that
+    #: does so too.
+    applies_grids: bool = False
 
     @property
     def artifacts(self) -> tuple[str, ...]:

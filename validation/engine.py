@@ -58,6 +58,8 @@ def measure_engine(
     reference: NDArray[np.float32],
     scratch: Path,
     progress: Progress,
+    *,
+    grids: bool = False,
 ) -> dict[str, Any]:
     """The ``engine`` of the report's ``runtime`` block.
 
@@ -65,7 +67,8 @@ def measure_engine(
     ``greedy`` and ``scores`` (``None`` without any).
 
     ``reference`` holds the logits of ``prepared``'s sequences, ``[positions, vocabulary]``. Those of
-    ``scored_sequences`` are scored. Raises ``ValidationError`` when the engine or the reference fails.
+    ``scored_sequences`` are scored. ``grids`` says that the reference rounds to static grids, in its
+    continuations too. Raises ``ValidationError`` when the engine or the reference fails.
     """
     checkpoint = prepared.checkpoint
     texts = compared_texts(prepared)
@@ -89,7 +92,7 @@ def measure_engine(
     )
     account = engine.run(artifact, questions, stage_of(progress, f"generating text ({engine.name})"))
     scores = dict(zip(scored, account.scores, strict=True))
-    greedy = _greedy(prepared, prompts, account, scratch, progress)
+    greedy = _greedy(prepared, prompts, account, scratch, progress, grids)
     return {
         "name": engine.name,
         "version": account.version,
@@ -146,14 +149,19 @@ def _beginnings(prepared: Prepared) -> list[tuple[str, list[int]]]:
 
 
 def _greedy(
-    prepared: Prepared, prompts: Sequence[_Prompt], account: Account, scratch: Path, progress: Progress
+    prepared: Prepared,
+    prompts: Sequence[_Prompt],
+    account: Account,
+    scratch: Path,
+    progress: Progress,
+    grids: bool,
 ) -> dict[str, Any]:
     """The reference's continuations of the prompts, and the engine's beside them."""
     checkpoint = prepared.checkpoint
     ends = end_tokens(checkpoint.architecture, checkpoint.tokenizer)
     compared = []
     if prompts:
-        continued = _continue(prepared, prompts, account, ends, scratch, progress)
+        continued = _continue(prepared, prompts, account, ends, scratch, progress, grids)
         vocabulary = Vocabulary(checkpoint.tokenizer, ends)
         compared = [
             comparison(prompt.text, prompt.kind, one, answer, vocabulary)
@@ -177,6 +185,7 @@ def _continue(
     ends: Sequence[int],
     scratch: Path,
     progress: Progress,
+    grids: bool,
 ) -> list[Continuation]:
     checkpoint, output = prepared.checkpoint, scratch / "continuations.npy"
     offload = scratch / "offload"
@@ -189,7 +198,7 @@ def _continue(
                 "model": str(directory.resolve()),
                 "left_out": list(model.left_out),
                 "untied": model.untied,
-                "grids": False,
+                "grids": grids,
                 "prompts": [[*_begin(prepared), *prompt.ids] for prompt in prompts],
                 "drafts": [list(answer.tokens) for answer in account.answers],
                 "count": COUNT,

@@ -28,6 +28,8 @@ from validation.parallel import in_flight
 
 #: Tables in which rows are looked up; the head multiplies with the first too where it is tied to it.
 _TABLES = (EMBEDDING, PER_LAYER_EMBEDDING)
+#: Static scales of what a module takes and gives: one each, or one for each channel; 0 for none.
+StaticScales = tuple[list[float], list[float]]
 #: Bytes of a shard, unless a single tensor is larger.
 SHARD = 2 << 30
 
@@ -65,6 +67,18 @@ def write_checkpoint(
         json.dumps({"metadata": {"total_size": size}, "weight_map": index}), "utf-8"
     )
     (directory / CONFIG).write_text(json.dumps(text_config(checkpoint)), "utf-8")
+
+
+def static_scales(checkpoint: Checkpoint) -> dict[str, StaticScales]:
+    """The checkpoint's grids, by the modules' names in the model that ``write_checkpoint`` leaves."""
+    return {
+        _text_module(module): (_listed(scales.input), _listed(scales.output))
+        for module, scales in checkpoint.grids.items()
+    }
+
+
+def _listed(scales: NDArray[np.float32] | None) -> list[float]:
+    return [0.0] if scales is None else scales.tolist()
 
 
 def needed_disk(checkpoint: Checkpoint, tokens: Collection[int] | None = None) -> int:
@@ -121,6 +135,10 @@ def _ranges(
 
 def _text_name(weight: Weight) -> str:
     return weight.name if weight.name == HEAD else f"model.{weight.name}"
+
+
+def _text_module(module: str) -> str:
+    return module if module == HEAD.rpartition(".")[0] else f"model.{module}"
 
 
 def _shards(weights: list[Weight], limit: int) -> list[list[Weight]]:

@@ -136,28 +136,30 @@ def prove(
         bench = Bench(prepared, writer, runner, reference, Path(name), progress, gridded)
         begin(progress, "hashing files")
         settle()
-        proof, options, way = _prove(bench, artifact)
+        proof, plan, way = _prove(bench, artifact)
         proof.entry["runtime"]["runner"] = runtime_of(target, settings.runtimes.get(target))
         if settings.baseline is not None:
-            measured = _measure_baseline(bench, options, way)
+            measured = _measure_baseline(bench, plan, way)
             proof.entry["baseline"] = {"name": settings.baseline, **measured}
     return proof
 
 
-def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object], Mapping[str, object]]:
-    """The artifact's entry of the report, in the best way to run it. With it come the options by which it is
+def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Plan, Mapping[str, object]]:
+    """The artifact's entry of the report, in the best way to run it. With it come the plan by which it is
     written, and the way in which it was run, for another that must be run in the same."""
     plan, choices = artifact.plan, artifact.choices
     first = bench.target.written(plan, choices[0]) if choices else plan
     given = read_subject(bench.target, bench.checkpoint, artifact.path, first, bench.progress)
-    own = own_weights(bench, given.stored)  # first, since limits may go by what each way loses beside them
+    plans = [bench.target.written(plan, choice) for choice in choices] or [plan]
+    own = own_weights(bench, given.stored, plans)  # first: limits may go by what each way loses beside them
     tried = try_ways(bench, given, choices, own, artifact.others or bench.scratch)
     trials = [trial for trial in tried if isinstance(trial, Trial)]
     chosen = choosing.best(trials)
     subject = chosen.subject
+    own_of = own if isinstance(own, str) else own.under(subject.plan)
     built = compare_as_built(bench, subject.artifact, subject.plan)
     graph = measure_graph(bench, subject, own, trials)
-    text = measure_text_side(bench, subject.artifact, chosen.limits)
+    text = measure_text_side(bench, subject, chosen.limits)
     parts = measure_parts(bench, subject)
     judged = (*chosen.gates, graph.gate, *built.gates, *text.gates)
     for gate in judged:
@@ -173,11 +175,11 @@ def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object
             "version": chosen.runtime.version,
             **chosen.runtime.settings,
             **chosen.choice,
-            **same_weights_entry(bench, own, chosen.same_weights),
+            **same_weights_entry(bench, own_of, chosen.same_weights),
             **({} if graph.entry is None else {"graph": graph.entry}),
             **({} if text.engine is None else {"engine": text.engine}),
         },
-        **grids_entry(bench, chosen.output),
+        **grids_entry(bench, subject.plan, chosen.output),
         "gates": [gate.entry() for gate in judged],
         **built.entry,
         **({"parts": {part.name: part.entry() for part in parts}} if parts else {}),
@@ -185,19 +187,18 @@ def _prove(bench: Bench, artifact: Artifact) -> tuple[Proof, Mapping[str, object
     if len(tried) > 1:
         entry["alternatives"] = choosing.alternatives(tried, chosen)
     way = chosen.choice or chosen.runtime.way
-    return Proof(entry, chosen.choice, subject.artifact), subject.plan.options, way
+    return Proof(entry, chosen.choice, subject.artifact), subject.plan, way
 
 
-def _measure_baseline(
-    bench: Bench, options: Mapping[str, object], choice: Mapping[str, object]
-) -> dict[str, Any]:
-    """Weights and logits of the naive requantisation, written by ``options`` and run in the same way."""
+def _measure_baseline(bench: Bench, plan: Plan, choice: Mapping[str, object]) -> dict[str, Any]:
+    """Weights and logits of the naive requantisation, written by the options of ``plan`` and run in the same
+    way."""
     with bench.directory() as directory:
         naive = write_naive_q4_0(
             bench.target.name,
             bench.checkpoint,
             Path(directory),
-            options,
+            plan.options,
             bench.stage(f"writing the baseline ({bench.target.name})"),
         )
         stored = bench.target.describe(naive, bench.checkpoint)
@@ -206,5 +207,5 @@ def _measure_baseline(
         )
         output, _ = run(bench, naive, f"running {bench.runner.name} (baseline)", choice)
         logits = map_logits(output, bench.tokens.positions)
-        metrics = compare_logits(bench, bench.reference, logits)
+        metrics = compare_logits(bench, bench.reference_for(plan), logits)
     return {"weights": weights_entry(weights), "logits": logits_entry(metrics)}

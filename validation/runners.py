@@ -293,8 +293,8 @@ class Runner(Protocol):
     def unrounded(
         self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
-        """The artifact in a form that the runtime runs without rounding to integers, and the choice by which
-        ``logits`` does.
+        """The artifact in a form that the runtime runs without rounding, neither to integers nor to static
+        grids of activations, and the choice by which ``logits`` does.
 
         The form is a file in ``directory`` with the artifact's own metadata, graph and weights, the weights
         widened to floats, or it is the artifact itself. With ``excerpt``, it has these layers of the model

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.checkpoint.opened import Checkpoint
+from converter.errors import ValidationError
 from converter.system.progress import Progress, StageProgress, stage_of
-from targets.target import Target
+from targets.target import Plan, Target
 from validation.logits import next_tokens
 from validation.metrics import LogitMetrics, compare
 from validation.room import Room
@@ -44,7 +45,8 @@ class Bench:
     scratch: Path
     progress: Progress
     #: Logits of the reference with the checkpoint's static grids of activations, of the same shape as
-    #: ``reference``, which is without them. ``None`` where there are no grids.
+    #: ``reference``, which is without them. ``None`` where there are no grids. What an artifact is judged by
+    #: says ``reference_for``.
     gridded: NDArray[np.float32] | None = None
 
     @property
@@ -66,6 +68,18 @@ class Bench:
     def vocabulary(self) -> int:
         """How many logits there are at a position."""
         return int(self.reference.shape[1])
+
+    def reference_for(self, plan: Plan) -> NDArray[np.float32]:
+        """The logits that an artifact is judged by: those with grids if it applies them. Raises
+        ``ValidationError`` where the reference cannot."""
+        if not plan.applies_grids:
+            return self.reference
+        if self.gridded is None:
+            raise ValidationError(
+                f"{self.target.name}: the artifact rounds activations to static grids, and transformers has "
+                f"none for {self.checkpoint.form.name} to compare it with: convert without them"
+            )
+        return self.gridded
 
     @property
     def room(self) -> Room:

@@ -7,8 +7,9 @@ runtime what the runtime's arithmetic loses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +18,12 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.architecture import GELU_TANH
 from converter.checkpoint.opened import Checkpoint
-from targets.target import StoredTensor
+from targets.target import Plan, StoredTensor
 from validation.engine import scored_positions
 from validation.exactness import WeightExactness
 from validation.limits import OwnLoss
 from validation.metrics import LogitMetrics
-from validation.own_weights import disk_shortage, write_checkpoint
+from validation.own_weights import StaticScales, disk_shortage, static_scales, write_checkpoint
 from validation.reference.logits import Computation, Model, OwnLogits, own_logits
 from validation.report.entries import number
 from validation.running import Bench, compare_logits
@@ -41,17 +42,30 @@ class OwnWeights:
     made: OwnLogits
     #: Theirs beside the reference: what the weights alone cost.
     metrics: LogitMetrics
+    #: The same of a model that rounds activations to the checkpoint's static grids, ``None`` if no way to run
+    #: the artifact does.
+    gridded: OwnWeights | None = None
+
+    def under(self, plan: Plan) -> OwnWeights:
+        """What an artifact of ``plan`` is beside."""
+        return self.gridded if plan.applies_grids and self.gridded is not None else self
 
 
-def own_weights(bench: Bench, stored: Mapping[str, StoredTensor]) -> OwnWeights | str:
+def own_weights(bench: Bench, stored: Mapping[str, StoredTensor], plans: Iterable[Plan]) -> OwnWeights | str:
     """Transformers on the weights of an artifact (canonical name to tensor), or in a line why it was not
-    run."""
+    run. It is run with static grids too if an artifact of ``plans`` applies them."""
     if not bench.settings.same_weights:
         return "--no-same-weights leaves out the logits that it is compared with"
     if shortage := disk_shortage(bench.checkpoint, bench.room.disk, bench.tokens.ids):
         return shortage
-    own = logits_of_weights(bench, bench.checkpoint, stored, f"{bench.target.name}'s weights")
-    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits))
+    made, of = partial(logits_of_weights, bench, bench.checkpoint, stored), f"{bench.target.name}'s weights"
+    gridded = None
+    if grids := next((plan for plan in plans if plan.applies_grids), None):
+        reference = bench.reference_for(grids)
+        own = made(f"{of} with grids", scales=static_scales(bench.checkpoint))
+        gridded = OwnWeights(own, compare_logits(bench, reference, own.logits))
+    own = made(of)
+    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits), gridded)
 
 
 def logits_of_weights(
@@ -60,10 +74,11 @@ def logits_of_weights(
     stored: Mapping[str, StoredTensor],
     of: str,
     tokens: Tokens | None = None,
+    scales: Mapping[str, StaticScales] | None = None,
 ) -> OwnLogits:
     """Logits of transformers on ``checkpoint`` with an artifact's weights, at the positions of ``tokens``
-    (default: all). ``of`` names the weights in its stages. Raises ``ValidationError`` for weights of which it
-    makes no model."""
+    (default: all). ``of`` names the weights in its stages. Modules round to the static ``scales`` of their
+    inputs and outputs. Raises ``ValidationError`` for weights of which it makes no model."""
     tokens, stage = tokens or bench.tokens, f"transformers on {of}"
     architecture = checkpoint.architecture
     computation = Computation(
@@ -75,11 +90,11 @@ def logits_of_weights(
         directory = Path(name)
         write_checkpoint(checkpoint, stored, directory, bench.stage(f"dequantizing {of}"), tokens=tokens.ids)
         return own_logits(
-            Model(directory, (), bench.vocabulary),
+            Model(directory, (), bench.vocabulary, scales=scales or {}),
             tokens,
             computation,
             bench.file(stage),
-            dense=architecture.experts is None,
+            dense=architecture.experts is None and not scales,
             progress=bench.stage(stage),
         )
 

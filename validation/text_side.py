@@ -14,6 +14,7 @@ from validation.judging import judge_text, limits_of
 from validation.limits import Limits
 from validation.runners import TextRuntime
 from validation.running import Bench
+from validation.subject import Subject
 from validation.tokenization import read_text_side
 
 
@@ -26,17 +27,23 @@ class TextSide:
     engine: Mapping[str, Any] | None = None
 
 
-def measure_text_side(bench: Bench, artifact: Path, limits: Limits) -> TextSide:
+def measure_text_side(bench: Bench, subject: Subject, limits: Limits) -> TextSide:
     """Tokens, prompts and ends of answers, and an engine's own text, by the ``limits`` in force.
 
     There is nothing for an artifact that the runtime does not take for text. Raises ``ValidationError`` when
     an engine fails.
     """
-    engine, text = bench.runner.engine, bench.runner.text
+    engine, text, artifact = bench.runner.engine, bench.runner.text, subject.artifact
     if engine is not None and engine.takes(artifact):
         with bench.directory() as name:
             found = measure_engine(
-                bench.prepared, engine, artifact, bench.reference, Path(name), bench.progress
+                bench.prepared,
+                engine,
+                artifact,
+                bench.reference_for(subject.plan),
+                Path(name),
+                bench.progress,
+                grids=subject.plan.applies_grids,
             )
         return TextSide(judge_text(bench, limits, found), found)
     if text is not None and text.takes(artifact):

@@ -2,8 +2,10 @@
 
 A runtime that rounds activations is off by more than most wrong graphs are: its noise hides a wrong epsilon,
 a window that is too long, a RoPE base. So the runtime runs the artifact once more in a form in which it
-rounds nothing, with the artifact's own metadata, graph and weights. It is compared with transformers in
-float32 on the same weights. What is left between both is float arithmetic.
+rounds nothing, to static grids of activations neither, with the artifact's own metadata, graph and weights.
+It is compared with transformers in float32 on the same weights. What is left between both is float
+arithmetic. (One unit in the last place beside the edge of a grid is a whole step of it: with grids no two
+programs agree so far.)
 
 A model for which there is no room is run as an excerpt, its first layers of every kind. What is wrong in a
 layer that is left out does not show then.
@@ -79,7 +81,7 @@ def _measure_whole(bench: Bench, subject: Subject, own: OwnWeights, trials: Sequ
             form, choice = bench.runner.unrounded(
                 artifact, Path(name), bench.stage(f"widening {bench.target.name} to floats")
             )
-            same = [trial for trial in trials if not trial.rounded] if form == artifact else []
+            same = [trial for trial in trials if _is_unrounded(trial)] if form == artifact else []
             tokens = compared(bench.runner, artifact, bench.tokens)
             title = f"running {bench.runner.name} without rounding"
             output = same[0].output if same else run(bench, form, title, choice, tokens)[0]
@@ -93,6 +95,11 @@ def _measure_whole(bench: Bench, subject: Subject, own: OwnWeights, trials: Sequ
     formed = "the artifact itself" if form == artifact else "its weights as floats"
     entry = measured(metrics, tokens, formed, own.made.noise)
     return Graph(judge(_limit(bench, own.made), metrics, tokens), entry)
+
+
+def _is_unrounded(trial: Trial) -> bool:
+    """Whether a way to run an artifact rounds neither to integers nor to static grids."""
+    return not trial.rounded and not trial.subject.plan.applies_grids
 
 
 def _measure_excerpt(bench: Bench, subject: Subject, lack: str) -> Graph:

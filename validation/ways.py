@@ -11,7 +11,6 @@ from converter.errors import DestinationError, TargetError, ValidationError
 from validation import choice as choosing
 from validation.choice import Refusal, Trial
 from validation.judging import judge_run
-from validation.limits import OwnLoss
 from validation.logits import map_logits
 from validation.runners import AS_IT_IS, Runtime
 from validation.running import Bench, compare_logits, run
@@ -84,8 +83,8 @@ def _try(
     """One way, run and judged. ``suffix`` tells its stage from those of others."""
     output, runtime = run(bench, subject.artifact, f"running {bench.runner.name}{suffix}", choice)
     logits = map_logits(output, bench.tokens.positions)
-    metrics = compare_logits(bench, bench.reference, logits)
-    loss: OwnLoss | str = own if isinstance(own, str) else own_loss(bench, own, subject.weights, logits)
+    metrics = compare_logits(bench, bench.reference_for(subject.plan), logits)
+    loss = own if isinstance(own, str) else own_loss(bench, own.under(subject.plan), subject.weights, logits)
     limits, judged = judge_run(bench, runtime, subject.weights, metrics, loss)
     same = None if isinstance(loss, str) else loss.same_weights
     return Trial(choice, subject, runtime, output, metrics, same, limits, judged)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.assembly import Assembly, LeftOut, assemble, check_index, expected_weights
+from converter.checkpoint.canonical_names import HEAD
 from converter.checkpoint.card import Card, read_card
 from converter.checkpoint.documents import Documents, evaluation_text
 from converter.checkpoint.generation import Generation, read_generation
@@ -63,6 +64,17 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """Every file that was read, and the text to be judged on where there is one."""
         return tuple(self.source.files)
+
+    @property
+    def grids(self) -> dict[str, Scales]:
+        """The scales of what modules of the text model take and give, by module (``lm_head``): of those that
+        have either. A head is a module whether it has weights of its own or not."""
+        modules = {name.rpartition(".")[0] for name in (*self.weights, HEAD)}
+        return {
+            module: scales
+            for module, scales in self.scales.items()
+            if module in modules and (scales.input is not None or scales.output is not None)
+        }
 
     def evaluation(self) -> Settings | None:
         """The text that the checkpoint brings to be judged on, ``None`` without one: the JSON object of its

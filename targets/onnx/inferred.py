@@ -11,13 +11,14 @@ from converter.checkpoint.canonical_names import FINAL_NORM
 from converter.checkpoint.opened import Checkpoint
 from targets.off_lattice import inferred_off_lattice
 from targets.onnx.accuracy import LEVELS
-from targets.onnx.protobuf import Graph, read_graph
+from targets.onnx.protobuf import Graph, Node, read_graph
 from targets.onnx.storage import (
     OFF_LATTICE,
     Storage,
     expert_name,
     scales_name,
     stored_name,
+    type_name,
 )
 
 _PRODUCTS: Final = "com.microsoft.MatMulNBits"
@@ -63,8 +64,8 @@ def _scales(checkpoint: Checkpoint) -> Iterator[str]:
 
 def _types(graph: Graph, checkpoint: Checkpoint) -> dict[str, str]:
     """The type of every weight that the graph has, by canonical name."""
-    bits = {
-        name: node.attributes.get("bits", 4)
+    coded = {
+        name: _type_of_codes(node)
         for node in graph.nodes
         if node.operator.startswith("com.microsoft.")
         for name in node.inputs[:2]
@@ -74,5 +75,11 @@ def _types(graph: Graph, checkpoint: Checkpoint) -> dict[str, str]:
         name = stored_name(expert_name(key, 0) if len(weight.shape) > 2 else key)
         one = graph.initializers.get(name)
         if one is not None:
-            found[key] = f"INT{bits.get(name)}" if one.dtype == "UINT8" else one.dtype
+            found[key] = coded.get(name, one.dtype) if one.dtype == "UINT8" else one.dtype
     return found
+
+
+def _type_of_codes(node: Node) -> str:
+    """The type of the codes that a node reads, as this target calls it."""
+    bits, block = node.attributes.get("bits", 4), node.attributes.get("block_size", 128)
+    return type_name(bits, block) if isinstance(bits, int) and isinstance(block, int) else "UINT8"

@@ -1,8 +1,9 @@
 """Rows of weights as the bytes of ONNX initializers.
 
 ``MatMulNBits`` and ``GatherBlockQuantized`` (onnxruntime, ``docs/ContribOperators.md``) take codes without a
-sign. With 4 bits they are two to a byte, the first in the low nibble, each as code + 8. With 8 bits each is
-code + 128. Without a zero point that middle code stands for zero, so a value is ``scale * code``.
+sign. With 2 bits they are four to a byte, the first in the lowest bits, each as code + 2. With 4 bits they
+are two to a byte, the first in the low nibble, each as code + 8. With 8 bits each is code + 128. Without a
+zero point that middle code stands for zero, so a value is ``scale * code``.
 """
 
 from __future__ import annotations
@@ -36,20 +37,37 @@ def _pack_nibbles(codes, out):  # type: ignore[no-untyped-def]
 
 
 @compiled()
+def _pack_pairs(codes, out):  # type: ignore[no-untyped-def]
+    """Four codes at a time, little-endian: one uint32 of ``codes`` becomes one byte of ``out``.
+
+    The low two bits of a two's complement code in -2..1 become code + 2 when their highest is flipped.
+    """
+    for i in range(out.size):
+        four = codes[i] & np.uint32(0x03030303)
+        four |= four >> np.uint32(6)
+        out[i] = np.uint8(((four & np.uint32(0x0F)) | ((four >> np.uint32(12)) & np.uint32(0xF0))) ^ 0xAA)
+
+
+@compiled()
 def _to_half(bits, out):  # type: ignore[no-untyped-def]
     for i in range(out.size):
         out[i] = np.uint16(half_bits(bits[i]))
 
 
+#: How codes of so many bits, as many at a time as a byte has, become bytes.
+_PACK: Final = {2: _pack_pairs, 4: _pack_nibbles}
+
+
 def pack_codes(codes: Codes, bits: int) -> Bytes:
-    """Bytes of signed ``codes`` (int8 ``[rows, columns]``, of 4 or 8 bits): uint8
-    ``[rows, columns * bits / 8]``. ``columns`` is even."""
+    """Bytes of signed ``codes`` (int8 ``[rows, columns]``, of 2, 4 or 8 bits): uint8
+    ``[rows, columns * bits / 8]``, which is a whole number."""
     codes = np.ascontiguousarray(codes)
     if bits == 8:
         return codes.view(np.uint8) ^ np.uint8(0x80)
+    each = 8 // bits
     rows, columns = codes.shape
-    out = np.empty((rows, columns // 2), np.uint8)
-    _pack_nibbles(codes.reshape(-1).view("<u2"), out.reshape(-1))
+    out = np.empty((rows, columns // each), np.uint8)
+    _PACK[bits](codes.reshape(-1).view(f"<u{each}"), out.reshape(-1))
     return out
 
 

@@ -22,7 +22,7 @@ from converter.system.untrusted import shown
 from targets.onnx.dequantisation import ITEM_BYTES, Codes, Floats, Numbers, Scheme, Stretch
 from targets.onnx.packing import FROM_FLOATS
 from targets.onnx.protobuf import External, Graph, Initializer, Node, read_graph
-from targets.onnx.storage import Storage, expert_name, stored_name
+from targets.onnx.storage import OFF_LATTICE, Storage, expert_name, stored_name, type_name
 from targets.onnx.writing import quantised
 from targets.target import StoredTensor
 
@@ -110,14 +110,17 @@ def _rule(weight: Weight, matrices: Sequence[_Matrix]) -> Callable[[int, int], F
     if isinstance(first, Numbers):
         return partial(_ruled_numbers, weight, first)
     scheme = first.scheme
-    coded = Storage().held.find(_type_name(scheme))
-    written = coded is not None and scheme.block == coded.block and scheme.shape[1] % coded.block == 0
-    return partial(_ruled_codes, weight, first) if written and first.scales_dtype in _SCALES else None
+    name = _type_name(scheme)
+    coded = Storage().held.find(name)
+    if coded is None or scheme.shape[1] % coded.block or first.scales_dtype not in _SCALES:
+        return None
+    written = name in OFF_LATTICE.values() or Storage().held.kept_scales(weight, name) is not None
+    return partial(_ruled_codes, weight, first) if written else None
 
 
 def _type_name(scheme: Scheme) -> str:
     """The type of codes, as this target calls it."""
-    return f"INT{scheme.bits}"
+    return type_name(scheme.bits, scheme.block)
 
 
 def _form(rows: Numbers | Codes) -> tuple[object, ...]:
@@ -133,8 +136,8 @@ def _ruled_numbers(weight: Weight, stored: Numbers, start: int, stop: int) -> Fl
 
 
 def _ruled_codes(weight: Weight, stored: Codes, start: int, stop: int) -> Floats:
-    storage, type_name = Storage(scales=stored.scales_dtype), _type_name(stored.scheme)
-    parts = [part.tobytes() for part in quantised(weight, type_name, storage, start, stop)[:2]]
+    storage, held = Storage(scales=stored.scales_dtype), _type_name(stored.scheme)
+    parts = [part.tobytes() for part in quantised(weight, held, storage, start, stop)[:2]]
     codes, scales = (Stretch(weight.name, len(part), part) for part in parts)
     return Codes(stored.scheme, codes, scales, stored.scales_dtype)(0, stop - start)
 

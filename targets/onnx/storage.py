@@ -1,8 +1,9 @@
 """How the ONNX artifact holds a weight: which type, under which name, in how many bytes.
 
-A matrix on the 4-bit lattice is held as the codes and scales of ``MatMulNBits`` and
-``GatherBlockQuantized`` (``INT4``). ``INT8`` is the same with 8 bits, for matrices on no lattice. ``FLOAT``,
-``FLOAT16`` and ``BFLOAT16`` are ONNX's own types.
+A matrix on a lattice is held as the codes and scales of ``MatMulNBits`` and ``GatherBlockQuantized``:
+``INT4`` has codes of 4 bits in blocks of 32, ``INT2/128`` codes of 2 bits in blocks of 128. The operators
+have no scale for a whole row: such a row is the largest blocks that divide it, each with the row's scale.
+``INT8`` holds matrices on no lattice too. ``FLOAT``, ``FLOAT16`` and ``BFLOAT16`` are ONNX's own types.
 """
 
 from __future__ import annotations
@@ -27,9 +28,23 @@ _DTYPES: Final = {"float32": "FLOAT", "float16": "FLOAT16"}
 _SCALES: Final = {"f32": "FLOAT", "f16": "FLOAT16"}
 _LEVELS: Final = range(5)
 _NUMBERS: Final = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}
-#: The types of codes and scales, with float16 scales. Rounding loses what GGML's types lose, whatever the
-#: type of scales is.
-_CODED: Final = tuple(Coded(f"INT{bits}", bits, 32, rounded_scale="F16") for bits in (4, 8))
+#: What follows the bits in a type's name, by the values of its blocks, the one with the fewest scales first.
+#: The operators take 256 too, but those of 2 bits onnxruntime (1.32) multiplies by float32 activations alone,
+#: whatever the accuracy level is.
+_NAMED: Final[Mapping[int, str]] = {128: "/128", 64: "/64", 32: "", 16: "/16"}
+
+
+def type_name(bits: int, block: int) -> str:
+    """What codes of ``bits`` bits with a scale for each ``block`` of them are called: ``INT4`` for 32,
+    ``INT2/128``."""
+    return f"INT{bits}{_NAMED.get(block, f'/{block}')}"
+
+
+#: The types of codes and scales, the smallest first. Rounding loses what GGML's types lose, whatever the type
+#: of scales is.
+_CODED: Final = tuple(
+    Coded(type_name(bits, block), bits, block, rounded_scale="F16") for bits in (2, 4, 8) for block in _NAMED
+)
 
 
 @dataclass(frozen=True, slots=True)

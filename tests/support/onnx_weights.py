@@ -22,13 +22,12 @@ from targets.onnx.storage import (
     stored_name,
 )
 from targets.onnx.writing import write_data
+from targets.storing import Coded
 from targets.target import PlannedTensor
 from targets.writing import Written
 
 DATA = "model.onnx.data"
 FLOAT32 = Storage()
-#: Bits of a code, by the type.
-BITS = {"INT4": 4, "INT8": 8}
 
 
 @dataclass(frozen=True)
@@ -111,18 +110,20 @@ class _Made:
         columns, format = place.tensor.shape[-1], place.tensor.type
         stored, output = stored_name(name), f"out.{stored_name(name)}"
         x = self._input(f"x.{columns}", TensorProto.FLOAT, ["n", columns])
-        if format not in BITS:
+        coded = self.storage.held.find(format)
+        if coded is None:
             self._stretch(stored, format, place, start, [rows, columns])
             turned = self._node(
                 "Transpose", [self._as_float(stored, format)], f"{stored}.turned", perm=[1, 0]
             )
             self._output(self._node("MatMul", [x, turned], output))
             return
-        self._stretch(stored, "UINT8", place, start, [rows, columns // 32, 4 * BITS[format]])
+        blocks, (size, *_) = columns // coded.block, coded.row_parts(coded.block)
+        self._stretch(stored, "UINT8", place, start, [rows, blocks, size])
         if scales is None:
             scales = scales_name(name)
             self._scales(scales, place, start, rows)
-        node = {"K": columns, "N": rows, "bits": BITS[format], "block_size": 32, "accuracy_level": self.level}
+        node = {"K": columns, "N": rows, "accuracy_level": self.level, **_attributes(coded)}
         taken = [x, stored, self._as_float(scales, self.storage.scales)]
         self._output(self._node("MatMulNBits", taken, output, "com.microsoft", **node))
 
@@ -130,14 +131,15 @@ class _Made:
         shape, format = place.tensor.shape, place.tensor.type
         stored, output = stored_name(name), f"out.{stored_name(name)}"
         ids = self._input("ids", TensorProto.INT64, ["n"])
-        if format not in BITS:
+        coded = self.storage.held.find(format)
+        if coded is None:
             self._stretch(stored, format, place, 0, shape)
             rows = self._node("Gather", [stored, ids], f"{stored}.rows")
             self._output(self._node("Cast", [rows], output, to=TensorProto.FLOAT))
             return
         self._stretch(stored, "UINT8", place, 0, [shape[0], place.row_bytes])
         self._scales(scales_name(name), place, 0, shape[0])
-        node = {"bits": BITS[format], "block_size": 32, "gather_axis": 0, "quantize_axis": 1}
+        node = {"gather_axis": 0, "quantize_axis": 1, **_attributes(coded)}
         taken = [stored, ids, self._as_float(scales_name(name), self.storage.scales)]
         self._output(self._node("GatherBlockQuantized", taken, output, "com.microsoft", **node))
 
@@ -156,7 +158,9 @@ class _Made:
     def _scales(self, name: str, place: Place, start: int, rows: int) -> None:
         assert place.scales_offset is not None
         offset = place.scales_offset + start * place.scales_row_bytes
-        shape = [rows, place.tensor.shape[-1] // 32]
+        coded = self.storage.held.find(place.tensor.type)
+        assert coded is not None
+        shape = [rows, place.tensor.shape[-1] // coded.block]
         self.initializers[name] = external(
             name, self.storage.scales, shape, offset, rows * place.scales_row_bytes
         )
@@ -178,6 +182,11 @@ class _Made:
 
     def _output(self, name: str) -> None:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+
+
+def _attributes(coded: Coded) -> dict[str, int]:
+    """What both operators are told of codes and scales."""
+    return {"bits": coded.bits, "block_size": coded.block}
 
 
 def computed(path: Path, ids: int, folder: Path | None = None) -> dict[str, np.ndarray]:

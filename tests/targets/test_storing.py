@@ -69,19 +69,21 @@ ONNX = Storage().held
     ("bits", "block", "columns", "expected"),
     [
         (4, 32, 256, ("Q4_0", "INT4", "INT4")),
-        (4, 128, 256, ("Q4_0", "INT4", "INT4")),
-        (4, 0, 256, ("Q4_0", "INT4", "INT4 per row")),
-        (2, 0, 256, ("TQ2_0", "INT4", "INT2 per row")),
-        (2, 256, 512, ("TQ2_0", "INT4", "INT4")),
-        (2, 0, 128, ("Q4_0", "INT4", "INT2 per row")),  # no whole blocks of 256
-        (2, 128, 256, ("Q4_0", "INT4", "INT4")),  # two scales in one
-        (3, 0, 256, ("Q4_0", "INT4", "INT4 per row")),
-        (3, 64, 256, ("Q4_0", "INT4", "INT4")),
-        (8, 0, 256, ("Q8_0", "INT8", "INT8 per row")),
+        (4, 128, 256, ("Q4_0", "INT4/128", "INT4")),
+        (4, 0, 256, ("Q4_0", "INT4/128", "INT4 per row")),
+        (2, 0, 256, ("TQ2_0", "INT2/128", "INT2 per row")),
+        (2, 256, 512, ("TQ2_0", "INT2/128", "INT4")),
+        (2, 0, 128, ("Q4_0", "INT2/128", "INT2 per row")),  # no whole blocks of 256
+        (2, 0, 320, ("Q4_0", "INT2/64", "INT2 per row")),  # the largest blocks that divide the row
+        (2, 128, 256, ("Q4_0", "INT2/128", "INT4")),  # two scales in one
+        (3, 0, 256, ("Q4_0", "INT4/128", "INT4 per row")),
+        (3, 64, 256, ("Q4_0", "INT4/64", "INT4")),
+        (8, 0, 256, ("Q8_0", "INT8/128", "INT8 per row")),
         (4, 32, 32, ("Q4_0", "INT4", "INT4")),  # the lattice's own blocks, which are whole rows
         (5, 32, 256, ("Q8_0", "INT8", "FLOAT16")),
-        (4, 16, 256, ("Q8_0", "INT8", "FLOAT16")),  # two scales in a block: rounded
-        (4, 48, 240, ("F32", "FLOAT", "FLOAT16")),  # no whole blocks
+        (4, 16, 256, ("Q8_0", "INT4/16", "FLOAT16")),  # two scales in a block of 32: rounded
+        (4, 48, 240, ("F32", "INT4/16", "FLOAT16")),  # no whole blocks of 32
+        (4, 0, 40, ("F32", "FLOAT", "INT4 per row")),  # nor of 16
     ],
 )
 def test_the_narrowest_type_whose_blocks_lie_within_the_lattices_holds_its_codes(

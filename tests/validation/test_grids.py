@@ -1,8 +1,10 @@
-"""A mobile checkpoint is judged without static grids of activations; what they do stands beside."""
+"""A mobile checkpoint is judged without static grids of activations, unless the artifact applies them; what
+they do stands beside."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,16 @@ import pytest
 from conftest import CheckpointFactory
 
 from converter.checkpoint.opened import open_checkpoint
+from converter.errors import ValidationError
 from converter.pipeline.conversion import Conversion, convert
 from support.tampering import GgufFile
-from targets.target import find_target
+from targets.target import Plan, find_target
 from validation import unrounded
-from validation.proof import validate
+from validation.proof import inferred_plan, validate
 from validation.report.coverage import not_covered
 from validation.report.files import assemble
 from validation.report.markdown import render_markdown
-from validation.report.summary import side_by_side
+from validation.report.summary import measured_against, side_by_side
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +48,8 @@ def made(mobile_factory: CheckpointFactory, tmp_path_factory: pytest.TempPathFac
 def prove(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(checkpoint: Any, artifact: Path) -> dict[str, Any]:
-        return validate(checkpoint, "gguf", artifact, cache=cache, **SETTINGS)
+    def run(checkpoint: Any, artifact: Path, plan: Plan | None = None, **settings: Any) -> dict[str, Any]:
+        return validate(checkpoint, "gguf", artifact, plan=plan, cache=cache, **SETTINGS, **settings)
 
     return run
 
@@ -129,6 +132,41 @@ def test_a_checkpoint_without_grids_has_no_such_figures(
     assert found["entry"]["passed"] is True
     assert "activation_grids" not in found["entry"]
     assert "activation_grids" not in found["reference"]
+
+
+def test_an_artifact_that_applies_grids_is_judged_by_a_reference_that_does(
+    made: Callable[..., Any], prove: Callable[..., dict[str, Any]]
+) -> None:
+    """This one does not, and claims it."""
+    checkpoint, artifact = made()
+    honest = inferred_plan("gguf", artifact, checkpoint)
+    plan = replace(honest, applies_grids=True)
+    found = prove(checkpoint, artifact, plan, gates={"mean_kld": 0.03}, baseline="naive-q4_0")
+    entry, grids = found["entry"], found["entry"]["activation_grids"]
+    assert grids["applied"] is True
+    assert entry["logits"]["mean_kld"] == grids["mean_kld_artifact"] > 0.03
+    assert entry["logits"]["ppl_reference"] == grids["ppl"]
+    # edges of grids make much of float16 scales, and of the GELU that the reference on them shares
+    assert entry["runtime"]["mean_kld_own_weights"] > 0.01
+    assert entry["runtime"]["mean_kld_same_weights"] > 0.03
+    assert failed(entry) == {"mean_kld"}
+    assert entry["baseline"]["logits"]["ppl_reference"] == grids["ppl"]
+    (graph,) = (gate for gate in entry["gates"] if gate["name"] == "graph_kld")
+    assert graph["value"] < 1e-5
+    origin = {"repo": None, "revision": None, "path": "m", "format": "gemma-mobile"}
+    report = assemble("m", origin, found["reference"], {"gguf": entry})
+    assert not [line for _, line in not_covered(report) if "static grids" in line]
+    assert "which the artifact and its reference do too" in render_markdown(report)
+    assert "transformers in float32 with static grids" in measured_against(report)
+
+
+def test_grids_that_the_reference_does_not_have_cannot_be_judged(
+    made: Callable[..., Any], prove: Callable[..., dict[str, Any]]
+) -> None:
+    checkpoint, artifact = made(activations=False)
+    plan = replace(inferred_plan("gguf", artifact, checkpoint), applies_grids=True)
+    with pytest.raises(ValidationError, match="static grids, and transformers has none for gemma-mobile"):
+        prove(checkpoint, artifact, plan)
 
 
 @pytest.mark.parametrize("options", [{"head": "tied"}, {"blocks": 10}, {"extremes": True}])

@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +55,9 @@ class Model:
     vocabulary: int
     #: The head is to be a module of its own, though the configuration ties it.
     untied: bool = False
+    #: Static scales of what modules take and give, by their names in it, one each or one for each channel, 0
+    #: for none: what they round to that the checkpoint in ``directory`` does not say itself.
+    scales: Mapping[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     #: Makes the checkpoint in ``directory`` where it lies in none, each time that it is used.
     write: Callable[[Path], None] | None = None
 
@@ -224,6 +227,7 @@ def _compute(
             "left_out": list(model.left_out),
             "untied": model.untied,
             "grids": computation.grids,
+            "scales": dict(model.scales),
             "sequences": [list(ids) for ids in tokens.sequences],
             "firsts": list(tokens.firsts),
             "output": str(output),

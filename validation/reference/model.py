@@ -24,7 +24,7 @@ from converter.system.processors import processors
 from converter.system.progress import StageProgress
 from validation.logits import LogitRows
 from validation.metrics import compare
-from validation.reference.packed import check_room, complete, is_packed, untie
+from validation.reference.packed import check_room, complete, is_packed, round_to, untie
 from validation.reference.shards import any_index, few_open_files
 from validation.reference.table import find_table
 
@@ -56,6 +56,8 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
     * ``scratch``: directory for what must be rewritten to be offloaded
     * ``left_out``: names of tensors that are known not to be text weights
     * ``grids``: whether modules round what goes through them by static scales, as far as there are any
+    * ``scales``: for modules by name, static scales of inputs and outputs that the checkpoint does not have;
+      may be absent
     * ``untied``: whether the head is to be a module of its own, though the configuration ties it
     * ``batch_bytes``: most bytes of float32 logits of one pass of a model that is read from disk; null: 1 GiB
     * ``float16_gelu``: whether GELU goes through float16, as llama.cpp's does
@@ -164,6 +166,7 @@ def load_model(request: Mapping[str, Any]) -> Any:
         )
     info = complete(model, info, Path(request["model"]), grids=request["grids"], untied=request["untied"])
     _check_loaded(model, info, {*request["left_out"], *([] if table is None else [table.name])})
+    round_to(model, request.get("scales", {}))
     model.eval()
     return model
 

@@ -78,6 +78,25 @@ def complete(
     return {**info, "missing_keys": missing, "mismatched_keys": mismatched}
 
 
+def round_to(model: Any, scales: Mapping[str, tuple[list[float], list[float]]]) -> None:
+    """Have modules round what they take and give to static ``scales``, as those of packed weights do: one
+    each, or one for each channel, 0 for none. Raises ``ValidationError`` for a module that there is not."""
+    import torch
+    from transformers.integrations.gemma_quant import apply_srq
+
+    modules = dict(model.named_modules())
+    for name, pair in scales.items():
+        if name not in modules:
+            raise ValidationError(f"transformers has no module {name} that could round to static grids")
+        taken, given = (torch.tensor(one, dtype=torch.float32) for one in pair)
+        modules[name].register_forward_pre_hook(
+            lambda module, values, scale=taken: (apply_srq(values[0], scale), *values[1:])
+        )
+        modules[name].register_forward_hook(
+            lambda module, values, result, scale=given: apply_srq(result, scale)
+        )
+
+
 def _fill(model: Any, name: str, directory: Path) -> bool:
     """Give an embedding the scales that the checkpoint has, if they divide its rows."""
     module = model.get_submodule(name.rpartition(".")[0])

@@ -58,13 +58,7 @@ def reference_model(
 def gridded_modules(checkpoint: Checkpoint) -> int:
     """How many modules of the model have their inputs or outputs rounded by ``transformers`` to static grids.
     None of a form that it does not load: its reference is made of numbers."""
-    if not checkpoint.form.loads_as_stored:
-        return 0
-    modules = {name.rpartition(".")[0] for name in checkpoint.weights}
-    return sum(
-        module in modules and (scales.input is not None or scales.output is not None)
-        for module, scales in checkpoint.scales.items()
-    )
+    return len(checkpoint.grids) if checkpoint.form.loads_as_stored else 0
 
 
 def _is_untied(checkpoint: Checkpoint) -> bool:

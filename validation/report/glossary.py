@@ -34,9 +34,10 @@ ENTRIES: Final = tuple(
             Entry(
                 "activation grids",
                 "Static scales to whose multiples training rounded what goes into a module and comes out of "
-                "it. The figures are judged without them, as a runtime is that does not apply them. Beside "
-                "them stands what they do by themselves (the KLD between transformers with and without "
-                "them), and how far the artifact is from the model with them.",
+                "it. An artifact that applies them is judged by transformers with them, any other one by "
+                "transformers without. Beside the figures stands what they do by themselves (the KLD "
+                "between transformers with and without them), and how far the artifact is from the model "
+                "with them.",
                 ("mean KLD of the activation grids", "mean KLD with activation grids"),
             ),
             Entry(

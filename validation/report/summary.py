@@ -83,7 +83,9 @@ def measured_against(report: Mapping[str, Any]) -> str:
     for entry in report["targets"].values():
         if logits := entry.get("logits"):
             reference = entry.get("reference", report["reference"])
-            grids = " without static grids" if reference.get("activation_grids") is False else ""
+            grids = ""
+            if found := entry.get("activation_grids"):
+                grids = f" {'with' if found['applied'] else 'without'} static grids"
             told[
                 f"transformers in {reference['dtype']}{grids}, whose perplexity is"
                 f" {perplexity(logits['ppl_reference'])} ({logits['positions']} positions)"

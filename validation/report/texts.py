@@ -183,7 +183,9 @@ def _reference_facts(reference: Mapping[str, Any] | None) -> list[tuple[str, str
         about += f" ({', '.join(kinds)})" if kinds else ""
         told = f"{reference['runtime']} {reference['version']}, {reference['dtype']}"
         told += (
-            ", without the static grids of activations" if reference.get("activation_grids") is False else ""
+            ", without the static grids of activations (with them for an artifact that applies them)"
+            if reference.get("activation_grids") is False
+            else ""
         )
         found.append(("reference", told))
         found.append(("text", f"{reference['positions']} positions{about}"))
@@ -268,7 +270,11 @@ def _grid_facts(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         told = f"mean KLD {divergence(own)} between float32 logits of its own weights and the reference's"
         found.append(("weights alone", told))
     told = f"{grids['modules']} modules of the checkpoint round to them, which "
-    told += "the runtime does as well" if grids["applied"] else "the runtime and the reference do not"
+    told += (
+        "the artifact and its reference do too"
+        if grids["applied"]
+        else "the runtime and the reference do not"
+    )
     told += f": that alone is a mean KLD of {divergence(grids['mean_kld'])}, with the same top token at"
     told += f" {rate(grids['same_top_p'])} of the positions; the artifact is"
     told += f" {divergence(grids['mean_kld_artifact'])} from the reference with grids"

@@ -184,5 +184,5 @@ def test_codes_of_any_width_are_what_onnxruntime_multiplies_with(bits, columns, 
     (expected,) = session.run(None, {"x": np.eye(columns, dtype=np.float32)})
     weights = {"w.weight": Weight("w.weight", "w", (rows, columns), "BF16", lambda start, stop: expected.T)}
     found = describe(path, SimpleNamespace(weights=weights))["w.weight"]
-    assert found.type == f"INT{bits}"
+    assert found.type == f"INT{bits}" + ("" if block == 32 else f"/{block}")
     np.testing.assert_array_equal(found.floats(0, rows), expected.T)

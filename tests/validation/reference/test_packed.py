@@ -19,8 +19,9 @@ from converter.errors import UsageError, ValidationError
 from converter.system.child import Worker
 from support.errors import refusal_of
 from targets.target import StoredTensor
-from validation.own_weights import write_checkpoint
+from validation.own_weights import static_scales, write_checkpoint
 from validation.reference.logits import Computation, reference_logits
+from validation.reference.packed import round_to
 from validation.reference.source import gridded_modules, reference_model
 from validation.settings import Settings, prepare, reference_entry
 from validation.text import Tokens
@@ -60,18 +61,19 @@ def logits(worker: Worker, tmp_path: Path) -> Callable[..., Floats]:
 
 
 @pytest.fixture
-def by_our_numbers(worker: Worker, tmp_path: Path) -> Callable[[Path], Floats]:
-    """Logits of an unquantised checkpoint with the numbers that the form reads."""
+def by_our_numbers(worker: Worker, tmp_path: Path) -> Callable[..., Floats]:
+    """Logits of an unquantised checkpoint with the numbers that the form reads, of a model that is changed
+    before."""
 
-    def compute(directory: Path) -> Floats:
+    def compute(directory: Path, change: Callable[[Any], object] = lambda model: None) -> Floats:
         checkpoint, place = open_checkpoint(directory), tmp_path / "numbers"
-        place.mkdir()
+        place.mkdir(exist_ok=True)
         numbers = {
             name: StoredTensor(name, one.source, one.stored, one.shape, one.stored_bytes, one.floats)
             for name, one in checkpoint.weights.items()
         }
         write_checkpoint(checkpoint, numbers, place)
-        return straight(place)
+        return straight(place, change)
 
     return compute
 
@@ -98,6 +100,26 @@ def test_logits_are_those_of_the_numbers_that_the_form_reads(
 ) -> None:
     directory = mobile_factory(variant, **options)
     np.testing.assert_allclose(logits(directory), by_our_numbers(directory), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"), [("text", {}), ("e2b", {"extremes": True}), ("text", {"head": "tied"})]
+)
+def test_numbers_with_the_checkpoint_s_scales_are_rounded_as_packed_modules_are(
+    variant: str,
+    options: dict[str, Any],
+    mobile_factory: Make,
+    logits: Callable[..., Floats],
+    by_our_numbers: Any,
+) -> None:
+    """To the bit, as one unit in the last place may decide over a step of a grid."""
+    directory = mobile_factory(variant, **options)
+    scales = static_scales(open_checkpoint(directory))
+    assert len(scales) > 30
+    found = by_our_numbers(directory, lambda model: round_to(model, scales))
+    np.testing.assert_array_equal(found, logits(directory, grids=True))
+    with pytest.raises(ValidationError, match="no module elsewhere that could round"):
+        by_our_numbers(directory, lambda model: round_to(model, {"elsewhere": ([1.0], [1.0])}))
 
 
 @pytest.mark.parametrize("variant", ["text", "e2b"])
