@@ -143,7 +143,9 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
         name, told = reference, printable(reference)
     else:
         name = named_source(manifest)
-        told = f"{name}, {'as it ships with this version' if name in SHIPPED else 'which the manifest names'},"
+        told = (
+            f"{name}, {'as it ships with this version' if name in SHIPPED else 'which the manifest names'},"
+        )
     model = open_model(name, offline=offline, progress=progress)
     begin(progress, "hashing the source")
     with closing(Digests()) as digests:

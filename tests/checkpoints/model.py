@@ -132,7 +132,7 @@ def save_configuration(
         "tie_word_embeddings": text["tie_word_embeddings"],
         "video_token_id": token("<|video|>"),
         "vision_config": None,
-    } | (more or {})
+    } | dict(more or {})
     generation = {
         "bos_token_id": token("<bos>"),
         "do_sample": True,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from transformers import Gemma4ForCausalLM, PreTrainedModel
 
 from checkpoints import DEMO_BASE
 from checkpoints.measure import held_out_windows, load
@@ -26,7 +27,7 @@ def windows() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Gemma4ForCausalLM:
     return widened(DEMO_BASE, seed=4).eval()
 
 
@@ -37,13 +38,13 @@ def rules(tmp_path_factory: pytest.TempPathFactory) -> Rules:
     return Rules(json.loads((place / "config.json").read_text()))
 
 
-def logits(model, windows: torch.Tensor) -> torch.Tensor:
+def logits(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return model(input_ids=windows).logits
 
 
 @pytest.mark.slow
-def test_the_wider_model_computes_what_the_base_does(model, windows: torch.Tensor) -> None:
+def test_the_wider_model_computes_what_the_base_does(model: Gemma4ForCausalLM, windows: torch.Tensor) -> None:
     torch.testing.assert_close(logits(model, windows), logits(load(DEMO_BASE), windows), atol=1e-4, rtol=0)
 
 
@@ -84,7 +85,9 @@ def test_gradients_pass_the_rounding_and_end_outside_of_a_grid(rules: Rules) -> 
 
 
 @pytest.mark.slow
-def test_what_is_saved_computes_what_was_trained(model, rules: Rules, windows, tmp_path: Path) -> None:
+def test_what_is_saved_computes_what_was_trained(
+    model: Gemma4ForCausalLM, rules: Rules, windows: torch.Tensor, tmp_path: Path
+) -> None:
     """In transformers, with its grids; every scale of activations that it reads is there."""
     grids = Grids()
     grids.attach(model)

@@ -29,7 +29,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Gemma4ForCausalLM
 
 from checkpoints import DEMO_BASE
-from checkpoints.evaluation import write_evaluation_text
+from checkpoints.evaluation import MOBILE_LIMITS, write_evaluation_text
 from checkpoints.measure import held_out_windows, load, log_probabilities, mean_kld, perplexity
 from checkpoints.mobile import KEPT, bits_of, packed, published_rules
 from checkpoints.model import new_model, save_configuration
@@ -188,8 +188,8 @@ def saved_tensors(model: Gemma4ForCausalLM, grids: Grids, rules: Rules) -> dict[
 
 
 def _bfloat16(weight: torch.Tensor) -> NDArray[np.uint16]:
-    rounded = (weight.detach() + 0.0).to(torch.bfloat16)
-    return rounded.view(torch.int16).numpy().view(np.uint16)
+    rounded: NDArray[np.int16] = (weight.detach() + 0.0).to(torch.bfloat16).view(torch.int16).numpy()
+    return rounded.view(np.uint16)
 
 
 def save(model: Gemma4ForCausalLM, grids: Grids, rules: Rules, tokenizer: Tokenizer, directory: Path) -> None:
@@ -206,11 +206,23 @@ def save(model: Gemma4ForCausalLM, grids: Grids, rules: Rules, tokenizer: Tokeni
     save_configuration(tokenizer, directory, {"quantization_config": section}, **SETTINGS)
 
 
-def worth(base: Path, mobile: Path) -> str:
-    """Perplexities of the base and of the checkpoint with its grids and without them, and how far apart the
-    last two are, as lines of text."""
+def rounded_alone(base: Path, rules: Rules, seed: int) -> Gemma4ForCausalLM:
+    """The model in ``base`` rounded to the scheme, without training and grids."""
+    model = widened(base, seed).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(rules.rounded(name, weight))
+    return model
+
+
+def worth(base: Path, mobile: Path, rules: Rules, seed: int) -> str:
+    """Perplexities of the base, of the base rounded to the scheme, and of the checkpoint with its grids and
+    without them, and how far apart the last two are, as lines of text."""
     windows = held_out_windows(mobile)
-    found = {"base": log_probabilities(load(base), windows)}
+    found = {
+        "base": log_probabilities(load(base), windows),
+        "base, rounded": log_probabilities(rounded_alone(base, rules, seed), windows),
+    }
     model = load(mobile)
     found["mobile, with its grids"] = log_probabilities(model, windows)
     with torch.no_grad():
@@ -250,8 +262,8 @@ def main() -> None:
     stage = replace(stage, name="grids", epochs=options.epochs[1], rate=6e-4)
     train(model, tokenizer, stage, options.seed, report)
     save(model, grids, rules, vocabulary, options.out)
-    write_evaluation_text(options.out)
-    print(worth(DEMO_BASE, options.out))
+    write_evaluation_text(options.out, MOBILE_LIMITS)
+    print(worth(DEMO_BASE, options.out, rules, options.seed))
 
 
 if __name__ == "__main__":
