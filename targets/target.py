@@ -115,6 +115,9 @@ class Plan:
     scales: str = "float16"
     #: The first versions of the runtimes that run it, by their names.
     requires: Mapping[str, str] = field(default_factory=dict)
+    #: Whether the target's choices stand from the fastest to the slowest in an artifact as this one, so that
+    #: none is tried behind one that passes.
+    choices_by_speed: bool = False
     #: Whether it rounds activations to the checkpoint's static grids. It is then judged by a reference that
     #: does so too.
     applies_grids: bool = False

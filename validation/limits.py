@@ -106,6 +106,9 @@ class OwnLoss:
     own_weights: LogitMetrics | None = None
     #: Positions whose following token an engine scores, ``None`` for all.
     scored: NDArray[np.intp] | None = None
+    #: The mean divergence that static grids of activations make by themselves, of an artifact that applies
+    #: them: beside an edge, the last bit of a number decides over a whole step.
+    grids: float = 0.0
 
     def sum(self, figure: Callable[[LogitMetrics], float]) -> float:
         """A figure over both parts."""
@@ -219,7 +222,10 @@ def _relative(name: str, own: OwnLoss) -> tuple[float, str]:
             1 - 1.1 * own.sum(lambda part: 1 - part.same_top_p) - 0.01,
             f"1 - 1.1 x {own.told('same_top_p', '1 - ')} - 0.01",
         ),
-        "decode_mean_kld": (2 * kld + 1e-4, f"2 x {told} + 1e-4"),
+        "decode_mean_kld": (
+            2 * kld + own.grids + 1e-4,
+            f"2 x {told} + {'activation_grids.mean_kld + ' if own.grids else ''}1e-4",
+        ),
         "engine_gap": (6 * log_p + 0.1, f"6 x {told_log_p} + 0.1"),
         "engine_mean_abs": (
             1.1 * own.sum(own.scored_log_p) + 0.01,

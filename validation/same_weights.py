@@ -42,6 +42,8 @@ class OwnWeights:
     made: OwnLogits
     #: Theirs beside the reference: what the weights alone cost.
     metrics: LogitMetrics
+    #: The mean divergence of static grids by themselves, 0 where modules do not round to them.
+    grids: float = 0.0
     #: The same of a model that rounds activations to the checkpoint's static grids, ``None`` if no way to run
     #: the artifact does.
     gridded: OwnWeights | None = None
@@ -63,9 +65,10 @@ def own_weights(bench: Bench, stored: Mapping[str, StoredTensor], plans: Iterabl
     if grids := next((plan for plan in plans if plan.applies_grids), None):
         reference = bench.reference_for(grids)
         own = made(f"{of} with grids", scales=static_scales(bench.checkpoint))
-        gridded = OwnWeights(own, compare_logits(bench, reference, own.logits))
+        effect = compare_logits(bench, reference, bench.reference)
+        gridded = OwnWeights(own, compare_logits(bench, reference, own.logits), effect.mean_kld)
     own = made(of)
-    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits), gridded)
+    return OwnWeights(own, compare_logits(bench, bench.reference, own.logits), gridded=gridded)
 
 
 def logits_of_weights(
@@ -104,7 +107,7 @@ def own_loss(bench: Bench, own: OwnWeights, weights: WeightExactness, logits: ND
     runtime's."""
     same = compare_logits(bench, own.made.logits, logits)
     right = all(not tensor.wrong and tensor.rms_error <= _ROUNDED for tensor in weights.tensors)
-    return OwnLoss(same, own.metrics if right else None, scored_positions(bench.prepared))
+    return OwnLoss(same, own.metrics if right else None, scored_positions(bench.prepared), own.grids)
 
 
 def same_weights_entry(bench: Bench, own: OwnWeights | str, same: LogitMetrics | None) -> dict[str, object]:

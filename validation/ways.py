@@ -30,9 +30,10 @@ def try_ways(
 ) -> Sequence[Trial | Refusal]:
     """Every one of ``choices`` in order (default: the artifact as it was written).
 
-    Where they have artifacts of their own, these are written below ``others``, and the first way that passes
-    is the last that is tried. Speeds are measured again as long as they alone decide against the preferred
-    way. Raises the first ``ValidationError`` if the runtime refuses them all.
+    Where they have artifacts of their own, these are written below ``others``. There, and where the plan
+    orders them by speed, the first way that passes is the last that is tried. Speeds are measured again as
+    long as they alone decide against the preferred way. Raises the first ``ValidationError`` if the runtime
+    refuses them all.
     """
     return _timed_again(bench, _try_all(bench, given, choices or (AS_IT_IS,), own, others))
 
@@ -56,7 +57,7 @@ def _try_all(
             errors.append(error)
             continue
         tried.append(trial)
-        if trial.passed and _costs_an_artifact(bench, given, choices[turn + 1 :]):
+        if trial.passed and _are_slower(bench, given, choices[turn + 1 :]):
             break
     if len(errors) == len(tried):
         raise errors[0]
@@ -72,8 +73,11 @@ def _subject(bench: Bench, given: Subject, choice: Mapping[str, object], directo
         raise ValidationError(str(error)) from error
 
 
-def _costs_an_artifact(bench: Bench, given: Subject, choices: Sequence[Mapping[str, object]]) -> bool:
-    """Whether one of ``choices`` would have to be written first."""
+def _are_slower(bench: Bench, given: Subject, choices: Sequence[Mapping[str, object]]) -> bool:
+    """Whether ``choices`` are known to be slower than those before them: the plan says so, or one of them
+    would have to be written first."""
+    if given.plan.choices_by_speed:
+        return True
     return any(bench.target.written(given.plan, choice) != given.plan for choice in choices)
 
 

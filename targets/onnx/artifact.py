@@ -18,6 +18,7 @@ from targets.onnx.accuracy import with_accuracy_level
 from targets.onnx.costs import COSTS
 from targets.onnx.declared import OPTIONS
 from targets.onnx.family import check_family
+from targets.onnx.grids import grid_warnings, grids_of
 from targets.onnx.layout import lay_out
 from targets.onnx.side_files import (
     check_tokenizer,
@@ -26,7 +27,7 @@ from targets.onnx.side_files import (
     kv_cache,
     lacking_steps,
 )
-from targets.onnx.storage import Storage, read_options, stored_name
+from targets.onnx.storage import Storage, is_unpacked, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.options import Option
 from targets.target import (
@@ -102,13 +103,14 @@ class OnnxTarget:
         options: Mapping[str, object],
         progress: Progress = no_progress,
     ) -> Plan:
-        """See ``targets.target.Target``. Raises ``UsageError`` for a bad option and ``TargetError`` for a
-        model of no known family and for a tokenizer that onnxruntime-genai would run otherwise."""
+        """See ``targets.target.Target``. Raises ``UsageError`` for a bad option, also for static grids that
+        the checkpoint does not have. Raises ``TargetError`` for a model of no known family and for a
+        tokenizer that onnxruntime-genai would run otherwise."""
         storage = read_options(options)
         check_family(checkpoint.architecture)
         check_tokenizer(checkpoint)
         kept = {key: options[key] for key in _GENERAL if options.get(key)}
-        held = storage.held
+        held, grids = storage.held, grids_of(checkpoint, storage)
         tensors = tuple(
             held.planned(weight, stored_name(weight.name), held.type_of(weight))
             for weight in checkpoint.weights.values()
@@ -123,6 +125,7 @@ class OnnxTarget:
             tensors=tensors,
             warnings=(
                 *storage.held.warnings(checkpoint.weights.values()),
+                *grid_warnings(checkpoint, storage),
                 *generation_warnings(checkpoint),
             ),
             scales="float16" if storage.scales == "FLOAT16" else "float32",
@@ -133,8 +136,11 @@ class OnnxTarget:
                 "onnx_scales": "f16" if storage.scales == "FLOAT16" else "f32",
                 "off_lattice": storage.off_lattice,
                 "accuracy_level": storage.accuracy_level,
+                **({"static_activations": True} if grids else {}),
                 **kept,
             },
+            choices_by_speed=any(is_unpacked(held, tensor.type) for tensor in tensors),
+            applies_grids=bool(grids),
         )
 
     def write(
@@ -145,7 +151,8 @@ class OnnxTarget:
 
         storage = read_options(plan.options)
         layout = lay_out(plan.tensors, storage)
-        graph = serialized_graph(checkpoint.architecture, layout, storage, plan.options)
+        grids = grids_of(checkpoint, storage)
+        graph = serialized_graph(checkpoint.architecture, layout, storage, plan.options, grids)
         files = generation_files(checkpoint)
         (directory / MODEL).parent.mkdir(parents=True, exist_ok=True)
         for path, content in {MODEL: graph, **{f"onnx/{file}": files[file] for file in files}}.items():

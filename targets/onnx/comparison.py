@@ -23,6 +23,7 @@ from targets.comparison import Bytes, Rows, differing_tensors
 from targets.onnx.dequantisation import ITEM_BYTES
 from targets.onnx.external import Stretch, all_stretches
 from targets.onnx.graph import serialized_graph
+from targets.onnx.grids import grids_of
 from targets.onnx.inferred import accuracy_level
 from targets.onnx.layout import Layout, Place, lay_out
 from targets.onnx.message import model_differences
@@ -57,7 +58,8 @@ def differences(artifact: Path, checkpoint: Checkpoint, plan: Plan, progress: Pr
         level = level if level in _CHOSEN else _CHOSEN[0]
     storage = read_options({**plan.options, "accuracy_level": level})
     layout = lay_out(plan.tensors, storage)
-    expected = serialized_graph(checkpoint.architecture, layout, storage, plan.options)
+    grids = grids_of(checkpoint, storage)
+    expected = serialized_graph(checkpoint.architecture, layout, storage, plan.options, grids)
     found = model_differences(expected, read_bytes(artifact, GRAPH_BYTES), artifact)
     data = _Data(graph, all_stretches(checkpoint.architecture, layout))
     rows = _rows(data, checkpoint.weights, layout, storage)

@@ -36,6 +36,13 @@ OPTIONS: Final = OptionGroup(
             most=4,
             commands=WRITTEN,
         ),
+        Option(
+            "static_activations",
+            "Round activations of an ONNX model to the static grids that a mobile checkpoint was trained "
+            "with, by QuantizeLinear and DequantizeLinear.",
+            ("--static-activations",),
+            kind="flag",
+        ),
         LICENSE,
     ),
 )

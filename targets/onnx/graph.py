@@ -24,6 +24,7 @@ from onnxscript import GraphBuilder, OpBuilder, nn
 from converter.checkpoint.architecture import Architecture, Layer
 from converter.checkpoint.architecture import Experts as Sizes
 from converter.checkpoint.canonical_names import EMBEDDING, HEAD, PER_LAYER_EMBEDDING
+from converter.checkpoint.weight import Scales
 from targets.onnx.attention import Attention, NoRotations, Positions
 from targets.onnx.configuration import mobius_values
 from targets.onnx.experts import Experts
@@ -35,6 +36,7 @@ from targets.onnx.modules import (
     Embedding,
     FloatEmbedding,
     FloatProjection,
+    Gridded,
     Head,
     Projection,
     Router,
@@ -60,12 +62,24 @@ _STAND_IN: Final = "qatconvert.stand-in"
 class _Leaves:
     """Makes the module of each weight from the type that the plan gives it."""
 
-    def __init__(self, architecture: Architecture, types: Mapping[str, str], storage: Storage) -> None:
+    def __init__(
+        self,
+        architecture: Architecture,
+        types: Mapping[str, str],
+        storage: Storage,
+        grids: Mapping[str, Scales],
+    ) -> None:
         self._architecture, self._types, self._storage = architecture, types, storage
+        self._grids = grids
         self._held, self._level = storage.held, storage.accuracy_level or 0
 
     def projection(self, name: str) -> nn.Module:
-        return self._made(self._architecture.tensors[name], self._types[name], None)
+        return self.gridded(self._made(self._architecture.tensors[name], self._types[name], None), name)
+
+    def gridded(self, product: nn.Module, name: str) -> nn.Module:
+        """The product with the weight ``name``, with the grids of its module if there are any."""
+        scales = self._grids.get(name.rpartition(".")[0])
+        return product if scales is None else Gridded(product, scales)
 
     def expert(self, prefix: str) -> Callable[[int, str], nn.Module]:
         def made(index: int, kind: str) -> nn.Module:
@@ -88,21 +102,28 @@ class _Leaves:
 
     def head(self, embedding: Embedding | FloatEmbedding) -> Head:
         tied = self._architecture.tied_head
-        projection = TiedProjection(embedding, self._level) if tied else self.projection(HEAD)
+        projection = (
+            self.gridded(TiedProjection(embedding, self._level), HEAD) if tied else self.projection(HEAD)
+        )
         head = Head(projection, self._architecture.final_softcap)
         head._set_name("model.lm_head")
         return head
 
 
 def serialized_graph(
-    architecture: Architecture, layout: Layout, storage: Storage, options: Mapping[str, object]
+    architecture: Architecture,
+    layout: Layout,
+    storage: Storage,
+    options: Mapping[str, object],
+    grids: Mapping[str, Scales],
 ) -> bytes:
     """``model.onnx``: the graph of a text model whose weights lie beside it as ``layout`` says.
 
-    Of ``options``, ``license``, ``repo`` and ``revision`` become metadata. Equal arguments give equal bytes.
+    What modules take and give is rounded to their ``grids``. Of ``options``, ``license``, ``repo`` and
+    ``revision`` become metadata. Equal arguments give equal bytes.
     """
     model = build_graph(
-        architecture, {name: place.tensor.type for name, place in layout.places.items()}, storage
+        architecture, {name: place.tensor.type for name, place in layout.places.items()}, storage, grids
     )
     name_data(model.graph, architecture, layout)
     model.producer_name, model.producer_version = "qatconvert", version("qatconvert")
@@ -113,15 +134,18 @@ def serialized_graph(
     return serialized
 
 
-def build_graph(architecture: Architecture, types: Mapping[str, str], storage: Storage) -> ir.Model:
-    """The graph of a text model whose weights are stored in ``types`` (canonical name to type).
+def build_graph(
+    architecture: Architecture, types: Mapping[str, str], storage: Storage, grids: Mapping[str, Scales]
+) -> ir.Model:
+    """The graph of a text model whose weights are stored in ``types`` (canonical name to type), with the
+    static ``grids`` of its modules.
 
     Its initializers are named as ``targets.onnx.storage`` says and carry no data.
     """
     register_ep(_PROVIDER, overwrite=True)
     values = mobius_values(architecture, storage.dtype)
     module, configuration = onnx_family(architecture).build(architecture, values)
-    leaves = _Leaves(architecture, types, storage)
+    leaves = _Leaves(architecture, types, storage, grids)
     _replace_leaves(module, architecture, leaves)
     with _quiet():
         package = build_from_module(
@@ -173,6 +197,7 @@ def _replace_layer(
             setattr(decoder, kind, leaves.projection(f"{prefix}{kind}.weight"))
     if architecture.experts:
         _replace_experts(decoder, architecture.experts, architecture, layer.index)
+        decoder.router.proj = leaves.gridded(decoder.router.proj, f"{prefix}router.proj.weight")
 
 
 def _replace_experts(decoder: nn.Module, experts: Sizes, architecture: Architecture, layer: int) -> None:

@@ -11,6 +11,7 @@ from converter.checkpoint.canonical_names import FINAL_NORM
 from converter.checkpoint.opened import Checkpoint
 from targets.off_lattice import inferred_off_lattice
 from targets.onnx.accuracy import LEVELS
+from targets.onnx.grids import QUANTISE
 from targets.onnx.protobuf import Graph, Node, read_graph
 from targets.onnx.storage import (
     OFF_LATTICE,
@@ -27,8 +28,8 @@ _DESCRIPTIVE: Final = ("license", "repo", "revision")
 
 def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object]:
     """See ``targets.target.Target.infer_options``: ``onnx_dtype``, ``onnx_scales``, ``off_lattice``,
-    ``accuracy_level``, and where they are told ``license``, ``repo`` and ``revision``. Raises
-    ``CheckpointError`` for a damaged file."""
+    ``accuracy_level``, ``static_activations`` where activations are quantised, and where they are told
+    ``license``, ``repo`` and ``revision``. Raises ``CheckpointError`` for a damaged file."""
     graph = read_graph(artifact)
     norm = graph.initializers.get(stored_name(FINAL_NORM))
     half = norm is not None and norm.dtype == "FLOAT16"
@@ -42,6 +43,8 @@ def inferred_options(artifact: Path, checkpoint: Checkpoint) -> dict[str, object
             {option: Storage(off_lattice=option).held for option in OFF_LATTICE},
         ),
     }
+    if any(node.operator == QUANTISE for node in graph.nodes) and checkpoint.grids:
+        found["static_activations"] = True
     level = accuracy_level(graph)
     if level in LEVELS:
         found["accuracy_level"] = level

@@ -10,12 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnxscript import OpBuilder, nn
 
+from converter.checkpoint.weight import Scales
 from targets.storing import Coded
 
 MICROSOFT: Final = "com.microsoft"
+#: Code of 0 on a static grid, of 0 to 255.
+_MIDDLE: Final = 128
 
 
 class Projection(nn.Module):
@@ -66,6 +71,46 @@ def matmul_nbits(
 def _bytes_of_block(coded: Coded) -> int:
     """Bytes that the codes of a block take."""
     return coded.row_parts(coded.block)[0]
+
+
+class Gridded(nn.Module):
+    """A product that rounds what it takes and gives to static grids (``targets.onnx.grids``): its parameters
+    keep their names, and ``input_scale`` and ``output_scale`` stand beside them in the graph itself."""
+
+    def __init__(self, product: nn.Module, scales: Scales) -> None:
+        super().__init__()
+        product._set_name("")  # its parameters are named after this module
+        self.product = product
+        self.input_scale, self.output_scale = _scale(scales.input), _scale(scales.output)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """``x`` float ``[..., columns]`` to ``[..., rows]``."""
+        return _to_grid(op, self.product(op, _to_grid(op, x, self.input_scale)), self.output_scale)
+
+
+def _scale(values: NDArray[np.float32] | None) -> nn.Parameter | None:
+    """A scalar, or a scale for each channel."""
+    if values is None:
+        return None
+    data = ir.tensor(values.reshape(()) if values.size == 1 else values)
+    parameter = nn.Parameter(data.shape.numpy(), data=data)
+    parameter._keep_float32 = True  # where the model computes in float16
+    return parameter
+
+
+def _to_grid(op: OpBuilder, x: ir.Value, scale: nn.Parameter | None) -> ir.Value:
+    """``x`` rounded to multiples of ``scale`` in float32, ``x`` itself without one."""
+    if scale is None:
+        return x
+    assert scale.shape is not None
+    axis = {} if not scale.shape else {"axis": -1}
+    # not int8, of which onnxruntime (1.32) makes uint8: it fails then at a grid that a Reshape follows
+    zero = op.Constant(value=ir.tensor(np.full(scale.shape.numpy(), _MIDDLE, np.uint8)))
+    codes = op.QuantizeLinear(as_type(op, x, ir.DataType.FLOAT), scale, zero, **axis)
+    codes.dtype, codes.shape = ir.DataType.UINT8, x.shape
+    rounded = op.DequantizeLinear(codes, scale, zero, **axis)
+    rounded.dtype, rounded.shape = ir.DataType.FLOAT, x.shape
+    return as_type(op, rounded, x.dtype)
 
 
 def as_type(op: OpBuilder, value: ir.Value, dtype: ir.DataType | None) -> ir.Value:

@@ -79,7 +79,8 @@ class OnnxRuntime:
         sequence that is decoded token by token is the longest of those whose logits are all written. Where
         there is none, ``decode`` is ``None``.
 
-        Of ``choice``, ``accuracy_level`` counts. ``settings`` of the result:
+        Of ``choice``, ``accuracy_level`` counts, and ``static_activations`` and ``decode``: false for a graph
+        without its static grids, and for no decoding token by token. ``settings`` of the result:
 
         * ``provider``
         * ``accuracy_level`` of MatMulNBits: ``None`` without it, a list if they differ
@@ -100,6 +101,8 @@ class OnnxRuntime:
             "output": str(output),
             "provider": self.provider,
             "accuracy_level": choice.get("accuracy_level"),
+            "static_activations": choice.get("static_activations", True),
+            "decode": choice.get("decode", True),
             "firsts": list(firsts) if firsts is not None else [0] * len(sequences),
         }
         result = run_worker(
@@ -118,7 +121,7 @@ class OnnxRuntime:
         self, artifact: Path, directory: Path, progress: StageProgress, excerpt: Excerpt | None = None
     ) -> tuple[Path, Mapping[str, object]]:
         """The artifact, or a copy of the nodes and weights of an excerpt, at accuracy level 0, at which
-        products are computed in float32.
+        products are computed in float32, and without static grids.
 
         Raises ``ValidationError`` for a graph that computes in float16, which rounds everywhere, and
         ``CheckpointError`` for a damaged one.
@@ -135,7 +138,7 @@ class OnnxRuntime:
         if excerpt is not None:
             path = directory / "excerpt.onnx"
             _excerpt(artifact, excerpt, path, progress)
-        return path, {"accuracy_level": 0}
+        return path, {"accuracy_level": 0, "static_activations": False, "decode": False}
 
 
 def _excerpt(artifact: Path, excerpt: Excerpt, output: Path | None, progress: StageProgress) -> int:

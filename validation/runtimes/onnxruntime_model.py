@@ -14,6 +14,7 @@ from converter.errors import ValidationError
 from converter.system.child import peak_bytes, serve
 from converter.system.progress import StageProgress
 from targets.onnx.accuracy import accuracy_levels
+from targets.onnx.grids import has_grids, without_grids
 from validation.decoding import DECODED, compare_decoding
 from validation.logits import LogitRows
 from validation.runtimes.onnxruntime import short_name
@@ -38,7 +39,9 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
     if outside := [token for ids in sequences for token in ids if not 0 <= token < vocabulary]:
         raise ValidationError(f"token {outside[0]} is outside the vocabulary of {vocabulary}")
     model = read_model(path)
-    levels = accuracy_levels(model)
+    if not request["static_activations"]:
+        model = without_grids(model)
+    levels, gridded = accuracy_levels(model), has_grids(model)
     if level is not None and levels:
         levels = (level,)
     decoder = open_decoder(path, model, request["provider"], level)
@@ -46,7 +49,7 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
     counts = [len(ids) - first for ids, first in zip(sequences, firsts, strict=True)]
     whole = [index for index, first in enumerate(firsts) if not first]
     longest = max(whole, key=lambda index: len(sequences[index]), default=None)
-    decoded = [] if longest is None else sequences[longest][:DECODED]
+    decoded = [] if longest is None or not request["decode"] else sequences[longest][:DECODED]
     before = sum(counts[:longest])
     positions = sum(map(len, sequences))
     total = positions + len(decoded)
@@ -68,7 +71,7 @@ def write_logits(request: dict[str, Any], progress: StageProgress) -> Mapping[st
         "settings": {
             "provider": short_name(request["provider"]),
             "accuracy_level": list(levels) if len(levels) > 1 else levels[0] if levels else None,
-            "rounded_activations": _ROUNDS in levels,
+            "rounded_activations": _ROUNDS in levels or gridded,
             "threads": decoder.threads,
             "peak_bytes": peak_bytes(),
             "decode": decode or None,

@@ -24,7 +24,7 @@ def excerpt(e2b):
 @pytest.fixture(scope="module")
 def cut(e2b, excerpt, tmp_path_factory):
     path, choice = runner.unrounded(e2b.artifact, tmp_path_factory.mktemp("cut"), no_progress, excerpt)
-    assert choice == {"accuracy_level": 0}
+    assert choice == {"accuracy_level": 0, "static_activations": False, "decode": False}
     return path
 
 
