@@ -1,4 +1,4 @@
-# make demo   set up, convert the shipped checkpoint, prove it, print the table
+# make demo   set up, convert the shipped checkpoints, prove them, print the tables
 # make test   set up, then lint, types and tests
 # make check  lint, types, and the tests that are quick and start no process
 # make lock   write requirements/*.lock anew
@@ -18,6 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
 		--output out/gemma4-demo --force
+	$(BIN)/qatconvert gemma4-demo-mobile --target all --output out/gemma4-demo-mobile --force
 
 # files of tests side by side in two processes, as many as there are cores on a small machine; slow ones first
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
