@@ -19,12 +19,13 @@ demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
 		--output out/gemma4-demo --force
 
-# files of tests side by side in two processes, as many as there are cores on a small machine
+# files of tests side by side in two processes, as many as there are cores on a small machine; slow ones first
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 25
+	$(BIN)/pytest $(SIDE_BY_SIDE) --durations 25
 
 check: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m 'not slow' --no-processes
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow' --no-processes
 
 lint: $(TOOLS)
 	$(BIN)/ruff check .

@@ -20,7 +20,8 @@ from converter.system.untrusted import read_object
 
 PUBLISHED_SIZES = ("E2B", "E4B", "12B", "26B-A4B", "31B")
 MOBILE_SIZES = ("E2B", "E4B")
-DEMO = "gemma4-demo"
+#: The checkpoints that ship with qatconvert.
+SHIPPED = ("gemma4-demo", "gemma4-demo-mobile")
 
 _SIZE = re.compile(r"e?\d{1,4}(\.\d{1,2})?b(-a\d{1,4}(\.\d{1,2})?b)?")
 _MAPPED_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -148,13 +149,13 @@ def remove_model(name: str) -> KnownModel:
 
 
 def built_in_models() -> dict[str, str | None]:
-    """The built-in aliases and their repositories; None for the checkpoint that ships with qatconvert."""
+    """The built-in aliases and their repositories; None for those that ship with qatconvert."""
     models: dict[str, str | None] = {}
     for size in PUBLISHED_SIZES:
         models[f"gemma4-{size.lower()}"] = _unquantized(size)
     for size in MOBILE_SIZES:
         models[f"gemma4-{size.lower()}-mobile"] = f"google/gemma-4-{size}-it-qat-mobile-transformers"
-    return {**models, DEMO: None}
+    return {**models, **dict.fromkeys(SHIPPED)}
 
 
 def mapping_file() -> Path:
@@ -281,7 +282,7 @@ def _short_name(name: str) -> Source | None:
                 f"{name} is built in and also maps to {user} in {mapping_file()}: "
                 f"give the repository itself, or run: qatconvert models remove {name}"
             )
-        return _demo() if name == DEMO else Source("hub", name, repo=built_in[name], alias=name)
+        return _shipped(name) if name in SHIPPED else Source("hub", name, repo=built_in[name], alias=name)
     if user is not None:
         repo, at, revision = user.partition("@")
         return Source("hub", name, repo=repo, revision=revision if at else None, alias=name)
@@ -297,11 +298,11 @@ def _short_name(name: str) -> Source | None:
     return None
 
 
-def _demo() -> Source:
-    path = Path(__file__).parent / "demo" / DEMO
+def _shipped(name: str) -> Source:
+    path = Path(__file__).parent / "demo" / name
     if not (path / CONFIG).is_file():
         raise CheckpointError(f"{path}: the shipped checkpoint is missing: install qatconvert again")
-    return Source("demo", DEMO, path=path, alias=DEMO)
+    return Source("demo", name, path=path, alias=name)
 
 
 def _at_revision(source: Source, base: str, revision: str) -> Source:

@@ -121,6 +121,8 @@ class Plan:
     #: Whether it rounds activations to the checkpoint's static grids. It is then judged by a reference that
     #: does so too.
     applies_grids: bool = False
+    #: Whether the checkpoint has static grids that the target can apply.
+    has_grids: bool = False
 
     @property
     def artifacts(self) -> tuple[str, ...]:

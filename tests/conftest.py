@@ -31,11 +31,16 @@ BundleFactory = Callable[..., Path]
 _SLOW_FIXTURES = {"exported", "litert_bundle", "nine", "one_row", "outputs"}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who may have to wait for a slow fixture is slow: the order is random."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    """Who may have to wait for a slow fixture is slow: the order is random. But files with slow tests come
+    first, so that no process is left with a long one when the others have nothing more to do."""
     for item in items:
         if isinstance(item, pytest.Function) and _SLOW_FIXTURES & set(item.fixturenames):
             item.add_marker("slow")
+    yield
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

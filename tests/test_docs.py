@@ -3,8 +3,8 @@
 In a ``console`` block, a line that begins with ``$ `` is a command, and lines that begin with ``> `` go on
 with it; what follows is its output, in which ``...`` stands for anything. Blocks of one page run in order in
 one directory; README's run in tests/test_walk.py. Every other block is run in some way, or ``NOT_RUN`` says
-why it is not. ``python tests/test_docs.py`` writes the present ``--help`` texts and the tree of modules into
-the pages.
+why it is not. ``python tests/test_docs.py`` writes the present ``--help`` texts, the tree of modules and
+the table of sources and targets into the pages.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from converter.cli import group
 from support.forked import PROGRAM
 from support.hub_server import HubServer
 from support.pages import PAGES, README, ROOT, examples, matches
+from support.stored_types import table
 
 #: Pages whose commands take long.
 SLOW = {"litert.md"}
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 _TREE = re.compile(r"(?<=^```tree\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
+_TABLE = re.compile(r"(?<=^## Sources and targets\n\n).*?\n(?=\n)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: What begins a line of a block that someone would paste into a shell.
 _PROGRAM = re.compile(r"^(\$ |qatconvert [a-z]|pip |python|make |git |\.venv/|[A-Z]+=)", re.MULTILINE)
@@ -273,8 +275,15 @@ def test_the_tree_has_every_module_in_its_room():
     assert shown == tree()
 
 
+def test_readme_tells_how_each_target_holds_what_is_read():
+    (shown,) = _TABLE.findall(README.read_text(encoding="utf-8"))
+    assert shown == table()
+
+
 def write_help() -> None:
-    """Put the present help texts and the present tree into the pages."""
+    """Put the present help texts, tree and table into the pages."""
+    text = README.read_text(encoding="utf-8")
+    README.write_text(_TABLE.sub(lambda found: table(), text), encoding="utf-8")
     text = ARCHITECTURE.read_text(encoding="utf-8")
     ARCHITECTURE.write_text(_TREE.sub(lambda found: tree(), text), encoding="utf-8")
     for page in PAGES:

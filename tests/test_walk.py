@@ -136,13 +136,15 @@ def test_what_was_installed_is_the_wheel_of_the_clone(walk):
             python,
             "-P",
             "-c",
-            "import converter, importlib.metadata as m; print(converter.__file__, m.version('torch'))",
+            "import converter, importlib.metadata as m; from importlib.util import find_spec as f; "
+            "print(converter.__file__, m.version('torch'), f('onnx'), f('litert_torch'))",
         ],
         capture_output=True,
         text=True,
         check=True,
     )
     assert str(place / "qat" / "lib") in told.stdout
+    assert told.stdout.endswith(" None None\n")
     assert (place / "qatconvert-0.1.0-py3-none-any.whl").exists()
     assert step(steps, "pip install").output.rstrip().splitlines()[-1].startswith("Successfully installed")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from converter.errors import CheckpointError, UsageError
-from converter.names import DEMO, printable, resolve
+from converter.names import SHIPPED, printable, resolve
 from converter.pipeline.listing import Manifest
 
 
@@ -14,8 +14,8 @@ def named_source(manifest: Manifest) -> str:
     origin = manifest.origin
     if origin.repo is not None:
         return _repository(manifest)
-    if origin.path == DEMO:
-        return DEMO
+    if origin.path in SHIPPED:
+        return origin.path
     raise CheckpointError(
         f"{manifest.path}: names its source only as {origin.text}: say where it is with --reference MODEL"
     )

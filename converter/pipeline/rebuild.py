@@ -18,7 +18,7 @@ import numpy as np
 from converter.checkpoint.card import telling_order
 from converter.errors import CheckpointError, DestinationError, UsageError
 from converter.filenames import MANIFEST, REPORTS
-from converter.names import DEMO, file_name, printable
+from converter.names import SHIPPED, file_name, printable
 from converter.pipeline.listing import Listed, Manifest
 from converter.pipeline.manifest import library_versions
 from converter.pipeline.opening import Model, open_model
@@ -143,7 +143,9 @@ def _source(manifest: Manifest, reference: str | None, offline: bool, progress: 
         name, told = reference, printable(reference)
     else:
         name = named_source(manifest)
-        told = f"{name}, {'as it ships with this version' if name == DEMO else 'which the manifest names'},"
+        told = (
+            f"{name}, {'as it ships with this version' if name in SHIPPED else 'which the manifest names'},"
+        )
     model = open_model(name, offline=offline, progress=progress)
     begin(progress, "hashing the source")
     with closing(Digests()) as digests:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from converter.errors import TargetError
+from targets.litert.activations import Grid
 
 _OPERATORS: Final = schema.BuiltinOperator
 #: Versions of operators that take these inputs (``tensorflow/lite/tools/versioning``): ``DEQUANTIZE`` of
 #: float16, ``FULLY_CONNECTED`` without a bias.
 _VERSIONS: Final = {_OPERATORS.DEQUANTIZE: 3, _OPERATORS.FULLY_CONNECTED: 5}
+#: The same of those that take or give int8: ``FULLY_CONNECTED`` with a scale for each row of the weight.
+_INTEGER_VERSIONS: Final = {
+    _OPERATORS.QUANTIZE: 1,
+    _OPERATORS.DEQUANTIZE: 2,
+    _OPERATORS.FULLY_CONNECTED: 12,
+}
 
 
 #: Values beyond this many times the mean magnitude of their row go to a row of their own.
@@ -28,6 +35,9 @@ class Function:
         #: What was made of a tensor, which several operators read: its rows, and the sums of its blocks.
         self._rows: dict[int, int] = {}
         self._sums: dict[tuple[int, int], int] = {}
+        #: The same of its numbers on a grid, by the grid's step: as int8, and as float32 again.
+        self._integers: dict[tuple[int, float], int] = {}
+        self._on_grid: dict[tuple[int, float], int] = {}
 
     def tensor(
         self, name: str, shape: Sequence[int], type: int = schema.TensorType.FLOAT32, buffer: int = 0
@@ -95,6 +105,62 @@ class Function:
             slices.append(self._operator(_OPERATORS.SLICE, [both, begin, size], halves[half]))
         added = self._operator(_OPERATORS.ADD, halves, result, schema.AddOptionsT())
         self._insert(self._place(product) + 1, *slices, added)
+
+    def round_to(self, product: Any, grid: Grid, *, integers: bool) -> None:
+        """Have a ``product`` round its input and its output to multiples of a grid's steps, by -128..127.
+
+        With ``integers`` it multiplies int8 with the codes and gives int8, if both have a step: nothing else
+        is rounded then. Otherwise numbers go through int8 and back, and the runtime may round them once more
+        where it multiplies with codes. Raises ``TargetError`` for a product that does more than multiply.
+        """
+        self._check(product)
+        source, result = int(product.inputs[0]), int(product.outputs[0])
+        if integers and grid.input is not None and grid.output is not None:
+            product.inputs = np.array([self._integer(source, grid.input), *product.inputs[1:]], np.int32)
+            product.opcodeIndex = self._code(_OPERATORS.FULLY_CONNECTED, _INTEGER_VERSIONS)
+            given = self._integer_tensor(result, grid.output)
+            product.outputs = np.array([given], np.int32)
+            self._insert(self._place(product) + 1, self._float(given, result))
+            return
+        if grid.input is not None:
+            product.inputs = np.array([self._gridded(source, grid.input), *product.inputs[1:]], np.int32)
+        if grid.output is not None:
+            plain = self._like(result, "plain")
+            product.outputs = np.array([plain], np.int32)
+            given = self._integer_tensor(result, grid.output)
+            rounded = self._operator(_OPERATORS.QUANTIZE, [plain], given, versions=_INTEGER_VERSIONS)
+            self._insert(self._place(product) + 1, rounded, self._float(given, result))
+
+    def _integer(self, source: int, step: float) -> int:
+        """A tensor as int8 multiples of a step."""
+        if (source, step) not in self._integers:
+            made = self._integer_tensor(source, step)
+            rounded = self._operator(_OPERATORS.QUANTIZE, [source], made, versions=_INTEGER_VERSIONS)
+            self._insert(self._behind(source), rounded)
+            self._integers[source, step] = made
+        return self._integers[source, step]
+
+    def _gridded(self, source: int, step: float) -> int:
+        """A tensor of the multiples of a step as float32."""
+        if (source, step) not in self._on_grid:
+            integer = self._integer(source, step)
+            made = self._like(source, f"on a grid of {step}")
+            self._insert(self._behind(integer), self._float(integer, made))
+            self._on_grid[source, step] = made
+        return self._on_grid[source, step]
+
+    def _integer_tensor(self, like: int, step: float) -> int:
+        made = self.tensor(
+            f"{self._name(like)}|by {step}", self._graph.tensors[like].shape, schema.TensorType.INT8
+        )
+        quantization = schema.QuantizationParametersT()
+        quantization.scale, quantization.zeroPoint = np.array([step], np.float32), np.zeros(1, np.int64)
+        self._graph.tensors[made].quantization = quantization
+        return made
+
+    def _float(self, integer: int, result: int) -> Any:
+        """The operator that makes numbers of int8."""
+        return self._operator(_OPERATORS.DEQUANTIZE, [integer], result, versions=_INTEGER_VERSIONS)
 
     def _summed(self, source: int, blocks: int) -> int:
         """The sums of a tensor's blocks, ``[..., blocks]``."""
@@ -176,18 +242,26 @@ class Function:
         kind = schema.TensorType.INT32 if values.dtype == np.int32 else schema.TensorType.FLOAT32
         return self.tensor(f"constant {value}", values.shape, kind, index)
 
-    def _operator(self, builtin: int, inputs: Sequence[int], output: int, options: Any = None) -> Any:
+    def _operator(
+        self,
+        builtin: int,
+        inputs: Sequence[int],
+        output: int,
+        options: Any = None,
+        *,
+        versions: Mapping[int, int] = _VERSIONS,
+    ) -> Any:
         made = schema.OperatorT()
-        made.opcodeIndex = self._code(builtin)
+        made.opcodeIndex = self._code(builtin, versions)
         made.inputs, made.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
         if options is not None:
             made.builtinOptions = options
             made.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
         return made
 
-    def _code(self, builtin: int) -> int:
+    def _code(self, builtin: int, versions: Mapping[int, int] = _VERSIONS) -> int:
         """The index of an operator's code, of a version that takes what is given here."""
-        version = _VERSIONS.get(builtin, 1)
+        version = versions.get(builtin, 1)
         codes = self._model.operatorCodes
         for index, code in enumerate(codes):
             if (code.builtinCode, code.version) == (builtin, version):

@@ -15,7 +15,7 @@ from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
 from targets.estimates import Costs
-from targets.litert.activations import split_products, two_rows, ways
+from targets.litert.activations import STATIC, Grid, split_products, static_grids, two_rows, ways
 from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
 from targets.litert.costs import COSTS
 from targets.litert.declared import OPTIONS
@@ -92,7 +92,7 @@ class LitertTarget:
     def check_model(self, checkpoint: Checkpoint, options: Mapping[str, object]) -> None:
         """See ``targets.target.Target``."""
         litert_family(checkpoint.architecture)
-        fitted(read_options(options), checkpoint.architecture)
+        fitted(read_options(options), checkpoint)
         tokenizer_file(checkpoint.documents)
         check_tokenizer(checkpoint)
 
@@ -112,7 +112,7 @@ class LitertTarget:
         LiteRT-LM cannot hold, and ``UsageError`` for a bad option."""
         architecture, weights = checkpoint.architecture, checkpoint.weights
         self.check_model(checkpoint, options)
-        chosen = fitted(read_options(options), architecture)
+        chosen = fitted(read_options(options), checkpoint)
         tensors = planned_tensors(
             weights,
             negative_weights(weights.values(), stage_of(progress, "planning litert")),
@@ -152,6 +152,8 @@ class LitertTarget:
             context=chosen.context,
             elsewhere=_assets(options),
             memory=needed_memory(architecture, chosen.prefill_lengths),
+            has_grids=bool(static_grids(checkpoint)),
+            applies_grids=chosen.activations == STATIC,
         )
 
     def write(
@@ -169,7 +171,9 @@ class LitertTarget:
         except OSError as error:
             raise destination_error(path, error) from error
         advance = counted(stage_of(progress, "writing litert"), _read_bytes(plan.tensors, checkpoint.weights))
-        models = _Models(checkpoint.weights, types, _split(checkpoint, plan), advance)
+        models = _Models(
+            checkpoint.weights, types, _split(checkpoint, plan), _grids(checkpoint, plan), advance
+        )
         sections = [
             *metadata_sections(checkpoint, chosen.context),
             *(Section(MODEL, partial(models.write, graph), kind) for kind, graph in graphs.items()),
@@ -223,13 +227,14 @@ class LitertTarget:
         return (f"litert-lm run {bundle} --cache no --prompt 'What are lists?'",)
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
-        """See ``targets.target.Target``: rows of activations, where nothing was given and a product
-        rounds."""
-        return ways(plan.tensors) if plan.options["activations"] is None else ()
+        """See ``targets.target.Target``: rows of activations, or static grids, where nothing was given and a
+        product rounds."""
+        return ways(plan.tensors, static=plan.has_grids) if plan.options["activations"] is None else ()
 
     def written(self, plan: Plan, choice: Mapping[str, object]) -> Plan:
         """See ``targets.target.Target``: other operators in the graph for every choice."""
-        return replace(plan, options={**plan.options, **choice})
+        options = {**plan.options, **choice}
+        return replace(plan, options=options, applies_grids=options["activations"] == STATIC)
 
     def choose(self, artifact: Path, choice: Mapping[str, object]) -> None:
         """See ``targets.target.Target``: nothing is to be done."""
@@ -265,7 +270,8 @@ class LitertTarget:
         with tempfile.TemporaryDirectory(prefix="qatconvert-") as scratch:
             graphs = _graphs(checkpoint, plan, Path(scratch), progress)
         sections = metadata_sections(checkpoint, read_options(plan.options).context)
-        expected = expect(sections, graphs, checkpoint.weights, _types(plan), _split(checkpoint, plan))
+        split, grids = _split(checkpoint, plan), _grids(checkpoint, plan)
+        expected = expect(sections, graphs, checkpoint.weights, _types(plan), split, grids)
         advance = counted(
             stage_of(progress, "comparing litert"), _read_bytes(plan.tensors, checkpoint.weights)
         )
@@ -290,6 +296,11 @@ def _split(checkpoint: Checkpoint, plan: Plan) -> frozenset[str]:
     return split_products(plan.tensors, two_rows(activations, checkpoint.architecture))
 
 
+def _grids(checkpoint: Checkpoint, plan: Plan) -> Mapping[str, Grid]:
+    """The static grids that the artifact applies, by matrix."""
+    return static_grids(checkpoint) if plan.applies_grids else {}
+
+
 def _graphs(checkpoint: Checkpoint, plan: Plan, scratch: Path, progress: Progress) -> Mapping[str, bytes]:
     """The graphs of a plan by model type; they are exported once for all that need them."""
     chosen = read_options(plan.options)
@@ -310,9 +321,11 @@ class _Models:
         weights: Mapping[str, Weight],
         types: Mapping[str, str],
         two_rows: Collection[str],
+        grids: Mapping[str, Grid],
         advance: Callable[[int], None],
     ) -> None:
-        self._weights, self._types, self._two_rows, self._advance = weights, types, two_rows, advance
+        self._weights, self._types, self._advance = weights, types, advance
+        self._two_rows, self._grids = two_rows, grids
         self._blocks = self._rounded = 0
         self._off_lattice: Counter[str] = Counter()
         self._off_values: Counter[str] = Counter()
@@ -322,7 +335,15 @@ class _Models:
         """Write the model of a graph where ``output`` stands."""
         from targets.litert.filling import fill
 
-        filled = fill(graph, self._weights, self._types, output, self._advance, two_rows=self._two_rows)
+        filled = fill(
+            graph,
+            self._weights,
+            self._types,
+            output,
+            self._advance,
+            two_rows=self._two_rows,
+            grids=self._grids,
+        )
         self._blocks += filled.blocks
         self._rounded += filled.rounded
         self._off_lattice.update(filled.off_lattice)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
 from targets.comparison import Bytes, Rows, differing_tensors
+from targets.litert.activations import Grid
 from targets.litert.bundle import Section, read_sections
 from targets.litert.container import container_differences, section_by_type
 from targets.litert.encoding import encode
@@ -61,10 +63,11 @@ def expect(
     weights: Mapping[str, Weight],
     types: Mapping[str, str],
     two_rows: Collection[str] = (),
+    grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> Expected:
     """What the converter makes of ``graphs`` (by model type, without weights), the ``weights`` by canonical
     name and their ``types``; see ``targets.litert.filling.fill``."""
-    layouts = {kind: lay_out(graph, weights, types, two_rows) for kind, graph in graphs.items()}
+    layouts = {kind: lay_out(graph, weights, types, two_rows, grids) for kind, graph in graphs.items()}
     return Expected(sections, layouts)
 
 

@@ -36,7 +36,8 @@ OPTIONS: Final = OptionGroup(
             "activations",
             "Rows in which a LiteRT bundle's products take their input, each rounded by its own scale: 1, 2, "
             "layers (2, and 1 in the output head), or the projections that take 2, as in down_proj,v_proj. "
-            "More are more accurate, fewer faster. Default: the fastest that passes the gates is kept.",
+            "More are more accurate, fewer faster. Or static, to round to the checkpoint's own static grids. "
+            "Default: the fastest that passes the gates is kept.",
             ("--litert-activations",),
             metavar="ROWS",
         ),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.checkpoint.weight import Weight
 from converter.errors import TargetError
+from targets.litert.activations import Grid
 from targets.litert.encoding import encode, row_scales, side_by_side
 from targets.litert.flatbuffer import Graph
 from targets.litert.storage import LITERT, ROWS
@@ -90,6 +92,7 @@ def fill(
     threads: int | None = None,
     *,
     two_rows: Collection[str] = (),
+    grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> Filled:
     """Write a TFLite model from where ``output``, a real file, stands; it stands behind the model then.
 
@@ -98,14 +101,15 @@ def fill(
     them how it is held (``targets.litert.storage``); ``INT4+sums`` adds a product with a
     constant ``<name>|sums``, float32 ``[rows, blocks]``. A weight of several experts, ``[experts, rows,
     columns]``, may be an argument ``[experts * rows, columns]`` or ``[rows, experts * columns]``.
-    Products with a weight named in ``two_rows`` split their input by magnitude. ``progress`` is called with
-    the bytes of checkpoint read, by one thread at a time.
+    Products with a weight named in ``two_rows`` split their input by magnitude, those with one in ``grids``
+    round input and output to static grids. ``progress`` is called with the bytes of checkpoint read, by one
+    thread at a time.
 
     Raises ``TargetError`` for a graph that does not fit the weights and for values that the type or the
     runtime cannot hold. Raises ``DestinationError`` if the file cannot be written, and ``CheckpointError``
     for a weight that cannot be read. Needs the packages of the extra ``litert``.
     """
-    layout = lay_out(graph, weights, types, two_rows)
+    layout = lay_out(graph, weights, types, two_rows, grids)
     head, end, base = layout.head, layout.end, output.tell()
     finished = [replace(place, offsets=tuple(base + one for one in place.offsets)) for place in layout.places]
     path = Path(str(output.name))
@@ -133,13 +137,19 @@ def fill(
 
 
 def lay_out(
-    graph: bytes, weights: Mapping[str, Weight], types: Mapping[str, str], two_rows: Collection[str] = ()
+    graph: bytes,
+    weights: Mapping[str, Weight],
+    types: Mapping[str, str],
+    two_rows: Collection[str] = (),
+    grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> Layout:
     """Where ``fill`` puts everything, without reading a matrix; arguments and errors are those of
     ``fill``."""
     filling = Graph(graph, lambda name: _resolved(name, weights) is not None, types)
     rows = {*two_rows, EMBEDDING} if HEAD in two_rows else set(two_rows)  # of a tied head
-    places = [_chosen(filling, name, weights, types, name in rows) for name in filling.names]
+    of_head = {EMBEDDING: grids[HEAD]} if HEAD in grids else {}  # of a tied one
+    own = {**of_head, **grids}
+    places = [_chosen(filling, name, weights, types, name in rows, own.get(name)) for name in filling.names]
     sizes = [place.weight.rows * size for place in places for size in place.bytes if size]
     head, offsets = filling.finished(sizes, _offsets)
     end = max([len(head), *(offset + size for offset, size in zip(offsets, sizes, strict=True))])
@@ -148,7 +158,12 @@ def lay_out(
 
 
 def _chosen(
-    filling: Graph, name: str, weights: Mapping[str, Weight], types: Mapping[str, str], two_rows: bool
+    filling: Graph,
+    name: str,
+    weights: Mapping[str, Weight],
+    types: Mapping[str, str],
+    two_rows: bool,
+    grid: Grid | None,
 ) -> Place:
     """A weight of the graph made a constant; its offsets are not known yet."""
     weight = _resolved(name, weights)
@@ -159,7 +174,7 @@ def _chosen(
     scales = None
     if type_name in ROWS:
         scales = row_scales(weight, type_name, multiplied=filling.is_multiplied(name))
-    use = filling.use(name, type_name, two_rows, scales)
+    use = filling.use(name, type_name, two_rows, scales, grid)
     weight = _shaped(weight, use.shape, name)
     codes, beside, sums = LITERT.row_parts(type_name, weight.columns)
     parts = (codes, 0 if type_name in ROWS else beside, sums)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from converter.checkpoint.canonical_names import EMBEDDING, HEAD
 from converter.errors import TargetError
+from targets.litert.activations import Grid
 from targets.litert.additions import Function
 from targets.litert.storage import CODED, sums_name
 from targets.litert.type_names import FLOAT16
@@ -118,10 +119,11 @@ class Graph:
         type_name: str,
         two_rows: bool = False,
         row_scales: NDArray[np.float32] | None = None,
+        grid: Grid | None = None,
     ) -> Filling:
         """Make the argument of a weight a constant of the type ``type_name``; with ``two_rows`` products with
-        it split their input. A type with one scale for each row has them here, float32 ``[rows]``. Raises
-        ``TargetError`` if the graph uses it as that type cannot be used."""
+        it split their input, with a ``grid`` they round to it. A type with one scale for each row has them
+        here, float32 ``[rows]``. Raises ``TargetError`` if the graph uses it as that type cannot be used."""
         places = self._arguments[name]
         shapes = {self._shape(place) for place in places}
         if len(shapes) != 1:
@@ -143,11 +145,13 @@ class Graph:
                 self._tensor(place).buffer = buffer
                 if type_name == FLOAT16:
                     self._function(place).dequantize(place.tensor)
-        if two_rows:
-            for place in places:
-                function = self._function(place)
-                for product in function.products(place.tensor):
+        for place in places:
+            function = self._function(place)
+            for product in function.products(place.tensor) if two_rows or grid else ():
+                if two_rows:
                     function.split_input(product)
+                elif grid is not None:
+                    function.round_to(product, grid, integers=row_scales is not None)
         return Filling(shape, _MULTIPLIED in uses)
 
     def finished(

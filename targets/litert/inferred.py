@@ -11,13 +11,14 @@ from converter.checkpoint.canonical_names import HEAD
 from converter.checkpoint.weight import Weight
 from converter.errors import CheckpointError
 from converter.system.untrusted import shown
-from targets.litert.activations import found_activations, projection
+from targets.litert.activations import STATIC, found_activations, projection
 from targets.litert.bundle import read_sections
 from targets.litert.functions import Content, read_content
 from targets.litert.reading import open_models
 from targets.litert.schema import BITS, GRAPH_BYTES, OPERATORS, TYPES, Model, Subgraph
 from targets.litert.sections import EMBEDDER, MODEL, PREFILL_DECODE
 from targets.litert.storage import OFF_LATTICE, holdings
+from targets.litert.type_names import INT8
 from targets.off_lattice import inferred_off_lattice
 
 _PREFILL: Final = "prefill_"
@@ -68,6 +69,7 @@ def _activations(content: Content, model: Model, weights: Collection[str]) -> st
     function = decode["function"] if isinstance(decode, dict) else 0
     graph = model.subgraphs[function] if function < len(model.subgraphs) else Subgraph((), ())
     rows: dict[int, set[str]] = {1: set(), 2: set()}
+    static = False
     for operator in graph.operators:
         read = [graph.tensors[index] for index in operator.inputs[:2] if 0 <= index < len(graph.tensors)]
         if OPERATORS.get(operator.code) != "FULLY_CONNECTED" or len(read) != 2:
@@ -76,7 +78,8 @@ def _activations(content: Content, model: Model, weights: Collection[str]) -> st
         count = math.prod(values.shape[:-1])
         if TYPES.get(weight.type) in BITS and weight.name in weights and count in rows:
             rows[count].add(projection(weight.name))
-    return found_activations(rows[1], rows[2])
+            static |= TYPES.get(values.type) == INT8
+    return STATIC if static else found_activations(rows[1], rows[2])
 
 
 def _takes(content: Content, name: str) -> bool:

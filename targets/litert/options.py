@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from converter.checkpoint.architecture import Architecture
+from converter.checkpoint.opened import Checkpoint
 from converter.errors import UsageError
 from targets.litert.activations import check_activations, read_activations
 from targets.litert.devices.npu import Npu, parse_all
@@ -61,13 +61,14 @@ def read_options(options: Mapping[str, object]) -> Options:
     return read
 
 
-def fitted(options: Options, architecture: Architecture) -> Options:
+def fitted(options: Options, checkpoint: Checkpoint) -> Options:
     """The options with the lengths that suit a model where none were given.
 
     Raises ``UsageError`` for a context shorter than the model's sliding window or longer than the model's
-    own, for a prefill longer than the context, and for projections that the model does not have.
+    own, for a prefill longer than the context, and for projections or grids that the model does not have.
     """
-    check_activations(options.activations, architecture)
+    check_activations(options.activations, checkpoint)
+    architecture = checkpoint.architecture
     context = options.context_length
     if context is None:
         context = min(CONTEXT, architecture.context)

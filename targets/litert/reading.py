@@ -137,7 +137,7 @@ class _Matrix:
 
 def _rule(matrix: _Matrix, weight: Weight) -> Callable[[int, int], Floats] | None:
     """What the rule makes of a weight's rows in the type in which they are stored, read back."""
-    if matrix.type in CODED and LITERT.holding(weight) is None:
+    if matrix.type in CODED and LITERT.kept_scales(weight, matrix.type) is None:
         return None
 
     def rows(start: int, stop: int) -> Floats:

@@ -30,6 +30,7 @@ OPERATORS: Final[Mapping[int, str]] = {
     6: "DEQUANTIZE",
     7: "EMBEDDING_LOOKUP",
     9: "FULLY_CONNECTED",
+    114: "QUANTIZE",
     206: "STABLEHLO_COMPOSITE",
 }
 

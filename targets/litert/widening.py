@@ -3,7 +3,8 @@
 XNNPACK rounds the input of a product with codes to int8, and that of a product with numbers not at all. So
 this model shows what the graph computes. Sums of blocks with negative scales stay what they are: the graph
 adds them. So do codes of tables in which rows are only looked up, as LiteRT multiplies them with their
-scales in float32.
+scales in float32. What goes through int8, to static grids, stays float32: the operators that would round it
+copy it.
 
 A model that is too large for this can be cut to an excerpt (``targets.litert.excerpt``), which leaves holes
 where the weights of other layers were.
@@ -32,7 +33,7 @@ from targets.litert.excerpt import cut
 from targets.litert.reading import Codes, coded_products
 from targets.litert.schema import BITS, GRAPH_BYTES, OPERATORS, TYPES, Buffer, Model, Subgraph, Tensor
 from targets.litert.tables import Flatbuffer, Patch, Table
-from targets.litert.type_names import FLOAT, FLOAT16
+from targets.litert.type_names import FLOAT, FLOAT16, INT8
 from targets.writing import RANGE, Output, destination_error
 
 _FLOAT: Final = 4
@@ -43,6 +44,14 @@ _CHUNK: Final = 16 << 20
 _LARGE: Final = 1 << 12
 #: Types of weights whose products round nothing; what is computed has the first.
 _NUMBERS: Final = (FLOAT, FLOAT16)
+#: Operators that take numbers to int8 or back, and one that copies where both are float32 (``CAST``).
+_ROUNDING: Final = ("QUANTIZE", "DEQUANTIZE")
+_COPYING: Final = 53
+#: Numbers of fields of ``Model``, ``SubGraph``, ``Operator`` and ``OperatorCode``.
+_CODES, _SUBGRAPHS, _BUFFERS = 1, 2, 4
+_TENSORS, _OPERATORS = 0, 3
+_CODE: Final = 0
+_SHORT, _LONG = 0, 3
 #: ``TensorType`` of integers that are no weights: positions, shapes, flags.
 _INDICES: Final = frozenset((2, 4, 6))
 
@@ -130,11 +139,14 @@ class _Widening:
         self._others: set[int] = set()
         self._unread = set() if excerpt is None else _unread(self._model.subgraphs)
         root = self._flatbuffer.root()
+        self._copy(root, model)
         multiplied = {buffer for one in self._model.subgraphs for buffer in _multiplied(one)}
-        for subgraph, table in zip(self._model.subgraphs, root.tables(2), strict=True):
+        for subgraph, table in zip(self._model.subgraphs, root.tables(_SUBGRAPHS), strict=True):
             products = coded_products(self._model, subgraph)
-            for tensor, entry in zip(subgraph.tensors, table.tables(0), strict=True):
-                if TYPES.get(tensor.type) in BITS:
+            for tensor, entry in zip(subgraph.tensors, table.tables(_TENSORS), strict=True):
+                if _is_rounded(tensor):
+                    self._unscale(tensor, entry)
+                elif TYPES.get(tensor.type) in BITS:
                     codes = products(tensor)
                     if tensor.buffer in multiplied:
                         self._add(tensor, entry, codes)
@@ -142,9 +154,38 @@ class _Widening:
                     self._pass(tensor, entry)
         if mixed := self._others & self.buffers.keys():
             raise self._damaged(f"buffer {min(mixed)} holds codes and something else")
-        for index, entry in enumerate(root.tables(4)):
+        for index, entry in enumerate(root.tables(_BUFFERS)):
             if index in self.buffers:
                 self._move(index, entry)
+
+    def _copy(self, root: Table, model: Model) -> None:
+        """Have what rounds numbers to int8 copy them; what makes numbers of float16 stays."""
+        rounding: dict[int, set[bool]] = {}
+        for subgraph, table in zip(model.subgraphs, root.tables(_SUBGRAPHS), strict=True):
+            entries = table.tables(_OPERATORS)
+            for operator, entry in zip(subgraph.operators, entries, strict=True):
+                if OPERATORS.get(operator.code) in _ROUNDING:
+                    found = [
+                        _is_rounded(subgraph.tensors[index])
+                        for index in (*operator.inputs, *operator.outputs)
+                        if 0 <= index < len(subgraph.tensors)
+                    ]
+                    rounding.setdefault(entry.number(_CODE, "<I"), set()).add(any(found))
+        for index, code in enumerate(root.tables(_CODES)):
+            if rounding.get(index) == {True, False}:
+                raise self._damaged(f"operators of code {index} take int8 and float16")
+            if rounding.get(index) == {True}:
+                for field, format in ((_SHORT, "<b"), (_LONG, "<i")):
+                    if (place := code.where(field)) is not None:
+                        self.patches.append(Patch(place, struct.pack(format, _COPYING)))
+
+    def _unscale(self, tensor: Tensor, entry: Table) -> None:
+        """Make float32 of a tensor of int8 that has no data."""
+        kind, quantization = entry.where(1), entry.table(4)
+        if kind is None or quantization is None or tensor.rowwise is None:
+            raise self._damaged(f"tensor {shown(tensor.name)} is scaled in a way that is not read")
+        place, _ = quantization.vector(2, _FLOAT)
+        self.patches += [Patch(kind, b"\0"), Patch(place - 4, b"\0\0\0\0")]
 
     def _damaged(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._model.shard.path}: cannot be widened to float32: {problem}")
@@ -194,6 +235,11 @@ class _Widening:
             raise self._damaged(f"its codes lie within the graph ({shown(wide.codes.codes.name)})")
         self.patches.append(Patch(offset, struct.pack("<Q", wide.offset)))
         self.patches.append(Patch(size, struct.pack("<Q", wide.size)))
+
+
+def _is_rounded(tensor: Tensor) -> bool:
+    """Whether a tensor holds what was rounded to int8 on the way."""
+    return tensor.buffer is None and TYPES.get(tensor.type) == INT8
 
 
 def _multiplied(subgraph: Subgraph) -> Iterator[Buffer]:

@@ -145,7 +145,7 @@ def published_rules(architecture: Architecture) -> Rules:
     return rules
 
 
-def _bits_of(module: str, rules: Rules) -> int:
+def bits_of(module: str, rules: Rules) -> int:
     """By the rules for these names, in each of which one rule at most is found."""
     found = [one["num_bits"] for pattern, one in rules.items() if re.search(pattern, module)]
     return found[0] if found else 4
@@ -156,7 +156,7 @@ def _stored(weight: Weight, rules: Rules, blocks: int, extremes: bool, half: boo
     module, _, last = weight.source.rpartition(".")
     if len(weight.shape) != 2 or last != "weight":
         return {weight.source: bf16_bits(values).reshape(weight.shape)}
-    bits = _bits_of(module, rules)
+    bits = bits_of(module, rules)
     table = module.endswith(_EMBEDDINGS)
     count = blocks if module.endswith("per_layer") else 1
     codes, scales = quantised(values, bits, count, half=half)

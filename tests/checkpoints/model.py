@@ -24,8 +24,8 @@ CONTEXT = 2048
 LAYER_TYPES = ("sliding_attention", "sliding_attention", "full_attention") * 3
 
 
-def text_config() -> dict[str, object]:
-    """The text settings as the Hub writes them."""
+def text_config(**settings: object) -> dict[str, object]:
+    """The text settings as the Hub writes them; ``settings`` are others than the demonstration model's."""
     return {
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -70,17 +70,17 @@ def text_config() -> dict[str, object]:
         "use_double_wide_mlp": True,
         "vocab_size": VOCABULARY,
         "vocab_size_per_layer_input": VOCABULARY,
-    }
+    } | settings
 
 
-def new_model(seed: int) -> Gemma4ForCausalLM:
-    """An untrained model in float32 whose layer scalars can be trained.
+def new_model(seed: int, **settings: object) -> Gemma4ForCausalLM:
+    """An untrained model in float32 whose layer scalars can be trained; ``settings`` as for ``text_config``.
 
     Gemma 4 scales attention by 1 and leaves the temperature to the norms of queries and keys, so the
     key norms start at ``head_dim ** -0.5``.
     """
     torch.manual_seed(seed)
-    model = Gemma4ForCausalLM(Gemma4TextConfig(**text_config()))
+    model = Gemma4ForCausalLM(Gemma4TextConfig(**text_config(**settings)))
     for layer in model.model.layers:
         scalar = layer.layer_scalar
         del layer.layer_scalar
@@ -104,7 +104,17 @@ def save_checkpoint(weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer, d
     tensors = {name: torch.where(tensor == 0, 0.0, tensor).contiguous() for name, tensor in tensors.items()}
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
+    save_configuration(tokenizer, directory)
+
+
+def save_configuration(
+    tokenizer: Tokenizer, directory: Path, more: Mapping[str, object] | None = None, **settings: object
+) -> None:
+    """Write the files beside the weights; ``settings`` as for ``text_config``, and ``more`` entries of
+    ``config.json``."""
+    directory.mkdir(parents=True, exist_ok=True)
     token = tokenizer.token_to_id
+    text = text_config(**settings)
     config = {
         "architectures": ["Gemma4ForConditionalGeneration"],
         "audio_config": None,
@@ -118,11 +128,11 @@ def save_checkpoint(weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer, d
         "image_token_id": token("<|image|>"),
         "initializer_range": 0.02,
         "model_type": "gemma4",
-        "text_config": text_config(),
-        "tie_word_embeddings": True,
+        "text_config": text,
+        "tie_word_embeddings": text["tie_word_embeddings"],
         "video_token_id": token("<|video|>"),
         "vision_config": None,
-    }
+    } | dict(more or {})
     generation = {
         "bos_token_id": token("<bos>"),
         "do_sample": True,
@@ -132,8 +142,8 @@ def save_checkpoint(weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer, d
         "top_k": 64,
         "top_p": 0.95,
     }
-    for file, settings in (("config.json", config), ("generation_config.json", generation)):
-        (directory / file).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    for file, content in (("config.json", config), ("generation_config.json", generation)):
+        (directory / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_tokenizer(tokenizer, directory)
 
 

@@ -40,19 +40,29 @@ CUTS = 0.03
 SCRIPT_LINES = 6
 
 
+#: ``rounded(name, weight)`` is a weight as a forward pass has it.
+Rounded = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def on_the_lattice(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """Every matrix on the lattice; gradients pass unchanged."""
+    return straight_through(weight) if is_matrix(name, weight) else weight
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training: passes over the text, peak learning rate, dropout, on the lattice or not."""
+    """One stage of training: passes over the text, peak learning rate, dropout, and how weights are rounded,
+    ``None`` for not at all."""
 
     name: str
     epochs: int
     rate: float
     dropout: float
-    quantised: bool
+    rounded: Rounded | None = None
 
 
-BASE_STAGE = Stage("base", epochs=10, rate=4e-3, dropout=0.15, quantised=False)
-QAT_STAGE = Stage("qat", epochs=3, rate=8e-4, dropout=0.15, quantised=True)
+BASE_STAGE = Stage("base", epochs=10, rate=4e-3, dropout=0.15)
+QAT_STAGE = Stage("qat", epochs=3, rate=8e-4, dropout=0.15, rounded=on_the_lattice)
 
 
 def training_stream(tokenizer: PreTrainedTokenizerBase, chooser: random.Random) -> torch.Tensor:
@@ -131,7 +141,7 @@ def train(
     report: Callable[[str], None],
     score: Callable[[Gemma4ForCausalLM], float] | None = None,
 ) -> None:
-    """Run one stage on ``model`` in place; every step sees lattice weights if the stage is quantised."""
+    """Run one stage on ``model`` in place; every step sees the weights that the stage rounds."""
     chooser = random.Random(seed)
     torch.manual_seed(seed)
     add_dropout(model, stage.dropout)
@@ -143,7 +153,7 @@ def train(
         for tokens in batches(training_stream(tokenizer, chooser), chooser):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(stage, step, steps)
-            loss = next_token_loss(model.train(), tokens, stage.quantised)
+            loss = next_token_loss(model.train(), tokens, stage.rounded)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -159,14 +169,13 @@ def train(
         )
 
 
-def next_token_loss(model: Gemma4ForCausalLM, tokens: torch.Tensor, quantised: bool) -> torch.Tensor:
-    """Mean cross-entropy of ``tokens[:, 1:]``, int64 ``[batch, length]``; on the lattice if ``quantised``."""
+def next_token_loss(
+    model: Gemma4ForCausalLM, tokens: torch.Tensor, rounded: Rounded | None = None
+) -> torch.Tensor:
+    """Mean cross-entropy of ``tokens[:, 1:]``, int64 ``[batch, length]``, with ``rounded`` weights."""
     weights = dict(model.named_parameters())
-    if quantised:
-        weights = {
-            name: straight_through(weight) if is_matrix(name, weight) else weight
-            for name, weight in weights.items()
-        }
+    if rounded is not None:
+        weights = {name: rounded(name, weight) for name, weight in weights.items()}
     arguments = {"input_ids": tokens[:, :-1], "use_cache": False}
     logits = functional_call(model, weights, kwargs=arguments, tie_weights=True).logits
     return F.cross_entropy(logits.reshape(-1, VOCABULARY), tokens[:, 1:].reshape(-1))
@@ -199,7 +208,7 @@ def main() -> None:
     print(f"{sum(weight.numel() for weight in model.parameters()):,} parameters", flush=True)
     for stage, directory in ((BASE_STAGE, base), (QAT_STAGE, demo)):
         train(model, tokenizer, stage, options.seed, lambda line: print(line, flush=True))
-        save_checkpoint(finished_weights(model, stage.quantised), vocabulary, directory)
+        save_checkpoint(finished_weights(model, stage is QAT_STAGE), vocabulary, directory)
     write_evaluation_text(demo)
     print(comparison(base, demo))
 

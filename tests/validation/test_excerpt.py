@@ -36,8 +36,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "26b-a4b": {"text": TWELVE_LAYERS},
     "gemma3-text": {"text": TWELVE_LAYERS},
 }
-#: Lattices and layouts of configurations of which LiteRT's graphs are exported for other tests too.
-LITERT = {"demo": ("max7", "hub"), "e2b": ("extremum8", "transformers")}
 #: Of the mistakes that ``test_derivations`` tries in whole models, of each sort one: LiteRT's graph of one
 #: takes half a minute.
 MISTAKES = {
@@ -90,21 +88,19 @@ def case(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Make]:
-    """``case(model, target)``: ``demo`` or a key of ``MODELS``, made once; for LiteRT of a lattice and layout
-    of its own."""
+    """``case(model, target)``: ``demo`` or a key of ``MODELS``, made once; for LiteRT ``demo`` alone, whose
+    graph other tests have exported too."""
     made: dict[tuple[str, str], Case] = {}
     cache = tmp_path_factory.mktemp("reference-cache")
     with ExitStack() as stack:
 
         def make(model: str, target: str = "gguf") -> Case:
             if (model, target) not in made:
+                directory = DEMO if model == "demo" else checkpoint_factory(model, **MODELS[model])
                 if target == "litert":
-                    scheme, layout = LITERT[model]
-                    directory = DEMO if model == "demo" else checkpoint_factory(model, scheme, layout=layout)
                     litert_bundle = request.getfixturevalue("litert_bundle")  # slow, and seldom needed
-                    checkpoint, path = open_checkpoint(directory), litert_bundle(model, scheme, layout)
+                    checkpoint, path = open_checkpoint(directory), litert_bundle(model)
                 else:
-                    directory = DEMO if model == "demo" else checkpoint_factory(model, **MODELS[model])
                     write = write_gguf if target == "gguf" else write_onnx
                     written = write(directory, tmp_path_factory.mktemp(f"{model}-{target}"))
                     checkpoint, path = written.checkpoint, written.path
@@ -139,7 +135,6 @@ def edited(artifact: Path, path: Path, key: str, value: bytes) -> Path:
         ("gemma3-text", "onnx", [0, 1, 2, 3, 4, 5], 12, "layers 0-5 of 12"),
         ("26b-a4b", "onnx", [0, 1, 2, 3, 4, 5], 12, "layers 0-5 of 12"),
         pytest.param("demo", "litert", [0, 1, 2, 6, 8], 9, "layers 0-2, 6 and 8 of 9", marks=SLOW),
-        pytest.param("e2b", "litert", [0, 1, 2, 3, 4, 5, 9], 10, "layers 0-5 and 9 of 10", marks=SLOW),
     ],
 )
 def test_the_right_artifact_passes_and_the_report_says_what_was_run(

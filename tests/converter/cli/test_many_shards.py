@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from converter.checkpoint.directory import Directory
+from converter.demo import DEMO
 from support.forked import PROGRAM
 from support.raw_safetensors import write_raw
 
@@ -21,30 +22,35 @@ SHARDS = 200
 DESCRIPTORS = 64
 
 
-@pytest.fixture(scope="module")
-def checkpoint(
-    checkpoint_factory: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """A checkpoint in one file, and the same in 200."""
-    whole = checkpoint_factory("31b", text={"num_hidden_layers": 24})
-    place = tmp_path_factory.mktemp("many") / whole.name
+def split(whole: Path, place: Path, most: int = sys.maxsize) -> Path:
+    """The checkpoint in ``whole`` in a file for each tensor, the last of ``most`` with all that are left."""
     place.mkdir()
     for file in whole.iterdir():
         if file.suffix != ".safetensors":
             shutil.copy(file, place)
     files: dict[str, str] = {}
     tensors = list(Directory(whole).tensors().tensors.values())
-    for number in range(SHARDS):
+    count = min(most, len(tensors))
+    for number in range(count):
         header, data = {}, b""
-        for tensor in tensors[number:] if number == SHARDS - 1 else tensors[number : number + 1]:
+        for tensor in tensors[number:] if number == count - 1 else tensors[number : number + 1]:
             begin, data = len(data), data + tensor.read_raw(0, tensor.bytes).tobytes()
             offsets = [begin, len(data)]
             header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": offsets}
-            files[tensor.name] = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
+            files[tensor.name] = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
         write_raw(place / files[next(iter(header))], header, data)
     (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    assert len(set(files.values())) == SHARDS
-    return whole, place
+    assert len(set(files.values())) == count > DESCRIPTORS
+    return place
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    checkpoint_factory: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A checkpoint in one file, and the same in 200."""
+    whole = checkpoint_factory("31b", text={"num_hidden_layers": 24})
+    return whole, split(whole, tmp_path_factory.mktemp("many") / whole.name, SHARDS)
 
 
 def run(*arguments: str | Path, program: str = PROGRAM) -> str:
@@ -76,6 +82,19 @@ def test_it_is_converted_to_the_same_bytes_and_verified(
         made[-1] += [file.read_bytes() for file in sorted((output / "gguf").iterdir())]
     assert made[0] == made[1]
     run("verify", tmp_path / "1", "--rebuild", "--reference", checkpoint[1])
+
+
+@pytest.mark.slow
+def test_the_demo_is_converted_to_litert(tmp_path: Path) -> None:
+    """From a file for each tensor, to the bytes that one file gives."""
+    pytest.importorskip("litert_torch")
+    (tmp_path / "many").mkdir()
+    made = []
+    for place in (DEMO, split(DEMO, tmp_path / "many" / DEMO.name)):
+        output = tmp_path / str(len(made))
+        run("convert", place, "--target", "litert", "--no-validate", "--output", output)
+        made.append((output / "litert" / f"{DEMO.name}.litertlm").read_bytes())
+    assert made[0] == made[1]
 
 
 @pytest.mark.slow

@@ -20,10 +20,12 @@ from checkpoints.measure import (
     perplexity,
     with_naive_q4_0,
 )
+from checkpoints.train_mobile import Rules, rounded_alone
 from converter.checkpoint.architecture import FULL, SLIDING, read_architecture
 from converter.checkpoint.lattice import recover
+from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.weight import EXACT, OFF_LATTICE
-from converter.demo import DEMO
+from converter.demo import DEMO, DEMO_MOBILE
 
 pytestmark = pytest.mark.slow
 
@@ -35,14 +37,14 @@ def _bits(directory: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name).view(torch.int16).numpy().view(np.uint16) for name in names}
 
 
-@pytest.mark.parametrize("directory", [DEMO, DEMO_BASE], ids=["qat", "base"])
+@pytest.mark.parametrize("directory", [DEMO, DEMO_BASE, DEMO_MOBILE], ids=["qat", "base", "mobile"])
 def test_transformers_loads_it_whole(directory: Path) -> None:
     model, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
     assert isinstance(model, Gemma4ForConditionalGeneration)
     assert not any(report.values()), report
 
 
-@pytest.mark.parametrize("directory", [DEMO, DEMO_BASE], ids=["qat", "base"])
+@pytest.mark.parametrize("directory", [DEMO, DEMO_BASE, DEMO_MOBILE], ids=["qat", "base", "mobile"])
 def test_it_has_everything_that_e2b_has(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     model = read_architecture(config)
@@ -56,7 +58,7 @@ def test_it_has_everything_that_e2b_has(directory: Path) -> None:
     assert all(layer.feed_forward == 2 * own[0].feed_forward for layer in shared)
     assert all(layer.rotary_fraction == 0.25 for layer in model.layers if layer.attention == FULL)
     values = sum(int(np.prod(shape)) for shape in model.tensors.values())
-    assert 1_000_000 <= values <= 3_000_000
+    assert 1_000_000 <= values <= 3_100_000
 
 
 def test_names_and_shapes_are_the_hubs() -> None:
@@ -69,6 +71,39 @@ def test_names_and_shapes_are_the_hubs() -> None:
 def test_both_together_stay_below_twelve_megabytes() -> None:
     files = [path for directory in (DEMO, DEMO_BASE) for path in directory.iterdir()]
     assert sum(path.stat().st_size for path in files) <= 12_000_000
+
+
+def test_the_mobile_one_takes_less_than_two_megabytes() -> None:
+    assert sum(path.stat().st_size for path in DEMO_MOBILE.iterdir()) < 2_000_000
+
+
+def test_every_matrix_of_the_mobile_one_has_codes_and_every_module_but_the_logits_a_grid() -> None:
+    checkpoint = open_checkpoint(DEMO_MOBILE)
+    bits = {
+        name: weight.lattice.bits if weight.lattice else 0
+        for name, weight in checkpoint.weights.items()
+        if len(weight.shape) == 2
+    }
+    found = {name: bits[f"{name}.weight"] for name in ("lm_head", "embed_tokens", "embed_tokens_per_layer")}
+    assert found == {"lm_head": 2, "embed_tokens": 2, "embed_tokens_per_layer": 4}
+    assert bits["layers.5.mlp.down_proj.weight"] == bits["layers.8.self_attn.q_proj.weight"] == 4
+    assert bits["layers.8.mlp.down_proj.weight"] == 2
+    assert bits["layers.0.per_layer_projection.weight"] == 8
+    assert checkpoint.weights["layers.8.mlp.down_proj.weight"].columns % 256 == 0
+    scales = {
+        module: (one.input is not None, one.output is not None) for module, one in checkpoint.grids.items()
+    }
+    assert scales.pop("lm_head") == (True, False)
+    assert set(scales.values()) == {(True, True)}
+    assert len(scales) == len(bits) - 3
+
+
+def test_training_in_the_mobile_form_beats_rounding_to_it() -> None:
+    windows = held_out_windows(DEMO_MOBILE, limit=4)
+    rules = Rules(json.loads((DEMO_MOBILE / "config.json").read_text()))
+    trained = log_probabilities(load(DEMO_MOBILE), windows)
+    rounded = log_probabilities(rounded_alone(DEMO_BASE, rules, seed=4), windows)
+    assert perplexity(trained, windows) < perplexity(rounded, windows)
 
 
 def test_every_matrix_is_on_a_lattice_whose_extremum_is_not_always_code_minus_eight() -> None:

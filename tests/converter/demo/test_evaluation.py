@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 
 from checkpoints import DEMO_BASE
-from checkpoints.evaluation import evaluation_text, write_evaluation_text
+from checkpoints.evaluation import (
+    LIMITS,
+    MOBILE_LIMITS,
+    Limits,
+    evaluation_text,
+    write_evaluation_text,
+)
 from checkpoints.text import conversations, held_out_topics, training_documents
 from converter.checkpoint.directory import Directory
 from converter.checkpoint.documents import Documents
-from converter.demo import DEMO
+from converter.demo import DEMO, DEMO_MOBILE
 from converter.filenames import EVALUATION_TEXT
 from validation.evaluation import read_own
 
@@ -22,13 +28,16 @@ from validation.evaluation import read_own
 TOPICS = "4e733cb99d02e851598a7af2d1d7bbea7eca6e61905b68a7574f1d16034baffa"
 
 
-def test_the_file_is_what_the_generator_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shipped", "limits"), [(DEMO, LIMITS), (DEMO_MOBILE, MOBILE_LIMITS)], ids=["demo", "mobile"]
+)
+def test_the_file_is_what_the_generator_writes(shipped: Path, limits: Limits, tmp_path: Path) -> None:
     told = "\0".join(f"{name}\0{text}" for name, text in held_out_topics().items())
     if hashlib.sha256(told.encode()).hexdigest() != TOPICS:
         pytest.skip("this Python words its help topics otherwise")
-    write_evaluation_text(tmp_path)
-    assert (tmp_path / EVALUATION_TEXT).read_bytes() == (DEMO / EVALUATION_TEXT).read_bytes()
-    assert json.loads((tmp_path / EVALUATION_TEXT).read_text("utf-8")) == evaluation_text()
+    write_evaluation_text(tmp_path, limits)
+    assert (tmp_path / EVALUATION_TEXT).read_bytes() == (shipped / EVALUATION_TEXT).read_bytes()
+    assert json.loads((tmp_path / EVALUATION_TEXT).read_text("utf-8")) == evaluation_text(limits)
 
 
 def test_no_paragraph_of_it_was_trained_on() -> None:

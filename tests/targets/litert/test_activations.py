@@ -50,6 +50,7 @@ def rows_of_products(artifact: Path) -> dict[str, set[int]]:
         (" 2 ", "2"),
         (1, "1"),
         ("layers", "layers"),
+        ("static", "static"),
         ("v_proj, down_proj,v_proj", "down_proj,v_proj"),
     ],
 )
@@ -59,17 +60,17 @@ def test_the_option_has_one_form_for_each_meaning(given, expected):
 
 @pytest.mark.parametrize("given", ["", "3", "1,2", "down-proj", "down_proj,", "1.0", "*"])
 def test_what_is_neither_rows_nor_names_is_refused(given):
-    with pytest.raises(UsageError, match="give 1, 2, layers, or the projections that take two rows"):
+    with pytest.raises(UsageError, match="give 1, 2, layers, static, or the projections that take"):
         read_activations(given)
 
 
 def test_a_projection_that_the_model_lacks_is_refused_with_those_that_it_has(small, checkpoint_factory):
-    check_activations("down_proj,lm_head", small.architecture)
+    check_activations("down_proj,lm_head", small)
     with pytest.raises(
         UsageError, match=r"no projection 'per_layer_projection'; it has: down_proj, .*v_proj"
     ):
-        check_activations("per_layer_projection", small.architecture)
-    check_activations("per_layer_projection", open_checkpoint(checkpoint_factory("e2b")).architecture)
+        check_activations("per_layer_projection", small)
+    check_activations("per_layer_projection", open_checkpoint(checkpoint_factory("e2b")))
 
 
 @pytest.mark.parametrize("variant", ["gemma3", "e2b", "26b-a4b"])

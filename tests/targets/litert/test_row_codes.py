@@ -7,53 +7,35 @@ import pytest
 
 pytest.importorskip("ai_edge_litert")
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, Lattice, LatticeRows, Weight
+from converter.checkpoint.weight import EXACT
 from converter.errors import CheckpointError, TargetError
 from support.litert_graph import graph
+from support.litert_rows import (
+    BITS,
+    COLUMNS,
+    HEAD,
+    MATRIX,
+    PLAIN,
+    ROWS,
+    TABLE,
+    XNNPACK,
+    rows_of,
+    run,
+    values,
+    write,
+)
+from targets.gguf.storage import Q4_0
 from targets.litert import encoding
 from targets.litert.encoding import pack_codes
-from targets.litert.filling import fill, lay_out
+from targets.litert.filling import lay_out
 from targets.litert.functions import read_content
 from targets.litert.reading import describe_models, open_models
 from targets.litert.storage import planned_tensors
 from targets.litert.widening import widen
-
-MATRIX = "layers.0.mlp.down_proj.weight"
-TABLE = "embed_tokens.weight"
-HEAD = "lm_head.weight"
-BITS = {2: "INT2 per row", 4: "INT4 per row", 8: "INT8 per row"}
-ROWS, COLUMNS = 48, 96
-XNNPACK = OpResolverType.AUTO
-PLAIN = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+from targets.storing import naively_rounded
 
 each_width = pytest.mark.parametrize("bits", BITS)
-
-
-def rows_of(bits, name=MATRIX, shape=(ROWS, COLUMNS), scales=None, *, stored=True, seed=0):
-    """A weight of random codes and scales that no shorter number holds; ``stored`` scales are read alone."""
-    random = np.random.default_rng(seed)
-    codes = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), shape).astype(np.int8)
-    codes[0, :2] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    if scales is None:
-        scales = random.uniform(0.01, 0.1, shape[0])
-    scales = np.array(scales, np.float32).reshape(-1, 1)
-    status = np.full(scales.shape, NEEDS_F32_SCALE, np.uint8)
-    return Weight(
-        name,
-        name,
-        shape,
-        "F32",
-        lambda start, stop: codes[start:stop] * scales[start:stop],
-        Lattice(bits, 0),
-        lambda start, stop: LatticeRows(codes[start:stop], scales[start:stop], status[start:stop]),
-        scales=(lambda start, stop: scales[start:stop]) if stored else None,
-    )
-
-
-def values(weight):
-    return weight.floats(0, weight.rows)
 
 
 def product_graph(rows=ROWS, columns=COLUMNS, functions=1):
@@ -62,17 +44,6 @@ def product_graph(rows=ROWS, columns=COLUMNS, functions=1):
 
 def look_up_graph():
     return graph(lambda f: f.look_up(TABLE, ROWS, COLUMNS, ROWS))
-
-
-def write(path, flatbuffer, weights, formats):
-    with open(path, "wb") as output:
-        filled = fill(flatbuffer, {weight.name: weight for weight in weights}, formats, output)
-    return filled
-
-
-def run(path, resolver=XNNPACK, **inputs):
-    made = Interpreter(model_path=str(path), experimental_op_resolver_type=resolver)
-    return made.get_signature_runner("function_0")(**inputs)
 
 
 def multiplied(path, resolver=XNNPACK):
@@ -195,6 +166,19 @@ def test_functions_share_codes_scales_and_zero_points(tmp_path):
         layout = lay_out(product_graph(4096, 64, functions), {MATRIX: weight}, {MATRIX: BITS[2]})
         sizes.append(len(layout.head))
     assert 4096 * 12 < sizes[0] < sizes[1] < sizes[0] + 2048
+
+
+def test_codes_of_another_type_than_the_checkpoints_are_read_without_a_rule(tmp_path):
+    """As those of a baseline are."""
+    weight, path = rows_of(2), tmp_path / "m.tflite"
+    naive = naively_rounded(weight, Q4_0)
+    type_name = planned_tensors({MATRIX: naive}, frozenset({MATRIX}), tied_head=False)[0].type
+    assert type_name == "INT4+sums"
+    write(path, product_graph(), [naive], {MATRIX: type_name})
+    found = describe_models(open_models(path), {MATRIX: weight})[MATRIX]
+    assert (found.type, found.rule) == (type_name, None)
+    rows = naive.codes(0, ROWS)
+    np.testing.assert_array_equal(found.floats(0, ROWS), rows.codes * np.repeat(rows.scales, 32, axis=1))
 
 
 # read back from damaged files

@@ -71,7 +71,7 @@ def test_one_that_breaks_is_not_loaded_for_other_models(name: str, install: Inst
     [
         ("no_such_module:FAMILY", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
         ("converter.errors:FAMILY", "cannot be loaded: AttributeError"),
-        ("converter.names:DEMO", "is no Family, but str"),
+        ("converter.filenames:CONFIG", "is no Family, but str"),
         ("ending_family:FAMILY", "cannot be loaded: SystemExit: 7"),
         ("???", "cannot be loaded: "),
     ],
