@@ -7,8 +7,9 @@ A checkpoint brings its own in ``evaluation_text.json``, so that it is judged on
                   {"kind": "chat", "turns": [{"role": "user", "content": "..."}]}],
      "gates": {"gguf": {"mean_kld": 0.0002}}}
 
-``gates`` are limits by target that this model keeps on this text. They may be narrower than the general ones
-and never wider. The file is a stranger's, like all of a checkpoint.
+``gates`` are limits by target that this model keeps on this text; ``onnx with grids`` has those of artifacts
+that apply static grids of activations, for which ``onnx`` has none. They may be narrower than the general
+ones and never wider. The file is a stranger's, like all of a checkpoint.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MOST_TURNS: Final = 64
 LONGEST_NAME: Final = 40
 SHIPPED: Final = "the built-in text"
 OWN: Final = f"the checkpoint's {EVALUATION_TEXT}"
+#: What follows a target's name in ``gates``, for artifacts that apply static grids of activations.
+WITH_GRIDS: Final = " with grids"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from validation import limits as limiting
 from validation.choice import rounds
+from validation.evaluation import WITH_GRIDS
 from validation.exactness import WeightExactness
 from validation.gates import Gate, judge, judge_engine, not_run, noted
 from validation.limits import ANSWERS, DECODE, Limits, OwnLoss
@@ -15,13 +16,15 @@ from validation.runners import Runtime
 from validation.running import Bench
 
 
-def limits_of(bench: Bench) -> Limits:
-    """Of the gates, for this model in this runtime if it predicts the text."""
+def limits_of(bench: Bench, *, grids: bool = False) -> Limits:
+    """Of the gates, for this model in this runtime if it predicts the text. ``grids`` says that the artifact
+    applies static grids of activations, for which the checkpoint's text has limits of their own."""
+    own = bench.target.name + WITH_GRIDS * grids
     return limiting.absolute(
         bench.settings.gates,
         experts=bench.checkpoint.architecture.experts is not None,
         allowances=bench.runner.allowances,
-        own=bench.prepared.evaluation.limits.get(bench.target.name, {}),
+        own=bench.prepared.evaluation.limits.get(own, {}),
         off_lattice=bench.settings.off_lattice,
     )
 
@@ -32,10 +35,13 @@ def judge_run(
     weights: WeightExactness,
     metrics: LogitMetrics,
     loss: OwnLoss | str,
+    *,
+    grids: bool = False,
 ) -> tuple[Limits, tuple[Gate, ...]]:
     """The limits in force for one way to run an artifact, and the gates of its weights and logits. ``loss``
-    is what the runtime loses on the artifact's own weights, or in a line why that is unknown."""
-    limits = limiting.in_force(limits_of(bench), metrics.ppl_reference, bench.vocabulary, loss)
+    is what the runtime loses on the artifact's own weights, or in a line why that is unknown, ``grids`` as
+    for ``limits_of``."""
+    limits = limiting.in_force(limits_of(bench, grids=grids), metrics.ppl_reference, bench.vocabulary, loss)
     decode = runtime.settings.get("decode")
     judged = judge(
         limits.values,

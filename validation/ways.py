@@ -89,7 +89,8 @@ def _try(
     logits = map_logits(output, bench.tokens.positions)
     metrics = compare_logits(bench, bench.reference_for(subject.plan), logits)
     loss = own if isinstance(own, str) else own_loss(bench, own.under(subject.plan), subject.weights, logits)
-    limits, judged = judge_run(bench, runtime, subject.weights, metrics, loss)
+    grids = subject.plan.applies_grids
+    limits, judged = judge_run(bench, runtime, subject.weights, metrics, loss, grids=grids)
     same = None if isinstance(loss, str) else loss.same_weights
     return Trial(choice, subject, runtime, output, metrics, same, limits, judged)
 

@@ -34,12 +34,18 @@ LIMITS: Final[Limits] = {
     "litert": {"mean_kld": 1.8e-4, "same_top_p": 0.985, "engine_gap": 0.1, "engine_mean_abs": 0.016},
     "onnx": {"mean_kld": 1.2e-4, "same_top_p": 0.98, "decode_mean_kld": 1e-4},
 }
-#: Those of the mobile form, on whose static grids two programs that are right are a step apart here and
-#: there: divergences of LiteRT and onnxruntime are those of artifacts that apply them.
+#: Those of the mobile form. On its static grids two programs that are right are a step apart here and there.
 MOBILE_LIMITS: Final[Limits] = {
     "gguf": {"mean_kld": 2.5e-4, "same_top_p": 0.977},
-    "litert": {"mean_kld": 2.6e-3, "same_top_p": 0.97, "engine_gap": 0.1, "engine_mean_abs": 0.02},
-    "onnx": {"mean_kld": 5.7e-4, "same_top_p": 0.98, "decode_mean_kld": 2.1e-3},
+    "litert": {"mean_kld": 2.7e-4, "same_top_p": 0.977, "engine_gap": 0.1, "engine_mean_abs": 0.02},
+    "litert with grids": {
+        "mean_kld": 2.6e-3,
+        "same_top_p": 0.973,
+        "engine_gap": 0.1,
+        "engine_mean_abs": 0.04,
+    },
+    "onnx": {"mean_kld": 2.9e-4, "same_top_p": 0.988, "decode_mean_kld": 2.9e-4},
+    "onnx with grids": {"mean_kld": 5.7e-4, "same_top_p": 0.98, "decode_mean_kld": 2.1e-3},
 }
 ABOUT: Final = (
     "Excerpts of pydoc_data.topics, which ships with CPython. Copyright 2001 Python Software Foundation;"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from onnxscript import GraphBuilder
 from transformers.integrations.gemma_quant import apply_srq
 
 from checkpoints.mobile import mobile_tensors, write_packed
-from converter.checkpoint.opened import open_checkpoint
+from converter.checkpoint.opened import Checkpoint, open_checkpoint
 from converter.checkpoint.weight import Scales
 from converter.errors import UsageError
 from converter.pipeline.conversion import Conversion
@@ -28,12 +29,22 @@ from converter.pipeline.conversion import convert as run_conversion
 from targets.onnx import target
 from targets.onnx.grids import has_grids, without_grids
 from targets.onnx.modules import FloatProjection, Gridded
+from targets.target import Plan
 from validation.proof import validate
 
 STATIC = {"static_activations": True}
 #: A module with both scales.
 MODULE = "model.layers.0.self_attn.k_proj"
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint, its plan and its artifact."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+    artifact: Path
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +320,24 @@ def test_onnxruntime_rounds_as_transformers_does(mobile_factory, convert, cache:
     assert runtime["mean_kld_own_weights"] == 0
     assert runtime["rounded_activations"] is True
     assert runtime["graph"]["mean_kld"] < 1e-9
+
+
+@pytest.mark.slow
+def test_the_checkpoint_s_own_text_has_limits_of_their_own_for_grids(
+    varied: Path, tmp_path: Path, cache: Path
+) -> None:
+    """And those of artifacts without are not theirs."""
+    text = " ".join(f"Word {number} is no other." for number in range(60))
+    gates = {"onnx": {"mean_kld": 1e-20}, "onnx with grids": {"same_top_p": 1.5}}
+    document = {"passages": [{"kind": "prose", "text": text}], "gates": gates}
+    shutil.copytree(varied, tmp_path / "m")
+    (tmp_path / "m" / "evaluation_text.json").write_text(json.dumps(document), "utf-8")
+    checkpoint = open_checkpoint(tmp_path / "m")
+    for options, name in (({}, "mean_kld"), (STATIC, "same_top_p")):
+        plan = target.plan(checkpoint, "model", {**options, "accuracy_level": 0})
+        target.write(checkpoint, plan, tmp_path / name)
+        made = Converted(checkpoint, plan, tmp_path / name / plan.artifacts[0])
+        assert _failed(_prove(made, made.artifact, cache)) == {name}
 
 
 @pytest.mark.slow
