@@ -313,8 +313,28 @@ def _planned(name: str, target: Mapping[str, Any], near: str) -> Iterator[tuple[
     if "kv_cache" in target:
         tokens, held = target["kv_cache"]["tokens"], target["kv_cache"]["bytes"]
         yield "KV cache", f"{amount(held)} for {tokens:,} tokens, allocated at once"
+    yield from _accelerators(target.get("accelerators", ()))
     for warning in target["warnings"]:
         yield "warning", warning.removeprefix(f"{name}: ")
+
+
+def _accelerators(found: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What compilers of other processors take of a plan; what they do not take the CPU computes."""
+    for one in found:
+        label = " ".join(filter(None, (one["vendor"], one["processor"])))
+        if one["untried"] is not None:
+            yield label, f"untried: {one['untried']}"
+            continue
+        told = []
+        for taken, what in ((True, "takes"), (False, "leaves to the CPU")):
+            cells = [
+                ", ".join(filter(None, (f"{cell['operator']} {cell['type']}", cell["activations"])))
+                for cell in one["cells"]
+                if cell["taken"] is taken
+            ]
+            if cells:
+                told.append(f"{what} {'; '.join(cells)}")
+        yield label, "; ".join(told)
 
 
 def _inexact(blocks: Mapping[str, int], scales: str, near: str) -> str:

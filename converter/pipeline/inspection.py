@@ -14,6 +14,7 @@ from converter.checkpoint.weight import Weight
 from converter.errors import ExtensionError, TargetError
 from converter.pipeline.opening import Model
 from converter.system.progress import Progress, begin, counted, no_progress, stage_of
+from targets.accelerators import accelerators
 from targets.target import Plan, PlannedTensor, check_options, find_target, known_targets, planning
 
 
@@ -27,7 +28,8 @@ def inspect(
     is named, all known ones are planned, and the reason stands in place of a plan where one cannot hold the
     model.
 
-    Reads every block of every lattice weight and writes nothing. Raises ``CheckpointError``,
+    Reads every block of every lattice weight and writes nothing. Compilers of other processors are asked for
+    targets that are named. Raises ``CheckpointError``,
     ``TargetError``, or ``UsageError`` for options that none of the targets takes.
     """
     checkpoint = model.checkpoint
@@ -59,7 +61,14 @@ def inspect(
         "parts": {part: asdict(size) for part, size in checkpoint.part_sizes.items()},
         "lattice": _totals(checkpoint.weights, surveys),
         "targets": {
-            **{plan.target: {**plan.as_dict(), "blocks": _classes(plan, surveys)} for plan in plans},
+            **{
+                plan.target: {
+                    **plan.as_dict(),
+                    "blocks": _classes(plan, surveys),
+                    **(_accelerators(plan) if targets else {}),
+                }
+                for plan in plans
+            },
             **{name: {"error": reason} for name, reason in refused.items()},
         },
         "weights": [_weight(weight, surveys.get(name)) for name, weight in checkpoint.weights.items()],
@@ -76,6 +85,12 @@ def inspect(
             if not plans or not all(item.weight in plan.beside_text for plan in plans)
         ],
     }
+
+
+def _accelerators(plan: Plan) -> dict[str, Any]:
+    """The ``accelerators`` of a plan, under their key, where its target asks for some."""
+    found = accelerators(find_target(plan.target), plan)
+    return {} if found is None else {"accelerators": found}
 
 
 def _survey_all(weights: list[Weight], progress: Progress) -> dict[str, Survey]:

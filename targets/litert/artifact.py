@@ -14,6 +14,7 @@ from converter.checkpoint.opened import Checkpoint
 from converter.checkpoint.tokenizer_pipeline import Step
 from converter.checkpoint.weight import Weight
 from converter.system.progress import Progress, counted, no_progress, stage_of
+from targets.accelerators import Accelerator
 from targets.estimates import Costs
 from targets.litert.activations import STATIC, Grid, split_products, static_grids, two_rows, ways
 from targets.litert.bundle import MAGIC, Section, StoredSection, copy_section, write_bundle
@@ -113,6 +114,9 @@ class LitertTarget:
         architecture, weights = checkpoint.architecture, checkpoint.weights
         self.check_model(checkpoint, options)
         chosen = fitted(read_options(options), checkpoint)
+        grids = static_grids(checkpoint)
+        if chosen.npus and grids and chosen.activations is None:
+            chosen = replace(chosen, activations=STATIC)  # what neural processors compute with
         tensors = planned_tensors(
             weights,
             negative_weights(weights.values(), stage_of(progress, "planning litert")),
@@ -152,7 +156,7 @@ class LitertTarget:
             context=chosen.context,
             elsewhere=_assets(options),
             memory=needed_memory(architecture, chosen.prefill_lengths),
-            has_grids=bool(static_grids(checkpoint)),
+            has_grids=bool(grids),
             applies_grids=chosen.activations == STATIC,
         )
 
@@ -225,6 +229,12 @@ class LitertTarget:
         bundle then."""
         bundle = quoted(output / plan.artifacts[0])
         return (f"litert-lm run {bundle} --cache no --prompt 'What are lists?'",)
+
+    def accelerators(self, plan: Plan) -> Sequence[Accelerator]:
+        """See ``targets.accelerators.Accelerated``: neural processors, by the plugins of ai-edge-litert."""
+        from targets.litert.devices.plugins import ask_all
+
+        return ask_all(plan)
 
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: rows of activations, or static grids, where nothing was given and a
