@@ -20,9 +20,8 @@ def grids_entry(bench: Bench, plan: Plan, output: Path) -> dict[str, dict[str, A
     """The ``activation_grids`` block of the report, under its key; nothing for a checkpoint without grids.
     ``output`` is the file with the logits of the artifact, which is as ``plan`` says, float32
     ``[positions, vocabulary]``."""
-    if bench.gridded is None:
+    if bench.gridded is None or (effect := bench.grids_alone) is None:
         return {}
-    effect = compare_logits(bench, bench.gridded, bench.reference)
     artifact = compare_logits(bench, bench.gridded, map_logits(output, bench.tokens.positions))
     block = {
         "modules": gridded_modules(bench.checkpoint),

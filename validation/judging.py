@@ -26,6 +26,7 @@ def limits_of(bench: Bench, *, grids: bool = False) -> Limits:
         allowances=bench.runner.allowances,
         own=bench.prepared.evaluation.limits.get(own, {}),
         off_lattice=bench.settings.off_lattice,
+        grids=bench.grids_alone.mean_kld if grids and bench.grids_alone is not None else None,
     )
 
 

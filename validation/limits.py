@@ -88,6 +88,13 @@ RELATIVE: Final = ("mean_kld", "same_top_p", *DECODE, *ANSWERS)
 UNROUNDED_DECODE: Final = 1e-3
 #: Said of a limit that comes with the checkpoint's text, and of one that lacks what it is relative to.
 OWN_NOTE: Final = "limit: the checkpoint's own, on its text"
+#: The gate that an artifact with static grids must pass by less: what it is off by must be little beside what
+#: the grids do, or applying them is for nothing. No less than this is asked for.
+MEAN: Final = "mean_kld"
+_OF_GRIDS: Final = 0.5
+_LEAST_OF_GRIDS: Final = 1e-3
+_GRIDS_RULE: Final = "half of what the static grids do by themselves (activation_grids.mean_kld)"
+GRIDS_NOTE: Final = f"limit: {_GRIDS_RULE}"
 _NEEDED: Final = "and the limit would be relative to them,"
 #: A model whose perplexity is more than this share of the vocabulary does not predict the text: a guess has
 #: all of it (docs/validation.md, "Gates").
@@ -158,18 +165,24 @@ def absolute(
     allowances: Mapping[str, float] = MappingProxyType({}),
     own: Mapping[str, float] = MappingProxyType({}),
     off_lattice: bool = False,
+    grids: float | None = None,
 ) -> Limits:
     """The limits of a trained model that is dense, or has ``experts``.
 
     ``allowances`` are the runtime's own for dense models. ``own`` are the checkpoint's, which count where
     they are narrower. ``given`` are the user's, which count in any case. ``off_lattice`` says that the user
-    accepts matrices on no lattice. Raises ``UsageError`` as ``check`` does.
+    accepts matrices on no lattice. ``grids`` is the mean divergence that static grids make by themselves, of
+    an artifact that applies them. Raises ``UsageError`` as ``check`` does.
     """
     check(given)
     general: dict[str, float] = {**EXPERTS} if experts else {**DENSE, **allowances}
     narrow = _narrower(general, own)
     accepted = {"on_lattice_fraction": 0.0} if off_lattice else {}
     notes = {name: OWN_NOTE for name in narrow if name not in given}
+    if grids is not None and (most := _most_of_grids(grids)) < {**general, **narrow}[MEAN]:
+        narrow[MEAN] = most
+        if MEAN not in given:
+            notes[MEAN] = GRIDS_NOTE
     return Limits({**general, **narrow, **accepted, **given}, notes, frozenset(given))
 
 
@@ -212,12 +225,20 @@ def _is_narrower(name: str, limit: float, other: float) -> bool:
     return limit > other if name in AT_LEAST else limit < other
 
 
+def _most_of_grids(alone: float) -> float:
+    """The limit of ``mean_kld`` where static grids make so much divergence by themselves."""
+    return max(_OF_GRIDS * alone, _LEAST_OF_GRIDS)
+
+
 def _relative(name: str, own: OwnLoss) -> tuple[float, str]:
     """The limit of a gate in ``RELATIVE``, and the rule in words."""
     kld, log_p = own.sum(lambda part: part.mean_kld), own.sum(lambda part: part.mean_abs_log_p)
     told, told_log_p = own.told("mean_kld"), own.told("mean_abs_log_p")
+    mean = 1.1 * kld + 1e-4, f"1.1 x {told} + 1e-4"
+    if own.grids and _most_of_grids(own.grids) < mean[0]:
+        mean = _most_of_grids(own.grids), _GRIDS_RULE
     rules = {
-        "mean_kld": (1.1 * kld + 1e-4, f"1.1 x {told} + 1e-4"),
+        "mean_kld": mean,
         "same_top_p": (
             1 - 1.1 * own.sum(lambda part: 1 - part.same_top_p) - 0.01,
             f"1 - 1.1 x {own.told('same_top_p', '1 - ')} - 0.01",

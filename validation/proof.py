@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -134,6 +134,8 @@ def prove(
         if gridded_modules(prepared.checkpoint):
             gridded = logits_of(prepared, identity, Path(name), progress, grids=True)
         bench = Bench(prepared, writer, runner, reference, Path(name), progress, gridded)
+        if gridded is not None:
+            bench = replace(bench, grids_alone=compare_logits(bench, gridded, reference))
         begin(progress, "hashing files")
         settle()
         proof, plan, way = _prove(bench, artifact)

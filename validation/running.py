@@ -48,6 +48,8 @@ class Bench:
     #: ``reference``, which is without them. ``None`` where there are no grids. What an artifact is judged by
     #: says ``reference_for``.
     gridded: NDArray[np.float32] | None = None
+    #: What the grids do by themselves: ``reference`` beside ``gridded``.
+    grids_alone: LogitMetrics | None = None
 
     @property
     def checkpoint(self) -> Checkpoint:

@@ -65,8 +65,8 @@ def own_weights(bench: Bench, stored: Mapping[str, StoredTensor], plans: Iterabl
     if grids := next((plan for plan in plans if plan.applies_grids), None):
         reference = bench.reference_for(grids)
         own = made(f"{of} with grids", scales=static_scales(bench.checkpoint))
-        effect = compare_logits(bench, reference, bench.reference)
-        gridded = OwnWeights(own, compare_logits(bench, reference, own.logits), effect.mean_kld)
+        alone = bench.grids_alone.mean_kld if bench.grids_alone is not None else 0.0
+        gridded = OwnWeights(own, compare_logits(bench, reference, own.logits), alone)
     own = made(of)
     return OwnWeights(own, compare_logits(bench, bench.reference, own.logits), gridded=gridded)
 

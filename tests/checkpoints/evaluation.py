@@ -19,6 +19,7 @@ from typing import Final
 from checkpoints.text import conversations, held_out_topics, opening
 from converter.demo import DEMO, DEMO_MOBILE
 from converter.filenames import EVALUATION_TEXT
+from validation.evaluation import WITH_GRIDS
 
 #: The topics that are read as they are, the longest ones, and the characters of each.
 TOPICS: Final = 4
@@ -38,14 +39,14 @@ LIMITS: Final[Limits] = {
 MOBILE_LIMITS: Final[Limits] = {
     "gguf": {"mean_kld": 2.5e-4, "same_top_p": 0.977},
     "litert": {"mean_kld": 2.7e-4, "same_top_p": 0.977, "engine_gap": 0.1, "engine_mean_abs": 0.02},
-    "litert with grids": {
+    f"litert{WITH_GRIDS}": {
         "mean_kld": 2.6e-3,
         "same_top_p": 0.973,
         "engine_gap": 0.1,
         "engine_mean_abs": 0.04,
     },
     "onnx": {"mean_kld": 2.9e-4, "same_top_p": 0.988, "decode_mean_kld": 2.9e-4},
-    "onnx with grids": {"mean_kld": 5.7e-4, "same_top_p": 0.98, "decode_mean_kld": 2.1e-3},
+    f"onnx{WITH_GRIDS}": {"mean_kld": 5.7e-4, "same_top_p": 0.98, "decode_mean_kld": 2.1e-3},
 }
 ABOUT: Final = (
     "Excerpts of pydoc_data.topics, which ships with CPython. Copyright 2001 Python Software Foundation;"
