@@ -26,6 +26,13 @@ _LOADED: Final = "(( $+functions[compdef] )) || { autoload -Uz compinit && compi
 #: Click's script for fish (8.5) cuts what it is answered at every comma; ``onnx,gguf`` has one of its own.
 _CUT: Final = 'string split "," '
 _CUT_ONCE: Final = 'string split --max 1 "," '
+#: Click's script for zsh puts a space behind what it completes, also behind ``mean_kld=``, which goes on.
+_ADDED: Final = 'completions+=("$key")'
+_ADDED_OPEN: Final = f"""if [[ "$key" == *= ]]; then
+                    compadd -U -S '' -V unsorted -- "$key"
+                else
+                    {_ADDED}
+                fi"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,8 @@ def _script(shell: str) -> str:
     assert found is not None
     complete = found(group, {}, "qatconvert", COMPLETE)
     script = complete.source_template % complete.source_vars()
-    return script.replace(_CUT, _CUT_ONCE) if shell == "fish" else script
+    script = script.replace(_CUT, _CUT_ONCE) if shell == "fish" else script
+    return script.replace(_ADDED, _ADDED_OPEN) if shell == "zsh" else script
 
 
 def _place(shell: str) -> _Place:

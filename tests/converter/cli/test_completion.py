@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -97,7 +97,7 @@ def completion(environment: dict[str, str], *words: str, status: int = 0) -> str
     ("line", "proposed"),
     [
         ("qatconvert insp", ["inspect"]),
-        ("qatconvert gemma4-d", ["gemma4-demo"]),
+        ("qatconvert gemma4-d", ["gemma4-demo", "gemma4-demo-mobile"]),
         ("qatconvert inspect gemma4-e2", ["gemma4-e2b", "gemma4-e2b-mobile"]),
         ("qatconvert gemma4-demo -t ", ["gguf", "litert", "onnx", "all"]),
         ("qatconvert gemma4-demo -t onnx,", ["onnx,gguf", "onnx,litert"]),
@@ -144,7 +144,7 @@ def test_fish_proposes_what_may_follow(environment, tmp_path, line, proposed):
         ("qatconvert inspect gemma4-e2", 1, "qatconvert inspect gemma4-e2b"),
         ("qatconvert inspect gemma4-e2", 2, "qatconvert inspect gemma4-e2b-mobile"),
         ("qatconvert gemma4-demo -t onnx,", 2, "qatconvert gemma4-demo -t onnx,litert"),
-        ("qatconvert x --gate mean", 1, "qatconvert x --gate mean_kld= "),
+        ("qatconvert x --gate mean", 1, "qatconvert x --gate mean_kld="),
         ("qatconvert verify ./f", 1, "qatconvert verify ./folder/"),
         ("qatconvert nothing-like-it", 1, "qatconvert nothing-like-it"),
     ],
@@ -205,14 +205,16 @@ def test_nothing_is_said_where_something_is_broken(environment, tmp_path):
     (tmp_path / "own" / "models.json").write_text("{")
     broken = {**environment, "PYTHONPATH": str(site)}
     assert ask(broken, ["gemma4-demo", "-t", "gg"]) == ["plain,gguf"]
-    assert ask(broken, ["gemma4-dem"]) == ["plain,gemma4-demo"]
+    assert ask(broken, ["gemma4-dem"]) == ["plain,gemma4-demo", "plain,gemma4-demo-mobile"]
 
 
 @pytest.mark.parametrize("words", [["gem"], ["x", "--gate", "m"], ["x", "--runtime", ""], ["x", "--"]])
 def test_it_is_quick_and_loads_nothing_heavy(environment, words):
-    began = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ask(environment, words)
-    assert time.monotonic() - began < PATIENCE
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # of a processor, whatever else the machine is doing
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < PATIENCE
     script = (
         "import sys\nfrom converter.cli import main\ntry:\n    main([])\n"
         "finally:\n    print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
