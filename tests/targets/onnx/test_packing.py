@@ -21,14 +21,22 @@ def test_a_byte_holds_two_codes_plus_8_the_first_in_the_low_nibble(codes):
     np.testing.assert_array_equal(packed >> 4, codes[:, 1::2] + 8)
 
 
+@settings(deadline=None)
+@given(SHAPES.flatmap(lambda shape: arrays.arrays(np.int8, shape, elements=st.integers(-2, 1))))
+def test_a_byte_holds_four_codes_plus_2_the_first_in_the_lowest_bits(codes):
+    packed = pack_codes(codes, 2)
+    for place in range(4):
+        np.testing.assert_array_equal(packed >> 2 * place & 3, codes[:, place::4] + 2)
+
+
 @given(SHAPES.flatmap(lambda shape: arrays.arrays(np.int8, shape)))
 def test_a_byte_holds_one_code_of_8_bits_plus_128(codes):
     np.testing.assert_array_equal(pack_codes(codes, 8), codes.astype(np.int16) + 128)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 def test_codes_in_another_memory_order_are_packed_alike(bits):
-    codes = np.random.default_rng(0).integers(-8, 8, (7, 64)).astype(np.int8)
+    codes = np.random.default_rng(0).integers(-2, 2, (7, 64)).astype(np.int8)
     np.testing.assert_array_equal(pack_codes(np.asfortranarray(codes), bits), pack_codes(codes, bits))
 
 
