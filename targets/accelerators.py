@@ -17,7 +17,7 @@ class Cell:
     #: The weights'.
     type: str
     #: How activations are taken, in words; empty where the operator takes none.
-    activations: str
+    input: str
     #: Whether the processor takes them; what it does not take falls back to the CPU. ``None`` where its
     #: compiler could not be asked.
     taken: bool | None = None

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # a script finds the folders of tests before the pac
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from converter.cli import group
+from converter.pipeline.release.document import read_release
 from support.forked import PROGRAM
 from support.hub_server import HubServer
 from support.pages import PAGES, README, ROOT, examples, matches
@@ -103,6 +104,7 @@ def run(
     ],
 )
 def test_the_examples_of_a_page_run_and_print_what_it_shows(page, tmp_path):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     for command, shown in examples(page.read_text(encoding="utf-8")):
         done = run(command, tmp_path)
         assert done.returncode == 0, f"$ {command}\n{done.stderr}"
@@ -119,7 +121,17 @@ def blocks(*languages: str) -> list[tuple[str, str]]:
 def test_every_block_is_run_or_said_not_to_be():
     languages = {one for page in PAGES for one, _ in _BLOCK.findall(page.read_text("utf-8"))}
     # what this file, tests/test_walk.py and tests/test_troubleshooting.py run or read, and text
-    assert languages - set(NOT_RUN) == {"", "console", "diff", "error", "json", "python", "sh", "tree"}
+    assert languages - set(NOT_RUN) == {
+        "",
+        "console",
+        "diff",
+        "error",
+        "json",
+        "python",
+        "sh",
+        "toml",
+        "tree",
+    }
     commands = {line for _, text in blocks("sh") for line in text.splitlines() if line}
     assert commands == set(NOT_RUN) - languages
     for page, text in blocks(""):
@@ -134,6 +146,19 @@ def test_python_of_a_page_runs_beside_what_was_converted(demo_output, tmp_path):
     for page, program in shown:
         done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{page}\n{program}\n{done.stderr}"
+
+
+def test_toml_of_a_page_is_a_release(tmp_path):
+    (tmp_path / "my-checkpoint").symlink_to(ROOT / "converter" / "demo" / "gemma4-demo")
+    (shown,) = blocks("toml")
+    (tmp_path / "release.toml").write_text(shown[1], "utf-8")
+    first, second = read_release(tmp_path / "release.toml").items
+    assert (first.source.alias, first.source.revision) == ("gemma4-e2b", "0123456789abcdef" * 2 + "01234567")
+    assert (second.name, second.targets, second.options) == (
+        "mine",
+        ("gguf",),
+        {"gguf": {"off_lattice": "bf16"}},
+    )
 
 
 def test_json_of_a_page_is_json():
@@ -180,6 +205,7 @@ def test_the_examples_of_every_help_can_be_pasted(line, demo_output, checkpoint_
     """Where the files that they name are there: a conversion, a checkpoint, a repository."""
     shutil.copytree(demo_output, tmp_path / "out")
     (tmp_path / "my-checkpoint").symlink_to(checkpoint_factory("text"))
+    (tmp_path / "release.toml").write_text('[[models]]\nmodel = "./my-checkpoint"\n')
     (gguf,) = (tmp_path / "out" / "gguf").glob("*.gguf")
     (tmp_path / "model.gguf").symlink_to(gguf)
     command, *_ = shlex.split(line, comments=True)[1:]

@@ -65,7 +65,17 @@ _TYPED = "qatconvert.typed"
 class _Commands(DefaultGroup):  # type: ignore[misc]
     """Commands are modules of this package, imported when they are called for."""
 
-    names = ("convert", "inspect", "validate", "verify", "modelfile", "models", "doctor", "completion")
+    names = (
+        "convert",
+        "inspect",
+        "validate",
+        "verify",
+        "release",
+        "modelfile",
+        "models",
+        "doctor",
+        "completion",
+    )
 
     def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
         """Remember what was typed: ``--version`` says more beside ``-v``, which otherwise is a command's."""

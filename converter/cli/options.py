@@ -152,6 +152,7 @@ _HEADINGS: Final[Mapping[str, Sequence[str]]] = {
     "Setting up": ("--install", "--uninstall", "--shell"),
     EXAMINATION: ("--no-validate",),
     _OUTPUT: ("--output", "--force", "--from", "--dry-run"),
+    "Side by side": ("--jobs", "--memory"),
     "Comparison": ("--rebuild",),
     "Source": ("--reference", "--offline", "--foreign"),
     "Results and messages": (

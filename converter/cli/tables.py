@@ -328,7 +328,7 @@ def _accelerators(found: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str
         told = []
         for taken, what in ((True, "takes"), (False, "leaves to the CPU")):
             cells = [
-                ", ".join(filter(None, (f"{cell['operator']} {cell['type']}", cell["activations"])))
+                ", ".join(filter(None, (f"{cell['operator']} {cell['type']}", cell["input"])))
                 for cell in one["cells"]
                 if cell["taken"] is taken
             ]

@@ -35,7 +35,7 @@ def write_probes(cells: Sequence[Cell], path: Path) -> None:
     names = [f"probe.{number}" for number in range(len(cells))]
     weights = {name: _weight(name, cell.type) for name, cell in zip(names, cells, strict=True)}
     types = {name: cell.type for name, cell in zip(names, cells, strict=True)}
-    grids = {name: _GRID for name, cell in zip(names, cells, strict=True) if cell.activations == STATIC}
+    grids = {name: _GRID for name, cell in zip(names, cells, strict=True) if cell.input == STATIC}
     with path.open("wb") as output:
         fill(_graph(cells, names), weights, types, output, grids=grids)
 

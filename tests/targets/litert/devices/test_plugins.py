@@ -40,7 +40,7 @@ def plan() -> Plan:
 
 
 def test_the_ways_are_those_of_the_plan(plan: Plan) -> None:
-    ways = [(cell.operator, cell.type, cell.activations) for cell in cells_of(plan)]
+    ways = [(cell.operator, cell.type, cell.input) for cell in cells_of(plan)]
     products = [
         ("FULLY_CONNECTED", f"INT{bits} per row", way)
         for bits in (2, 4, 8)
@@ -49,7 +49,7 @@ def test_the_ways_are_those_of_the_plan(plan: Plan) -> None:
     looked_up = [("EMBEDDING_LOOKUP", f"INT{bits} per row", "") for bits in (2, 4)]
     assert ways == looked_up + products
     without = find_target("litert").plan(open_checkpoint(DEMO), "model", {})
-    assert [cell.activations for cell in cells_of(without)] == ["", "float32"]
+    assert [cell.input for cell in cells_of(without)] == ["", "float32"]
 
 
 def test_a_probe_is_what_the_writer_makes(plan: Plan, tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_probe_is_what_the_writer_makes(plan: Plan, tmp_path: Path) -> None:
     (model,) = open_models(tmp_path / "probes.tflite")
     made = [[OPERATORS[one.code] for one in graph.operators] for graph in model.subgraphs]
     static = ["QUANTIZE", "FULLY_CONNECTED", "DEQUANTIZE"]
-    assert made == [static if cell.activations == "static int8" else [cell.operator] for cell in cells]
+    assert made == [static if cell.input == "static int8" else [cell.operator] for cell in cells]
 
 
 def test_what_could_not_be_asked_says_what_is_missing(plan: Plan) -> None:

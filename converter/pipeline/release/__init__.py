@@ -1,0 +1,1 @@
+"""Releases: one file describes which models become which artifacts, and what each must pass."""
