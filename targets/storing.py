@@ -423,3 +423,29 @@ def naively_rounded(weight: Weight, coded: Coded) -> Weight:
         return coded.rounded(weight.floats(start, stop))
 
     return replace(weight, lattice=Lattice(coded.bits, coded.block), codes=codes, scales=None)
+
+
+def held_as(name: str, coded: Coded | None, rows: int, columns: int) -> Weight:
+    """A made-up matrix that the type ``coded`` holds as it is, without any one on no lattice: for small
+    models that stand for real ones. Raises ``ValueError`` for columns that are not whole blocks."""
+    bits, block = (coded.bits, coded.block or columns) if coded else (4, columns)
+    if columns % block:
+        raise ValueError(f"{columns} columns are not a multiple of {block}")
+    scale = np.float32(0.125)
+    codes = (np.arange(rows * columns) % 2**bits - 2 ** (bits - 1)).astype(np.int8).reshape(rows, columns)
+    scales = np.full((rows, columns // block), scale, np.float32)
+    status = np.full(scales.shape, EXACT, np.uint8)
+
+    def read(start: int, stop: int) -> LatticeRows:
+        return LatticeRows(codes[start:stop], scales[start:stop], status[start:stop])
+
+    lattice = Lattice(bits, coded.block) if coded else None
+    return Weight(
+        name,
+        name,
+        codes.shape,
+        "F32",
+        lambda start, stop: codes[start:stop] * scale,
+        lattice,
+        read if coded else None,
+    )

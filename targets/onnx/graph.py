@@ -197,7 +197,9 @@ def _replace_layer(
             setattr(decoder, kind, leaves.projection(f"{prefix}{kind}.weight"))
     if architecture.experts:
         _replace_experts(decoder, architecture.experts, architecture, layer.index)
-        decoder.router.proj = leaves.gridded(decoder.router.proj, f"{prefix}router.proj.weight")
+        for name in architecture.routers:
+            if name.startswith(prefix):
+                decoder.router.proj = leaves.gridded(decoder.router.proj, name)
 
 
 def _replace_experts(decoder: nn.Module, experts: Sizes, architecture: Architecture, layer: int) -> None:

@@ -350,7 +350,7 @@ def test_known_models_are_the_built_in_ones_then_the_users() -> None:
     listed = known_models()
     assert [model.name for model in listed if model.origin == "user"] == ["ant", "zebra"]
     assert [model.name for model in listed[:3]] == ["gemma4-e2b", "gemma4-e4b", "gemma4-12b"]
-    assert {model.name for model in listed if model.repo is None} == {"gemma4-demo"}
+    assert {model.name for model in listed if model.repo is None} == {"gemma4-demo", "gemma4-demo-mobile"}
 
 
 @pytest.mark.parametrize(

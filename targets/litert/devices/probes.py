@@ -14,11 +14,11 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from converter.checkpoint.weight import EXACT, Lattice, LatticeRows, Weight
 from targets.accelerators import Cell
 from targets.litert.activations import Grid
 from targets.litert.filling import fill
 from targets.litert.storage import CODED
+from targets.storing import held_as
 
 #: What products on static grids are told as.
 STATIC: Final = "static int8"
@@ -33,32 +33,14 @@ _INT: Final = schema.TensorType.INT32
 def write_probes(cells: Sequence[Cell], path: Path) -> None:
     """Write the model with a function for each of ``cells``, in their order. Raises as ``fill`` does."""
     names = [f"probe.{number}" for number in range(len(cells))]
-    weights = {name: _weight(name, cell.type) for name, cell in zip(names, cells, strict=True)}
+    weights = {
+        name: held_as(name, CODED.get(cell.type), _ROWS, _COLUMNS)
+        for name, cell in zip(names, cells, strict=True)
+    }
     types = {name: cell.type for name, cell in zip(names, cells, strict=True)}
     grids = {name: _GRID for name, cell in zip(names, cells, strict=True) if cell.input == STATIC}
     with path.open("wb") as output:
         fill(_graph(cells, names), weights, types, output, grids=grids)
-
-
-def _weight(name: str, type_name: str) -> Weight:
-    """A matrix that the type holds as it is."""
-    coded = CODED.get(type_name)
-    bits, block = (coded.bits, coded.block) if coded else (4, 0)
-    codes = (np.arange(_ROWS * _COLUMNS) % 2**bits - 2 ** (bits - 1)).astype(np.int8)
-    codes = codes.reshape(_ROWS, _COLUMNS)
-    scales = np.full((_ROWS, _COLUMNS // block if block else 1), 0.125, np.float32)
-    status = np.full(scales.shape, EXACT, np.uint8)
-    return Weight(
-        name,
-        name,
-        codes.shape,
-        "F32",
-        lambda start, stop: codes[start:stop] * np.float32(0.125),
-        Lattice(bits, block) if coded else None,
-        (lambda start, stop: LatticeRows(codes[start:stop], scales[start:stop], status[start:stop]))
-        if coded
-        else None,
-    )
 
 
 def _graph(cells: Sequence[Cell], names: Sequence[str]) -> bytes:
