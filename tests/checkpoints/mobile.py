@@ -27,6 +27,7 @@ from converter.checkpoint.canonical_names import EMBEDDING
 from converter.checkpoint.lattice import bf16_bits
 from converter.checkpoint.opened import open_checkpoint
 from converter.checkpoint.weight import Weight
+from converter.filenames import EVALUATION_TEXT
 from support.raw_safetensors import write_shards, write_tensors
 
 Tensors = dict[str, NDArray[Any]]
@@ -71,8 +72,12 @@ def write_mobile(
 def write_packed(
     source: Path, directory: Path, tensors: Tensors, config: Mapping[str, Any], shards: int = 1
 ) -> Path:
-    """A checkpoint of ``tensors`` and ``config``, with the other files of the one in ``source``."""
+    """A checkpoint of ``tensors`` and ``config``, with the other files of the one in ``source``. The limits
+    of its own text are left out: they were measured for other weights."""
     shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors*", "config.json"))
+    if (own := directory / EVALUATION_TEXT).exists():
+        text = {name: value for name, value in json.loads(own.read_bytes()).items() if name != "gates"}
+        own.write_text(json.dumps(text, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if shards == 1:
         write_tensors(directory / "model.safetensors", tensors)
     else:

@@ -94,6 +94,7 @@ def test_onnx_alone_converts_and_its_runtime_opens_the_model(
 @pytest.mark.slow
 def test_litert_alone_converts(installed: Make, checkpoint_factory: Callable[..., Path]) -> None:
     environment = installed("litert")
-    model = str(checkpoint_factory("gemma3"))  # few layers, as each takes its time to export
+    two = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    model = str(checkpoint_factory("gemma3", text=two))  # each layer takes its time to export
     environment.run(model, "-t", "litert", "--no-validate", "-o", "out")
     assert list((environment.path / "work" / "out" / "litert").glob("*.litertlm"))

@@ -22,9 +22,10 @@ OF_FAMILIES = ("gemma.py", "gemma3.py", "gemma4.py")
 ELSEWHERE = {
     # llama.cpp's name of a way to tokenise, which any family may choose
     ("targets/gguf/gemma_tokenizer.py", "gemma4"),
-    # aliases and the name of the shipped model
+    # aliases and the names of the shipped models
     ("converter/names.py", "gemma4-"),
     ("converter/names.py", "gemma4-demo"),
+    ("converter/names.py", "gemma4-demo-mobile"),
     # what is known of published models by their short names
     ("converter/pipeline/catalogue.py", "gemma4"),
     ("converter/pipeline/catalogue.py", "gemma4-e2b"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +12,16 @@ from typing import Any
 
 import pytest
 
+from converter.checkpoint.opened import open_checkpoint
+from converter.demo import DEMO_MOBILE
 from converter.pipeline.verification import verify
 from support.forked import PROGRAM
+from targets.target import find_target
+from validation.exactness import measure
 
 pytest.importorskip("litert_torch")
+from targets.litert.reading import open_models
+
 # its graph for LiteRT is exported for these tests alone
 pytestmark = pytest.mark.slow
 
@@ -80,6 +88,38 @@ def test_its_weights_lie_in_each_runtimes_types_of_rows(converted: Converted) ->
     }
 
 
+@pytest.mark.parametrize(
+    ("weight", "what"),
+    [
+        ("layers.8.mlp.down_proj.weight", "a code of 2 bits"),
+        ("lm_head.weight", "a code of 2 bits"),
+        ("layers.0.self_attn.q_proj.weight", "a code of 4 bits"),
+        ("per_layer_model_projection.weight", "a code of 8 bits"),
+        ("layers.8.mlp.down_proj.weight", "a scale, one step off"),
+        ("embed_tokens.weight", "a scale, one step off"),
+    ],
+)
+def test_one_that_is_wrong_in_a_bundle_is_no_exact_block(
+    weight: str, what: str, converted: Converted, tmp_path: Path
+) -> None:
+    right = converted("--target", "all")["output"] / "litert" / "gemma4-demo-mobile.litertlm"
+    wrong = Path(shutil.copy(right, tmp_path / "wrong.litertlm"))
+    (model,) = open_models(right)
+    tensor = next(one for graph in model.subgraphs for one in graph.tensors if one.name == weight)
+    place = tensor.rowwise.scales if "scale" in what else tensor.buffer
+    with wrong.open("r+b") as file:
+        file.seek(model.start + place.offset + 4 * 7)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    checkpoint, target = open_checkpoint(DEMO_MOBILE), find_target("litert")
+    found = measure(checkpoint, target.describe(wrong, checkpoint))
+    assert [(one.weight, one.wrong) for one in found.tensors if one.wrong] == [(weight, 1)]
+    assert (
+        found.exact_fraction < 1.0 == measure(checkpoint, target.describe(right, checkpoint)).exact_fraction
+    )
+
+
 def test_what_it_left_is_as_its_manifest_says_and_names_its_source(converted: Converted) -> None:
     output = converted("--target", "all")["output"]
     found = verify(output)
@@ -98,10 +138,8 @@ def test_with_its_static_grids_it_is_judged_by_transformers_with_them(converted:
         assert grids["mean_kld"] > 4 * grids["mean_kld_artifact"]
 
 
-def test_static_grids_are_told_from_the_artifacts_that_apply_them(
-    converted: Converted, tmp_path: Path
-) -> None:
-    """A manifest that says otherwise does not hide them."""
+def test_artifacts_show_that_they_apply_static_grids(converted: Converted, tmp_path: Path) -> None:
+    """No manifest has to say so."""
     output = converted("--target", "onnx,litert", *STATIC)["output"]
     for artifact in ("onnx/model.onnx", "litert/gemma4-demo-mobile.litertlm"):
         done = subprocess.run(

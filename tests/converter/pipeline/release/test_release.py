@@ -192,7 +192,7 @@ def test_two_releases_in_one_place_are_refused_and_told_who_is_there(write: Writ
 def test_killed_at_any_moment_the_next_run_goes_on(write: Write, tmp_path: Path) -> None:
     path = write("text")
     chooser = random.Random(7)
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(
             [PROGRAM, "release", str(path), "-q"],
             stdout=subprocess.DEVNULL,
