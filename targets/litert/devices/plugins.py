@@ -11,13 +11,12 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from targets.accelerators import Accelerator, Cell
 from targets.litert.devices.npu import SDKS
@@ -28,8 +27,6 @@ from targets.target import Plan
 VENDORS: Final = ("google_tensor", "intel_openvino", "mediatek", "qualcomm", "samsung")
 _PACKAGE: Final = "ai_edge_litert"
 _PROGRAM: Final = "tools/apply_plugin_main"
-#: The libraries that a plugin needs of another package, by vendor.
-_LIBRARIES: Final[Mapping[str, tuple[str, str]]] = {"intel_openvino": ("openvino", "libs")}
 _OPERATORS: Final = ("EMBEDDING_LOOKUP", "FULLY_CONNECTED")
 _SECONDS: Final = 60.0
 _LONGEST: Final = 160
@@ -71,19 +68,14 @@ def cells_of(plan: Plan) -> list[Cell]:
 
 def _ask(vendor: str, cells: Sequence[Cell], model: Path) -> Accelerator:
     """What a vendor's plugin says of the functions of ``model``, one for each of ``cells``."""
+    processor, arguments, libraries = _asked(vendor)
     package = Path(str(import_module(_PACKAGE).__file__)).parent
-    target = import_module(f"{_PACKAGE}.aot.vendors.{vendor}.target")
-    maker = next(iter(target.SocManufacturer)).value
-    processor = [one.value for one in target.SocModel if one.value != "ALL"][-1]
     command = [
         str(package / _PROGRAM),
         "--cmd=partition",
         f"--model={model}",
         f"--o={model.with_suffix('.out')}",
-        f"--libs={package / 'vendors' / vendor / 'compiler'}",
-        f"--soc_manufacturer={maker}",
-        # as the package itself calls the plugin
-        f"--soc_model={processor.lower() if vendor == 'mediatek' else processor}",
+        *arguments,
         "--err=--",
     ]
     try:
@@ -93,7 +85,7 @@ def _ask(vendor: str, cells: Sequence[Cell], model: Path) -> Accelerator:
             text=True,
             errors="replace",
             timeout=_SECONDS,
-            env=_environment(vendor),
+            env=_environment(libraries),
             cwd=model.parent,  # some plugins leave files where they run
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -106,19 +98,46 @@ def _ask(vendor: str, cells: Sequence[Cell], model: Path) -> Accelerator:
     return Accelerator(vendor, processor, answered)
 
 
-def _environment(vendor: str) -> dict[str, str]:
-    """The environment in which a plugin finds its vendor's libraries, where these are installed."""
-    places = [os.environ.get("LD_LIBRARY_PATH", "")]
-    if vendor in _LIBRARIES:
-        package, folder = _LIBRARIES[vendor]
-        spec = find_spec(package)
-        places += [str(Path(one) / folder) for one in (spec.submodule_search_locations or ())] if spec else []
-    sdk = f"{_PACKAGE}_sdk_{vendor}"
-    if find_spec(sdk) is not None:
-        with suppress(Exception):  # another package's code; the plugin tells what it lacks
-            places.append(str(import_module(sdk).path_to_sdk_libs()))
+def _asked(vendor: str) -> tuple[str, list[str], str | None]:
+    """The newest processor of a vendor that the package knows, with what the package gives the program for
+    it, and the place of the vendor's libraries if they are installed.
+
+    The package's own backend says so, which hands all that to what it takes for its compiler.
+    """
+    types = import_module(f"{_PACKAGE}.aot.core.aot_types")
+    components = import_module(f"{_PACKAGE}.aot.core.components")
+    target = import_module(f"{_PACKAGE}.aot.vendors.{vendor}.target")
+    module = import_module(f"{_PACKAGE}.aot.vendors.{vendor}.{vendor}_backend")
+    processor: str = [one.value for one in target.SocModel if one.value != "ALL"][-1]
+    found: list[Any] = list(vars(module).values())
+    kinds: list[Any] = [one for one in found if isinstance(one, type) and issubclass(one, types.Backend)]
+    (kind,) = kinds
+
+    class Told(components.ApplyPluginT):  # type: ignore[name-defined]
+        """Gives back what a compiler would be called with."""
+
+        def __call__(
+            self,
+            given: object,
+            made: object,
+            maker: str,
+            soc: str,
+            sdk_libs_path: str | None = None,
+            **options: object,
+        ) -> tuple[list[str], str | None]:
+            words = {"soc_manufacturer": maker, "soc_model": soc, **options}
+            return [f"--{name}={value}" for name, value in words.items()], sdk_libs_path
+
+    backend = kind.create({"backend_id": kind.id(), "soc_model": processor})
+    arguments, libraries = backend.call_component(None, None, Told())
+    return processor, arguments, libraries
+
+
+def _environment(libraries: str | None) -> dict[str, str]:
+    """The environment in which a plugin finds its vendor's libraries."""
+    places = os.pathsep.join(filter(None, (libraries, os.environ.get("LD_LIBRARY_PATH"))))
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "LANG") if name in os.environ}
-    return {**kept, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, places))}
+    return {**kept, "LD_LIBRARY_PATH": places}
 
 
 def _reason(vendor: str, told: str, status: int) -> str:

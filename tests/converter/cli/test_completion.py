@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -210,11 +210,9 @@ def test_nothing_is_said_where_something_is_broken(environment, tmp_path):
 
 @pytest.mark.parametrize("words", [["gem"], ["x", "--gate", "m"], ["x", "--runtime", ""], ["x", "--"]])
 def test_it_is_quick_and_loads_nothing_heavy(environment, words):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
     ask(environment, words)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # of a processor, whatever else the machine is doing
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < PATIENCE
+    assert time.monotonic() - began < PATIENCE
     script = (
         "import sys\nfrom converter.cli import main\ntry:\n    main([])\n"
         "finally:\n    print(sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
