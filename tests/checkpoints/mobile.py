@@ -203,7 +203,7 @@ def _stretch(module: str, scales: Floats) -> None:
     """Give some rows scales that float16 does not hold, in place."""
     if module.endswith("layers.0.self_attn.q_proj"):
         scales[: len(scales) // 4] *= np.float32(1e8)
-    if module.endswith(("layers.0.mlp.up_proj", "layers.9.mlp.down_proj", "per_layer_model_projection")):
+    if module.endswith(("layers.0.mlp.up_proj", "layers.5.mlp.down_proj", "per_layer_model_projection")):
         scales[0] = 3e-8
         scales[1] = 1e-40
         scales[2] = 0

@@ -28,6 +28,13 @@ E2B_FULL_SIZE: Mapping[str, object] = {
     "vocab_size": 262144,
 }
 
+#: Keys of an E2B of which an excerpt leaves several layers out.
+TEN_LAYERS: Mapping[str, object] = {
+    "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 2,
+    "num_hidden_layers": 10,
+    "num_kv_shared_layers": 5,
+}
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -72,7 +79,7 @@ _GEMMA4: Mapping[str, object] = {
     "num_attention_heads": 4,
     "num_experts": None,
     "num_global_key_value_heads": None,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 3,
     "num_key_value_heads": 1,
     "num_kv_shared_layers": 0,
     "pad_token_id": 0,
@@ -95,15 +102,15 @@ _GEMMA4: Mapping[str, object] = {
 _PER_LAYER_INPUT: Mapping[str, object] = {**_GEMMA4, "hidden_size_per_layer_input": 32}
 _E2B: Mapping[str, object] = {
     **_PER_LAYER_INPUT,
-    "num_hidden_layers": 10,
-    "num_kv_shared_layers": 5,
+    "num_hidden_layers": 6,
+    "num_kv_shared_layers": 3,
     "use_double_wide_mlp": True,
 }
 _E4B: Mapping[str, object] = {
     **_PER_LAYER_INPUT,
-    "num_hidden_layers": 12,
+    "num_hidden_layers": 6,
     "num_key_value_heads": 2,
-    "num_kv_shared_layers": 6,
+    "num_kv_shared_layers": 3,
 }
 _GLOBAL_KEYS: Mapping[str, object] = {
     **_GEMMA4,
@@ -196,20 +203,20 @@ def _multimodal(period: int, text: Mapping[str, object], audio: bool) -> Variant
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "e2b": _multimodal(5, _E2B, audio=True),
-    "e4b": _multimodal(6, _E4B, audio=True),
+    "e2b": _multimodal(3, _E2B, audio=True),
+    "e4b": _multimodal(3, _E4B, audio=True),
     "12b": Variant(
         model_type="gemma4_unified",
-        period=6,
+        period=3,
         text=_12B,
         vision=towers.unified_vision_config(towers.size(_12B, "hidden_size")),
         audio=towers.UNIFIED_AUDIO,
         towers=towers.unified(towers.size(_12B, "hidden_size")),
         ids=_IDS,
     ),
-    "26b-a4b": _multimodal(6, _26B_A4B, audio=False),
-    "31b": _multimodal(6, _31B, audio=False),
-    "text": Variant(model_type="gemma4_text", period=5, text=_E2B, prefix="model."),
+    "26b-a4b": _multimodal(3, _26B_A4B, audio=False),
+    "31b": _multimodal(3, _31B, audio=False),
+    "text": Variant(model_type="gemma4_text", period=3, text=_E2B, prefix="model."),
     "gemma3": Variant(
         model_type="gemma3",
         period=6,

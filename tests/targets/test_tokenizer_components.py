@@ -174,7 +174,7 @@ def test_litert_lm_makes_the_same_tokens(name, models, expected, litert_bundle, 
     assert "litert" in COMPONENTS[name].take
     content = (models[name] / "tokenizer.json").read_bytes()
     bundle = repack(
-        litert_bundle("text"), tmp_path / "m.litertlm", TOKENIZER, edit_tokenizer(lambda text: content)
+        litert_bundle("demo"), tmp_path / "m.litertlm", TOKENIZER, edit_tokenizer(lambda text: content)
     )
     with litert_lm.Engine(str(bundle), backend=litert_lm.Backend.CPU(), cache_dir=":nocache") as engine:
         assert [list(engine.tokenize(text)) for text in TEXTS] == expected(name)

@@ -118,12 +118,16 @@ def test_externalised_embedders_give_the_same_logits(
 
 @pytest.fixture(scope="module")
 def constant(checkpoint_factory: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``constant(pattern, values)``: a model of four layers in which every value of the tensors whose names
-    match is the one of its layer."""
-    layers = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
-    source = checkpoint_factory("e2b", text={**layers, "num_kv_shared_layers": 2})
+    """``constant(pattern, values)``: a model of as many layers, an even number, as there are values. All
+    values of the tensors whose names match are that of their layer."""
 
     def make(pattern: str, values: tuple[float, ...]) -> Path:
+        text = {
+            "num_hidden_layers": len(values),
+            "layer_types": ["sliding_attention", "full_attention"] * (len(values) // 2),
+            "num_kv_shared_layers": len(values) - 2,
+        }
+        source = checkpoint_factory("e2b", text=text)
         directory = tmp_path_factory.mktemp("constant") / "model"
         shutil.copytree(source, directory)
         (file,) = directory.glob("*.safetensors")
@@ -165,7 +169,7 @@ def test_scalars_and_vectors_that_the_converter_may_fold_are_proven(
 def test_a_factor_that_is_not_left_out_where_it_should_be_is_caught(
     constant: Any, cache: Path, tmp_path: Path
 ) -> None:
-    right, wrong = (constant("layer_scalar", (first, 0.7, 0.6, 0.5)) for first in (1.0, 0.9))
+    right, wrong = (constant("layer_scalar", (first, 0.7)) for first in (1.0, 0.9))
     artifact = converted(wrong, tmp_path)
     entry = validate(open_checkpoint(right), "litert", artifact, scratch=tmp_path, cache=cache, foreign=True)[
         "entry"

@@ -155,5 +155,5 @@ def test_what_a_disk_lacks_is_said(checkpoint_factory: Callable[..., Path]) -> N
     checkpoint = open_checkpoint(checkpoint_factory("text"))
     assert disk_shortage(checkpoint, 1 << 30) is None
     assert disk_shortage(checkpoint, 50_000_000) == (
-        "logits of the artifact's own weights need 77.6 MB of temporary files, 50 MB are free"
+        "logits of the artifact's own weights need 73.8 MB of temporary files, 50 MB are free"
     )

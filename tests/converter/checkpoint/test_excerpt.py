@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from checkpoints.generate import configuration
-from checkpoints.variants import E2B_FULL_SIZE, VARIANTS
+from checkpoints.variants import E2B_FULL_SIZE, TEN_LAYERS, VARIANTS
 from converter.checkpoint.architecture import Architecture, read_architecture
 from converter.checkpoint.excerpt import Excerpt, find_excerpt
 from converter.checkpoint.opened import open_checkpoint
@@ -32,8 +32,8 @@ def kinds(model: Architecture) -> set[object]:
 @pytest.mark.parametrize(
     ("variant", "text", "told"),
     [
-        ("e2b", {}, "layers 0-5 and 9 of 10"),
-        ("e4b", {}, "layers 0-6 and 11 of 12"),
+        ("e2b", TEN_LAYERS, "layers 0-5 and 9 of 10"),
+        ("e4b", {}, "layers 0-3 and 5 of 6"),
         ("e2b", {**E2B_FULL_SIZE, "layer_types": FULL_EVERY_FIFTH * 7}, "layers 0-4, 15 and 19 of 35"),
         ("26b-a4b", {"num_hidden_layers": 30, "layer_types": FULL_EVERY_SIXTH * 5}, "layers 0-5 of 30"),
         ("31b", {"num_hidden_layers": 60, "layer_types": FULL_EVERY_SIXTH * 10}, "layers 0-5 of 60"),
@@ -89,10 +89,10 @@ def test_its_configuration_has_the_kept_layers(
 
 
 def test_sharing_layers_read_from_the_last_of_their_kind() -> None:
-    whole = architecture("e2b")
+    whole = architecture("e2b", **TEN_LAYERS)
     excerpt = find_excerpt(whole)
     assert excerpt is not None
-    cut = read_architecture(excerpt.config(configuration(VARIANTS["e2b"], "hub"), whole))
+    cut = read_architecture(excerpt.config(configuration(VARIANTS["e2b"], "hub", None, TEN_LAYERS), whole))
     assert [one.kv_source for one in cut.layers] == [None] * 5 + [3, 4]
 
 

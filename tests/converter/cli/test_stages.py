@@ -194,7 +194,8 @@ def test_something_moves_all_the_time(tmp_path: Path) -> None:
 def test_something_moves_all_the_time_of_an_export(
     checkpoint_factory: Callable[..., Path], tmp_path: Path
 ) -> None:
-    model = str(checkpoint_factory("gemma3"))
+    two = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+    model = str(checkpoint_factory("gemma3", text=two))
     command = [PROGRAM, model, "-t", "litert", "-o", str(tmp_path / "out"), "--no-validate"]
     screen = watched(command, 60, tmp_path)
     assert screen.status == 0

@@ -8,6 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
+from checkpoints.variants import TEN_LAYERS
 from converter.checkpoint.excerpt import Excerpt, find_excerpt
 from converter.errors import ValidationError
 from converter.system.progress import no_progress
@@ -27,7 +28,7 @@ CHANGED = {
 
 @pytest.fixture(scope="module")
 def e2b(checkpoint_factory, convert):
-    return convert(checkpoint_factory("e2b"))
+    return convert(checkpoint_factory("e2b", text=TEN_LAYERS))
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_a_table_whose_blocks_hold_values_of_two_layers_is_refused(checkpoint_fa
 def test_an_excerpt_of_a_split_model_is_that_of_the_whole(
     checkpoint_factory, convert, excerpt, cut, tmp_path
 ):
-    split = convert(checkpoint_factory("e2b"), split_max_size="500K")
+    split = convert(checkpoint_factory("e2b", text=TEN_LAYERS), split_max_size="500K")
     widen(split.artifact, tmp_path / "cut.gguf", no_progress, excerpt)
     first, second = (read_entries(path) for path in (cut, tmp_path / "cut.gguf"))
     assert first.tensors == second.tensors

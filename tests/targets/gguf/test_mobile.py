@@ -24,8 +24,8 @@ WIDE = {"hidden_size": 256}
 CELLS = {
     "layers.0.self_attn.q_proj.weight": (4, "Q4_0"),
     "layers.0.mlp.down_proj.weight": (4, "Q4_0"),
-    "layers.9.mlp.down_proj.weight": (2, "TQ2_0"),
-    "layers.9.mlp.up_proj.weight": (2, "TQ2_0"),
+    "layers.5.mlp.down_proj.weight": (2, "TQ2_0"),
+    "layers.5.mlp.up_proj.weight": (2, "TQ2_0"),
     "embed_tokens.weight": (2, "TQ2_0"),
     "lm_head.weight": (2, "TQ2_0"),
     "embed_tokens_per_layer.weight": (4, "Q4_0"),
@@ -65,17 +65,17 @@ def test_two_bits_are_q4_0_where_rows_are_no_multiples_of_256(mobile_factory, co
     made = convert(mobile_factory("e2b"))
     types = {one.weight: (one.type, one.shape[-1]) for one in made.plan.tensors}
     assert types["embed_tokens.weight"] == types["lm_head.weight"] == ("Q4_0", 128)
-    assert types["layers.9.mlp.up_proj.weight"] == ("Q4_0", 128)
-    assert types["layers.9.mlp.down_proj.weight"] == ("TQ2_0", 512)
+    assert types["layers.5.mlp.up_proj.weight"] == ("Q4_0", 128)
+    assert types["layers.5.mlp.down_proj.weight"] == ("TQ2_0", 512)
     assert {one.type for one in made.plan.tensors if len(one.shape) > 1} == {"Q4_0", "TQ2_0", "Q8_0"}
 
 
 def test_several_blocks_in_a_row_keep_their_scales(mobile_factory, convert) -> None:
-    made = convert(mobile_factory("text", WIDE, blocks=10))
+    made = convert(mobile_factory("text", WIDE, blocks=6))
     exactness = measure(made.checkpoint, target.describe(made.artifact, made.checkpoint))
     (table,) = (one for one in exactness.tensors if one.weight == "embed_tokens_per_layer.weight")
     assert (table.block, table.type, table.wrong) == (32, "Q4_0", 0)
-    assert table.equal_codes == table.blocks == 10 * 1280
+    assert table.equal_codes == table.blocks == 6 * 1280
 
 
 def test_a_tied_head_is_left_out_and_an_own_one_is_stored(mobile_factory, convert) -> None:
@@ -83,7 +83,7 @@ def test_a_tied_head_is_left_out_and_an_own_one_is_stored(mobile_factory, conver
     assert "output.weight" in tensors(convert(mobile_factory("text", WIDE, head="copied")).artifact)
 
 
-@pytest.mark.parametrize("options", [{}, {"extremes": True}, {"head": "tied", "blocks": 10}])
+@pytest.mark.parametrize("options", [{}, {"extremes": True}, {"head": "tied", "blocks": 6}])
 def test_everything_is_as_planned_and_all_codes_are_equal(mobile_factory, convert, options) -> None:
     made = convert(mobile_factory("text", WIDE, **options))
     assert target.differences(made.artifact, made.checkpoint, made.plan) == []
@@ -130,7 +130,7 @@ def test_static_scales_are_recorded_and_said_not_to_be_applied(wide) -> None:
     (line,) = (line for line in wide.plan.warnings if "static scales" in line)
     count = len(fields["qatconvert.input_scales.modules"])
     assert line == (
-        f"gguf: {count} modules and 5 caches of attentions have static scales of activations, which the file "
+        f"gguf: {count} modules and 3 caches of attentions have static scales of activations, which the file "
         "records (qatconvert.*) and llama.cpp does not apply"
     )
 
@@ -146,16 +146,16 @@ def test_a_scale_of_a_module_that_the_model_does_not_have_is_not_recorded(
 ) -> None:
     """Exports may hold keys and values of layers that share others'."""
     tensors, config = mobile_tensors(checkpoint_factory("text"))
-    place = "model.layers.9.self_attn.k_proj"
+    place = "model.layers.5.self_attn.k_proj"
     for name in ("weight", "weight_scale", "input_activation_scale"):
         tensors[f"{place}.{name}"] = tensors[f"model.layers.0.self_attn.k_proj.{name}"]
     directory = write_packed(checkpoint_factory("text"), tmp_path / "more", tensors, config)
     checkpoint = open_checkpoint(directory)
-    assert "layers.9.self_attn.k_proj" in checkpoint.scales
+    assert "layers.5.self_attn.k_proj" in checkpoint.scales
     plan = target.plan(checkpoint, "model", {})
     target.write(checkpoint, plan, tmp_path)
     field = gguf.GGUFReader(tmp_path / plan.artifacts[0]).fields["qatconvert.input_scales.modules"]
-    assert not [name for name in field.contents() if "layers.9.self_attn.k_proj" in name]
+    assert not [name for name in field.contents() if "layers.5.self_attn.k_proj" in name]
 
 
 # what is wrong
@@ -209,10 +209,10 @@ def _recorded_scale(file: GgufFile) -> None:
     "change",
     [
         *(
-            _changed("blk.9.ffn_down.weight", one)
+            _changed("blk.5.ffn_down.weight", one)
             for one in (_one_code, _one_scale, _sign, _all_signs, _order)
         ),
-        _changed("blk.9.attn_q.weight", _one_code),
+        _changed("blk.5.attn_q.weight", _one_code),
         _changed("per_layer_model_proj.weight", _one_code),
         _changed("output.weight", _all_signs),
         _recorded_scale,
@@ -268,7 +268,7 @@ def test_llama_cpp_runs_a_tied_head_of_2_bits(mobile_factory, convert, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [_all_signs, _order], ids=["all signs", "order"])
-@pytest.mark.parametrize("name", ["blk.9.ffn_down.weight", "output.weight", "token_embd.weight"])
+@pytest.mark.parametrize("name", ["blk.5.ffn_down.weight", "output.weight", "token_embd.weight"])
 def test_llama_cpp_computes_something_else_from_a_wrong_artifact(
     mobile_factory, convert, tmp_path: Path, name: str, change: Callable[[bytearray], None]
 ) -> None:
@@ -281,10 +281,10 @@ def test_llama_cpp_computes_something_else_from_a_wrong_artifact(
 
 
 def test_codes_of_another_checkpoint_are_wrong(wide) -> None:
-    name = "layers.9.mlp.down_proj.weight"
+    name = "layers.5.mlp.down_proj.weight"
     weight = wide.checkpoint.weights[name]
     other: Checkpoint = replace(
-        wide.checkpoint, weights={name: wide.checkpoint.weights["layers.8.mlp.down_proj.weight"]}
+        wide.checkpoint, weights={name: wide.checkpoint.weights["layers.4.mlp.down_proj.weight"]}
     )
     stored = target.describe(wide.artifact, replace(wide.checkpoint, weights={name: weight}))
     other = replace(other, weights={name: replace(other.weights[name], name=name)})

@@ -277,8 +277,8 @@ def test_the_turns_of_an_engine_are_cut_off_continued_and_taken_back(variant, di
     second = turns.begin(request, TURN)
     assert turns.answers() == [answer(model, [*PROMPT, *first, *TURN], 10)]
     request.rewind_to_start_of_turn(second)
-    turns.begin(request, TURN[::-1])
-    assert turns.answers() == [answer(model, [*PROMPT, *first, *TURN[::-1]], 10)]
+    turns.begin(request, TURN[::2])
+    assert turns.answers() == [answer(model, [*PROMPT, *first, *TURN[::2]], 10)]
 
 
 def test_an_answer_can_be_bound_to_a_form(directory_of):

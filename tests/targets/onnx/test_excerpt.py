@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
+from checkpoints.variants import TEN_LAYERS
 from converter.checkpoint.excerpt import find_excerpt
 from converter.errors import ValidationError
 from converter.system.progress import no_progress
@@ -13,7 +14,7 @@ from validation.runtimes.onnxruntime import runner
 
 @pytest.fixture(scope="module")
 def e2b(checkpoint_factory, convert):
-    return convert(checkpoint_factory("e2b"), "onnx")
+    return convert(checkpoint_factory("e2b", text=TEN_LAYERS), "onnx")
 
 
 @pytest.fixture(scope="module")

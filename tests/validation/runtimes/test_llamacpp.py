@@ -93,7 +93,7 @@ def test_a_split_model_is_loaded_whole(
     logits: NDArray[np.float32],
     tmp_path: Path,
 ) -> None:
-    artifact = write_gguf(checkpoint_factory("e2b"), tmp_path, split_max_size="1M")
+    artifact = write_gguf(checkpoint_factory("e2b"), tmp_path, split_max_size="500K")
     assert "-00001-of-0000" in artifact.path.name
     output = tmp_path / "logits.npy"
     runner.logits(artifact.path, SEQUENCES, logits.shape[1], output, no_progress)
@@ -119,7 +119,7 @@ def test_runtime_and_progress_are_reported(e2b: Any, tmp_path: Path) -> None:
 
 def test_a_failed_assertion_of_llama_cpp_is_one_line(e2b: Any, tmp_path: Path) -> None:
     # the last two layers with keys and values of their own must exist; llama.cpp aborts where they do not
-    damaged = patched(e2b.path, tmp_path, "gemma4.attention.shared_kv_layers", 9)
+    damaged = patched(e2b.path, tmp_path, "gemma4.attention.shared_kv_layers", 5)
     with pytest.raises(
         ValidationError, match=r"SIGABRT: llama-model\.cpp:\d+: GGML_ASSERT\(.*\) failed"
     ) as caught:

@@ -115,15 +115,15 @@ def test_an_embedding_that_is_not_packed_is_read_as_transformers_does(write: Cal
 
 
 def test_bits_are_those_of_the_published_scheme(write: Callable[..., Path]) -> None:
-    weights = open_checkpoint(write("e2b", blocks=10)).weights
+    weights = open_checkpoint(write("e2b", blocks=6)).weights
     stored = {
         "embed_tokens.weight": "I2",
         "embed_tokens_per_layer.weight": "I4",
         "per_layer_model_projection.weight": "I8",
         "layers.0.self_attn.q_proj.weight": "I4",
         "layers.0.mlp.down_proj.weight": "I4",
-        "layers.9.mlp.down_proj.weight": "I2",
-        "layers.9.per_layer_input_gate.weight": "I8",
+        "layers.5.mlp.down_proj.weight": "I2",
+        "layers.5.per_layer_input_gate.weight": "I8",
         "lm_head.weight": "I2",
         "norm.weight": "BF16",
     }
@@ -133,8 +133,8 @@ def test_bits_are_those_of_the_published_scheme(write: Callable[..., Path]) -> N
     assert weights["embed_tokens.weight"].coded
     assert not weights["norm.weight"].coded
     assert (
-        weights["layers.9.mlp.down_proj.weight"].stored_bytes
-        == weights["layers.9.mlp.down_proj.weight"].size // 4
+        weights["layers.5.mlp.down_proj.weight"].stored_bytes
+        == weights["layers.5.mlp.down_proj.weight"].size // 4
     )
 
 
