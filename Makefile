@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-versi
 # every process that proves something imports them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint lock clean
+.PHONY: demo test check lint types types-of-tests lock clean
 
 demo: $(READY)
 	$(BIN)/qatconvert gemma4-demo --target gguf --target onnx --target litert --baseline naive-q4_0 \
@@ -31,8 +31,13 @@ check: lint
 lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory --jobs 2 --output-sync types types-of-tests
+
+types:
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
+
+types-of-tests:
+	$(BIN)/mypy --config-file tests/mypy.ini --cache-dir .mypy_cache/tests
 
 # torch goes first and pinned: an unpinned one brings gigabytes of CUDA libraries.
 $(READY): pyproject.toml converter/constraints.txt

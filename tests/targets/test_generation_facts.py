@@ -17,6 +17,8 @@ from targets.litert.metadata import llm_metadata
 from targets.ollama import parse_modelfile
 from targets.target import find_target
 
+pytestmark = pytest.mark.slow
+
 #: Ends that the demo's own files name: ``<eos>`` and ``<turn|>``.
 ENDS = [1, 16]
 

@@ -19,6 +19,8 @@ from targets.onnx.storage import Storage
 from targets.rounding import largest_code, rounded
 from targets.storing import Coded, naively_rounded
 
+pytestmark = pytest.mark.slow
+
 GGML = gguf.GGMLQuantizationType
 #: GGML's types that numbers are rounded to.
 ROUNDED = (Q4_0, Q8_0)

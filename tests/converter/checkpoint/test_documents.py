@@ -130,6 +130,7 @@ def opened(source: str) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_only_the_checkpoints_own_package_opens_its_files() -> None:
     assert {path: found for path, source in modules().items() if (found := opened(source))} == {}
 

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from converter.checkpoint.lattice import bf16_bits, bf16_floats, recover
 from converter.checkpoint.weight import EXACT, NEEDS_F32_SCALE, OFF_LATTICE
 
+pytestmark = pytest.mark.slow
+
 F16_NORMAL = (2.0**-14, 65504.0)
 codes_in_block = st.lists(st.integers(-8, 7), min_size=32, max_size=32)
 few_codes = st.lists(st.integers(-8, 7), min_size=1, max_size=3).flatmap(

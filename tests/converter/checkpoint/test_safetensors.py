@@ -334,6 +334,7 @@ def check_against_the_reference(path: Path) -> None:
 fuzz = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @fuzz
 @given(header=headers)
 def test_invented_headers_raise_nothing_but_checkpoint_errors(tmp_path: Path, header: object) -> None:
@@ -341,6 +342,7 @@ def test_invented_headers_raise_nothing_but_checkpoint_errors(tmp_path: Path, he
     check_against_the_reference(tmp_path / "model.safetensors")
 
 
+@pytest.mark.slow
 @fuzz
 @given(
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4), cut=st.integers(0, 60)
@@ -357,6 +359,7 @@ def test_damaged_files_raise_nothing_but_checkpoint_errors(
     check_against_the_reference(path)
 
 
+@pytest.mark.slow
 @fuzz
 @given(
     index=st.fixed_dictionaries({"weight_map": st.dictionaries(st.text(max_size=6), json_values)})

@@ -430,6 +430,7 @@ FILES = ("tokenizer_config", "special_tokens_map", "generation_config", "chat_te
 KEYS = ("bos_token", "eos_token_id", "chat_template", "added_tokens_decoder", "add_bos_token", "unk_token")
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_invented_tokenizers_raise_nothing_but_checkpoint_errors(data: st.DataObject) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 #: Stated for a conversion of any size: resident, in bytes.
 LIMIT = 700 << 20
 #: Runs the command, then tells the most memory that was resident. ``getrusage`` would tell that of the

@@ -395,6 +395,7 @@ def naming(root: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_no_file_outside_the_distribution_names_what_it_brings():
     root = OUTSIDE.parents[1]
     assert all((root / room).is_dir() for room in ROOMS)

@@ -14,6 +14,8 @@ from converter.names import add_model, resolve
 from support.hub_model import DOWNLOAD, REPO, SHARDS, run_python, write_model
 from support.hub_server import PLAIN, TOKEN, HubServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def refusal(hub: HubServer) -> Callable[[str], str]:

@@ -14,6 +14,8 @@ from converter.names import resolve
 from support.hub_model import INDEX, REPO, SHARDS, write_model
 from support.hub_server import PLAIN, HubServer, blob_id, files_of
 
+pytestmark = pytest.mark.slow
+
 
 def change(hub: HubServer, name: str, **values: object) -> None:
     """Let the listing of `name` have other values."""

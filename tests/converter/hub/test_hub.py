@@ -13,6 +13,8 @@ from converter.names import resolve
 from support.hub_model import BESIDE, DOWNLOAD, INDEX, REPO, SHARDS, run_python, write_model
 from support.hub_server import HubServer, files_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_only_the_files_that_make_the_model_are_fetched(hub: HubServer) -> None:
     snapshot = download(resolve(REPO))

@@ -22,6 +22,8 @@ from converter.names import resolve
 from support.hub_model import DOWNLOAD, REPO, run_python, use_only, write_model
 from support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "model.safetensors"
 DROP = 100_003
 FETCH = f"import sys, huggingface_hub as hub; print(hub.hf_hub_download(sys.argv[1], '{WEIGHTS}'))"

@@ -12,6 +12,8 @@ from converter.names import resolve
 from support.hub_model import DOWNLOAD, INDEX, REPO, SHARDS, run_python
 from support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_downloaded_model_is_found_without_any_request(hub: HubServer) -> None:
     online = download(resolve(REPO))

@@ -15,6 +15,8 @@ from converter.names import resolve
 from support.hub_model import REPO, SHARDS, assert_whole, run_python, use_only, write_model
 from support.hub_server import PLAIN, HubServer, content_id, sha256
 
+pytestmark = pytest.mark.slow
+
 DROP = 50_003
 FETCH_ALL = "import sys, huggingface_hub as hub; print(hub.snapshot_download(sys.argv[1]))"
 FETCH_ONE = "import sys, huggingface_hub as hub; print(hub.hf_hub_download(sys.argv[1], 'config.json'))"

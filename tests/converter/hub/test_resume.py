@@ -19,6 +19,8 @@ from converter.names import resolve
 from support.hub_model import DOWNLOAD, REPO, WEIGHTS, partial_weights, run_python, use_only, write_model
 from support.hub_server import HubServer
 
+pytestmark = pytest.mark.slow
+
 DROP = 100_003
 
 

@@ -23,6 +23,8 @@ from support.tampering import (
 from targets.gguf import target
 from targets.target import Difference
 
+pytestmark = pytest.mark.slow
+
 Split = tuple[Checkpoint, Path, tuple[str, ...]]
 
 FILE = "gguf/model-q4_0.gguf"

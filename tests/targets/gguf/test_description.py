@@ -20,6 +20,8 @@ from converter.checkpoint.opened import open_checkpoint
 from targets.gguf import target
 from targets.gguf.header import Header
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "support" / "llama_process.py"
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from digests import CASES, OPTIONS, digests, write_case
 
+pytestmark = pytest.mark.slow
+
 KNOWN = json.loads(Path(__file__).with_name("gguf_digests.json").read_text("utf-8"))["gguf"]
 
 

@@ -19,6 +19,8 @@ from targets.gguf.widening import widen
 from validation.exactness import measure
 from validation.runtimes.llamacpp import runner
 
+pytestmark = pytest.mark.slow
+
 WIDE = {"hidden_size": 256}
 #: Weights of the wide checkpoint by the bits of their codes and the type that holds them.
 CELLS = {

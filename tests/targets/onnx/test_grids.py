@@ -32,6 +32,8 @@ from targets.onnx.modules import FloatProjection, Gridded
 from targets.target import Plan
 from validation.proof import validate
 
+pytestmark = pytest.mark.slow
+
 STATIC = {"static_activations": True}
 #: A module with both scales.
 MODULE = "model.layers.0.self_attn.k_proj"

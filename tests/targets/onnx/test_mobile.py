@@ -20,6 +20,8 @@ from targets.onnx.storage import Storage, scales_name, stored_name
 from validation.exactness import measure
 from validation.runtimes.onnxruntime import runner
 
+pytestmark = pytest.mark.slow
+
 WIDE = {"hidden_size": 256}
 #: Weights of the published scheme, by the type that holds them.
 CELLS = {
