@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from converter.errors import HubError
 from converter.filenames import CONFIG, INDEX
@@ -20,6 +17,7 @@ from converter.hub.connection import SLOWEST, Connection, Rate, fetch
 from converter.hub.description import describe, list_repository
 from converter.hub.failures import explain
 from converter.hub.repository import COMMIT, Listing, RemoteFile, is_weights, model_files, refuse_unless_model
+from converter.hub.session import endpoint, quiet_libraries, token
 from converter.hub.verification import Check, check, check_all
 from converter.names import Source
 from converter.system.amounts import amount
@@ -29,7 +27,6 @@ from converter.system.progress import StageProgress
 __all__ = ["Check", "Missing", "Snapshot", "download", "is_offline", "missing_weights"]
 
 _STREAMS = 4
-_CHATTY = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
 def download(
@@ -73,10 +70,10 @@ def download(
     if COMMIT.fullmatch(revision) and store.has_record(revision):
         with contextlib.suppress(HubError):
             return cached.snapshot(revision, weights)
-    connection = Connection(_endpoint(), _token(), tuple(waits), slowest)
+    connection = Connection(endpoint(), token(), tuple(waits), slowest)
     transfer = _Transfer(connection, store, free_bytes or _free_bytes, examine, progress)
     try:
-        with _quiet_libraries():
+        with quiet_libraries():
             return transfer.snapshot(revision, weights)
     except Exception as error:
         explained = explain(error, source, connection)
@@ -283,28 +280,6 @@ def _free_bytes(folder: Path) -> int:
         return shutil.disk_usage(folder).free
 
 
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-    with contextlib.suppress(ValueError):
-        parts = urlsplit(endpoint)
-        if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
-            return endpoint
-    raise HubError("HF_ENDPOINT is not an address of the form https://host: check HF_ENDPOINT, or unset it")
-
-
-def _token() -> str | None:
-    from huggingface_hub import constants, get_token
-
-    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise HubError(
-            "the token (HF_TOKEN or `hf auth login`) has a character that no token has: copy it again"
-        )
-    return token or None
-
-
 def _cached_hint(store: Store, revision: str, error: Exception) -> str:
     if isinstance(error, HubError) or hasattr(error, "response"):
         return ""
@@ -313,17 +288,3 @@ def _cached_hint(store: Store, revision: str, error: Exception) -> str:
     except HubError:
         return ""
     return "; a complete copy is in the cache: use --offline"
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keeps the libraries' own messages off the terminal: they print whole addresses and servers' texts."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
