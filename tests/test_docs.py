@@ -45,6 +45,15 @@ _PROGRAM = re.compile(r"^(\$ |qatconvert [a-z]|pip |python|make |git |\.venv/|[A
 NOT_RUN = {
     "qatconvert gemma4-e2b --target litert --android-assets app/src/main/assets": "downloads 10 GB; "
     "tests/targets/litert/devices/test_android.py does the same with the shipped checkpoint",
+    **dict.fromkeys(
+        (
+            "qatconvert gemma4-e2b -t all -o out/e2b",
+            "qatconvert publish out/e2b --repo OWNER/NAME --dry-run",
+            "qatconvert publish out/e2b --repo OWNER/NAME --tag v1",
+            "qatconvert verify OWNER/NAME@v1",
+        ),
+        "tests/converter/cli/test_publish.py runs them with a Hub on this machine and the shipped checkpoint",
+    ),
     "pip install ai-edge-litert-sdk-qualcomm": "downloads a vendor's SDK, whose licence has to be accepted",
     "qatconvert gemma4-e2b --target litert --npu qualcomm:SM8750": "needs the vendor's SDK",
     "PYTHONPATH=.:tests .venv/bin/python -m fuzzing --format gguf --seconds 600 --seed 7": "takes ten "
@@ -202,7 +211,8 @@ QUICKLY = {"convert": "--dry-run", "doctor": "--no-validate", "validate": "--pos
 
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_the_examples_of_every_help_can_be_pasted(line, demo_output, checkpoint_factory, tmp_path):
-    """Where the files that they name are there: a conversion, a checkpoint, a repository."""
+    """Where the files that they name are there: a conversion, a checkpoint, a repository, a token that may
+    write."""
     shutil.copytree(demo_output, tmp_path / "out")
     (tmp_path / "my-checkpoint").symlink_to(checkpoint_factory("text"))
     (tmp_path / "release.toml").write_text('[[models]]\nmodel = "./my-checkpoint"\n')
@@ -212,8 +222,13 @@ def test_the_examples_of_every_help_can_be_pasted(line, demo_output, checkpoint_
     known = group.list_commands(click.Context(group))
     quickly = QUICKLY.get(command if command in known else "convert", "")
     before, mark, comment = line.partition(" #")
-    with HubServer({"google/gemma-4-E2B-it-qat-q4_0-unquantized": checkpoint_factory("text")}) as server:
+    repositories = {"google/gemma-4-E2B-it-qat-q4_0-unquantized": checkpoint_factory("text")}
+    with HubServer(repositories, writing=tmp_path) as server:
         environment = {**server.environment(tmp_path), "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+        if command == "publish":
+            run("qatconvert gemma4-demo --output out --force", tmp_path, environment)
+            environment["HF_TOKEN"], server.user = "hf_writer", "OWNER"
+            server.writers.add("hf_writer")
         done = run(f"{before} {quickly}{mark}{comment}", tmp_path, environment)
     assert done.returncode in ((0, 3) if command == "validate" else (0,)), done.stderr
 

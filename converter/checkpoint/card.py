@@ -48,6 +48,17 @@ class Card:
     #: Lines about what of it is left out.
     warnings: tuple[str, ...] = ()
 
+    def as_dict(self) -> dict[str, object]:
+        """What it says, without what it says nothing of."""
+        said = {
+            "license": self.license,
+            "license_name": self.license_name,
+            "license_link": self.license_link,
+            "languages": list(self.languages),
+            "base_models": list(self.base_models),
+        }
+        return {key: value for key, value in said.items() if value}
+
 
 def read_card(files: Files) -> Card:
     """The model card among a checkpoint's files; an empty one without ``README.md``. Raises nothing: what

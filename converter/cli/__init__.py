@@ -71,6 +71,7 @@ class _Commands(DefaultGroup):  # type: ignore[misc]
         "validate",
         "verify",
         "release",
+        "publish",
         "modelfile",
         "models",
         "doctor",

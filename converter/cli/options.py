@@ -152,6 +152,8 @@ _HEADINGS: Final[Mapping[str, Sequence[str]]] = {
     "Setting up": ("--install", "--uninstall", "--shell"),
     EXAMINATION: ("--no-validate",),
     _OUTPUT: ("--output", "--force", "--from", "--dry-run"),
+    "Repository": ("--repo", "--private", "--create-pr", "--tag", "--message", "--allow-failed"),
+    "Model card": ("--license", "--language", "--base-model", "--quantized-by", "--card-tag"),
     "Side by side": ("--jobs", "--memory"),
     "Comparison": ("--rebuild",),
     "Source": ("--reference", "--offline", "--foreign"),

@@ -1,4 +1,4 @@
-"""``qatconvert verify``: an output directory beside its manifest, or beside the same conversion again."""
+"""``qatconvert verify``: an output, or one that was published, beside its manifest or a conversion again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _SHOWN = 50
 _PLAIN = ("name", "repo", "revision")
 
 
-@click.command("verify", cls=GroupedCommand, short_help="Compare an output directory with its manifest.")
+@click.command(
+    "verify", cls=GroupedCommand, short_help="Compare an output, or what was published, with its manifest."
+)
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--rebuild",
@@ -51,6 +53,9 @@ def command(
 ) -> int:
     """Compare every file of OUT, which convert wrote, with OUT/manifest.json.
 
+    OUT may be a repository that was published, OWNER/NAME[@REVISION]: the files that it names are
+    downloaded, and none of them is run.
+
     Size and SHA-256 of each listed file must be as they were, and no other file may be there. Needs no
     network and no model. With --rebuild, the same source is converted again with the same options, and
     every artifact must have the same bytes, whoever wrote OUT and its manifest. Exit status 3 when
@@ -63,13 +68,22 @@ def command(
     if not convert_again and (reference is not None or offline):
         option = "--reference" if reference is not None else "--offline"
         raise click.UsageError(f"{option} has no effect without --rebuild")
+    from contextlib import ExitStack
     from dataclasses import replace
 
     from converter.cli.console import results
+    from converter.pipeline.origin import published_source
     from converter.pipeline.verification import verify
 
-    with told(quiet, verbose, log_file, output) as telling:
-        found = verify(output, telling.progress)
+    source = published_source(str(output))
+    with told(quiet, verbose, log_file, output) as telling, ExitStack() as stack:
+        if source is None:
+            found = verify(output, telling.progress)
+        else:
+            from converter.pipeline.publication.repository import published_output
+
+            published = stack.enter_context(published_output(source, telling.progress))
+            found = published.verify(telling.progress)
         if convert_again:
             from converter.pipeline.rebuild import rebuild
 
@@ -104,6 +118,7 @@ def _as_json(found: Verification) -> dict[str, object]:
             "revision": manifest.origin.revision,
             "path": manifest.origin.path,
         },
+        "published": found.published,
         "files": len(manifest.files),
         "bytes": found.bytes,
         "differences": [
@@ -138,10 +153,10 @@ def _print(found: Verification) -> None:
         reason = ""
         if all(one.versions_differ for one in differences):
             reason = "; other versions wrote these files, and may be the whole reason"
-        say(f"{found.output}: {count}, the first in {differences[0].path}{reason}; {written}")
+        say(f"{found.shown}: {count}, the first in {differences[0].path}{reason}; {written}")
         return
     files = f"{len(manifest.files)} files ({amount(found.bytes)})"
-    say(f"{found.output}: {files} are as its manifest says; {written}")
+    say(f"{found.shown}: {files} are as its manifest says; {written}")
     if found.rebuild is not None:
         again = found.rebuild
         for target, options in again.options.items():

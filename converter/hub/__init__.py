@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,16 @@ from converter.system.amounts import amount
 from converter.system.files import state_of
 from converter.system.progress import StageProgress
 
-__all__ = ["Check", "Missing", "Snapshot", "download", "is_offline", "missing_weights"]
+__all__ = [
+    "Check",
+    "Missing",
+    "Repository",
+    "Snapshot",
+    "download",
+    "is_offline",
+    "missing_weights",
+    "open_repository",
+]
 
 _STREAMS = 4
 
@@ -81,6 +90,59 @@ def download(
             raise
         # The cause is not chained: its text may repeat what the server wrote.
         raise HubError(f"{explained}{_cached_hint(store, revision, error)}") from None
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository at one commit, of which single files are brought."""
+
+    name: str
+    #: The commit.
+    revision: str
+    #: Every file that it has.
+    names: frozenset[str]
+    _listing: Listing
+    _transfer: _Transfer
+    _source: Source
+
+    def bring(self, names: Iterable[str], progress: StageProgress | None = None) -> Mapping[str, Path]:
+        """Download the files ``names``, which it must have, as far as they are missing in the cache, and
+        compare them with the digests that the Hub lists. Where each lies. Raises ``HubError``."""
+        wanted = sorted(names)
+        with _explained(self._source, self._transfer.connection):
+            listing = self._transfer._described(self._listing, wanted)
+            tally = _Tally(sum(listing.files[name].size or 0 for name in wanted), progress)
+            self._transfer._bring_all(listing, wanted, tally)
+        folder = self._transfer.store.snapshot_folder(self.revision)
+        return {name: folder / name for name in wanted}
+
+
+def open_repository(source: Source) -> Repository:
+    """Look at ``source.repo``, which need not be a model that can be converted. Raises ``HubError``."""
+    if source.repo is None:
+        raise ValueError(f"{source.name} is not a repository")
+    from huggingface_hub import constants
+
+    if is_offline(False):
+        raise HubError(f"HF_HUB_OFFLINE forbids to look at {source.repo}: unset it")
+    store = Store(Path(constants.HF_HUB_CACHE).expanduser().absolute(), source.repo)
+    connection = Connection(endpoint(), token())
+    with _explained(source, connection):
+        listing = list_repository(connection, source.repo, source.revision or constants.DEFAULT_REVISION)
+    transfer = _Transfer(connection, store, _free_bytes, None, None)
+    return Repository(source.repo, listing.commit, frozenset(listing.files), listing, transfer, source)
+
+
+@contextlib.contextmanager
+def _explained(source: Source, connection: Connection) -> Iterator[None]:
+    try:
+        with quiet_libraries():
+            yield
+    except Exception as error:
+        explained = explain(error, source, connection)
+        if explained is None:
+            raise
+        raise HubError(str(explained)) from None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -70,6 +70,8 @@ class Manifest:
     targets: Mapping[str, Mapping[str, object]]
     #: Those of the output directory, by their names below it.
     files: Mapping[str, Listed]
+    #: What the source's model card says: texts, and tuples of them.
+    card: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def read_manifest(output: Path) -> Manifest:
         _origin(_section(content, "source")),
         {name: _section(targets, name).values for name in targets.values},
         _listed(content, "artifacts"),
+        _card(_section(content, "source")),
     )
 
 
@@ -185,6 +188,18 @@ def _origin(source: Settings) -> Origin:
     if repo is not None and revision is None:
         raise source.error("revision", "is null: the manifest names a repository but no commit")
     return Origin(repo, revision, path, _listed(source, "files"))
+
+
+def _card(source: Settings) -> dict[str, str | tuple[str, ...]]:
+    """What of a model card can be told; it decides nothing, so what has another type is left out."""
+    card = source.values.get("card")
+    found: dict[str, str | tuple[str, ...]] = {}
+    for key, value in card.items() if isinstance(card, dict) else ():
+        if isinstance(value, str) and value.isprintable():
+            found[key] = value
+        elif isinstance(value, list) and all(isinstance(one, str) and one.isprintable() for one in value):
+            found[key] = tuple(value)
+    return found
 
 
 def _listed(settings: Settings, key: str) -> dict[str, Listed]:

@@ -1,10 +1,23 @@
-"""The source that a manifest names, as a MODEL."""
+"""The source that a manifest names, as a MODEL, and a published output by its name."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from converter.errors import CheckpointError, UsageError
-from converter.names import SHIPPED, printable, resolve
+from converter.names import SHIPPED, Source, printable, resolve
 from converter.pipeline.listing import Manifest
+
+
+def published_source(name: str) -> Source | None:
+    """The repository that ``name`` means (``OWNER/NAME[@REVISION]``), ``None`` for a path."""
+    if Path(name).exists() or name.partition("@")[0].count("/") != 1:
+        return None
+    try:
+        source = resolve(name)
+    except UsageError:
+        return None
+    return source if source.repo is not None else None
 
 
 def named_source(manifest: Manifest) -> str:

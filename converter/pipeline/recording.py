@@ -120,7 +120,13 @@ def _options(run: Running) -> dict[str, object]:
 def _source(run: Running) -> dict[str, object]:
     """What was read, as the manifest records it."""
     files = _source_files(run.model, run.digests)
-    return {**run.model.record(), "format": run.model.checkpoint.form.name, "files": files}
+    card = run.model.checkpoint.card.as_dict()
+    return {
+        **run.model.record(),
+        "format": run.model.checkpoint.form.name,
+        **({"card": card} if card else {}),
+        "files": files,
+    }
 
 
 def _source_files(model: Model, digests: Digests) -> list[dict[str, object]]:

@@ -66,6 +66,13 @@ class Verification:
     verdicts: Mapping[str, str] = field(default_factory=dict)
     #: ``None`` where nothing was converted again.
     rebuild: Rebuild | None = None
+    #: The repository and the commit that was verified, ``None`` for a directory.
+    published: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """What was verified, for people."""
+        return self.published or str(self.output)
 
     @property
     def differences(self) -> list[Finding]:

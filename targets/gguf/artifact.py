@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import gguf
@@ -36,8 +38,9 @@ from targets.gguf.reading import describe, split_files
 from targets.gguf.storage import GGML, holdings, off_lattice_option
 from targets.gguf.vocabulary import add_vocabulary, vocabulary_warnings
 from targets.gguf.writing import write_data
-from targets.ollama import Modelfile, has_modelfile, write_modelfile
+from targets.ollama import Modelfile, has_modelfile, parse_modelfile, write_modelfile
 from targets.options import Option
+from targets.publishing import Usage
 from targets.storing import Holdings
 from targets.target import (
     COMPANION,
@@ -73,6 +76,7 @@ class GgufTarget:
     modules: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ("gguf", "numba", "numpy")
     options: Sequence[Option] = OPTIONS.options
+    library = "gguf"
     costs: Costs = COSTS
 
     def check(self, options: Mapping[str, object]) -> None:
@@ -202,6 +206,36 @@ class GgufTarget:
             lines.append(f"ollama create {name} -f {quoted(output / MODELFILE)} && ollama run {name}")
         return lines
 
+    def place(self, path: str) -> str:
+        """See ``targets.publishing.Publishable``: in the root, where llama.cpp and Ollama look for files."""
+        return path.partition("/")[2]
+
+    def published(self, path: str, content: bytes) -> bytes | None:
+        """See ``targets.publishing.Publishable``: a Modelfile leads to the file beside it."""
+        return _led_to(content, "./") if path == MODELFILE else None
+
+    def original(self, path: str, content: bytes) -> bytes:
+        """See ``targets.publishing.Publishable``."""
+        return _led_to(content, "../gguf/") if path == MODELFILE else content
+
+    def usage(self, repo: str, paths: Sequence[str]) -> Sequence[Usage]:
+        """See ``targets.publishing.Publishable``: llama.cpp and Ollama, which both download by themselves."""
+        main = self.place(paths[0])
+        found = [Usage("llama.cpp", (f"llama-cli --hf-repo {repo} --hf-file {shlex.quote(main)}",))]
+        if MODELFILE in paths:
+            name = repo.rpartition("/")[2].lower()
+            files = " ".join(shlex.quote(self.place(path)) for path in paths)
+            found.append(
+                Usage(
+                    "Ollama",
+                    (
+                        f"hf download {repo} {files} --local-dir {name}",
+                        f"ollama create {name} -f {name}/Modelfile && ollama run {name}",
+                    ),
+                )
+            )
+        return found
+
     def choices(self, plan: Plan) -> Sequence[Mapping[str, object]]:
         """See ``targets.target.Target``: none, llama.cpp itself knows one way to run a file."""
         return ()
@@ -312,3 +346,10 @@ def main_format(tensors: Sequence[PlannedTensor]) -> str:
     for tensor in tensors:
         sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.bytes
     return max(sizes, key=lambda type_name: sizes[type_name], default="F32")
+
+
+def _led_to(modelfile: bytes, folder: str) -> bytes:
+    """A Modelfile that leads to the file of the same name in another folder."""
+    parsed = parse_modelfile(modelfile.decode("utf-8", "replace"))
+    name = PurePosixPath(parsed.model).name
+    return write_modelfile(replace(parsed, model=f"{folder}{name}")).encode("utf-8")

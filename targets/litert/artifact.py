@@ -44,6 +44,7 @@ from targets.litert.storage import (
     planned_tensors,
 )
 from targets.options import Option
+from targets.publishing import InPlace, Usage
 from targets.target import (
     COMPANION,
     Difference,
@@ -64,11 +65,12 @@ _TFLITE: Final = {PREFILL_DECODE: "", EMBEDDER: "-embedder", PER_LAYER_EMBEDDER:
 _GRAPHS: Final = KeptGraphs()
 
 
-class LitertTarget:
+class LitertTarget(InPlace):
     """LiteRT-LM's format. Of its ``options``, ``off_lattice`` may be ``f32`` too."""
 
     name = "litert"
     suffix = ".litertlm"
+    library = "litert-lm"
     extra = "litert"
     modules: tuple[str, ...] = ("litert_torch", "litert_lm_builder", "transformers")
     libraries: tuple[str, ...] = (
@@ -229,6 +231,12 @@ class LitertTarget:
         bundle then."""
         bundle = quoted(output / plan.artifacts[0])
         return (f"litert-lm run {bundle} --cache no --prompt 'What are lists?'",)
+
+    def usage(self, repo: str, paths: Sequence[str]) -> Sequence[Usage]:
+        """See ``targets.publishing.Publishable``: LiteRT-LM's command line downloads by itself."""
+        bundle = quoted(Path(paths[0]))
+        line = f"litert-lm run --from-huggingface-repo {repo} {bundle} --prompt 'What are lists?'"
+        return (Usage("LiteRT-LM", (line,)),)
 
     def accelerators(self, plan: Plan) -> Sequence[Accelerator]:
         """See ``targets.accelerators.Accelerated``: neural processors, by the plugins of ai-edge-litert."""

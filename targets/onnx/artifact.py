@@ -30,6 +30,7 @@ from targets.onnx.side_files import (
 from targets.onnx.storage import Storage, is_unpacked, read_options, stored_name
 from targets.onnx.writing import write_data
 from targets.options import Option
+from targets.publishing import InPlace, Usage
 from targets.target import (
     COMPANION,
     SHARD,
@@ -60,7 +61,7 @@ _TRY: Final = (
 _GENERAL: Final = ("license", "repo", "revision")
 
 
-class OnnxTarget:
+class OnnxTarget(InPlace):
     """onnxruntime's format. Beside its ``options`` a plan takes ``repo`` and ``revision`` of the Hub, and
     ``off_lattice`` may be ``f32`` too."""
 
@@ -78,6 +79,7 @@ class OnnxTarget:
         "protobuf",
     )
     options: Sequence[Option] = OPTIONS.options
+    library = "onnx"
     costs: Costs = COSTS
 
     def check(self, options: Mapping[str, object]) -> None:
@@ -165,9 +167,13 @@ class OnnxTarget:
 
     def try_it(self, plan: Plan, output: Path) -> Sequence[str]:
         """See ``targets.trying.Tryable``: with onnxruntime-genai's Python package."""
-        chat = f"onnx/{CHAT_TEMPLATE}" in plan.companions
-        program = _TRY.format(prompt=_CHAT if chat else repr(_QUESTION))
-        return (f"python -c {shlex.quote(program)} {quoted((output / MODEL).parent)}",)
+        return (_tried((output / MODEL).parent, plan.companions),)
+
+    def usage(self, repo: str, paths: Sequence[str]) -> Sequence[Usage]:
+        """See ``targets.publishing.Publishable``."""
+        name = repo.rpartition("/")[2].lower()
+        download = f"hf download {repo} --include 'onnx/*' --local-dir {name}"
+        return (Usage("onnxruntime-genai", (download, _tried(Path(name, "onnx"), paths))),)
 
     def files(self, artifact: Path) -> Sequence[Path]:
         """See ``targets.target.Target``."""
@@ -249,3 +255,10 @@ def _write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise destination_error(path, error) from error
+
+
+def _tried(folder: Path, files: Sequence[str]) -> str:
+    """A line for a shell that asks the model in ``folder`` something, in a turn if it has a template."""
+    chat = f"onnx/{CHAT_TEMPLATE}" in files
+    program = _TRY.format(prompt=_CHAT if chat else repr(_QUESTION))
+    return f"python -c {shlex.quote(program)} {quoted(folder)}"

@@ -20,7 +20,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LARGE = (".safetensors", ".bin", ".gguf", ".onnx", ".pt", "tokenizer.json")
+from support.hub_writing import Storage, write
+
+LARGE = (".safetensors", ".bin", ".gguf", ".onnx", ".onnx.data", ".litertlm", ".pt", "tokenizer.json")
 PLAIN = frozenset({"blobs", "tree", "codes", "storage"})
 #: When every commit was made.
 DATE = "2026-04-02T12:34:56.000Z"
@@ -86,9 +88,14 @@ class HubServer:
     revision), "model" (descriptions without one), "tree", "codes" (X-Error-Code), "json" (JSON in errors),
     "storage" (large files elsewhere), "head" (HEAD of files), "branches" (files of a branch), "length"
     (Content-Length of files). `PLAIN` is a server that speaks the least of the protocol.
+
+    With a `writing` folder it can be written to (see `hub_writing`): by the tokens of `writers`, in the name
+    of `user`, who may also write for `organisations`; not to `forbidden` repositories, and with none of the
+    `expired` tokens. Files of more than `part_bytes` are sent in parts. `before_commit` is called before a
+    commit is looked at. `storage_of` says what was written.
     """
 
-    def __init__(self, repositories: Mapping[str, Path]) -> None:
+    def __init__(self, repositories: Mapping[str, Path], writing: Path | None = None) -> None:
         self.repositories = {name: Repository() for name in repositories}
         for name, directory in repositories.items():
             self.repositories[name].publish(directory)
@@ -109,6 +116,14 @@ class HubServer:
         self.without: set[str] = set()
         self.etag: Callable[[Path], str] = lambda path: f'"{content_id(path)}"'
         self.edit_listing: Callable[[dict[str, Any]], object] = lambda listing: listing
+        self.writers: set[str] = set()
+        self.user = "owner"
+        self.organisations: list[str] = []
+        self.forbidden: set[str] = set()
+        self.expired: set[str] = set()
+        self.part_bytes = 1 << 40
+        self.before_commit: Callable[[], object] = lambda: None
+        self._storage_of = None if writing is None else Storage(writing)
         self.lock = threading.RLock()
         self._hosts = [_Host(self, "hub"), _Host(self, "storage")]
         self.endpoint, self.storage = (f"http://127.0.0.1:{host.server_port}" for host in self._hosts)
@@ -141,6 +156,12 @@ class HubServer:
             "QATCONVERT_HOME": str(folder / "qatconvert"),
             **({"HF_TOKEN": token} if token else {}),
         }
+
+    @property
+    def storage_of(self) -> Storage:
+        """What was written."""
+        assert self._storage_of is not None, "this server cannot be written to"
+        return self._storage_of
 
     def commit(self, repo: str, reference: str = "main") -> str:
         return self.repositories[repo].references[reference]
@@ -211,6 +232,12 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         self.hub = self.server.hub
         url = urlsplit(self.path)
@@ -223,6 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return self._error(
                         status, "", "Internal Error - We're working hard to fix this as soon as possible!"
                     )
+        if self._written():
+            return None
         if self.server.name == "storage":
             return self._storage()
         prefix, parts = self.route.split("/")[1:3], [unquote(part) for part in self.route.split("/")[1:]]
@@ -231,6 +260,24 @@ class _Handler(BaseHTTPRequestHandler):
         if len(parts) >= 5 and parts[2] == "resolve":
             return self._resolve("/".join(parts[:2]), parts[3], "/".join(parts[4:]))
         return self._error(404, "", "Sorry, we can't find the page you are looking for.")
+
+    def _written(self) -> bool:
+        """Whether the request was one of who publishes."""
+        chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        self.body = (
+            self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        )
+        if self.hub._storage_of is None:
+            return False
+        return write(self, self.route, self.headers.get("Authorization", "").removeprefix("Bearer "))
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _api(self, repo: str, rest: list[str]) -> None:
         if self._refused(repo):
@@ -331,7 +378,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _refused(self, repo: str, *, content: bool = False) -> bool:
         """Answers as the Hub does when the caller may not see the repository, or know that it is there."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        known = token == TOKEN or token in self.hub.members
+        known = token == TOKEN or token in self.hub.members or token in self.hub.writers
+        known = known and token not in self.hub.expired
         if token and not known:
             self._error(401, "", "Invalid credentials in Authorization header")
         elif repo not in self.hub.repositories and "codes" in self.hub.without:
@@ -390,7 +438,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.flush_headers()
             self._drip(b"X-Padding: " + bytes([65]) * 60_000 + b"\r\n")
         self.end_headers()
-        sent = body[:drop] if self.command == "GET" else b""
+        sent = body[:drop] if self.command != "HEAD" else b""
         record = Request(
             self.server.name,
             self.command,
@@ -403,7 +451,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.requests.append(record)
         self.wfile.write(sent[:drip])
         self._drip(sent[len(sent[:drip]) :])
-        if len(sent) < len(body) and self.command == "GET":
+        if len(sent) < len(body) and self.command != "HEAD":
             self.wfile.flush()
             self.close_connection = True
 

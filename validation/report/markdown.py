@@ -28,29 +28,29 @@ def render_markdown(report: Mapping[str, Any]) -> str:
     """The report, the verdict first: targets side by side, what was covered, each target, a glossary."""
     targets = report["targets"]
     rows, covered = list(side_by_side(targets)), coverage(report)
-    lines = [f"# {_text(report['model'])}: {report_verdict(report)}", "", _text(verdict_told(report)), ""]
+    lines = [f"# {text(report['model'])}: {report_verdict(report)}", "", text(verdict_told(report)), ""]
     lines += _facts(facts(report))
-    lines += ["", "## Targets", "", *_table(("figure", *targets), _indented(rows))]
+    lines += ["", "## Targets", "", *table(("figure", *targets), said_in_words(rows))]
     if told := recovery_told(report):
-        lines += ["", _text(told)]
+        lines += ["", text(told)]
     if told := measured_against(report):
-        lines += ["", f"Figures are {_text(told)}."]
+        lines += ["", f"Figures are {text(told)}."]
     lines += ["", '## What "proven" covered', ""]
-    lines += _table(("gate", *targets), ((row.label, *row.cells) for row in covered))
+    lines += table(("gate", *targets), ((row.label, *row.cells) for row in covered))
     if left := not_covered(report):
         lines += ["", "What it leaves open:", "", *_facts(left)]
     for target, entry in targets.items():
-        lines += ["", f"## {_text(target)}: {target_verdict(entry)}", "", *_facts(target_facts(entry))]
+        lines += ["", f"## {text(target)}: {target_verdict(entry)}", "", *_facts(target_facts(entry))]
         for title, heading, found in _tables(entry):
-            lines += ["", f"{title}:", "", *_table(heading, found)]
+            lines += ["", f"{title}:", "", *table(heading, found)]
     lines += ["", "## Glossary", ""]
     labels = [row[0] for row in rows] + [row.label for row in covered]
     labels += [row[0] for entry in targets.values() for row in comparison(entry)]
-    lines += [f"- **{_text(entry.term)}**: {_text(entry.text)}" for entry in entries_of(labels)]
+    lines += [f"- **{text(entry.term)}**: {text(entry.text)}" for entry in entries_of(labels)]
     return "\n".join(lines) + "\n"
 
 
-def _indented(rows: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
+def said_in_words(rows: Iterable[Sequence[str]]) -> Iterator[Sequence[str]]:
     """Rows whose labels say in words what an indent says elsewhere."""
     for label, *cells in rows:
         yield (f"{label.strip()} of the baseline" if label.startswith(" ") else label, *cells)
@@ -75,18 +75,19 @@ def _tables(entry: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str], Sequ
 
 
 def _facts(found: Iterable[tuple[str, str]]) -> list[str]:
-    return [f"- {_text(label)}: {_text(value)}" for label, value in found]
+    return [f"- {text(label)}: {text(value)}" for label, value in found]
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     lines = [heading, ["---"] * len(heading), *rows]
     return [
-        "| " + " | ".join(cell if index == 1 else _text(cell) for cell in line) + " |"
+        "| " + " | ".join(cell if index == 1 else text(cell) for cell in line) + " |"
         for index, line in enumerate(lines)
     ]
 
 
-def _text(text: object) -> str:
+def text(value: object) -> str:
     """Text that Markdown shows as it is, on one line, whatever a model or a tensor is called."""
-    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    flat = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]#|~!])", r"\\\1", flat)

@@ -1,0 +1,1 @@
+"""Artifacts that are published to a repository of the Hub, and one that was published, verified."""
