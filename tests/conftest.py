@@ -11,9 +11,6 @@ import pytest
 
 # Set before huggingface_hub is imported anywhere: no test reaches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Files of tests that run side by side have a core each: more threads would only wait for each other.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from checkpoints.generate import write_checkpoint
 from checkpoints.mobile import write_mobile

@@ -159,8 +159,8 @@ def test_python_of_a_page_runs_beside_what_was_converted(demo_output, tmp_path):
 
 def test_toml_of_a_page_is_a_release(tmp_path):
     (tmp_path / "my-checkpoint").symlink_to(ROOT / "converter" / "demo" / "gemma4-demo")
-    (shown,) = blocks("toml")
-    (tmp_path / "release.toml").write_text(shown[1], "utf-8")
+    whole, published = (text for _, text in blocks("toml"))  # the second goes on where the first ends
+    (tmp_path / "release.toml").write_text(f"{whole}\n{published}", "utf-8")
     first, second = read_release(tmp_path / "release.toml").items
     assert (first.source.alias, first.source.revision) == ("gemma4-e2b", "0123456789abcdef" * 2 + "01234567")
     assert (second.name, second.targets, second.options) == (
@@ -168,6 +168,9 @@ def test_toml_of_a_page_is_a_release(tmp_path):
         ("gguf",),
         {"gguf": {"off_lattice": "bf16"}},
     )
+    assert second.destination is not None
+    assert (second.destination["repo"], second.destination["tag"]) == ("owner/name", "v1")
+    assert second.destination["fields"].quantized_by == "us"
 
 
 def test_json_of_a_page_is_json():

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 @click.option(
     "--allow-failed", is_flag=True, help="Also publish what did not pass every gate; the card says so."
 )
-@click.option("--license", metavar="NAME", help="Licence in the card. Default: the source's.")
+@click.option("--card-license", metavar="NAME", help="Licence in the card. Default: the source's.")
 @click.option(
-    "--language", "languages", multiple=True, metavar="CODE", help="Language in the card. Repeatable."
+    "--card-language", "languages", multiple=True, metavar="CODE", help="Language in the card. Repeatable."
 )
 @click.option(
     "--base-model", metavar="OWNER/NAME", help="What was converted. Default: the source's repository."
@@ -47,7 +47,7 @@ def command(
     tag: str | None,
     message: str | None,
     allow_failed: bool,
-    license: str | None,
+    card_license: str | None,
     languages: tuple[str, ...],
     base_model: str | None,
     quantized_by: str | None,
@@ -72,7 +72,7 @@ def command(
     from converter.pipeline.publication.card import Fields
     from converter.pipeline.publication.publishing import Request, plan_publication, publish
 
-    fields = Fields(license, languages, base_model, quantized_by, tags)
+    fields = Fields(card_license, languages, base_model, quantized_by, tags)
     request = Request(output, repo, fields, private, create_pr, tag, message, allow_failed)
     with told(quiet, verbose, log_file, output) as telling:
         if dry_run:

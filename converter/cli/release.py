@@ -33,6 +33,7 @@ _BYTES_PER_GB = 1_000_000_000
     metavar="GB",
     help="Memory for all of them together. Default: what is free.",
 )
+@click.option("--no-publish", is_flag=True, help="Publish nothing, whatever the file says.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @telling_options
@@ -41,6 +42,7 @@ def command(
     dry_run: bool,
     jobs: int,
     memory: float | None,
+    no_publish: bool,
     offline: bool,
     as_json: bool,
     quiet: bool,
@@ -50,7 +52,8 @@ def command(
     """Make and prove every artifact that the TOML file FILE names, each in a process of its own.
 
     What an earlier run has finished is verified by its digests and not made again. An artifact that fails a
-    gate is left out of the output, the others are not.
+    gate is left out of the output, the others are not. A model whose artifacts have all passed is published
+    where the file names a repository.
 
     \b
     qatconvert release release.toml --dry-run
@@ -58,7 +61,9 @@ def command(
     from converter.cli.console import results
     from converter.pipeline.release.running import Request, plan_release, release
 
-    request = Request(file, jobs, None if memory is None else int(memory * _BYTES_PER_GB), offline)
+    request = Request(
+        file, jobs, None if memory is None else int(memory * _BYTES_PER_GB), offline, not no_publish
+    )
     with told(quiet, verbose, log_file) as telling:
         if dry_run:
             found = plan_release(request, telling.progress, telling.warn)
@@ -84,6 +89,7 @@ def _tell(text: str) -> None:
 
 def _print_plan(found: Mapping[str, Any]) -> None:
     from converter.cli.layout import figures, line
+    from converter.names import one_line
     from converter.system.amounts import amount
 
     line(f"{found['release']}: a dry run, nothing is written", "bold")
@@ -103,6 +109,11 @@ def _print_plan(found: Mapping[str, Any]) -> None:
     line()
     for model, error in dict.fromkeys((one["model"], one["error"]) for one in found["steps"] if one["error"]):
         line(f"{model}: {error}")
+    for one in found["publications"]:
+        state = one["error"] or (
+            "a new repository" if one["head"] is None else f"now at commit {one['head'][:12]}"
+        )
+        line(f"to publish: {one['model']} to {one['repo']} ({one_line(state)})")
     download = sum(one["bytes"] for one in found["downloads"])
     line(f"to download {amount(download)}, to write {amount(found['disk'])} below {found['output']}")
 
@@ -129,4 +140,7 @@ def _print_summary(found: Mapping[str, Any], output: Path) -> None:
     for one in found["artifacts"]:
         if why := one["error"] or ", ".join(one["gates"]):
             line(f"{one['model']} {one['target']}: {one_line(why)}")
+    for one in found["publications"]:
+        told = one["url"] or one["error"] or "not all of its artifacts passed"
+        line(f"{one['model']} to {one['repo']}: {one['status']} ({one_line(told)})")
     line(f"written to {one_line(str(output))}")

@@ -105,16 +105,22 @@ class Repository:
     _transfer: _Transfer
     _source: Source
 
-    def bring(self, names: Iterable[str], progress: StageProgress | None = None) -> Mapping[str, Path]:
+    def bring(
+        self, names: Iterable[str], progress: StageProgress | None = None
+    ) -> Mapping[str, tuple[Path, str | None]]:
         """Download the files ``names``, which it must have, as far as they are missing in the cache, and
-        compare them with the digests that the Hub lists. Where each lies. Raises ``HubError``."""
+        compare them with the digests that the Hub lists. Where each lies, and its SHA-256 if that was
+        compared. Raises ``HubError``."""
         wanted = sorted(names)
         with _explained(self._source, self._transfer.connection):
             listing = self._transfer._described(self._listing, wanted)
             tally = _Tally(sum(listing.files[name].size or 0 for name in wanted), progress)
-            self._transfer._bring_all(listing, wanted, tally)
+            checks = self._transfer._bring_all(listing, wanted, tally)
         folder = self._transfer.store.snapshot_folder(self.revision)
-        return {name: folder / name for name in wanted}
+        return {
+            name: (folder / name, checks[name].digest if checks[name].kind == "sha256" else None)
+            for name in wanted
+        }
 
 
 def open_repository(source: Source) -> Repository:

@@ -85,9 +85,11 @@ class Verification:
         return 3 if self.differences else 0
 
 
-def verify(output: Path, progress: Progress = no_progress) -> Verification:
+def verify(
+    output: Path, progress: Progress = no_progress, known: Mapping[str, str] | None = None
+) -> Verification:
     """Compare every file of ``output`` with its manifest, by size and SHA-256, and look for files that it
-    does not list. Reads no model.
+    does not list. Reads no model. ``known`` are digests of files that need not be read again.
 
     Raises ``CheckpointError`` for a directory or a manifest that cannot be read.
     """
@@ -95,7 +97,9 @@ def verify(output: Path, progress: Progress = no_progress) -> Verification:
     found = walk(output)
     present = {name for name in manifest.files if found.get(name, Entry("")).kind == "file"}
     same_size = [name for name in sorted(present) if found[name].bytes == manifest.files[name].bytes]
-    digests = _digests(output, same_size, manifest.files, progress)
+    told = {name: digest for name, digest in (known or {}).items() if name in same_size}
+    unread = [name for name in same_size if name not in told]
+    digests = told | _digests(output, unread, manifest.files, progress)
     problems = {name: problem for name, problem in _listed_problems(manifest.files, found, digests)}
     problems |= dict(_unlisted(manifest.files, found))
     findings = [Finding(name, problems[name]) for name in sorted(problems)]

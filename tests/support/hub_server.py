@@ -243,6 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         self.route = url.path
         self.query = parse_qs(url.query)
+        # read whatever the answer is: what is left would be taken for the next request
+        chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        self.body = (
+            self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        )
         with self.hub.lock:
             for fragment, (status, times) in self.hub.failing.items():
                 if fragment in self.route and times:
@@ -263,10 +268,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _written(self) -> bool:
         """Whether the request was one of who publishes."""
-        chunked = self.headers.get("Transfer-Encoding", "").lower() == "chunked"
-        self.body = (
-            self._chunks() if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        )
         if self.hub._storage_of is None:
             return False
         return write(self, self.route, self.headers.get("Authorization", "").removeprefix("Bearer "))

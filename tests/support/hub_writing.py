@@ -20,6 +20,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 if TYPE_CHECKING:
     from support.hub_server import HubServer
 
+#: A token that may write, and one that may only read.
+WRITER, READER = "hf_writer", "hf_reader"
+
 
 @dataclass
 class Storage:

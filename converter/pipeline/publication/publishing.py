@@ -116,6 +116,13 @@ def plan_publication(request: Request, progress: Progress = no_progress) -> Plan
     return _planned(request, _checked(request), progress)
 
 
+def look(request: Request) -> Head:
+    """What the repository holds now. Raises as ``publish`` does for a token, a repository or options that
+    forbid to publish; no file is read."""
+    publication = _checked(request)
+    return _head(request, publication)
+
+
 def publish(request: Request, progress: Progress = no_progress) -> Published:
     """Publish ``request.output`` to ``request.repo`` in one commit, or do nothing where all of it is there.
 
@@ -140,7 +147,7 @@ def publish(request: Request, progress: Progress = no_progress) -> Published:
 
 
 def _checked(request: Request) -> Publication:
-    if not _is_repository(request.repo):
+    if not is_repository(request.repo):
         raise UsageError(f"{printable(request.repo)} is no repository: --repo takes OWNER/NAME")
     if request.create_pr and request.tag is not None:
         raise UsageError(
@@ -153,7 +160,8 @@ def _checked(request: Request) -> Publication:
     return Publication(request.repo)
 
 
-def _is_repository(name: str) -> bool:
+def is_repository(name: str) -> bool:
+    """Whether ``name`` is ``OWNER/NAME``, which means no alias and no path."""
     try:
         return "@" not in name and resolve(f"{name}@main").repo == name
     except UsageError:
@@ -162,13 +170,7 @@ def _is_repository(name: str) -> bool:
 
 def _planned(request: Request, publication: Publication, progress: Progress) -> Planned:
     stage_of(progress, f"looking at {request.repo}")(0, 1)
-    head = publication.head()
-    if head.commit is None and request.create_pr:
-        raise HubError(f"{request.repo}: there is no such repository, so nothing to make a pull request to")
-    if head.commit is not None and request.private and not publication.is_private():
-        raise HubError(
-            f"{request.repo} is public, which --private does not change: change it in its settings"
-        )
+    head = _head(request, publication)
     contents = read_contents(request.output, request.allow_failed, progress)
     earlier = publication.text(head, CARD)
     text = card(request.repo, contents, request.fields, earlier)
@@ -189,6 +191,17 @@ def _planned(request: Request, publication: Publication, progress: Progress) -> 
     )
     _check_tag(request, publication, plan)
     return plan
+
+
+def _head(request: Request, publication: Publication) -> Head:
+    head = publication.head()
+    if head.commit is None and request.create_pr:
+        raise HubError(f"{request.repo}: there is no such repository, so nothing to make a pull request to")
+    if head.commit is not None and request.private and not publication.is_private():
+        raise HubError(
+            f"{request.repo} is public, which --private does not change: change it in its settings"
+        )
+    return head
 
 
 def _change(upload: Upload, head: Head) -> str:

@@ -45,12 +45,14 @@ class PublishedOutput:
     output: Path
     #: Names in the repository, by those below ``output``.
     places: Mapping[str, str]
+    #: Digests of files below ``output`` that are those of the repository, byte for byte.
+    digests: Mapping[str, str]
     #: What ``SHA256SUMS`` says otherwise than the files are, and what it does not list.
     findings: tuple[Finding, ...]
 
     def verify(self, progress: Progress = no_progress) -> Verification:
         """Every finding, by the name of the file in the repository."""
-        found = verify(self.output, progress)
+        found = verify(self.output, progress, self.digests)
         own = [replace(one, path=self.places.get(one.path, one.path)) for one in found.findings]
         known = {one.path for one in self.findings}
         rest = [one for one in own if one.path not in known]
@@ -73,9 +75,11 @@ def published_output(source: Source, progress: Progress = no_progress) -> Iterat
         *_unlisted(repository, listed),
     ]
     present = [name for name in listed if name in repository.names]
-    files = repository.bring(present, stage_of(progress, f"bringing {repository.name}"))
-    for name, path in files.items():
-        if (digest := hexdigest(path, hashlib.sha256())) != listed[name]:
+    brought = repository.bring(present, stage_of(progress, f"bringing {repository.name}"))
+    files = {name: path for name, (path, _) in brought.items()}
+    digests = {name: found or hexdigest(path, hashlib.sha256()) for name, (path, found) in brought.items()}
+    for name, digest in digests.items():
+        if digest != listed[name]:
             findings.append(
                 Finding(name, f"has SHA-256 {digest[:16]}..., {SUMS} says {listed[name][:16]}...")
             )
@@ -85,13 +89,16 @@ def published_output(source: Source, progress: Progress = no_progress) -> Iterat
         _put(files[MANIFEST], output / MANIFEST)
         manifest = read_manifest(output)
         places = _lay_out(manifest, files, output)
-        yield PublishedOutput(where, output, places, tuple(findings))
+        known = {
+            name: digests[place] for name, place in places.items() if _is_same(output / name, files, place)
+        }
+        yield PublishedOutput(where, output, places, known, tuple(findings))
 
 
 def _sums(repository: Repository, where: str) -> dict[str, str]:
     if SUMS not in repository.names:
         raise CheckpointError(f"{where}: has no {SUMS}: it was not published by qatconvert publish")
-    text = read_text(repository.bring([SUMS])[SUMS], _SUMS_BYTES)
+    text = read_text(repository.bring([SUMS])[SUMS][0], _SUMS_BYTES)
     try:
         found = read_sums(text)
     except ValueError as error:
@@ -126,6 +133,11 @@ def _lay_out(manifest: Manifest, files: Mapping[str, Path], output: Path) -> dic
             content = told.original(name, content)
         (output / name).write_bytes(content)
     return places
+
+
+def _is_same(path: Path, files: Mapping[str, Path], place: str) -> bool:
+    """Whether a file is a link to the one that was brought; a copy is read again."""
+    return place in files and path.exists() and path.samefile(files[place])
 
 
 def _beside(files: Mapping[str, Path]) -> Path:

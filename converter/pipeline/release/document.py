@@ -26,7 +26,7 @@ SCHEMA: Final = 1
 _BYTES: Final = 1 << 20
 _MOST_MODELS: Final = 256
 _TOP: Final = ("schema", "name", "output", "defaults", "models")
-_DEFAULTS: Final = ("targets", "options", "validation")
+_DEFAULTS: Final = ("targets", "options", "validation", "publish")
 _MODEL: Final = ("model", "revision", "name", *_DEFAULTS)
 _VALIDATION: Final = (
     "positions",
@@ -39,6 +39,9 @@ _VALIDATION: Final = (
     "allow_unrun",
     "runtimes",
 )
+#: How a model is published, and what its card says; ``repo`` is each model's own.
+_PUBLISH: Final = ("private", "create_pr", "tag", "message", "card")
+_CARD: Final = ("license", "languages", "base_model", "quantized_by", "tags")
 _MOST_POSITIONS: Final = 1 << 24
 
 
@@ -54,6 +57,8 @@ class Item:
     options: Mapping[str, Mapping[str, object]]
     #: What ``validation.settings.read_settings`` takes.
     validation: Mapping[str, Any]
+    #: Where it is published, ``None`` if it is not: what ``publication.publishing.Request`` takes.
+    destination: Mapping[str, Any] | None = None
 
     @property
     def model(self) -> str:
@@ -174,14 +179,20 @@ def _check_apart(items: Sequence[Item], top: _Table) -> None:
     for index, item in enumerate(items):
         source = item.source
         place = source.path.resolve() if source.path else source.repo
-        for what, key in (((place, source.revision), "model"), ((item.name,), "name")):
+        keys: list[tuple[object, str]] = [((place, source.revision), "model"), ((item.name,), "name")]
+        if item.destination is not None:
+            keys.append((("repository", item.destination["repo"].lower()), "repo"))
+        for what, key in keys:
             first = seen.setdefault(what, index)
+            if first != index and key == "repo":
+                problem = f"is that of models[{first}] too: a repository has the artifacts of one model"
+                raise top.wrong(("models", index, "publish", "repo"), problem)
             if first != index and key == "model":
                 problem = (
                     f"{shown(item.model)} is listed twice (models[{first}] too): give all its targets there"
                 )
                 raise top.wrong(("models", index, "model"), problem)
-            if first != index:
+            if first != index and key == "name":
                 problem = f"{shown(item.name)} is that of models[{first}] too: give one of them another name"
                 raise top.wrong(("models", index, "name"), problem)
 
@@ -208,7 +219,49 @@ def _item(table: _Table, defaults: _Table, folder: Path) -> Item:
     for target, own in _options(table, targets, strict=True).items():
         options[target] = {**options.get(target, {}), **own}
     validation = {**_validation(defaults, folder), **_validation(table, folder)}
-    return Item(source, name, tuple(dict.fromkeys(targets)), options, validation)
+    destination = _destination(table, defaults)
+    return Item(source, name, tuple(dict.fromkeys(targets)), options, validation, destination)
+
+
+def _destination(table: _Table, defaults: _Table) -> dict[str, Any] | None:
+    """Where a model is published, and how; what it says comes before the defaults, key by key."""
+    from converter.pipeline.publication.card import Fields
+    from converter.pipeline.publication.publishing import is_repository
+
+    common = defaults.table("publish")
+    common.check(_PUBLISH)
+    own = table.table("publish")
+    own.check(("repo", *_PUBLISH))
+    merged, card = _published(common), _card(common)
+    if "publish" not in table.values:
+        return None
+    repo = own.get("repo", str, "a string")
+    if not isinstance(repo, str) or not is_repository(repo):
+        problem = "is missing" if repo is None else f"is {shown(repo)}, which is no repository"
+        raise own.wrong((*own.key, "repo"), f"{problem}: give OWNER/NAME")
+    merged |= _published(own)
+    if merged.get("create_pr") and (merged.get("tag") or merged.get("private")):
+        other = "tag" if merged.get("tag") else "private"
+        raise own.wrong((*own.key, other), "has no effect with create_pr: leave out one of them")
+    return {"repo": repo, **merged, "fields": Fields(**{**card, **_card(own)})}
+
+
+def _published(table: _Table) -> dict[str, Any]:
+    kinds: dict[str, tuple[type, str]] = {
+        "private": (bool, "true or false"),
+        "create_pr": (bool, "true or false"),
+        "tag": (str, "a string"),
+        "message": (str, "a string"),
+    }
+    return {name: table.get(name, *kinds[name]) for name in table.values if name in kinds}
+
+
+def _card(table: _Table) -> dict[str, Any]:
+    """What the model card says, by the names that ``Fields`` has."""
+    card = table.table("card")
+    card.check(_CARD)
+    listed = {name: tuple(card.texts(name)) for name in ("languages", "tags") if name in card.values}
+    return {name: card.get(name, str, "a string") for name in card.values if name not in listed} | listed
 
 
 def _source(table: _Table, model: str, revision: str | None, folder: Path) -> Source:

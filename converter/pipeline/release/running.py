@@ -11,19 +11,23 @@ from typing import Any, Final
 
 from converter.errors import QatconvertError
 from converter.pipeline.preview import preview
+from converter.pipeline.publication import publishing
 from converter.pipeline.release.assembly import assemble, verdicts
 from converter.pipeline.release.document import Item, Release, read_release
 from converter.pipeline.release.executors import Ended, Executor, Local
 from converter.pipeline.release.steps import Step, source_of, step_of
 from converter.pipeline.release.store import STORE, Store
 from converter.pipeline.release.summary import (
+    BLOCKED,
     ERROR,
     FAILED,
     JSON,
     JUNIT,
     MARKDOWN,
     PASSED,
+    PUBLISHED,
     Made,
+    Sent,
     Summary,
     gates_of,
 )
@@ -47,6 +51,8 @@ class Request:
     jobs: int = 1
     memory: int | None = None
     offline: bool = False
+    #: Whether what the file names a repository for is published.
+    publish: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,27 @@ def plan_release(
         "output": str(release.output),
         "steps": steps,
         "downloads": downloads,
+        "publications": [_looked_at(one, release) for one in release.items if _published(one, request)],
         "disk": sum(step["bytes"] or 0 for step in steps if not step["done"]),
     }
+
+
+def _published(item: Item, request: Request) -> bool:
+    return request.publish and item.destination is not None
+
+
+def _destination(item: Item, document: Release) -> publishing.Request:
+    return publishing.Request(document.output / item.name, **(item.destination or {}))
+
+
+def _looked_at(item: Item, document: Release) -> dict[str, Any]:
+    """Where a model would be published, and what is there now."""
+    asked = _destination(item, document)
+    found: dict[str, Any] = {"model": item.name, "repo": asked.repo, "head": None, "error": None}
+    try:
+        return {**found, "head": publishing.look(asked).commit}
+    except QatconvertError as error:
+        return {**found, "error": str(error)}
 
 
 def _with_steps(planned: Planned) -> list[tuple[str, Step | None]]:
@@ -111,8 +136,10 @@ def release(
     output directory.
 
     ``tell`` gets a line for each artifact. A gate that fails, or an error, is that of its artifact alone: it
-    is left out of the output, and the others are made. Raises ``UsageError`` for a file that means nothing,
-    ``DestinationError`` for an output in which another release runs.
+    is left out of the output, and the others are made. A model whose artifacts have all passed is published
+    where the file names a repository. Raises ``UsageError`` for a file that means nothing,
+    ``DestinationError`` for an output in which another release runs, and ``HubError``, before anything is
+    made, for a repository that cannot be written to.
     """
     document = read_release(request.file)
     check_destination(document.output, force=True)
@@ -130,6 +157,10 @@ def _release(
     executor: Executor | None,
 ) -> Summary:
     store = Store(document.output)
+    for item in document.items:
+        if _published(item, request):
+            begin(progress, f"looking at {_destination(item, document).repo}")
+            publishing.look(_destination(item, document))
     planned = [_planned(one, document, request, True, progress, warn) for one in document.items]
     made: dict[tuple[str, str], Made] = {}
     for one in planned:
@@ -169,9 +200,31 @@ def _release(
     for one in planned:
         _lay_out(document, store, one, made, progress, tell)
     order = [made[item.name, target] for item in document.items for target in item.targets]
-    summary = Summary(document.name, order)
+    sent = [
+        _send(item, document, [made[item.name, target] for target in item.targets], progress, tell)
+        for item in document.items
+        if _published(item, request)
+    ]
+    summary = Summary(document.name, order, sent)
     _write(document.output, summary)
     return summary
+
+
+def _send(
+    item: Item, document: Release, made: Sequence[Made], progress: Progress, tell: Callable[[str], None]
+) -> Sent:
+    """Publish a model, unless one of its artifacts did not pass: a repository has all of them or none."""
+    asked = _destination(item, document)
+    if any(one.status != PASSED for one in made):
+        tell(f"{item.name} to {asked.repo}: {BLOCKED}, not all of its artifacts passed")
+        return Sent(item.name, asked.repo, BLOCKED)
+    try:
+        done = publishing.publish(asked, progress)
+    except QatconvertError as error:
+        tell(f"{item.name} to {asked.repo}: {error}")
+        return Sent(item.name, asked.repo, ERROR, error=str(error))
+    tell(f"{item.name} to {asked.repo}: {PUBLISHED}")
+    return Sent(item.name, asked.repo, PUBLISHED, done.commit, done.pull_request or done.url)
 
 
 def _budget(request: Request) -> int:

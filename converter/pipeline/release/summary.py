@@ -39,17 +39,37 @@ class Made:
     seconds: float = 0.0
 
 
+#: What became of a model's publication.
+PUBLISHED: Final = "published"
+BLOCKED: Final = "blocked"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One model of a release, and the repository that it is for."""
+
+    model: str
+    repo: str
+    #: ``PUBLISHED`` (also by an earlier run), ``BLOCKED`` (not all of its artifacts passed) or ``ERROR``.
+    status: str
+    commit: str | None = None
+    #: Of the commit or, if that is asked for, of the pull request.
+    url: str | None = None
+    error: str | None = None
+
+
 @dataclass(frozen=True)
 class Summary:
-    """All artifacts of a release."""
+    """All artifacts of a release, and what was published."""
 
     release: str
     made: Sequence[Made]
+    sent: Sequence[Sent] = ()
 
     @property
     def exit_status(self) -> int:
         """0 if all passed, 1 after errors, 3 if a gate failed."""
-        states = {one.status for one in self.made}
+        states = {one.status for one in self.made} | {one.status for one in self.sent}
         return 1 if ERROR in states else 3 if FAILED in states else 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,6 +84,7 @@ class Summary:
             "release": self.release,
             "passed": self.exit_status == 0,
             "artifacts": entries,
+            "publications": [asdict(one) for one in self.sent],
         }
 
     def markdown(self) -> str:
@@ -87,21 +108,29 @@ class Summary:
                 one.path or "",
             )
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
+        for sent in self.sent:
+            link = f"[{_cell(sent.repo)}]({sent.url})" if sent.url else _cell(sent.repo)
+            told = sent.status if sent.status == PUBLISHED else f"**{sent.status}**"
+            lines += [
+                "",
+                f"{_cell(sent.model)} to {link}: {told}{f': {_cell(sent.error)}' if sent.error else ''}",
+            ]
         return "\n".join(lines) + "\n"
 
     def junit(self) -> str:
-        """A suite for each model, a case for each target."""
+        """A suite for each model, a case for each target and for its publication."""
         root = ElementTree.Element("testsuites", name=self.release)
         for model in dict.fromkeys(one.model for one in self.made):
             own = [one for one in self.made if one.model == model]
-            counts = {state: sum(one.status == state for one in own) for state in (FAILED, ERROR)}
+            published = [one for one in self.sent if one.model == model]
+            states = [*(one.status for one in own), *(one.status for one in published)]
             suite = ElementTree.SubElement(
                 root,
                 "testsuite",
                 name=model,
-                tests=str(len(own)),
-                failures=str(counts[FAILED]),
-                errors=str(counts[ERROR]),
+                tests=str(len(states)),
+                failures=str(states.count(FAILED)),
+                errors=str(states.count(ERROR)),
             )
             for one in own:
                 case = ElementTree.SubElement(
@@ -111,6 +140,12 @@ class Summary:
                     kind = "failure" if one.status == FAILED else "error"
                     told = one_line(one.error or f"gates: {', '.join(one.gates)}")
                     ElementTree.SubElement(case, kind, message=told)
+            for sent in published:
+                case = ElementTree.SubElement(suite, "testcase", classname=model, name="publish", time="0")
+                if sent.status == BLOCKED:
+                    ElementTree.SubElement(case, "skipped", message="not all artifacts passed")
+                elif sent.status == ERROR:
+                    ElementTree.SubElement(case, "error", message=one_line(sent.error or ""))
         ElementTree.indent(root)
         return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, "unicode") + "\n"
 

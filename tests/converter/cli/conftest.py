@@ -8,12 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from support.forked import run_command
+from support.hub_server import HubServer
+from support.hub_writing import READER, WRITER
 from support.schemas import check, check_output
 from support.stages import without_stages
 
@@ -40,6 +42,29 @@ def qatconvert(tmp_path: Path) -> Run:
         return done
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hub on this machine that can be written to, with nothing in it."""
+    (tmp_path / "hub").mkdir()
+    with HubServer({}, writing=tmp_path / "hub") as server:
+        server.writers.add(WRITER)
+        server.members.add(READER)
+        yield server
+
+
+@pytest.fixture
+def as_writer(hub: HubServer, qatconvert: Run, tmp_path: Path) -> Run:
+    """``as_writer(*words, token=WRITER, environment={...})``: a command that asks ``hub``, over LFS."""
+
+    def call(
+        *words: object, token: str | None = WRITER, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        variables = hub.environment(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
+        return qatconvert(*words, environment={"HF_TOKEN": "", **variables, **(environment or {})})
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from converter.demo import DEMO
 from converter.pipeline.conversion import Conversion, convert
 from support.altered_output import edit_manifest, list_again
 from support.hub_server import HubServer, files_of
+from support.hub_writing import READER, WRITER
 from support.pages import ROOT
 
 pytestmark = pytest.mark.slow
 
-WRITER, READER = "hf_writer", "hf_reader"
 REPO = "owner/demo"
 GGUF = "gemma4-demo-q4_0.gguf"
 #: What a publication of the GGUF alone has, beside what the Hub makes.
@@ -37,9 +37,6 @@ FILES = {
     "report.json",
     "report.md",
 }
-
-Done = subprocess.CompletedProcess[str]
-Run = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -56,28 +53,6 @@ def proven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def out(proven: Path, tmp_path: Path) -> Path:
     """A copy that the test may change."""
     return shutil.copytree(proven, tmp_path / "out")
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    (tmp_path / "hub").mkdir()
-    with HubServer({}, writing=tmp_path / "hub") as server:
-        server.writers.add(WRITER)
-        server.members.add(READER)
-        yield server
-
-
-@pytest.fixture
-def run(hub: HubServer, qatconvert: Run, tmp_path: Path) -> Run:
-    """A command that asks this Hub, as who may write."""
-
-    def call(
-        *words: object, token: str | None = WRITER, environment: Mapping[str, str] | None = None
-    ) -> Done:
-        variables = hub.environment(tmp_path / "home", token) | {"HF_HUB_DISABLE_XET": "1"}
-        return qatconvert(*words, environment={"HF_TOKEN": "", **variables, **(environment or {})})
-
-    return call
 
 
 def held(hub: HubServer, reference: str = "main", repo: str = REPO) -> dict[str, Path]:
@@ -105,11 +80,13 @@ def change(hub: HubServer, name: str, content: bytes | None) -> None:
     repository.publish(place)
 
 
-def test_what_is_published_is_laid_out_for_clients_and_verified_by_somebody_else(hub, run, out, tmp_path):
-    dry = run("publish", out, "--repo", REPO, "--dry-run")
-    assert (dry.returncode, hub.repositories) == (0, {})
+def test_what_is_published_is_laid_out_for_clients_and_verified_by_somebody_else(
+    hub, as_writer, out, tmp_path
+):
+    dry = as_writer("publish", out, "--repo", REPO, "--dry-run")
+    assert (dry.returncode, hub.repositories) == (0, {}), dry.stderr
     assert "in one commit; the repository is made" in dry.stdout
-    done = run("publish", out, "--repo", REPO, "--tag", "v1", "--message", "First", "--json")
+    done = as_writer("publish", out, "--repo", REPO, "--tag", "v1", "--message", "First", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     files = held(hub)
@@ -122,23 +99,23 @@ def test_what_is_published_is_laid_out_for_clients_and_verified_by_somebody_else
     # sha256sum knows the format
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=files[GGUF].parent, check=True)
     for name in (REPO, f"{REPO}@v1", f"{REPO}@{told['commit']}"):
-        seen = run("verify", name, token=None)
+        seen = as_writer("verify", name, token=None)
         assert seen.returncode == 0, seen.stdout + seen.stderr
         assert f"{REPO} at commit {told['commit']}: 5 files" in seen.stdout
 
 
-def test_publishing_the_same_again_changes_nothing(hub, run, out):
-    first = run("publish", out, "--repo", REPO)
+def test_publishing_the_same_again_changes_nothing(hub, as_writer, out):
+    first = as_writer("publish", out, "--repo", REPO)
     sent = list(hub.storage_of.sent)
-    again = run("publish", out, "--repo", REPO)
+    again = as_writer("publish", out, "--repo", REPO)
     assert (first.returncode, again.returncode) == (0, 0)
     assert "has all of it already" in again.stdout
     assert (len(hub.storage_of.messages), hub.storage_of.sent) == (1, sent)
 
 
-def test_the_card_names_source_licence_fidelity_and_how_to_run_it(hub, run, out):
+def test_the_card_names_source_licence_fidelity_and_how_to_run_it(hub, as_writer, out):
     fields = ["--base-model", "google/x", "--quantized-by", "someone", "--card-tag", "tiny"]
-    assert run("publish", out, "--repo", REPO, *fields).returncode == 0
+    assert as_writer("publish", out, "--repo", REPO, *fields).returncode == 0
     card = held(hub)["README.md"]
     assert front_matter(card) == {
         "base_model": "google/x",
@@ -157,13 +134,13 @@ def test_the_card_names_source_licence_fidelity_and_how_to_run_it(hub, run, out)
         assert line in text
 
 
-def test_what_people_wrote_in_a_card_stays(hub, run, out):
-    assert run("publish", out, "--repo", REPO).returncode == 0
+def test_what_people_wrote_in_a_card_stays(hub, as_writer, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     text = held(hub)["README.md"].read_text("utf-8")
     theirs = text.replace("# gemma4-demo\n", "# Mine\n\nBy hand.\n") + "\n## Thanks\n"
     theirs = theirs.replace("license: apache-2.0", "license: mit\nthumbnail: x.png")
     change(hub, "README.md", theirs.replace("mean KLD", "meen KLD").encode())
-    done = run("publish", out, "--repo", REPO, "--json")
+    done = as_writer("publish", out, "--repo", REPO, "--json")
     assert done.returncode == 0, done.stderr
     assert [one["path"] for one in json.loads(done.stdout)["files"] if one["change"] != "same"] == [
         "README.md"
@@ -176,51 +153,53 @@ def test_what_people_wrote_in_a_card_stays(hub, run, out):
     assert (front_matter(card)["license"], front_matter(card)["thumbnail"]) == ("mit", "x.png")
 
 
-def test_what_an_earlier_publication_had_is_removed_and_other_files_stay(hub, run, out, proven, tmp_path):
+def test_what_an_earlier_publication_had_is_removed_and_other_files_stay(
+    hub, as_writer, out, proven, tmp_path
+):
     shutil.copy(out / "gguf" / GGUF, out / "gguf" / "old.gguf")
     list_again(out, "gguf/old.gguf")
-    assert run("publish", out, "--repo", REPO).returncode == 0
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     change(hub, "picture.png", b"png")
-    done = run("publish", proven, "--repo", REPO)
+    done = as_writer("publish", proven, "--repo", REPO)
     assert done.returncode == 0, done.stderr
     assert held(hub).keys() == FILES | {"picture.png"}
-    assert run("verify", REPO).returncode == 0
+    assert as_writer("verify", REPO).returncode == 0
 
 
-def test_large_files_are_sent_in_parts_and_not_again_after_a_failure(hub, run, out):
+def test_large_files_are_sent_in_parts_and_not_again_after_a_failure(hub, as_writer, out):
     hub.part_bytes = 1 << 20
     hub.failing["/commit/main"] = (500, -1)
-    failed = run("publish", out, "--repo", REPO)
+    failed = as_writer("publish", out, "--repo", REPO)
     assert failed.returncode == 1
     assert failed.stderr.strip().endswith("(500 Internal Server Error): try again later")
     assert held(hub) == {}
     sent = list(hub.storage_of.sent)
     assert len(sent) == 1
     hub.failing.clear()
-    assert run("publish", out, "--repo", REPO).returncode == 0
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     assert hub.storage_of.sent == sent
     assert held(hub)[GGUF].read_bytes() == (out / "gguf" / GGUF).read_bytes()
 
 
-def test_a_head_that_moves_meanwhile_is_refused(hub, run, error_of, out):
-    assert run("publish", out, "--repo", REPO, "--private").returncode == 0
+def test_a_head_that_moves_meanwhile_is_refused(hub, as_writer, error_of, out):
+    assert as_writer("publish", out, "--repo", REPO, "--private").returncode == 0
     assert REPO in hub.private
     (out / "extra.txt").write_text("x")
     list_again(out, "extra.txt")
     hub.before_commit = lambda: change(hub, "theirs.txt", os.urandom(4))
-    line = error_of(run("publish", out, "--repo", REPO))
+    line = error_of(as_writer("publish", out, "--repo", REPO))
     assert "was changed by somebody else meanwhile, and nothing was published" in line
     assert "extra.txt" not in held(hub)
 
 
-def test_a_pull_request_leaves_the_branch_as_it_is(hub, run, error_of, out):
-    line = error_of(run("publish", out, "--repo", REPO, "--create-pr"))
+def test_a_pull_request_leaves_the_branch_as_it_is(hub, as_writer, error_of, out):
+    line = error_of(as_writer("publish", out, "--repo", REPO, "--create-pr"))
     assert "there is no such repository" in line
-    assert run("publish", out, "--repo", REPO).returncode == 0
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     before = hub.commit(REPO)
     (out / "extra.txt").write_text("x")
     list_again(out, "extra.txt")
-    done = run("publish", out, "--repo", REPO, "--create-pr", "--json")
+    done = as_writer("publish", out, "--repo", REPO, "--create-pr", "--json")
     assert json.loads(done.stdout)["pull_request"] == f"{hub.endpoint}/{REPO}/discussions/2"
     assert hub.commit(REPO) == before
     assert "extra.txt" in held(hub, "refs/pr/2")
@@ -267,16 +246,16 @@ def refused_outputs() -> dict[str, tuple[Callable[[Path], object], str]]:
 
 
 @pytest.mark.parametrize("case", refused_outputs())
-def test_what_may_not_be_published_is_one_line_and_nothing_is_made(case, hub, run, error_of, out):
+def test_what_may_not_be_published_is_one_line_and_nothing_is_made(case, hub, as_writer, error_of, out):
     change, line = refused_outputs()[case]
     change(out)
-    assert line in error_of(run("publish", out, "--repo", REPO))
+    assert line in error_of(as_writer("publish", out, "--repo", REPO))
     assert hub.repositories == {}
 
 
-def test_a_failed_gate_is_published_if_that_is_asked_for_and_the_card_says_so(hub, run, out):
+def test_a_failed_gate_is_published_if_that_is_asked_for_and_the_card_says_so(hub, as_writer, out):
     refused_outputs()["a failed gate"][0](out)
-    assert run("publish", out, "--repo", REPO, "--allow-failed").returncode == 0
+    assert as_writer("publish", out, "--repo", REPO, "--allow-failed").returncode == 0
     text = held(hub)["README.md"].read_text("utf-8")
     assert "**Published although not all of it passed (gguf failed); see report.md.**" in text
     assert "**FAILED**" in text
@@ -293,7 +272,7 @@ def test_a_failed_gate_is_published_if_that_is_asked_for_and_the_card_says_so(hu
     ],
 )
 def test_a_token_that_cannot_write_is_found_before_anything_is_read(
-    token, repo, line, hub, run, error_of, out
+    token, repo, line, hub, as_writer, error_of, out
 ):
     hub.expired.add("hf_expired")
     hub.forbidden.add("owner/closed")
@@ -303,7 +282,7 @@ def test_a_token_that_cannot_write_is_found_before_anything_is_read(
         (out.parent / "closed" / "x").write_text("x")
         with HubServer({repo: out.parent / "closed"}) as other:
             hub.repositories.update(other.repositories)
-    assert line in error_of(run("publish", out, "--repo", repo, token=token))
+    assert line in error_of(as_writer("publish", out, "--repo", repo, token=token))
     assert hub.storage_of.sent == []
 
 
@@ -320,44 +299,46 @@ def test_a_token_that_cannot_write_is_found_before_anything_is_read(
         ),
     ],
 )
-def test_options_that_mean_nothing_are_wrong_usage(options, line, run, error_of, out):
-    assert line in error_of(run("publish", out, *options), status=2)
+def test_options_that_mean_nothing_are_wrong_usage(options, line, as_writer, error_of, out):
+    assert line in error_of(as_writer("publish", out, *options), status=2)
 
 
-def test_a_tag_is_never_moved_and_a_public_repository_is_not_made_private(hub, run, error_of, out):
-    assert run("publish", out, "--repo", REPO, "--tag", "v1").returncode == 0
+def test_a_tag_is_never_moved_and_a_public_repository_is_not_made_private(hub, as_writer, error_of, out):
+    assert as_writer("publish", out, "--repo", REPO, "--tag", "v1").returncode == 0
     (out / "extra.txt").write_text("x")
     list_again(out, "extra.txt")
-    assert f"{REPO} has a tag v1 already" in error_of(run("publish", out, "--repo", REPO, "--tag", "v1"))
-    assert f"{REPO} is public" in error_of(run("publish", out, "--repo", REPO, "--private"))
+    assert f"{REPO} has a tag v1 already" in error_of(
+        as_writer("publish", out, "--repo", REPO, "--tag", "v1")
+    )
+    assert f"{REPO} is public" in error_of(as_writer("publish", out, "--repo", REPO, "--private"))
     assert len(hub.storage_of.messages) == 1
 
 
-def test_offline_nothing_is_published(run, error_of, out):
-    done = run("publish", out, "--repo", REPO, environment={"HF_HUB_OFFLINE": "1"})
+def test_offline_nothing_is_published(as_writer, error_of, out):
+    done = as_writer("publish", out, "--repo", REPO, environment={"HF_HUB_OFFLINE": "1"})
     assert "HF_HUB_OFFLINE forbids to publish" in error_of(done, status=2)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"README.md", "SHA256SUMS", "manifest.json"}))
-def test_a_published_file_that_was_changed_is_found(name, hub, run, out):
-    assert run("publish", out, "--repo", REPO).returncode == 0
+def test_a_published_file_that_was_changed_is_found(name, hub, as_writer, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     change(hub, name, f"another {name}".encode())
-    done = run("verify", REPO, "--json", token=None)
+    done = as_writer("verify", REPO, "--json", token=None)
     found = json.loads(done.stdout)
     assert (done.returncode, found["passed"]) == (3, False)
     assert [one["path"] for one in found["differences"]] == [name]
 
 
 @pytest.mark.parametrize("name", [GGUF, "Modelfile", "report.json"])
-def test_a_file_that_was_changed_with_its_digest_is_not_as_the_manifest_says(name, hub, run, out):
-    assert run("publish", out, "--repo", REPO).returncode == 0
+def test_a_file_that_was_changed_with_its_digest_is_not_as_the_manifest_says(name, hub, as_writer, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     content = held(hub)[name].read_bytes().replace(b"1", b"2")
     digest = hashlib.sha256(content).hexdigest()
     sums = held(hub)["SHA256SUMS"].read_text().splitlines()
     edited = "".join(f"{digest}  {name}\n" if one.endswith(f"  {name}") else f"{one}\n" for one in sums)
     change(hub, name, content)
     change(hub, "SHA256SUMS", edited.encode())
-    done = run("verify", REPO)
+    done = as_writer("verify", REPO)
     assert done.returncode == 3
     assert done.stdout.startswith(f"{name}: has ")
 
@@ -374,38 +355,38 @@ def test_a_file_that_was_changed_with_its_digest_is_not_as_the_manifest_says(nam
         ("manifest.json", None, 1, "has no manifest.json"),
     ],
 )
-def test_a_repository_that_was_changed_otherwise(name, content, status, line, hub, run, out):
-    assert run("publish", out, "--repo", REPO).returncode == 0
+def test_a_repository_that_was_changed_otherwise(name, content, status, line, hub, as_writer, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     change(hub, name, content)
-    done = run("verify", REPO)
+    done = as_writer("verify", REPO)
     assert done.returncode == status, done.stderr
     assert line in (done.stdout if status in (0, 3) else done.stderr)
 
 
-def test_a_manifest_that_leads_out_of_the_repository_is_refused(hub, run, error_of, out):
-    assert run("publish", out, "--repo", REPO).returncode == 0
+def test_a_manifest_that_leads_out_of_the_repository_is_refused(hub, as_writer, error_of, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
     edit_manifest(
         out, lambda content: content["artifacts"].append({"path": "../x", "bytes": 1, "sha256": "0" * 64})
     )
     content = (out / "manifest.json").read_bytes()
     change(hub, "manifest.json", content)
-    assert "../x" in error_of(run("verify", REPO))
+    assert "../x" in error_of(as_writer("verify", REPO))
 
 
-def test_a_published_repository_is_made_again_from_its_source(run, out):
-    assert run("publish", out, "--repo", REPO).returncode == 0
-    done = run("verify", REPO, "--rebuild", "--reference", DEMO)
+def test_a_published_repository_is_made_again_from_its_source(as_writer, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
+    done = as_writer("verify", REPO, "--rebuild", "--reference", DEMO)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "converted again: the same bytes in 2 files" in done.stdout
 
 
-def test_the_commands_of_the_page_do_what_it_says(hub, run, proven, tmp_path):
+def test_the_commands_of_the_page_do_what_it_says(hub, as_writer, proven, tmp_path):
     hub.user = "OWNER"
     page = (ROOT / "docs" / "publishing.md").read_text("utf-8")
     conversion, *others = page.partition("```sh\n")[2].partition("```")[0].splitlines()
     assert conversion.startswith("qatconvert gemma4-e2b ")
     shutil.copytree(proven, tmp_path / "work" / "out" / "e2b")
     for line in others:
-        done = run(*shlex.split(line)[1:])
+        done = as_writer(*shlex.split(line)[1:])
         assert done.returncode == 0, done.stderr
     assert hub.storage_of.tags.keys() == {("OWNER/NAME", "v1")}
