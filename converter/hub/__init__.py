@@ -148,7 +148,7 @@ def _explained(source: Source, connection: Connection) -> Iterator[None]:
         explained = explain(error, source, connection)
         if explained is None:
             raise
-        raise HubError(str(explained)) from None
+        raise explained from None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from converter.hub.failures import explain
 from converter.hub.repository import RemoteFile, content_digest
 from converter.hub.session import endpoint, quiet_libraries, token
 from converter.names import Source
+from converter.system.digests import hexdigest
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -56,12 +57,9 @@ class Upload:
 
     def _git(self) -> str:
         digest = content_digest("0" * 40, self.bytes)
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with self.content.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+        if isinstance(self.content, Path):
+            return hexdigest(self.content, digest)
+        digest.update(self.content)
         return digest.hexdigest()
 
 
@@ -222,9 +220,11 @@ class Publication:
         try:
             self._api.auth_check(self.repo, write=True)
         except HfHubHTTPError as error:
+            if error.response.status_code == HTTPStatus.FORBIDDEN:
+                raise HubError(self._forbidden()) from None
             # a simpler server does not know the question; it will refuse the first upload
             if error.response.status_code != HTTPStatus.NOT_FOUND:
-                raise HubError(self._forbidden()) from None
+                raise
 
     def _forbidden(self) -> str:
         return (

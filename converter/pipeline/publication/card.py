@@ -25,6 +25,8 @@ BEGIN: Final = "<!-- qatconvert: what follows is written anew at each publicatio
 END: Final = "<!-- qatconvert: end -->"
 #: Keys of the front matter that the publication decides; of the others it says what nobody has said yet.
 _DECIDED: Final = frozenset({"base_model", "base_model_relation", "library_name"})
+#: What belongs to one licence and is wrong beside another.
+_OF_LICENSE: Final = frozenset({"license_name", "license_link"})
 _FENCE: Final = "---"
 
 
@@ -68,21 +70,36 @@ def _read(earlier: str | None, repo: str) -> tuple[dict[str, Any], str]:
     """The front matter of a card, and what follows it."""
     import yaml
 
-    lines = (earlier or "").removeprefix("\ufeff").splitlines()
-    if not lines or lines[0].rstrip() != _FENCE:
+    lines = (earlier or "").removeprefix("\ufeff").split("\n")  # what else ends a line for Python stays
+    if lines[0].rstrip() != _FENCE:
         return {}, earlier or ""
     ends = [number for number, line in enumerate(lines[1:], 1) if line.rstrip() == _FENCE]
     where = f"{repo}: README.md has a front matter that"
     if not ends:
         raise HubError(f"{where} does not end: mend it there, then run the same command again")
     try:
-        values = yaml.safe_load("\n".join(lines[1 : ends[0]])) or {}
+        values = yaml.load("\n".join(lines[1 : ends[0]]), _loader()) or {}
     except Exception as error:  # PyYAML raises more than its own errors
         problem = printable(str(getattr(error, "problem", None) or type(error).__name__))
         raise HubError(f"{where} is no YAML ({problem}): mend it there") from None
     if not isinstance(values, dict):
         raise HubError(f"{where} is no mapping: mend it there, then run the same command again")
-    return values, "\n".join(lines[ends[0] + 1 :]) + "\n"
+    return values, "\n".join(lines[ends[0] + 1 :])
+
+
+def _loader() -> Any:
+    """YAML's safe loader, for which ``no`` is a language, as it is for the Hub, and not false."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        pass
+
+    boolean = "tag:yaml.org,2002:bool"
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != boolean or first in "tTfF"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return Loader
 
 
 def _yaml(front: Mapping[str, Any]) -> str:
@@ -116,6 +133,10 @@ def _merged(before: Mapping[str, Any], ours: Mapping[str, Any], fields: Fields) 
     """Both front matters: keys that a publication decides are ours, and so are those that were given."""
     given = {"license": fields.license, "language": fields.languages, "quantized_by": fields.quantized_by}
     decided = {*(_DECIDED & ours.keys()), *(key for key, value in given.items() if value)}
+    if fields.license:
+        decided |= _OF_LICENSE
+    elif "license" in before:
+        ours = {key: value for key, value in ours.items() if key not in _OF_LICENSE}
     front = {**ours, **{key: value for key, value in before.items() if key not in decided}}
     theirs = before.get("tags")
     if isinstance(theirs, list):

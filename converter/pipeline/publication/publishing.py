@@ -15,7 +15,7 @@ from converter.hub.publication import Commit, Head, Publication, Upload
 from converter.names import printable, resolve
 from converter.pipeline.publication.card import Fields, card, is_ours
 from converter.pipeline.publication.contents import CARD, SUMS, Contents, read_contents, read_sums
-from converter.system.progress import Progress, counted, no_progress, stage_of
+from converter.system.progress import Progress, begin, counted, no_progress, stage_of
 
 #: What is done with a file of the repository.
 NEW: Final = "new"
@@ -169,7 +169,7 @@ def is_repository(name: str) -> bool:
 
 
 def _planned(request: Request, publication: Publication, progress: Progress) -> Planned:
-    stage_of(progress, f"looking at {request.repo}")(0, 1)
+    begin(progress, f"looking at {request.repo}")
     head = _head(request, publication)
     contents = read_contents(request.output, request.allow_failed, progress)
     earlier = publication.text(head, CARD)

@@ -153,6 +153,28 @@ def test_what_people_wrote_in_a_card_stays(hub, as_writer, out):
     assert (front_matter(card)["license"], front_matter(card)["thumbnail"]) == ("mit", "x.png")
 
 
+def test_front_matter_of_people_keeps_its_meaning(hub, as_writer, out):
+    """``no`` is Norwegian, a licence has no other one's name, and their text stays to the byte."""
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
+    theirs = "---\nlicense: mit\nlanguage: no\ninference: false\n---\nOne\x0ctwo\u2028three\r\nfour"
+    change(hub, "README.md", theirs.encode())
+    edit_manifest(out, lambda content: content["source"]["card"].update(license_name="x", license_link="y"))
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
+    found = front_matter(held(hub)["README.md"])
+    assert (found["license"], found["language"], found["inference"]) == ("mit", "no", False)
+    assert not {"license_name", "license_link"} & found.keys()
+    assert "\n\nOne\x0ctwo\u2028three\r\nfour\n\n" in held(hub)["README.md"].read_bytes().decode()
+    assert as_writer("publish", out, "--repo", REPO, "--card-license", "other").returncode == 0
+    assert front_matter(held(hub)["README.md"])["license"] == "other"
+
+
+def test_a_hub_that_fails_is_not_taken_for_a_token_that_may_not_write(hub, as_writer, error_of, out):
+    assert as_writer("publish", out, "--repo", REPO).returncode == 0
+    hub.failing["/auth-check/"] = (503, -1)
+    line = error_of(as_writer("publish", out, "--repo", REPO))
+    assert line.endswith("(503 Service Unavailable): try again later")
+
+
 def test_what_an_earlier_publication_had_is_removed_and_other_files_stay(
     hub, as_writer, out, proven, tmp_path
 ):
